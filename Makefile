@@ -75,9 +75,9 @@ test-journey: programs
 
 ## Build the CPU images with buildah and run them. Needs root, and Debian's packages from the network.
 test-images: programs
-	tests/deploy/run built
+	tests/deploy/run built_images
 
-## Test manifests, images and the composition of deploy/, without a cluster or an engine. Complete only as root.
+## Test manifests, images and compose.yaml of deploy/, without a cluster or an engine. Complete only as root.
 test-kubernetes: programs
 	tests/deploy/run
 
@@ -90,11 +90,11 @@ test-gpu: libtorch
 simulate:
 	SEEDS=$(SEEDS) cargo test -p dico-coordinator --lib --locked simulation::seeds -- --nocapture
 
-## Check formatting, run files that are copies, documents, shell scripts and clippy; warnings are errors.
+## Check formatting, run files that are copies, language, shell scripts and clippy; warnings are errors.
 lint: libtorch
 	cargo fmt --all --check
 	tools/run-files --check
-	tools/prose
+	tests/language/check
 	tools/require git shellcheck
 	shellcheck --external-sources --severity=warning deploy/slurm/common.sh $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh')
 	cargo clippy --workspace --all-targets --locked -- -D warnings

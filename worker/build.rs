@@ -1,10 +1,11 @@
-//! Compiles what is written in C++ against libtorch's own headers, and tells the loader where libtorch lives.
+//! Compiles the C++ sources with libtorch's headers, and sets the library path of libtorch.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    // torch-sys found libtorch (LIBTORCH, LIBTORCH_USE_PYTORCH or .libtorch) and passes its library folder on.
+    // torch-sys has found libtorch (LIBTORCH, LIBTORCH_USE_PYTORCH or .libtorch) and publishes its
+    // library folder.
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch's library folder"));
     let lib = std::path::absolute(&lib).expect("the library folder has an absolute path");
     let include = lib.parent().unwrap_or(Path::new("/")).join("include");
@@ -25,7 +26,7 @@ fn main() {
             "operators/exponentials.cpp",
             "operators/operators.cpp",
         ])
-        // Whatever the profile: loops over vectors are what they are there for.
+        // In all profiles: unoptimized, the vectorized loops are too slow for tests.
         .opt_level(3)
         .flag("-fopenmp-simd")
         .warnings(false)
@@ -35,6 +36,6 @@ fn main() {
         println!("cargo:rustc-link-lib={library}");
     }
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    // The CPU library names CUDA libraries that only the loader, through the rpath, has to find.
+    // The CPU library refers to CUDA libraries, which the loader finds through the rpath.
     println!("cargo:rustc-link-arg=-Wl,--allow-shlib-undefined");
 }

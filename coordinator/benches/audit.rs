@@ -1,11 +1,13 @@
-//! What it takes to audit a long run, and to open its journal: every record is read and hashed.
+//! Benchmarks of the journal of a long run: its audit, and its opening. Both read and hash each
+//! record.
 
 use std::path::Path;
 
 use config::RunFile;
 use dico_coordinator::audit::audit;
 use dico_coordinator::journal::{Journal, history::History};
-use dico_coordinator::run::plan::Place;
+use dico_coordinator::run::WorkerId;
+use dico_coordinator::run::plan::Position;
 use dico_coordinator::run::record::{EventKind, Record, Source};
 use dico_coordinator::run::statistics::StepStatistics;
 use divan::{Bencher, counter::ItemsCount};
@@ -14,18 +16,18 @@ use serde_json::json;
 use statistics::{Summary, names};
 use tempfile::TempDir;
 
-/// Of the run.
+/// The number of steps of the run.
 const STEPS: u64 = 250_000;
-/// Records that are written at once.
-const BATCH: usize = 1024;
+/// The number of records in a transaction.
+const RECORDS_PER_WRITE: usize = 1024;
 
 fn main() {
     divan::main();
 }
 
 #[divan::bench(sample_count = 3, sample_size = 1)]
-fn audit_of_a_long_run(bencher: Bencher<'_, '_>) {
-    let folder = recorded();
+fn audit_long_run(bencher: Bencher<'_, '_>) {
+    let folder = write_journal();
     bencher.counter(ItemsCount::new(STEPS)).bench_local(|| {
         let audit = audit(&History::open(folder.path()).unwrap()).unwrap();
         assert!(audit.clean && audit.samples.committed == STEPS * 8, "{audit:?}");
@@ -33,12 +35,12 @@ fn audit_of_a_long_run(bencher: Bencher<'_, '_>) {
 }
 
 #[divan::bench(sample_count = 3, sample_size = 1)]
-fn opening_the_journal_of_a_long_run(bencher: Bencher<'_, '_>) {
-    let folder = recorded();
-    bencher.counter(ItemsCount::new(STEPS)).bench_local(|| Journal::open(folder.path(), &file()).unwrap());
+fn open_long_journal(bencher: Bencher<'_, '_>) {
+    let folder = write_journal();
+    bencher.counter(ItemsCount::new(STEPS)).bench_local(|| Journal::open(folder.path(), &run_file()).unwrap());
 }
 
-fn file() -> RunFile {
+fn run_file() -> RunFile {
     let text = format!(
         "
 name: bench
@@ -53,32 +55,32 @@ stages: [{{ name: dico, objective: dico, steps: {STEPS}, batch: 8, optimizer: {{
     RunFile::parse(Path::new("bench.yaml"), &text).expect("the text above is a run file")
 }
 
-/// A journal with all steps of the run, each with the distributions that DiCO reports.
-fn recorded() -> TempDir {
+/// The folder of a journal with all steps of the run, each with the summaries that DiCO reports.
+fn write_journal() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let mut journal = Journal::open(folder.path(), &file()).unwrap();
+    let mut journal = Journal::open(folder.path(), &run_file()).unwrap();
     let joined = json!({ "rank": 0, "train_images": 118_287, "train_captions": 591_753 });
     let formed = Record::Formed {
         term: 0,
         generation: 1,
         members: vec![],
         cause: "start".into(),
-        start: Place::default(),
+        start: Position::default(),
         source: Source::Seed,
     };
-    journal.write(&[Record::Event { what: EventKind::Joined, detail: joined }, formed]).unwrap();
-    let summaries = names::ALL
+    journal.write(&[Record::Event { kind: EventKind::Joined, detail: joined }, formed]).unwrap();
+    let summaries = names::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
         .collect();
     let report = v1::StepDone { loss_sum: 1.0, loss_weight: 1.0, samples: 8, summaries, ..Default::default() };
     let step = |step| {
         let position = v1::Position { stage: 0, step, generation: 1 };
-        Record::Step(StepStatistics::read(0, &report, &position).unwrap())
+        Record::Step(StepStatistics::from_report(WorkerId(0), &report, &position).unwrap())
     };
     let mut steps = 1..=STEPS;
     loop {
-        let records: Vec<Record> = steps.by_ref().take(BATCH).map(step).collect();
+        let records: Vec<Record> = steps.by_ref().take(RECORDS_PER_WRITE).map(step).collect();
         if records.is_empty() {
             return folder;
         }

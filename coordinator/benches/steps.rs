@@ -1,4 +1,5 @@
-//! What the state machine costs: the reports of one step by all workers of a run, with the distributions that DiCO reports.
+//! Benchmark of the state machine: the reports of one step by all workers, with the summaries that
+//! DiCO reports.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -17,16 +18,16 @@ fn main() {
 }
 
 #[divan::bench(args = [8, 1_000], sample_count = 200, sample_size = 1)]
-fn reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
-    let (mut run, generation) = running(workers);
-    let summaries: HashMap<String, v1::Summary> = names::ALL
+fn handle_reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
+    let (mut run, generation) = start_run(workers);
+    let summaries: HashMap<String, v1::Summary> = names::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
         .collect();
     let mut step = 0;
-    let reports = || {
+    let next_reports = || {
         step += 1;
-        let done = v1::StepDone {
+        let report = v1::StepDone {
             position: Some(v1::Position { stage: 0, step, generation }),
             loss_sum: 1.0,
             loss_weight: 1.0,
@@ -34,19 +35,19 @@ fn reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
             summaries: summaries.clone(),
             ..Default::default()
         };
-        vec![done; workers as usize]
+        vec![report; workers as usize]
     };
-    bencher.counter(ItemsCount::new(workers)).with_inputs(reports).bench_local_values(|reports| {
-        for (session, done) in (0..).map(SessionId).zip(reports) {
-            let message = Message::StepDone(done);
+    bencher.counter(ItemsCount::new(workers)).with_inputs(next_reports).bench_local_values(|reports| {
+        for (session, report) in (0..).map(SessionId).zip(reports) {
+            let message = Message::StepDone(report);
             divan::black_box(run.on_event(Duration::ZERO, Event::Message { session, message }));
         }
     });
-    assert_eq!(run.status(Duration::ZERO).step, step, "every step has counted");
+    assert_eq!(run.status(Duration::ZERO).step, step, "each step is committed");
 }
 
-/// A run that trains, and the number of its generation.
-fn running(workers: u32) -> (Run, u64) {
+/// A run with a running generation, and the number of that generation.
+fn start_run(workers: u32) -> (Run, u64) {
     let text = format!(
         "
 name: bench
@@ -70,7 +71,7 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
             join,
         };
         let actions = run.on_event(Duration::ZERO, join);
-        let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("there is room") };
+        let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("the worker was refused") };
         let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));
         let attach =
             v1::Attach { session_token: response.session_token, store_address, data_set, ..Default::default() };

@@ -1,40 +1,41 @@
-//! The coordinator of a distributed, elastic DiCO run: plans what is trained, directs the workers that train it, and
-//! records what they report. It never sees a tensor and links no libtorch.
+//! The coordinator of a distributed, elastic DiCO run. It plans what is trained, directs the
+//! workers that train it, and records what they report. It never sees a tensor and links no
+//! libtorch.
 //!
 //! ```text
-//!   run file (YAML)                                     workers
-//!        |                                              |     ^
-//!        v                                      reports |     | directives
-//!      cli  serve, and one each for what else is asked  v     |
-//!        |                                        service::grpc     service::http --> Prometheus, probes, the page
-//!        '------------> service::driver <---- Input ----'              ^
-//!                         |        ^                                   |
-//!                   Event |        | Action                            |
-//!                         v        |                                   |
-//!                       run::Run --'   (pure: no clock, no I/O)        |
-//!                                                                      |
-//!                       service::driver -- Record --> journal (SQLite) |
-//!                              |----------- Record --> service::metrics'
-//!                              '----------- captions --> scoring --> Event
+//!   run file (YAML)                         workers
+//!        |                                  |     ^
+//!        v                          reports |     | directives
+//!      cli  (serve)                         v     |
+//!        |                            service::grpc     service::http --> Prometheus, probes, page
+//!        '--> service::driver <-- Input ----'              ^
+//!                |        ^                                |
+//!          Event |        | Action                         |
+//!                v        |                                |
+//!              run::Run --'   (pure: no clock, no I/O)     |
+//!                                                          |
+//!              service::driver -- Record --> journal (SQLite)
+//!                     |---------- Record --> service::metrics
+//!                     '---------- captions --> scores --> Event
 //! ```
 //!
-//! - [`run`]: everything hard is decided here, by a function from events to actions.
-//! - [`service`]: the thin shell of sockets, clock and threads around it.
-//! - [`journal`]: the durable record, and how a restarted coordinator goes on.
-//! - [`audit`]: whether the journal bears out that every sample was trained on once.
-//! - [`report`] and [`tensorboard`]: the journal as a page, and as event files.
-//! - `watch`: a run as it goes, in a terminal.
-//! - [`cli`]: one file per subcommand.
+//! - [`run`]: the state machine, a function from events to actions. All decisions are made here.
+//! - [`service`]: sockets, clock and threads around it.
+//! - [`journal`]: the durable record of a run, from which a restarted coordinator resumes.
+//! - [`audit`]: checks with the journal that each sample was trained on exactly once.
+//! - [`report`] and [`tensorboard`]: the journal as an HTML page, and as event files.
+//! - `watch`: a live view of a run in a terminal.
+//! - [`cli`]: the command line, one file per subcommand.
 
 pub mod audit;
 mod checkpoints;
 pub mod cli;
-mod happened;
+mod event_text;
+mod formatting;
 pub mod journal;
 mod random;
 pub mod report;
 pub mod run;
 pub mod service;
 pub mod tensorboard;
-mod text;
 mod watch;

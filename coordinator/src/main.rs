@@ -1,4 +1,4 @@
-//! The `coordinator` program; see the library for how it works.
+//! The `coordinator` program. The library has the code.
 
 use std::process::ExitCode;
 

@@ -1,17 +1,17 @@
-//! Random names and numbers that are unique and cannot be guessed.
+//! Random numbers and ids from the operating system. They are unique and cannot be guessed.
 
-/// 128 random bits as hex.
+/// An id of 128 random bits, as 32 hex digits.
 ///
 /// # Errors
-/// The system has no random numbers.
-pub fn name() -> Result<String, getrandom::Error> {
-    Ok(format!("{:016x}{:016x}", number()?, number()?))
+/// The operating system provides no random numbers.
+pub fn hex_id() -> Result<String, getrandom::Error> {
+    Ok(format!("{:016x}{:016x}", random_u64()?, random_u64()?))
 }
 
 /// 64 random bits.
 ///
 /// # Errors
-/// The system has no random numbers.
-pub fn number() -> Result<u64, getrandom::Error> {
+/// The operating system provides no random numbers.
+pub fn random_u64() -> Result<u64, getrandom::Error> {
     getrandom::u64()
 }

@@ -1,9 +1,10 @@
-//! The command line explains itself. (This test also makes cargo build the program, which the end-to-end tests start.)
+//! The help of the program. This test also makes cargo build `coordinator`, which the end-to-end
+//! tests start.
 
 use std::process::Command;
 
 #[test]
-fn help_names_the_commands() {
+fn help_lists_the_subcommands() {
     let output = Command::new(env!("CARGO_BIN_EXE_coordinator")).arg("--help").output().unwrap();
     assert!(output.status.success());
     assert!(String::from_utf8(output.stdout).unwrap().contains("serve"));

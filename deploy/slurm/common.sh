@@ -137,7 +137,7 @@ run_job() {
     done
     local workers='' first=coordinator
     if [[ -s $DICO_JOB/listening && -z $wish ]]; then
-        # Whoever ends, or is lost with its node, leaves the others alone.
+        # A task that ends, or is lost with its node, does not affect the others.
         srun --no-kill --kill-on-bad-exit=0 --wait=0 --input=none \
             --open-mode=append --output="$DICO_JOB/worker-%t.log" "$@" "$DICO_ROOT/deploy/slurm/worker" &
         workers=$!

@@ -1,10 +1,12 @@
-//! The protocol between coordinator and workers. The text of record is `dico/v1/dico.proto`; this crate holds what is
-//! generated from it, conversions to types of other crates, and the numbers that both sides must agree on.
+//! The protocol between coordinator and workers. `dico/v1/dico.proto` defines the messages. This
+//! crate has the code generated from it, conversions to types of other crates, and the constants
+//! that both sides share.
 
-mod parts;
+mod run_state;
+mod split;
 mod summary;
 
-pub use parts::{MAX_PART_BYTES, parts};
+pub use split::{MAX_PART_BYTES, split_items};
 
 /// Version 1 of the protocol.
 #[allow(missing_docs)] // generated; documented in the .proto file
@@ -12,15 +14,19 @@ pub mod v1 {
     tonic::include_proto!("dico.v1");
 }
 
-/// Images that are captioned together in an evaluation. What comes out of a batch depends, in its last bits, on what is in it: with
-/// ranges that do not depend on how many workers there are, neither do scores.
+/// Number of images that an evaluation captions in one batch. The result for an image depends, in
+/// its last bits, on the other images of the batch. A fixed number makes the scores independent of
+/// the number of workers.
 pub const EVALUATION_RANGE: u64 = 50;
 
-/// Raised whenever a change makes older peers misunderstand newer ones. Exchanged at join; a mismatch is refused.
-pub const PROTOCOL_VERSION: u32 = 9;
+/// Version of the protocol. Raised with each change that an older peer would misinterpret.
+/// Exchanged at join; a mismatch is refused.
+pub const PROTOCOL_VERSION: u32 = 10;
 
-/// Maximal size in bytes of a message to the coordinator. The largest is a part of a range of captions, a quarter of this: see [`parts`].
+/// Maximal size of a message to the coordinator, in bytes. The largest message is a part of a range
+/// of captions, a quarter of this: see [`split_items`].
 pub const MAX_BYTES_TO_COORDINATOR: usize = 16 << 20;
 
-/// Maximal size in bytes of a message from the coordinator: a run file, or how each of 100,000 members is.
+/// Maximal size of a message from the coordinator, in bytes. The largest messages are a run file,
+/// and the status with 100,000 members.
 pub const MAX_BYTES_FROM_COORDINATOR: usize = 64 << 20;

@@ -1,24 +1,24 @@
-//! Summaries of rewards and other statistics in messages.
+//! Conversions of summaries of rewards and other statistics to and from messages.
 
-use statistics::{InconsistentParts, Parts, Summary};
+use statistics::{InconsistentSummaryError, Summary, SummaryParts};
 
 use crate::v1;
 
 impl From<&Summary> for v1::Summary {
     fn from(summary: &Summary) -> Self {
-        let Parts { count, mean, m2, min, max, positive, negative, zero } = summary.clone().into();
+        let SummaryParts { count, mean, m2, min, max, positive, negative, zero } = summary.clone().into();
         let (positive, negative) = (positive.into_iter().collect(), negative.into_iter().collect());
         Self { count, mean, m2, min, max, positive, negative, zero }
     }
 }
 
-/// Refuses a summary that no honest peer sends.
+/// Fails if the fields contradict each other, which a correct peer never sends.
 impl TryFrom<&v1::Summary> for Summary {
-    type Error = InconsistentParts;
+    type Error = InconsistentSummaryError;
 
-    fn try_from(message: &v1::Summary) -> Result<Self, InconsistentParts> {
-        let buckets = |of: &std::collections::HashMap<i32, u64>| of.iter().map(|(&b, &n)| (b, n)).collect();
-        Self::try_from(Parts {
+    fn try_from(message: &v1::Summary) -> Result<Self, InconsistentSummaryError> {
+        let buckets = |counts: &std::collections::HashMap<i32, u64>| counts.iter().map(|(&b, &n)| (b, n)).collect();
+        Self::try_from(SummaryParts {
             count: message.count,
             mean: message.mean,
             m2: message.m2,
@@ -39,7 +39,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_keep_everything(values in prop::collection::vec(-1e12..1e12_f64, 0..40)) {
+        fn a_summary_is_unchanged_by_the_conversion_to_a_message_and_back(values in prop::collection::vec(-1e12..1e12_f64, 0..40)) {
             let summary = Summary::of(values);
             prop_assert_eq!(Summary::try_from(&v1::Summary::from(&summary)), Ok(summary));
         }
@@ -48,6 +48,6 @@ mod tests {
     #[test]
     fn a_count_without_values_is_refused() {
         let message = v1::Summary { count: 4, ..(&Summary::of([1.0, -2.0, 0.0])).into() };
-        assert_eq!(Summary::try_from(&message), Err(InconsistentParts));
+        assert_eq!(Summary::try_from(&message), Err(InconsistentSummaryError));
     }
 }

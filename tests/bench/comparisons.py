@@ -1,88 +1,92 @@
-"""What is measured beside what: the commands of all sides, and the bounds that were set."""
+"""Defines the comparisons: the commands of all sides, and the bounds of their ratios."""
 
 from dataclasses import dataclass, field
 
-# Of each process that computes, unless several share the cores.
+# Threads of each process, unless several processes share the cores.
 THREADS = 2
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that the commands print."""
+    """A number that the commands print as a field of their JSON object."""
 
     field: str
     unit: str
-    # So many of what is printed are one of the unit.
+    # Divisor that converts the printed number to the unit.
     scale: float = 1
-    # Whether ours is to be less than so many times the other, not at least.
-    below: bool = False
+    # Whether the bound is an upper bound of the ratio, as for memory.
+    is_upper_bound: bool = False
 
-    def met(self, ratio: float, bound: float) -> bool:
-        return ratio < bound if self.below else ratio >= bound
+    def is_met(self, ratio: float, bound: float) -> bool:
+        return ratio < bound if self.is_upper_bound else ratio >= bound
 
 
-SPEED = Measure("images_per_s", "images/s")
-SPEED_OF_A_CORE = Measure("images_per_core_s", "images/s a core")
-TRANSFER = Measure("bytes_per_s", "MB/s", scale=1e6)
-MEMORY = Measure("peak_memory_bytes", "MiB", scale=2**20, below=True)
+IMAGES_PER_SECOND = Measure("images_per_s", "images/s")
+IMAGES_PER_CORE_SECOND = Measure("images_per_core_s", "images/s per core")
+BYTES_PER_SECOND = Measure("bytes_per_s", "MB/s", scale=1e6)
+PEAK_MEMORY = Measure("peak_memory_bytes", "MiB", scale=2**20, is_upper_bound=True)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Commands that are run in turn. `ours` is compared with `peer` or `base`; with what else there is for information."""
+    """Commands that run alternately.
+
+    The side `ours` is compared with `peer` or `base`. Ratios to further sides are for information.
+    """
 
     measure: Measure
     bound: float
     sides: dict[str, list[str]]
     threads: int = THREADS
-    # Bounds of what else ours prints: at least so much.
+    # Lower bounds of further fields that `ours` prints.
     further: dict[str, float] = field(default_factory=dict)
-    # What has to be done before.
+    # Command that runs once before the comparison.
     preparation: list[str] | None = None
 
     @property
     def other(self) -> str:
+        """The name of the side that `ours` is compared with."""
         return "peer" if "peer" in self.sides else "base"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how long it is measured."""
+    """Programs, device and size of the measurements."""
 
     worker: str
-    # How the Python of the peers is started.
+    # Command that starts the peers' Python.
     python: list[str]
     device: str = "cpu"
-    # Steps that are timed in each process.
+    # Steps that each process times.
     steps: int = 5
-    # Where the photographs are put that are read.
+    # Folder for the photographs that `input` reads.
     photographs: str = "runs/bench/photographs"
 
-    def ours(self, what: str, *options: str) -> list[str]:
-        return [self.worker, "bench", what, *options, "--json"]
+    def ours(self, benchmark: str, *options: str) -> list[str]:
+        return [self.worker, "bench", benchmark, *options, "--json"]
 
     def peer(self, script: str, *options: str) -> list[str]:
         return [*self.python, f"tests/parity/{script}.py", *options]
 
     def step(self, *options: str, steps: int | None = None, threads: int = THREADS) -> list[str]:
-        """Of a step of DiCO with the paper's batch, beams and tower: the same for both sides."""
+        """Returns the options of a DiCO step at the paper's size: the same for both sides."""
         fixed = ["--batch", "8", "--beams", "5", "--vision", "vit-b-32", "--threads", str(threads)]
         return [*fixed, "--device", self.device, "--steps", str(steps or self.steps), *options]
 
 
 def comparisons(setting: Setting) -> dict[str, Comparison]:
-    """All of them, by their names in the summary."""
+    """Returns all comparisons by their names in the summary."""
     ours, peer, step = setting.ours, setting.peer, setting.step
     identical = ["--max-length", "30", "--min-length", "30"]
-    # Random weights do not end captions: their natural length has to be forced.
+    # Captions of random weights do not end, so the options force a typical length.
     natural = ["--max-length", "12", "--min-length", "12"]
     all_reduce = ["--world", "2", "--bytes", "160000000"]
     return {
         "step_identical": Comparison(
-            SPEED, 1.6, {"ours": ours("step", *step(*identical)), "peer": peer("step", *step(*identical))}
+            IMAGES_PER_SECOND, 1.6, {"ours": ours("step", *step(*identical)), "peer": peer("step", *step(*identical))}
         ),
         "step_as_used": Comparison(
-            SPEED,
+            IMAGES_PER_SECOND,
             8,
             {
                 "ours": ours("step", *step(*natural, "--cached-features", "--vocabulary", "10000")),
@@ -91,7 +95,7 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
             },
         ),
         "bf16": Comparison(
-            SPEED,
+            IMAGES_PER_SECOND,
             1.5,
             {
                 "ours": ours("step", *step(*identical, "--precision", "bf16")),
@@ -100,14 +104,14 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
             further={"same_ranking": 0.95},
         ),
         "all_reduce": Comparison(
-            TRANSFER,
+            BYTES_PER_SECOND,
             0.95,
             {"ours": ours("all-reduce", *all_reduce), "peer": peer("all_reduce", *all_reduce)},
-            # Two processes share the cores.
+            # The two processes share the cores.
             threads=1,
         ),
         "scaling": Comparison(
-            SPEED,
+            IMAGES_PER_SECOND,
             1.8,
             {
                 "ours": ours("step", *step(*identical, "--world", "2", threads=1)),
@@ -116,7 +120,7 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
             threads=1,
         ),
         "input": Comparison(
-            SPEED_OF_A_CORE,
+            IMAGES_PER_CORE_SECOND,
             2,
             {
                 "ours": ours("input", "--threads", "1", setting.photographs),
@@ -126,22 +130,22 @@ def comparisons(setting: Setting) -> dict[str, Comparison]:
             preparation=[*setting.python, "tests/bench/photographs.py", setting.photographs],
         ),
         "memory": Comparison(
-            # Memory is at its peak after the first steps.
-            MEMORY,
+            # Memory reaches its peak in the first steps.
+            PEAK_MEMORY,
             1,
             {"ours": ours("step", *step(steps=1)), "peer": peer("step", *step(steps=1))},
         ),
     }
 
 
-# What a GPU has a part in.
-ON_GPUS = {"step_identical", "step_as_used", "bf16"}
+# Comparisons that also run on GPUs.
+MEASURED_ON_GPUS = {"step_identical", "step_as_used", "bf16"}
 
 
-def unmeasurable(name: str, setting: Setting, instructions: dict[str, bool]) -> str | None:
-    """Why it cannot be measured here, if it cannot."""
+def reason_not_measured(name: str, setting: Setting, instructions: dict[str, bool]) -> str | None:
+    """Returns the reason why a comparison cannot run here; None if it can."""
     if setting.device != "cpu":
-        return None if name in ON_GPUS else "it is measured without --device"
+        return None if name in MEASURED_ON_GPUS else "it runs on CPUs only: omit --device"
     if name == "bf16" and not (instructions["avx512_bf16"] or instructions["amx_bf16"]):
         return "this processor has neither AMX-BF16 nor AVX512-BF16"
     return None

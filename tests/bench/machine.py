@@ -1,17 +1,17 @@
-"""What it was measured on, and with what."""
+"""Describes the machine of the measurements, and the versions of the software."""
 
 import os
 import pathlib
 import subprocess
 
 from comparisons import Setting
-from processes import output, printed_object
+from processes import parse_json_object, run_command
 
-# What matters to matrix products, as /proc/cpuinfo calls it.
+# Instruction sets for matrix products -> their flags in /proc/cpuinfo.
 INSTRUCTIONS = {"avx2": "avx2", "avx512": "avx512f", "avx512_bf16": "avx512_bf16", "amx_bf16": "amx_bf16"}
 
-# Run by the Python of the peers, with the device.
-PEER = """
+# Runs in the peers' Python; its argument is the device.
+PEER_SCRIPT = """
 import importlib.metadata, json, platform, sys
 versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "transformers", "pillow")}
 gpu = None
@@ -22,19 +22,19 @@ print(json.dumps({"gpu": gpu, "versions": versions | {"python": platform.python_
 """
 
 
-def processor(cpuinfo: str) -> dict:
-    """Model and instructions, from what /proc/cpuinfo says."""
-    known = {}
+def parse_cpuinfo(cpuinfo: str) -> dict:
+    """Returns the model and the instruction sets from the text of /proc/cpuinfo."""
+    fields = {}
     for entry in cpuinfo.splitlines():
         key, _, value = entry.partition(":")
-        known.setdefault(key.strip(), value.strip())
-    flags = known.get("flags", "").split()
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", "").split()
     instructions = {name: flag in flags for name, flag in INSTRUCTIONS.items()}
-    return {"cpu": known.get("model name", "unknown"), "instructions": instructions}
+    return {"cpu": fields.get("model name", "unknown"), "instructions": instructions}
 
 
 def commit() -> str | None:
-    """What was built, if this is a checkout; with a `+` where files differ from it."""
+    """Returns the commit of the checkout, with a `+` if files differ from it; None without git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, check=True
@@ -44,11 +44,14 @@ def commit() -> str | None:
     return described.stdout.strip()
 
 
-def described(setting: Setting) -> dict:
-    """Device and versions; raises Failed where either side cannot be asked."""
-    worker = output([setting.worker, "--version"], 1).strip()
-    peer = printed_object(output([*setting.python, "-c", PEER, setting.device], 1))
-    cpu = processor(pathlib.Path("/proc/cpuinfo").read_text()) | {"cores": len(os.sched_getaffinity(0))}
+def describe(setting: Setting) -> dict:
+    """Returns the device and the versions of both sides.
+
+    Raises CommandError if a program of either side fails.
+    """
+    worker = run_command([setting.worker, "--version"], 1).strip()
+    peer = parse_json_object(run_command([*setting.python, "-c", PEER_SCRIPT, setting.device], 1))
+    cpu = parse_cpuinfo(pathlib.Path("/proc/cpuinfo").read_text()) | {"cores": len(os.sched_getaffinity(0))}
     gpu = {"gpu": peer["gpu"]} if peer["gpu"] else {}
     return {
         "device": cpu | gpu | {"load_average_before": os.getloadavg()[0]},

@@ -1,4 +1,4 @@
-"""What a coordinator costs a step: a real run of one worker on the built-in world."""
+"""Measures the time per step that a coordinator costs: a run of one worker on the synthetic data."""
 
 import contextlib
 import pathlib
@@ -8,14 +8,14 @@ import subprocess
 import tempfile
 
 import summary
-from processes import LAST_LINES, Failed, end, environment, output
+from processes import MAX_LOG_LINES, CommandError, environment, kill_session, run_command
 
 STEPS = 400
-# Milliseconds a step between two steps.
-BOUND = 2
-# Seconds; longer than the run takes on a slow machine.
-PATIENCE = 1200
-# Short steps are the worst case: a small captioner, few captions.
+# Upper bound of the time between two steps.
+BOUND_MS = 2
+# The run takes less even on a slow machine.
+TIMEOUT_SECONDS = 1200
+# Short steps are the worst case, so the captioner is small and captions are few.
 RUN_FILE = """\
 name: overhead
 seed: 7
@@ -32,59 +32,62 @@ stages:
 """
 
 
-def measured(coordinator: str, worker: str) -> tuple[dict, str]:
-    """Milliseconds a step that pass between the end of a step and the begin of the next one, and a line about it."""
+def measure(coordinator: str, worker: str) -> tuple[dict, str]:
+    """Measures the time from the end of a step to the start of the next.
+
+    Returns the result and its line of the table.
+    """
     with tempfile.TemporaryDirectory(prefix="dico-bench-") as name:
         folder = pathlib.Path(name)
-        output([worker, "synthesize", "--out", f"{folder}/world", "--images", "100", "--seed", "7"], 1)
+        run_command([worker, "synthesize", "--out", f"{folder}/world", "--images", "100", "--seed", "7"], 1)
         (folder / "run.yaml").write_text(RUN_FILE.format(folder=folder, steps=STEPS))
-        run(coordinator, worker, folder)
+        train(coordinator, worker, folder)
         journal = f"file:{folder}/run/coordinator/journal.sqlite?mode=ro"
         with contextlib.closing(sqlite3.connect(journal, uri=True)) as journal:
             steps = journal.execute("SELECT at, seconds FROM steps ORDER BY stage, step").fetchall()
-    result = {"ms": between(steps), "unit": "ms a step", "bound": BOUND, "met": between(steps) < BOUND}
+    result = {"ms": milliseconds_between_steps(steps), "unit": "ms per step", "bound": BOUND_MS, "met": milliseconds_between_steps(steps) < BOUND_MS}
     result |= {"steps": len(steps), "step_ms": 1000 * sum(seconds for _, seconds in steps) / len(steps)}
-    return result, summary.line_of_overhead(result)
+    return result, summary.overhead_line(result)
 
 
-def between(steps: list[tuple[float, float]]) -> float:
-    """Milliseconds a step that no step accounts for: of each step when it was recorded, and the seconds that it took.
+def milliseconds_between_steps(steps: list[tuple[float, float]]) -> float:
+    """Returns the mean time between two steps. `steps`: the time of each record, the step's seconds.
 
-    It is all that a worker does between two steps: it reports, and waits where nothing is granted. What it takes until a step is
-    recorded, behind the worker's back, counts once for all steps.
+    Between two steps a worker reports, and waits for a grant. The latency from the end of a step to
+    its record counts once for all steps, because recording does not block the worker.
     """
     if len(steps) < 2:
-        raise Failed(f"a run of {STEPS} steps was expected where {len(steps)} are recorded")
-    whole = steps[-1][0] - steps[0][0]
-    return 1000 * (whole - sum(seconds for _, seconds in steps[1:])) / (len(steps) - 1)
+        raise CommandError(f"expected a run of {STEPS} steps, but the journal has {len(steps)}")
+    duration = steps[-1][0] - steps[0][0]
+    return 1000 * (duration - sum(seconds for _, seconds in steps[1:])) / (len(steps) - 1)
 
 
-def run(coordinator: str, worker: str, folder: pathlib.Path) -> None:
-    """Does the run of FOLDER/run.yaml, on ports of the system's choosing."""
+def train(coordinator: str, worker: str, folder: pathlib.Path) -> None:
+    """Trains the run FOLDER/run.yaml to its end, on free ports."""
     with contextlib.ExitStack() as started:
 
         def start(name: str, *command: str) -> subprocess.Popen:
             log = started.enter_context(open(folder / f"{name}.log", "w"))
             pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log}
             process = subprocess.Popen(command, env=environment(1), text=True, start_new_session=True, **pipes)
-            started.callback(end, process)
+            started.callback(kill_session, process)
             return process
 
         def finish(name: str, process: subprocess.Popen) -> None:
             try:
-                process.communicate(timeout=PATIENCE)
+                process.communicate(timeout=TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
-                raise Failed(f"the {name} has not ended after {PATIENCE} s: {last_words(name)}") from None
+                raise CommandError(f"timeout: the {name} did not exit within {TIMEOUT_SECONDS} s: {end_of_log(name)}") from None
             if process.returncode != 0:
-                raise Failed(f"the {name} ended with status {process.returncode}: {last_words(name)}")
+                raise CommandError(f"the {name} exited with status {process.returncode}: {end_of_log(name)}")
 
-        def last_words(name: str) -> str:
-            return "\n".join((folder / f"{name}.log").read_text().splitlines()[-LAST_LINES:])
+        def end_of_log(name: str) -> str:
+            return "\n".join((folder / f"{name}.log").read_text().splitlines()[-MAX_LOG_LINES:])
 
         ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-        serving = start("coordinator", coordinator, "serve", "--config", f"{folder}/run.yaml", *ports)
-        address = re.search(r"grpc=(\S+)", serving.stdout.readline())
+        coordinator_process = start("coordinator", coordinator, "serve", "--config", f"{folder}/run.yaml", *ports)
+        address = re.search(r"grpc=(\S+)", coordinator_process.stdout.readline())
         if address is None:
-            raise Failed(f"the coordinator did not say where it listens: {last_words('coordinator')}")
+            raise CommandError(f"the coordinator did not print its addresses: {end_of_log('coordinator')}")
         finish("worker", start("worker", worker, "join", "--coordinator", f"http://{address[1]}", "--threads", "1"))
-        finish("coordinator", serving)
+        finish("coordinator", coordinator_process)

@@ -1,4 +1,4 @@
-"""Writes JPEGs as COCO has them, from the photographs that come with scikit-image: 640 x 480, 4:2:0, some 100 kB.
+"""Writes JPEGs like those of COCO, from scikit-image's photographs: 640 x 480, 4:2:0, about 100 kB.
 
 usage: photographs.py FOLDER
 """
@@ -22,12 +22,12 @@ def main() -> None:
     draw = random.Random(1)
     for number in range(COUNT):
         source = sources[number % len(sources)]
-        # Most of it, no two alike.
+        # Each crop has another offset and scale, so that no two files are equal.
         height = draw.uniform(0.8, 1) * min(source.height, source.width * SIZE[1] / SIZE[0])
         width = height * SIZE[0] / SIZE[1]
         left, top = draw.uniform(0, source.width - width), draw.uniform(0, source.height - height)
-        part = source.resize(SIZE, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
-        part.save(folder / f"{number:03}.jpg", quality=96)
+        crop = source.resize(SIZE, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+        crop.save(folder / f"{number:03}.jpg", quality=96)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands that print one JSON object."""
+"""Runs commands, and parses the JSON object that they print."""
 
 import json
 import os
@@ -7,50 +7,57 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-# Seconds; longer than any command takes on a slow machine.
-PATIENCE = 3600
-# Lines of what a command said that are worth repeating.
-LAST_LINES = 10
+# Every command takes less even on a slow machine.
+TIMEOUT_SECONDS = 3600
+# Lines of a command's log that error messages repeat.
+MAX_LOG_LINES = 10
 
 
-class Failed(Exception):
-    """A command that did not do what it should, and what it said."""
+class CommandError(Exception):
+    """A command failed, timed out, or printed something unexpected."""
 
 
 def environment(threads: int) -> dict[str, str]:
-    """That of all sides."""
+    """Returns the environment of the commands of all sides."""
     return os.environ | {"OMP_NUM_THREADS": str(threads)}
 
 
-def python(program: str, libraries: str) -> list[str]:
-    """How a Python is started where LD_LIBRARY_PATH is `libraries`: without our libtorch there, which would be taken for PyTorch's."""
+def python_command(program: str, libraries: str) -> list[str]:
+    """Returns the command that starts the Python `program`.
+
+    Removes folders with a libtorch from LD_LIBRARY_PATH (`libraries`): PyTorch would load that one
+    in place of its own.
+    """
     folders = [folder for folder in libraries.split(":") if folder]
-    kept = [folder for folder in folders if not list(pathlib.Path(folder).glob("libtorch*"))]
-    without = [] if kept == folders else ["env", f"LD_LIBRARY_PATH={':'.join(kept)}"]
-    return [*without, program, "-W", "ignore"]
+    kept_folders = [folder for folder in folders if not list(pathlib.Path(folder).glob("libtorch*"))]
+    prefix = [] if kept_folders == folders else ["env", f"LD_LIBRARY_PATH={':'.join(kept_folders)}"]
+    return [*prefix, program, "-W", "ignore"]
 
 
-def output(command: Sequence[str], threads: int) -> str:
-    """What a command prints, with all that it started ended when this returns."""
+def run_command(command: Sequence[str], threads: int) -> str:
+    """Runs a command and returns its standard output. Kills all processes that it leaves running.
+
+    Raises CommandError if the command cannot start, fails or times out.
+    """
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
         process = subprocess.Popen(command, env=environment(threads), text=True, start_new_session=True, **pipes)
     except OSError as error:
-        raise Failed(f"{command[0]}: {error.strerror}") from None
+        raise CommandError(f"{command[0]}: {error.strerror}") from None
     try:
-        printed, said = process.communicate(timeout=PATIENCE)
+        stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        raise Failed(f"{' '.join(command)}\nhas not ended after {PATIENCE} s") from None
+        raise CommandError(f"{' '.join(command)}\ntimeout: did not exit within {TIMEOUT_SECONDS} s") from None
     finally:
-        end(process)
+        kill_session(process)
     if process.returncode != 0:
-        last = "\n".join(said.splitlines()[-LAST_LINES:])
-        raise Failed(f"{' '.join(command)}\nended with status {process.returncode}: {last}")
-    return printed
+        last = "\n".join(stderr.splitlines()[-MAX_LOG_LINES:])
+        raise CommandError(f"{' '.join(command)}\nexited with status {process.returncode}: {last}")
+    return stdout
 
 
-def end(process: subprocess.Popen) -> None:
-    """Ends a process that leads a session, and whatever it has left running."""
+def kill_session(process: subprocess.Popen) -> None:
+    """Kills all processes of the session that `process` leads."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -58,13 +65,13 @@ def end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def printed_object(text: str) -> dict:
-    """The JSON object in the last line of what was printed."""
+def parse_json_object(text: str) -> dict:
+    """Parses the last line of `text` as a JSON object."""
     lines = text.strip().splitlines()
     try:
-        found = json.loads(lines[-1]) if lines else None
+        parsed = json.loads(lines[-1]) if lines else None
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise Failed(f"a JSON object was expected where this was printed: {lines[-1] if lines else 'nothing'}")
-    return found
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise CommandError(f"expected a JSON object, but the command printed: {lines[-1] if lines else 'nothing'}")
+    return parsed

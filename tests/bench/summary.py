@@ -1,4 +1,4 @@
-"""What the numbers of all rounds come to, and where it is kept."""
+"""Computes medians and ratios over all rounds, formats the table, and writes the summary."""
 
 import json
 import math
@@ -7,26 +7,26 @@ import pathlib
 import statistics
 
 from comparisons import Comparison
-from processes import Failed
+from processes import CommandError
 
 
-def number(run: dict, field: str) -> float:
-    """A positive number that was printed."""
-    found = run.get(field)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise Failed(f"a positive number was expected as `{field}` where this was printed: {json.dumps(found)}")
-    return found
+def positive_number(run: dict, field: str) -> float:
+    """Returns a field of a printed object. Raises CommandError if it is no positive number."""
+    value = run.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise CommandError(f"expected a positive number as `{field}`, but the command printed: {json.dumps(value)}")
+    return value
 
 
-def compared(comparison: Comparison, runs: dict[str, list[dict]]) -> dict:
-    """Medians, ratios and bounds. `runs` has what each side printed, in order of rounds."""
+def compare(comparison: Comparison, runs: dict[str, list[dict]]) -> dict:
+    """Returns medians, ratios and bounds. `runs`: the printed objects of each side, by round."""
     measure = comparison.measure
-    printed = {side: statistics.median(number(run, measure.field) for run in of) for side, of in runs.items()}
-    medians = {side: value / measure.scale for side, value in printed.items()}
-    ratios = {side: printed["ours"] / value for side, value in printed.items() if side != "ours"}
+    raw_medians = {side: statistics.median(positive_number(run, measure.field) for run in results) for side, results in runs.items()}
+    medians = {side: value / measure.scale for side, value in raw_medians.items()}
+    ratios = {side: raw_medians["ours"] / value for side, value in raw_medians.items() if side != "ours"}
     ratio = ratios.pop(comparison.other)
-    further = {name: statistics.median(number(run, name) for run in runs["ours"]) for name in comparison.further}
-    met = measure.met(ratio, comparison.bound)
+    further = {name: statistics.median(positive_number(run, name) for run in runs["ours"]) for name in comparison.further}
+    met = measure.is_met(ratio, comparison.bound)
     return {
         "ratio": ratio,
         **medians,
@@ -41,13 +41,13 @@ def compared(comparison: Comparison, runs: dict[str, list[dict]]) -> dict:
     }
 
 
-def missing(reason: str) -> dict:
-    """In place of a result."""
+def missing_result(reason: str) -> dict:
+    """Returns the entry of a comparison without a result."""
     return {"ratio": None, "met": None, "reason": reason}
 
 
-def short(value: float) -> str:
-    """Three digits, or all before the point."""
+def format_number(value: float) -> str:
+    """Formats a number with three significant digits, or as an integer from 100."""
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
@@ -58,26 +58,26 @@ def row(name: str, ours: str, other: str, unit: str, ratio: str, bound: str) -> 
 HEADING = row("", "ours", "other", "", "ratio", "bound")
 
 
-def line(name: str, comparison: Comparison, result: dict) -> str:
-    """A line of the table."""
+def table_line(name: str, comparison: Comparison, result: dict) -> str:
+    """Returns a comparison's line of the table."""
     measure = comparison.measure
-    ours, other = (short(result[side]) for side in ("ours", comparison.other))
+    ours, other = (format_number(result[side]) for side in ("ours", comparison.other))
     details = [f"{key} {result[key]:.3g}" for key in result if key.startswith("ratio_") or key in comparison.further]
-    bound = ", ".join([bounded("below" if measure.below else "at least", result), *details])
+    bound = ", ".join([bound_text("below" if measure.is_upper_bound else "at least", result), *details])
     return row(name, ours, other, measure.unit, f"{result['ratio']:.2f}", bound)
 
 
-def line_of_overhead(result: dict) -> str:
-    return row("coordinator_overhead", short(result["ms"]), "", result["unit"], "", bounded("below", result))
+def overhead_line(result: dict) -> str:
+    return row("coordinator_overhead", format_number(result["ms"]), "", result["unit"], "", bound_text("below", result))
 
 
-def bounded(how: str, result: dict) -> str:
-    return f"{how} {result['bound']:g}: {'met' if result['met'] else 'not met'}"
+def bound_text(kind: str, result: dict) -> str:
+    return f"{kind} {result['bound']:g}: {'met' if result['met'] else 'not met'}"
 
 
 def write(path: pathlib.Path, summary: dict) -> None:
-    """Whoever reads it finds the whole of it, or that of before."""
+    """Replaces the file atomically, so that readers see the old or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(beside, path)
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(temporary, path)

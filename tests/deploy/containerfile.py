@@ -1,4 +1,4 @@
-"""What deploy/Containerfile says, stage by stage."""
+"""Parses the stages of deploy/Containerfile."""
 
 import json
 import pathlib
@@ -23,21 +23,21 @@ class Stage:
 
 
 def instructions(text: str):
-    """(instruction, the rest of its line); lines that end with a backslash go on."""
+    """Yields (instruction, arguments) of each instruction, with continuation lines joined."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
         yield line.split(maxsplit=1)
 
 
 def stages() -> dict[str, Stage]:
-    """Every stage, with what it has of the stages that it is made from."""
-    all_of_them: dict[str, Stage] = {}
+    """Returns all stages by name. A stage includes the settings of its base stage."""
+    stages_by_name: dict[str, Stage] = {}
     stage = Stage("", "")
     for instruction, rest in instructions((ROOT / "deploy/Containerfile").read_text()):
         match instruction:
             case "FROM":
                 base, _, name = rest.split()
-                parent = all_of_them.get(base, Stage("", base))
+                parent = stages_by_name.get(base, Stage("", base))
                 stage = Stage(
                     name,
                     parent.base,
@@ -48,7 +48,7 @@ def stages() -> dict[str, Stage]:
                     list(parent.run),
                     list(parent.copied),
                 )
-                all_of_them[name] = stage
+                stages_by_name[name] = stage
             case "USER":
                 stage.user = rest
             case "ENTRYPOINT":
@@ -66,10 +66,10 @@ def stages() -> dict[str, Stage]:
             case "WORKDIR":
                 pass
             case other:
-                raise ValueError(f"deploy/Containerfile: {other}: say in tests/deploy/containerfile.py what it means")
-    return all_of_them
+                raise ValueError(f"deploy/Containerfile: unknown instruction {other}: add it to tests/deploy/containerfile.py")
+    return stages_by_name
 
 
 def project_version() -> str:
-    """The project's version, which images are tagged with."""
+    """Returns the project's version, which is the tag of the images."""
     return tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]

@@ -1,4 +1,4 @@
-"""deploy/Containerfile: no image is built, but every command in it is tried."""
+"""Tests the commands of deploy/Containerfile without building an image."""
 
 import os
 import pathlib
@@ -9,11 +9,11 @@ import tempfile
 import tomllib
 import unittest
 
-from container import BUILT, LIBTORCH, PROGRAMS, Container, apart
+from container import BUILDER_OUTPUTS, LIBTORCH, PROGRAMS, Container, requires_namespaces
 from containerfile import ROOT, stages
 
 TARGETS = {"coordinator": ["coordinator"], "worker-cpu": ["worker"], "worker-cuda": ["worker"]}
-# What every debian:12-slim has of what programs are linked with.
+# Packages of debian:12-slim that programs are linked with.
 ESSENTIAL = {"libc6", "libgcc-s1"}
 
 
@@ -28,7 +28,7 @@ class Images(unittest.TestCase):
         self.stages = stages()
 
     def context(self) -> pathlib.Path:
-        """What `COPY . .` brings along: what git would, without what .dockerignore names."""
+        """Creates the build context: the files in git, without those that .dockerignore names."""
         ignored = (ROOT / ".dockerignore").read_text().split()
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -44,16 +44,16 @@ class Images(unittest.TestCase):
                 shutil.copy(ROOT / name, context / name)
         return context
 
-    def test_the_linter_has_nothing_to_say(self):
+    def test_the_linter_reports_no_problems(self):
         lint = subprocess.run(["hadolint", ROOT / "deploy/Containerfile"], capture_output=True, text=True)
         self.assertEqual((lint.returncode, lint.stdout), (0, ""))
 
-    def test_commands_are_shell(self):
+    def test_run_commands_are_valid_shell(self):
         for stage in self.stages.values():
             for run in stage.run:
                 subprocess.run(["sh", "-n", "-c", run], check=True)
 
-    def test_bases_are_pinned_and_one_debian(self):
+    def test_base_images_are_pinned_and_use_one_debian_version(self):
         codename = {"12": "bookworm"}
         for stage in self.stages.values():
             self.assertRegex(stage.base, r"^docker\.io/library/[a-z]+:\d+\.\d+(\.\d+)?-slim(-[a-z]+)?$")
@@ -62,7 +62,7 @@ class Images(unittest.TestCase):
         rust = re.search(r":(\d+\.\d+)", self.stages["coordinator-builder"].base)[1]
         self.assertEqual(rust, tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["rust-version"])
 
-    def test_cargo_would_build_what_is_copied(self):
+    def test_cargo_can_build_the_copied_files(self):
         context = self.context()
         for path in context.rglob("*.rs"):
             for included in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', path.read_text()):
@@ -76,7 +76,7 @@ class Images(unittest.TestCase):
         }
         self.assertEqual(len(builds), 2)
         for build in builds:
-            # The plan of the build in place of the build.
+            # Cargo only plans the build: a build would take long.
             environment, arguments = build.split("cargo build")
             plan = subprocess.run(
                 f"{environment} RUSTC_BOOTSTRAP=1 cargo build {arguments} --offline -Z unstable-options --unit-graph",
@@ -90,7 +90,7 @@ class Images(unittest.TestCase):
             self.assertRegex(plan.stdout, rf'"kind":\["bin"\],"crate_types":\["bin"\],"name":"{program}"')
             self.assertIn("--locked", arguments)
 
-    def test_libtorch_is_fetched_with_what_is_copied(self):
+    def test_libtorch_is_fetched_with_the_copied_tools(self):
         shutil.copytree(ROOT / "tools", self.folder / "tools")
         (fetch,) = {
             command
@@ -99,7 +99,7 @@ class Images(unittest.TestCase):
             if "fetch-libtorch" in command
         }
         program, target = fetch.split()
-        # It is there already: that is as far as it goes without half a gigabyte.
+        # An existing libtorch avoids the download of half a gigabyte.
         (self.folder / "libtorch").mkdir()
         (self.folder / "libtorch/build-version").write_text("2.11.0\n")
         subprocess.run([program, self.folder / "libtorch"], cwd=self.folder, check=True)
@@ -108,7 +108,7 @@ class Images(unittest.TestCase):
         self.assertIn(torch, (ROOT / "tools/libtorch.requirements").read_text().split())
 
     @unittest.skipUnless(shutil.which("apt-get"), "needs a Debian")
-    def test_debian_has_the_packages(self):
+    def test_packages_exist_in_debian(self):
         for stage in self.stages.values():
             for packages in re.findall(r"apt-get install --yes --no-install-recommends ([^&]+)", " ".join(stage.run)):
                 subprocess.run(
@@ -118,7 +118,7 @@ class Images(unittest.TestCase):
                 )
 
     @unittest.skipUnless(shutil.which("dpkg-query"), "needs a Debian")
-    def test_programs_find_their_libraries(self):
+    def test_images_install_the_libraries_of_their_programs(self):
         for target in ("coordinator", "worker-cpu"):
             stage = self.stages[target]
             installed = ESSENTIAL | {
@@ -148,11 +148,11 @@ class Images(unittest.TestCase):
                 )
                 self.assertTrue({line.split(":")[0] for line in owner.stdout.splitlines()} & installed, library)
 
-    def test_programs_are_put_where_they_are_copied_from(self):
-        for (builder, out), program in BUILT.items():
+    def test_builders_install_programs_at_the_copied_paths(self):
+        for (builder, out), program in BUILDER_OUTPUTS.items():
             if program.is_dir():
                 continue
-            (install,) = {c for run in self.stages[builder].run for c in commands(run) if c.startswith("install ")}
+            (install,) = {command for run in self.stages[builder].run for command in commands(run) if command.startswith("install ")}
             words = install.split()
             self.assertEqual(words[-2:], [f"target/release/{program.name}", out])
             subprocess.run([*words[:-2], program, self.folder / program.name], check=True)
@@ -165,26 +165,26 @@ class Images(unittest.TestCase):
             )
             self.assertEqual(version.stdout.split()[0], program.name)
 
-    def test_the_cuda_image_is_the_cpu_image_with_another_libtorch(self):
+    def test_the_cuda_image_differs_from_the_cpu_image_in_libtorch_only(self):
         cpu, cuda = self.stages["worker-cpu"], self.stages["worker-cuda"]
         self.assertEqual((cpu.user, cpu.entrypoint, cpu.base), (cuda.user, cuda.entrypoint, cuda.base))
         self.assertIn(("worker-builder", "/out/worker", "/usr/local/bin/"), set(cpu.copied) & set(cuda.copied))
-        # What pip installed keeps its places, by which its libraries find each other.
+        # The libraries find each other by relative paths, so the image keeps pip's folders.
         (target,) = re.findall(r"--target (\S+) ", " ".join(self.stages["torch"].run))
-        places = [(source, copy) for origin, source, copy in cuda.copied if origin == "torch"]
-        self.assertEqual(places, [(f"{target}/{name}", f"{target}/{name}") for name in ("nvidia", "torch/lib")])
+        copies = [(source, copy) for origin, source, copy in cuda.copied if origin == "torch"]
+        self.assertEqual(copies, [(f"{target}/{name}", f"{target}/{name}") for name in ("nvidia", "torch/lib")])
         self.assertEqual(cuda.environment["LD_LIBRARY_PATH"], f"{target}/torch/lib")
 
     @unittest.skipUnless(os.geteuid() == 0, "needs root")
-    def test_places_for_volumes_belong_to_the_user(self):
-        (install,) = {c for run in self.stages["base"].run for c in commands(run) if c.startswith("install ")}
+    def test_mount_points_belong_to_the_images_user(self):
+        (install,) = {command for run in self.stages["base"].run for command in commands(run) if command.startswith("install ")}
         words = [f"{self.folder}{word}" if word.startswith("/") else word for word in install.split()]
         subprocess.run(words, check=True)
         user = int(self.stages["coordinator"].user.split(":")[0])
-        for place in ("var/lib/dico", "checkpoints", "world"):
-            self.assertEqual((self.folder / place).stat().st_uid, user)
+        for path in ("var/lib/dico", "checkpoints", "world"):
+            self.assertEqual((self.folder / path).stat().st_uid, user)
 
-    @apart
+    @requires_namespaces
     def test_entrypoints_run(self):
         for target, entrypoint in TARGETS.items():
             self.assertEqual(self.stages[target].entrypoint, entrypoint)
@@ -192,4 +192,4 @@ class Images(unittest.TestCase):
                 continue
             for option in ("--version", "--help"):
                 container = Container(self.folder / f"{target}{option}", target, [option])
-                self.assertEqual(container.status(), 0, container.output())
+                self.assertEqual(container.wait(), 0, container.output())

@@ -1,4 +1,4 @@
-"""Renders deploy/k8s, and runs pods as a kubelet would."""
+"""Renders deploy/k8s, and runs pods like a kubelet."""
 
 import base64
 import os
@@ -10,29 +10,29 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
-from container import NOTHING, Container
+from container import EMPTY, Container
 from containerfile import ROOT
 
-# Where a Kubernetes machine puts what pods mount, and who may write there.
-FS_GROUP = 0o770
+# Permissions of a writable volume of a pod with an fsGroup.
+FS_GROUP_MODE = 0o770
 
 
-def copy(folder: pathlib.Path) -> pathlib.Path:
-    """A copy of deploy/ with secrets as deploy/make-secrets makes them."""
+def copy_deploy_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Copies deploy/ into `folder` and creates secrets with deploy/make-secrets."""
     deploy = folder / "deploy"
     ignore = shutil.ignore_patterns("*-token", "*.pem", "bucket.env", ".env")
     shutil.copytree(ROOT / "deploy", deploy, ignore=ignore)
     environment = os.environ | {
         "AWS_REGION": "eu-central-1",
-        "AWS_ACCESS_KEY_ID": "of-a-test",
-        "AWS_SECRET_ACCESS_KEY": "of-a-test",
+        "AWS_ACCESS_KEY_ID": "test-only",
+        "AWS_SECRET_ACCESS_KEY": "test-only",
     }
     subprocess.run([deploy / "make-secrets"], check=True, env=environment)
     return deploy
 
 
 def render(folder: pathlib.Path) -> list[dict]:
-    """The manifests of a kustomization, by the real kustomize: that of kubectl."""
+    """Renders a kustomization with `kubectl kustomize`."""
     rendered = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
     if rendered.returncode != 0:
         raise RuntimeError(rendered.stderr)
@@ -40,20 +40,20 @@ def render(folder: pathlib.Path) -> list[dict]:
 
 
 def find(manifests: list[dict], kind: str, name: str) -> dict:
-    """The manifest of an object; generated names may carry a hash."""
-    named = re.compile(re.escape(name) + r"(-[a-z0-9]{10})?$")
-    return next(m for m in manifests if m["kind"] == kind and named.match(m["metadata"]["name"]))
+    """Returns the manifest of an object. Generated names may end with a hash."""
+    name_pattern = re.compile(re.escape(name) + r"(-[a-z0-9]{10})?$")
+    return next(m for m in manifests if m["kind"] == kind and name_pattern.match(m["metadata"]["name"]))
 
 
 def matches(selector: dict, labels: dict) -> bool:
-    """Whether a label selector, of matchLabels only, selects."""
+    """Returns whether a label selector matches. Supports matchLabels only."""
     if selector.keys() - {"matchLabels"}:
-        raise ValueError(f"say in tests/deploy/kubernetes.py what {selector} selects")
+        raise ValueError(f"unsupported selector {selector}: add it to tests/deploy/kubernetes.py")
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
 class Node:
-    """A node that runs pods of a namespace, one container each, on addresses of 10.0.0.0/24."""
+    """A node that runs the pods of a namespace: one container each, addresses in 10.0.0.0/24."""
 
     def __init__(self, folder: pathlib.Path, manifests: list[dict]):
         self.folder, self.manifests = folder, manifests
@@ -67,11 +67,14 @@ class Node:
         address: str,
         hosts: dict[str, str],
         *,
-        environment: Mapping[str, str] = NOTHING,
+        environment: Mapping[str, str] = EMPTY,
         claims: Sequence[dict] = (),
         command: list[str] | None = None,
     ) -> Container:
-        """Runs a pod's init containers and starts its container; `command` in place of its own arguments."""
+        """Runs a pod's init containers, and starts its container.
+
+        `command` replaces the container's arguments; then no init containers run.
+        """
         self.pods += 1
         folder = self.folder / f"{name}.{self.pods}"
         spec = template["spec"]
@@ -81,24 +84,25 @@ class Node:
         }
 
         def start(container: dict, arguments: list[str]) -> Container:
-            own = spec["securityContext"]
+            security_context = spec["securityContext"]
             variables = dict(environment)
             for variable in container.get("env", []):
                 field = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
                 variables[variable["name"]] = {None: variable.get("value"), "status.podIP": address}[field]
-            arguments = [re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], argument) for argument in arguments]
+            arguments = [re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], argument) for argument in arguments]
             stage = {"dico-coordinator": "coordinator", "dico-worker-cpu": "worker-cpu"}[
                 container["image"].split(":")[0]
             ]
             mounts = [
-                (volumes[m["name"]], m["mountPath"], not m.get("readOnly", False)) for m in container["volumeMounts"]
+                (volumes[mount["name"]], mount["mountPath"], not mount.get("readOnly", False))
+                for mount in container["volumeMounts"]
             ]
             return Container(
                 folder / container["name"],
                 stage,
                 arguments,
-                user=f"{own['runAsUser']}:{own['runAsGroup']}",
-                groups=str(own["fsGroup"]),
+                user=f"{security_context['runAsUser']}:{security_context['runAsGroup']}",
+                groups=str(security_context["fsGroup"]),
                 environment=variables,
                 mounts=mounts,
                 hosts={**hosts, name: address},
@@ -107,50 +111,50 @@ class Node:
 
         if command is None:
             for container in spec.get("initContainers", []):
-                first = start(container, container["args"])
-                if first.status() != 0:
-                    raise AssertionError(f"{name}: {container['name']}: {first.output()}")
+                init_container = start(container, container["args"])
+                if init_container.wait() != 0:
+                    raise AssertionError(f"{name}: {container['name']}: {init_container.output()}")
         (container,) = spec["containers"]
         return start(container, command or container["args"])
 
     def volume(self, folder: pathlib.Path, volume: dict, spec: dict) -> pathlib.Path:
-        place = folder / "volumes" / volume["name"]
+        path = folder / "volumes" / volume["name"]
         match volume:
             case {"persistentVolumeClaim": {"claimName": claim}}:
                 find(self.manifests, "PersistentVolumeClaim", claim)
                 return self.claim(claim, spec)
             case {"emptyDir": _}:
-                return self.writable(place, spec)
+                return self.create_writable(path, spec)
             case {"configMap": {"name": name}}:
-                return self.files(place, [find(self.manifests, "ConfigMap", name)], 0o644, spec)
+                return self.write_files(path, [find(self.manifests, "ConfigMap", name)], 0o644, spec)
             case {"secret": {"secretName": name, "defaultMode": mode}}:
-                return self.files(place, [find(self.manifests, "Secret", name)], mode, spec)
+                return self.write_files(path, [find(self.manifests, "Secret", name)], mode, spec)
             case {"projected": {"sources": sources, "defaultMode": mode}}:
                 secrets = [find(self.manifests, "Secret", source["secret"]["name"]) for source in sources]
-                return self.files(place, secrets, mode, spec)
-        raise ValueError(f"say in tests/deploy/kubernetes.py what the volume {volume} is")
+                return self.write_files(path, secrets, mode, spec)
+        raise ValueError(f"unsupported volume {volume}: add it to tests/deploy/kubernetes.py")
 
     def claim(self, name: str, spec: dict) -> pathlib.Path:
         if name not in self.claims:
-            self.claims[name] = self.writable(self.folder / "claims" / name, spec)
+            self.claims[name] = self.create_writable(self.folder / "claims" / name, spec)
         return self.claims[name]
 
     @staticmethod
-    def writable(place: pathlib.Path, spec: dict) -> pathlib.Path:
-        place.mkdir(parents=True)
-        os.chown(place, 0, spec["securityContext"]["fsGroup"])
-        place.chmod(FS_GROUP)
-        return place
+    def create_writable(path: pathlib.Path, spec: dict) -> pathlib.Path:
+        path.mkdir(parents=True)
+        os.chown(path, 0, spec["securityContext"]["fsGroup"])
+        path.chmod(FS_GROUP_MODE)
+        return path
 
     @staticmethod
-    def files(place: pathlib.Path, sources: list[dict], mode: int, spec: dict) -> pathlib.Path:
-        place.mkdir(parents=True)
+    def write_files(path: pathlib.Path, sources: list[dict], mode: int, spec: dict) -> pathlib.Path:
+        path.mkdir(parents=True)
         for source in sources:
-            texts = {name: text.encode() for name, text in source["data"].items()}
+            contents = {name: text.encode() for name, text in source["data"].items()}
             if source["kind"] == "Secret":
-                texts = {name: base64.b64decode(text) for name, text in texts.items()}
-            for name, text in texts.items():
-                (place / name).write_bytes(text)
-                os.chown(place / name, 0, spec["securityContext"]["fsGroup"])
-                (place / name).chmod(mode)
-        return place
+                contents = {name: base64.b64decode(text) for name, text in contents.items()}
+            for name, text in contents.items():
+                (path / name).write_bytes(text)
+                os.chown(path / name, 0, spec["securityContext"]["fsGroup"])
+                (path / name).chmod(mode)
+        return path

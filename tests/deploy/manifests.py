@@ -1,4 +1,4 @@
-"""The overlays of deploy/k8s as text: schemas, and that what names something else names something that is there."""
+"""Checks the rendered overlays of deploy/k8s: schemas, references, network policies, secrets."""
 
 import base64
 import json
@@ -19,7 +19,8 @@ from containerfile import ROOT, project_version, stages
 from kubernetes import find, matches
 
 VERSIONS = ["1.36", "1.37"]
-# The operator's kinds are in no schema of Kubernetes. Field -> its type, as in its API reference; only what we use.
+# The kinds of the Prometheus operator are not in Kubernetes' schemas. Field -> type, as in the
+# operator's API reference; only the fields in use.
 POD_MONITOR = {"jobLabel": str, "selector": dict, "podMetricsEndpoints": list}
 POD_METRICS_ENDPOINT = {"port": str, "path": str, "interval": str}
 WORKER = {"app.kubernetes.io/name": "dico", "app.kubernetes.io/component": "worker"}
@@ -28,7 +29,7 @@ PROMETHEUS = {"app.kubernetes.io/name": "prometheus"}
 
 
 class Overlay:
-    """A rendered overlay."""
+    """A rendered overlay and its main parts."""
 
     def __init__(self, deploy: pathlib.Path, name: str):
         self.manifests = kubernetes.render(deploy / "k8s/overlays" / name)
@@ -41,7 +42,7 @@ class Overlay:
         return [manifest for manifest in self.manifests if manifest["kind"] == kind]
 
     def containers(self):
-        """(pod's name, its spec, container)"""
+        """Yields (name of the pod, its spec, container)."""
         for name, template in self.templates.items():
             spec = template["spec"]
             for container in spec.get("initContainers", []) + spec["containers"]:
@@ -53,32 +54,32 @@ class Overlay:
 
 
 class Manifests:
-    """What holds for every overlay."""
+    """Tests of every overlay."""
 
     name: str
-    # The run file of the repository that the overlay's is made of.
+    # The run file in the repository from which tools/run-files writes the overlay's.
     original: str
 
     @classmethod
     def setUpClass(cls):
         folder = pathlib.Path(tempfile.mkdtemp())
         cls.addClassCleanup(shutil.rmtree, folder)
-        cls.deploy = kubernetes.copy(folder)
+        cls.deploy = kubernetes.copy_deploy_folder(folder)
         cls.overlay = Overlay(cls.deploy, cls.name)
 
-    def test_every_document_is_strictly_of_its_schema(self):
+    def test_every_manifest_is_valid_by_its_schema(self):
         overlay = self.overlay
         for manifest in overlay.manifests:
             if manifest["kind"] == "PodMonitor":
-                self.of_fields(manifest["spec"], POD_MONITOR)
+                self.check_field_types(manifest["spec"], POD_MONITOR)
                 for endpoint in manifest["spec"]["podMetricsEndpoints"]:
-                    self.of_fields(endpoint, POD_METRICS_ENDPOINT)
+                    self.check_field_types(endpoint, POD_METRICS_ENDPOINT)
                 continue
             for version in VERSIONS:
                 with self.subTest(version=version, kind=manifest["kind"], name=manifest["metadata"]["name"]):
                     kubernetes_validate.validate(manifest, version, strict=True)
 
-    def test_the_pod_that_holds_results_finds_them(self):
+    def test_the_results_pod_mounts_the_coordinators_volume(self):
         pod = yaml.safe_load((self.deploy / "k8s/results.yaml").read_text())
         for version in VERSIONS:
             kubernetes_validate.validate(pod, version, strict=True)
@@ -89,11 +90,11 @@ class Manifests:
             pod["spec"]["securityContext"], self.overlay.templates["coordinator"]["spec"]["securityContext"]
         )
 
-    def of_fields(self, content: dict, types: dict[str, type]) -> None:
+    def check_field_types(self, content: dict, types: dict[str, type]) -> None:
         for name, value in content.items():
             self.assertIsInstance(value, types.get(name, ()), name)
 
-    def test_a_field_that_there_is_not_is_found(self):
+    def test_unknown_fields_fail_the_validation(self):
         for version in VERSIONS:
             worker = json.loads(json.dumps(find(self.overlay.manifests, "Job", "worker")))
             worker["spec"]["paralellism"] = 2
@@ -106,7 +107,7 @@ class Manifests:
             if manifest["kind"] != "Namespace":
                 self.assertEqual(manifest["metadata"].get("namespace"), "dico", manifest["metadata"]["name"])
 
-    def test_selectors_select_the_pods_that_they_mean(self):
+    def test_selectors_match_the_intended_pods(self):
         overlay = self.overlay
         labels = {name: template["metadata"]["labels"] for name, template in overlay.templates.items()}
 
@@ -125,7 +126,7 @@ class Manifests:
         for constraint in overlay.job["template"]["spec"]["topologySpreadConstraints"]:
             self.assertEqual(selected(constraint["labelSelector"]), {"worker"})
 
-    def test_workers_find_a_coordinator_that_waits_for_them(self):
+    def test_workers_reach_a_coordinator_that_is_not_ready(self):
         overlay = self.overlay
         (service,) = overlay.of_kind("Service")
         self.assertTrue(service["spec"]["publishNotReadyAddresses"])
@@ -134,7 +135,7 @@ class Manifests:
         ports = {port["name"]: port["port"] for port in service["spec"]["ports"]}
         self.assertRegex(address, rf"^https?://{service['metadata']['name']}:{ports['grpc']}$")
 
-    def test_ports_are_there_by_their_names(self):
+    def test_named_ports_exist(self):
         overlay = self.overlay
         (container,) = overlay.templates["coordinator"]["spec"]["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -146,7 +147,7 @@ class Manifests:
             self.assertIn(f"{option}=0.0.0.0:{ports[name]}", container["args"])
         self.assertEqual({f"{port}" for port in ports.values()}, set(stages()["coordinator"].ports))
 
-    def test_the_network_lets_through_what_is_needed_and_nothing_else(self):
+    def test_network_policies_allow_required_connections_only(self):
         pod, elsewhere = ("dico", WORKER), ("default", WORKER)
         coordinator, prometheus = ("dico", COORDINATOR), ("monitoring", PROMETHEUS)
         overlay = self.overlay
@@ -169,77 +170,80 @@ class Manifests:
             (pod, None, 80, False),
         ]:
             with self.subTest(source=source, target=target, port=port):
-                self.assertEqual(self.passes(overlay, source, target, port), allowed)
+                self.assertEqual(self.is_connection_allowed(overlay, source, target, port), allowed)
 
-    def passes(self, overlay: Overlay, source, target, port: int) -> bool:
-        """Whether policies let a TCP connection through; pods are (namespace, labels), None is no pod."""
+    def is_connection_allowed(self, overlay: Overlay, source, target, port: int) -> bool:
+        """Returns whether the policies allow a TCP connection.
+
+        A pod is (namespace, labels). None stands for an address outside the cluster.
+        """
         names = {"grpc": 7070, "http": 7071}
 
-        def side(direction: str, pod, other) -> bool:
+        def direction_allows(direction: str, pod, other) -> bool:
             if pod is None or pod[0] != "dico":
                 return True
             policies = [
-                p["spec"]
-                for p in overlay.of_kind("NetworkPolicy")
-                if direction in p["spec"]["policyTypes"] and matches(p["spec"]["podSelector"], pod[1])
+                policy["spec"]
+                for policy in overlay.of_kind("NetworkPolicy")
+                if direction in policy["spec"]["policyTypes"] and matches(policy["spec"]["podSelector"], pod[1])
             ]
             rules = [rule for policy in policies for rule in policy.get(direction.lower(), [])]
-            self.assertTrue(policies, "what no policy selects is open to all")
+            self.assertTrue(policies, "a pod that no policy selects accepts all connections")
             return any(
-                self.rule_passes(rule, "from" if direction == "Ingress" else "to", other, port, names) for rule in rules
+                self.rule_allows(rule, "from" if direction == "Ingress" else "to", other, port, names) for rule in rules
             )
 
-        return side("Egress", source, target) and side("Ingress", target, source)
+        return direction_allows("Egress", source, target) and direction_allows("Ingress", target, source)
 
-    def rule_passes(self, rule: dict, key: str, other, port: int, names: dict[str, int]) -> bool:
-        ports = [names.get(p["port"], p["port"]) for p in rule.get("ports", []) if p["protocol"] == "TCP"]
+    def rule_allows(self, rule: dict, key: str, other, port: int, names: dict[str, int]) -> bool:
+        ports = [names.get(entry["port"], entry["port"]) for entry in rule.get("ports", []) if entry["protocol"] == "TCP"]
         if "ports" in rule and port not in ports:
             return False
         for peer in rule.get(key, [{}]):
             if "ipBlock" in peer:
-                passes = other is None
+                allows = other is None
             elif peer:
-                spaces = peer.get("namespaceSelector", {"matchLabels": {"kubernetes.io/metadata.name": "dico"}})
-                passes = (
+                namespaces = peer.get("namespaceSelector", {"matchLabels": {"kubernetes.io/metadata.name": "dico"}})
+                allows = (
                     other is not None
-                    and matches(spaces, {"kubernetes.io/metadata.name": other[0]})
+                    and matches(namespaces, {"kubernetes.io/metadata.name": other[0]})
                     and matches(peer.get("podSelector", {}), other[1])
                 )
             else:
-                passes = True
-            if passes:
+                allows = True
+            if allows:
                 return True
         return False
 
-    def test_pods_may_do_as_little_as_they_need(self):
+    def test_pods_have_restricted_security_contexts(self):
         overlay = self.overlay
         for _, spec, container in overlay.containers():
-            own, of_pod = container["securityContext"], spec["securityContext"]
+            container_context, pod_context = container["securityContext"], spec["securityContext"]
             self.assertFalse(spec["automountServiceAccountToken"])
-            self.assertTrue(of_pod["runAsNonRoot"])
-            self.assertEqual(of_pod["seccompProfile"], {"type": "RuntimeDefault"})
-            self.assertEqual(f"{of_pod['runAsUser']}:{of_pod['runAsGroup']}", stages()["coordinator"].user)
+            self.assertTrue(pod_context["runAsNonRoot"])
+            self.assertEqual(pod_context["seccompProfile"], {"type": "RuntimeDefault"})
+            self.assertEqual(f"{pod_context['runAsUser']}:{pod_context['runAsGroup']}", stages()["coordinator"].user)
             self.assertEqual(
-                own,
+                container_context,
                 {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
             )
             self.assertIn("memory", container["resources"]["limits"])
 
-    def test_what_pods_mount_is_there(self):
+    def test_mounted_volumes_and_their_sources_exist(self):
         overlay = self.overlay
         for pod, spec, container in overlay.containers():
-            claimed = (
+            claim_names = (
                 [claim["metadata"]["name"] for claim in overlay.set["volumeClaimTemplates"]]
                 if pod == "coordinator"
                 else []
             )
-            volumes = {volume["name"] for volume in spec["volumes"]} | set(claimed)
+            volumes = {volume["name"] for volume in spec["volumes"]} | set(claim_names)
             mounts = container["volumeMounts"]
             self.assertLessEqual({mount["name"] for mount in mounts}, volumes)
             self.assertEqual(len({mount["mountPath"] for mount in mounts}), len(mounts))
-            named = {("Secret", s["secretRef"]["name"]) for s in container.get("envFrom", [])}
+            referenced = {("Secret", s["secretRef"]["name"]) for s in container.get("envFrom", [])}
             for volume in spec["volumes"]:
-                named |= {
+                referenced |= {
                     ("Secret", source["secret"]["name"]) for source in volume.get("projected", {}).get("sources", [])
                 }
                 for kind, key, field in [
@@ -247,11 +251,11 @@ class Manifests:
                     ("ConfigMap", "configMap", "name"),
                     ("PersistentVolumeClaim", "persistentVolumeClaim", "claimName"),
                 ]:
-                    named |= {(kind, volume[key][field])} if key in volume else set()
-            there = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in overlay.manifests}
-            self.assertLessEqual(named, there)
+                    referenced |= {(kind, volume[key][field])} if key in volume else set()
+            existing = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in overlay.manifests}
+            self.assertLessEqual(referenced, existing)
 
-    def test_workers_know_no_secret_but_their_own(self):
+    def test_workers_mount_only_their_own_secrets(self):
         overlay = self.overlay
         secrets = {
             volume["secret"]["secretName"].rsplit("-", 1)[0]
@@ -260,25 +264,25 @@ class Manifests:
         }
         self.assertLessEqual(secrets, {"join-token", "worker-tls"})
 
-    def test_secrets_are_made_and_not_committed(self):
-        kept = {path.relative_to(self.deploy) for path in self.deploy.rglob("*") if path.is_file()}
-        known = subprocess.run(
+    def test_secrets_are_generated_and_not_committed(self):
+        all_files = {path.relative_to(self.deploy) for path in self.deploy.rglob("*") if path.is_file()}
+        git_files = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy"],
             cwd=ROOT,
             text=True,
             capture_output=True,
             check=True,
         ).stdout.splitlines()
-        made = {path for path in kept if f"deploy/{path}" not in known}
-        self.assertIn(pathlib.Path("secrets/join-token"), made)
-        self.assertIn(pathlib.Path("k8s/components/tls/coordinator-key.pem"), made)
-        for path in made:
+        generated = {path for path in all_files if f"deploy/{path}" not in git_files}
+        self.assertIn(pathlib.Path("secrets/join-token"), generated)
+        self.assertIn(pathlib.Path("k8s/components/tls/coordinator-key.pem"), generated)
+        for path in generated:
             ignored = subprocess.run(["git", "check-ignore", "--quiet", f"deploy/{path}"], cwd=ROOT)
             self.assertEqual(ignored.returncode, 0, f"deploy/{path} could be committed")
-        before = {path: (self.deploy / path).read_bytes() for path in made}
+        before = {path: (self.deploy / path).read_bytes() for path in generated}
         without = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         subprocess.run([self.deploy / "make-secrets"], check=True, env=without)
-        self.assertEqual({path: (self.deploy / path).read_bytes() for path in made}, before, "what is there is kept")
+        self.assertEqual({path: (self.deploy / path).read_bytes() for path in generated}, before, "existing secrets are kept")
         overlay = self.overlay
         for name in ("join-token", "admin-token"):
             token = base64.b64decode(find(overlay.manifests, "Secret", name)["data"][name])
@@ -288,29 +292,29 @@ class Manifests:
             with self.assertRaisesRegex(RuntimeError, "join-token"):
                 kubernetes.render(pathlib.Path(folder) / "k8s/overlays/cpu-demo")
 
-    def test_programs_take_their_arguments(self):
+    def test_programs_accept_their_arguments(self):
         overlay = self.overlay
         for _, _, container in overlay.containers():
             program = PROGRAMS / stages()[stage_of(container["image"])].entrypoint[0]
             arguments = [argument.replace("$(POD_IP)", "10.0.0.1") for argument in container["args"]]
-            # To be drawn into a place where nobody may write.
+            # The data set cannot be written below /dev/null.
             arguments = [argument.replace("--out=/", "--out=/dev/null/") for argument in arguments]
-            done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
-            # 2 is a wrong command line; here a file is missing.
-            self.assertEqual(done.returncode, 1, done.stderr)
-            self.assertRegex(done.stderr, r"/(etc/dico|dev/null)/")
+            result = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60)
+            # Status 2 is a wrong command line. Status 1 is correct here, because a file is missing.
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertRegex(result.stderr, r"/(etc/dico|dev/null)/")
 
-    def test_images_are_those_of_the_containerfile_and_of_this_version(self):
+    def test_images_are_targets_of_the_containerfile_with_this_version(self):
         overlay = self.overlay
         for _, _, container in overlay.containers():
             self.assertIn(stage_of(container["image"]), stages())
             self.assertEqual(container["image"].rsplit(":", 1)[-1], project_version())
 
-    def test_run_files_are_those_of_the_repository_with_other_paths(self):
+    def test_run_files_differ_from_those_in_configs_in_paths_only(self):
         overlay = self.overlay
         original = yaml.safe_load((ROOT / self.original).read_text())
         run = json.loads(json.dumps(overlay.run))
-        checkpoints = run.pop("checkpoints")["to"]
+        checkpoints = run.pop("checkpoints")["url"]
         self.assertTrue(any(run["output"].startswith(mount) for mount in overlay.mounts("coordinator")))
         self.assertTrue(
             checkpoints.startswith("s3://")
@@ -324,18 +328,18 @@ class Manifests:
             content.pop("workers")
         self.assertEqual(without_folders(run), without_folders(original))
 
-    def test_numbers_go_together(self):
+    def test_worker_counts_are_consistent(self):
         overlay = self.overlay
         workers = overlay.run["workers"]
         self.assertEqual(overlay.job["completions"], workers["max"])
         self.assertEqual(overlay.job["parallelism"], workers["max"])
         budget = find(overlay.manifests, "PodDisruptionBudget", "worker")["spec"]
-        # A Job has no scale that percentages or maxUnavailable could be taken of.
+        # A Job has no scale, so percentages and maxUnavailable are not possible.
         self.assertNotIn("maxUnavailable", budget)
         self.assertIsInstance(budget["minAvailable"], int)
         self.assertLess(budget["minAvailable"], overlay.job["completions"], "no node could ever be drained")
 
-    def test_whoever_left_is_started_again(self):
+    def test_workers_that_left_are_restarted(self):
         overlay = self.overlay
         (container,) = overlay.templates["worker"]["spec"]["containers"]
         status = next(a.split("=")[1] for a in container["args"] if a.startswith("--left-status="))
@@ -355,7 +359,7 @@ class CpuDemo(Manifests, unittest.TestCase):
 class Gpu(Manifests, unittest.TestCase):
     name, original = "gpu", "configs/coco-vit-l14.yaml"
 
-    def test_gpus_are_asked_for(self):
+    def test_gpu_workers_request_gpus(self):
         (container,) = self.overlay.templates["worker"]["spec"]["containers"]
         resources = container["resources"]
         self.assertEqual(resources["requests"]["nvidia.com/gpu"], resources["limits"]["nvidia.com/gpu"])
@@ -377,5 +381,5 @@ def without_folders(content: dict) -> dict:
 
 
 def stage_of(image: str) -> str:
-    """The target of deploy/Containerfile that an image is made of."""
+    """Returns the target of deploy/Containerfile from which an image is built."""
     return image.rsplit("/", 1)[-1].split(":")[0].removeprefix("dico-")

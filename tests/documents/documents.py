@@ -1,4 +1,4 @@
-"""The documents: their commands, headings and links."""
+"""Reads the documents: their commands, headings and links."""
 
 import pathlib
 import re
@@ -6,17 +6,17 @@ import subprocess
 from dataclasses import dataclass
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Documents that others depend on come first: certificates, then the finished run of the demo.
+# Other documents use the results of these: certificates, and the finished run of the demo.
 FIRST = ["docs/security.md", "docs/getting-started.md"]
 
 
 @dataclass
 class Command:
-    """A command of a document, without a comment: one line, or as many as belong together."""
+    """A command of a document without its comments. It may span several lines."""
 
     document: str
     line: int
-    # The first line of its block, and that of its section.
+    # Line numbers of the start of its code block, and of its section.
     block: int
     section: int
     text: str
@@ -25,21 +25,21 @@ class Command:
         return f"{self.document}:{self.line}: {self.text.splitlines()[0]}"
 
 
-def repository() -> list[str]:
-    """All files that are or could be committed."""
+def repository_files() -> list[str]:
+    """Lists all files in git, and new files that git does not ignore."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, text=True, capture_output=True, check=True).stdout.splitlines()
-    # While a merge is under way a file may be listed more than once.
+    # During a merge git lists a file more than once.
     return sorted({name for name in names if (ROOT / name).is_file()})
 
 
 def documents() -> list[str]:
-    found = [name for name in repository() if name.endswith(".md")]
+    found = [name for name in repository_files() if name.endswith(".md")]
     return sorted(found, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
 
 
 def blocks(document: str):
-    """(number of the first line, lines) of each block of shell."""
+    """Yields (number of the first line, lines) of each shell block."""
     inside, first, lines = False, 0, []
     for number, line in enumerate((ROOT / document).read_text().splitlines(), 1):
         if line.startswith("```"):
@@ -61,39 +61,39 @@ def commands(document: str) -> list[Command]:
                 continue
             start = start if text else number
             text = f"{text}\n{line}" if text else line
-            if complete(text):
+            if is_complete(text):
                 section = max((heading for heading in headings if heading < first), default=0)
                 found.append(Command(document, start, first, section, re.sub(r"\s+# .*", "", text)))
                 text = ""
         if text:
-            raise ValueError(f"{document}:{start}: no end of {text!r}")
+            raise ValueError(f"{document}:{start}: incomplete command {text!r}")
     return found
 
 
-def complete(text: str) -> bool:
-    """Whether a shell would not wait for more."""
+def is_complete(text: str) -> bool:
+    """Returns whether the text is a complete shell command."""
     checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     return checked.returncode == 0 and not checked.stderr and not text.endswith("\\")
 
 
 def prose(document: str) -> str:
-    """A document without its blocks of code."""
+    """Returns a document without its code blocks."""
     return re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.M | re.S)
 
 
 def anchors(document: str) -> set[str]:
-    """What GitHub makes of the headings."""
+    """Returns the anchors that GitHub creates for the headings."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", prose(document), flags=re.M):
         words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
         slug = re.sub(r"[^\w\- ]", "", words).strip().replace(" ", "-")
-        again = sum(slug == other or re.fullmatch(rf"{re.escape(slug)}-\d+", other) is not None for other in found)
-        found.add(f"{slug}-{again}" if again else slug)
+        repetitions = sum(slug == other or re.fullmatch(rf"{re.escape(slug)}-\d+", other) is not None for other in found)
+        found.add(f"{slug}-{repetitions}" if repetitions else slug)
     return found
 
 
 def broken_links(document: str) -> list[str]:
-    """Links that lead nowhere in the repository; those to elsewhere are not followed."""
+    """Returns links to files or headings that do not exist. Does not check external links."""
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if re.match(r"[a-z]+:", target):

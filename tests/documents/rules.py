@@ -1,6 +1,6 @@
-"""How each command of the documents is proven.
+"""Rules that say how each command of the documents is verified.
 
-The first rule whose pattern is found in a command is its rule; a command without one fails the test.
+The first rule whose pattern matches a command applies. A command without a rule fails the test.
 """
 
 import re
@@ -11,33 +11,35 @@ PROGRAM = r"^(target/(release|debug)/)?"
 
 @dataclass
 class Rule:
-    """How commands that match a pattern are proven.
+    """How commands that match a pattern are verified. Values of `how`:
 
-    run         the command is run and must succeed
-    watch       it is run and must not end before it is interrupted three seconds later, or the run is finished
-    serve       it is run in the background and must print `says`; the next `coordinator serve`, or the end of the
-                section, stops it
-    fail        it is run and must fail, for the reason in `why`, with output that matches `says`; a wrong command
-                line (status 2) does not count
-    either      it is run and must succeed, or fail as above
-    make        its target exists, and all prerequisites: `make --dry-run`
-    build       cargo plans it
-    elsewhere   another test runs it, which `why` names; here only the files that it names must exist
+    run         the command must succeed
+    watch       the command runs until it is interrupted after three seconds, or until the run is
+                finished
+    serve       the command runs in the background and must print `expected_output`; the next
+                `coordinator serve`, or the end of the section, stops it
+    fail        the command must fail for the reason in `why`, with output that matches
+                `expected_output`; a wrong command line (status 2) does not count
+    either      the command must succeed, or fail as above
+    make        the target and all its prerequisites exist: `make --dry-run`
+    build       cargo can plan the build
+    elsewhere   another test runs the command, which `why` names; here only the files that the
+                command names must exist
     """
 
     pattern: str
     how: str
-    says: str = ""
+    expected_output: str = ""
     why: str = ""
-    # Replaces a part of the command with a faster one.
-    instead: tuple[str, str] = ("", "")
+    # (part of the command, replacement that runs faster).
+    replacement: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
         return f"{self.how}{f' ({self.why})' if self.why else ''}"
 
 
-# What speaks to a coordinator: there has to be one, with workers.
-CLIENT = (
+# Commands of clients, which require a coordinator with workers.
+CLIENT_COMMAND = (
     PROGRAM + r"coordinator (status|watch|pause|resume|checkpoint|evaluate|drain|stop)\b|^curl\b.*127\.0\.0\.1:7071"
 )
 
@@ -47,45 +49,45 @@ NO_GPU = "computing on GPUs needs|no CUDA|CUDA driver"
 RULES = [
     # GPUs.
     Rule(r"^for gpu in|^\(cd tests/parity", "elsewhere", why="a machine with GPUs"),
-    Rule(PROGRAM + r"worker join\b.*--device cuda", "fail", says=NO_GPU, why="there is no GPU here"),
-    Rule(PROGRAM + r"worker\b.*--device cuda", "either", says=NO_GPU, why="where there is no GPU"),
+    Rule(PROGRAM + r"worker join\b.*--device cuda", "fail", expected_output=NO_GPU, why="this machine has no GPU"),
+    Rule(PROGRAM + r"worker\b.*--device cuda", "either", expected_output=NO_GPU, why="on a machine without a GPU"),
     # Daemons.
-    Rule(PROGRAM + r"coordinator serve\b", "serve", says="listening on"),
-    Rule(PROGRAM + r"worker join\b", "serve", says="joined"),
-    # Before what else they are about.
+    Rule(PROGRAM + r"coordinator serve\b", "serve", expected_output="listening on"),
+    Rule(PROGRAM + r"worker join\b", "serve", expected_output="joined"),
+    # Before the rules for the programs that these commands start.
     Rule(r"^(\w+=\S+ )*(sbatch|srun|squeue|scancel|scontrol|sinfo)\b", "elsewhere", why="tests/slurm"),
-    Rule(r"\$JOB\b", "fail", says="No such file", why="there is no job here; tests/slurm"),
-    # What needs files that nobody may hand on, or a service that is not here.
+    Rule(r"\$JOB\b", "fail", expected_output="No such file", why="no Slurm job runs here; tests/slurm"),
+    # Commands that need files which must not be redistributed, or a service that is not available.
     Rule(
         PROGRAM + r"worker (score|correlate)\b[\s\S]*clip_ViT-B-32\.pth",
         "fail",
-        says=r"clip_ViT-B-32\.pth|flickr8k\.json",
-        why="the authors' evaluators are not here",
+        expected_output=r"clip_ViT-B-32\.pth|flickr8k\.json",
+        why="the authors' evaluators are not available",
     ),
     Rule(
         r"\bcoco-(vit-l14|vit-b32|rn50)\.yaml",
         "fail",
-        says=r"data/coco|weights/|data/features",
-        why="COCO and OpenAI's weights are not here",
+        expected_output=r"data/coco|weights/|data/features",
+        why="COCO and OpenAI's weights are not available",
     ),
-    Rule(r"worker export --from runs/coco", "fail", says=r"runs/coco", why="nobody has trained it here"),
-    Rule(r"worker export-evaluator --from runs/pac", "fail", says=r"runs/pac", why="nobody has trained it here"),
+    Rule(r"worker export --from runs/coco", "fail", expected_output=r"runs/coco", why="the test does not train this run"),
+    Rule(r"worker export-evaluator --from runs/pac", "fail", expected_output=r"runs/pac", why="the test does not train this run"),
     Rule(
         r"dico-ViTL14|models/dico-vit-l14",
         "fail",
-        says=r"dico-ViTL14|models/dico-vit-l14",
-        why="the authors' captioner is not here",
+        expected_output=r"dico-ViTL14|models/dico-vit-l14",
+        why="the authors' captioner is not available",
     ),
-    Rule(PROGRAM + r"coordinator resume\b", "either", says="not paused", why="where the run is not paused"),
+    Rule(PROGRAM + r"coordinator resume\b", "either", expected_output="not paused", why="unless the run is paused"),
     # Programs.
-    Rule(PROGRAM + r"worker bench step\b", "run", instead=("--batch 8", "--batch 1"), why="with one image a step"),
+    Rule(PROGRAM + r"worker bench step\b", "run", replacement=("--batch 8", "--batch 1"), why="with one image per step"),
     Rule(PROGRAM + r"coordinator watch --json \| head", "run"),
-    Rule(PROGRAM + r"coordinator tensorboard .*--follow", "run", instead=(" &", ""), why="of a run that is finished"),
+    Rule(PROGRAM + r"coordinator tensorboard .*--follow", "run", replacement=(" &", ""), why="with a finished run"),
     Rule(PROGRAM + r"coordinator (watch|events .*--follow)", "watch"),
     Rule(
         PROGRAM + r"load-generator\b",
         "run",
-        instead=("--workers 10000 --steps 200", "--workers 20 --steps 5"),
+        replacement=("--workers 10000 --steps 200", "--workers 20 --steps 5"),
         why="with fewer workers",
     ),
     Rule(PROGRAM + r"(coordinator|worker)\b", "run"),
@@ -96,29 +98,29 @@ RULES = [
     Rule(r"^tensorboard\b", "elsewhere", why="tests/tensorboard"),
     Rule(r"^make\b", "make"),
     Rule(r"^tests/\w+/\w+", "elsewhere", why="its target of the Makefile"),
-    # The usual tools.
+    # Common tools.
     Rule(r"^curl\b.*127\.0\.0\.1", "run"),
     Rule(r"^(\w+=\S+ )*(openssl|mkdir|cp|tar|export|deploy/make-secrets)\b", "run"),
     Rule(r"^cat > \S+ <<", "run"),
     Rule(r"^\w+=", "run"),
     Rule(r"^\w+\(\) \{", "run"),
-    # It is defined in docs/security.md.
+    # docs/security.md defines this shell function.
     Rule(r"^new\b", "run"),
     Rule(r"^kubectl kustomize\b", "run"),
     Rule(
         r"^kubectl\b",
         "fail",
-        says=r"refused|no configuration has been provided",
-        why="there is no cluster here; tests/deploy",
+        expected_output=r"refused|no configuration has been provided",
+        why="no cluster is available; tests/deploy",
     ),
-    Rule(r"^docker build\b", "fail", says="Docker daemon|docker: command not found", why="there is no engine here; tests/deploy"),
-    Rule(r"^docker compose\b", "elsewhere", why="tests/deploy/composition.py"),
+    Rule(r"^docker build\b", "fail", expected_output="Docker daemon|docker: command not found", why="no container engine is available; tests/deploy"),
+    Rule(r"^docker compose\b", "elsewhere", why="tests/deploy/compose.py"),
     Rule(r"^(prometheus|promtool|grafana)\b", "elsewhere", why="tests/prometheus"),
-    Rule(r"^(sudo )?(apt-get|apt|pip|pip3|git clone|rustup)\b", "elsewhere", why="the network's"),
-    Rule(r"^nvidia-smi\b", "elsewhere", why="the driver's"),
-    Rule(r"^(ssh|scp|kind|minikube)\b", "elsewhere", why="another machine's"),
+    Rule(r"^(sudo )?(apt-get|apt|pip|pip3|git clone|rustup)\b", "elsewhere", why="it needs the network"),
+    Rule(r"^nvidia-smi\b", "elsewhere", why="it needs the GPU driver"),
+    Rule(r"^(ssh|scp|kind|minikube)\b", "elsewhere", why="it needs another machine"),
 ]
 
 
-def rule(text: str) -> Rule | None:
+def find_rule(text: str) -> Rule | None:
     return next((rule for rule in RULES if re.search(rule.pattern, text, flags=re.M)), None)

@@ -1,4 +1,4 @@
-"""A shell that is told one command after another, as a reader would."""
+"""A shell that runs one command after another, like a reader's."""
 
 import os
 import pathlib
@@ -7,12 +7,12 @@ import signal
 import subprocess
 import time
 
-# Longer than any command takes on a busy machine.
-PATIENCE = 600
+# Every command takes less even on a busy machine.
+TIMEOUT_SECONDS = 600
 
 
 class Shell:
-    """A bash in a folder. What it starts in the background ends with it."""
+    """A bash process in a folder. `end` also ends its background processes."""
 
     def __init__(self, folder: pathlib.Path, environment: dict[str, str]):
         self.process = subprocess.Popen(
@@ -27,42 +27,42 @@ class Shell:
         self.unread = b""
 
     def run(self, command: str) -> tuple[int, str]:
-        """A command's status and what was written meanwhile."""
+        """Runs a command, and returns its status and output."""
         marker = f"done-{time.monotonic_ns()}"
         self.process.stdin.write(f"{command}\nprintf '\\n%s %s\\n' {marker} $?\n".encode())
         self.process.stdin.flush()
-        text = self.until(f"\n{marker} ".encode(), command)
-        status = self.until(b"\n", command)
+        text = self.read_until(f"\n{marker} ".encode(), command)
+        status = self.read_until(b"\n", command)
         return int(status), text
 
-    def background(self, command: str, word: str) -> str:
-        """Starts what runs on, and waits for a word from it."""
+    def background(self, command: str, marker: str) -> str:
+        """Starts a background process, and waits for its first line."""
         self.process.stdin.write(f"{command.rstrip(' &')} &\n".encode())
         self.process.stdin.flush()
-        return self.until(word.encode(), command)
+        return self.read_until(marker.encode(), command)
 
-    def until(self, word: bytes, command: str) -> str:
-        deadline = time.monotonic() + PATIENCE
+    def read_until(self, marker: bytes, command: str) -> str:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            while word not in self.unread:
+            while marker not in self.unread:
                 if not selector.select(max(0, deadline - time.monotonic())):
-                    raise TimeoutError(f"{command}: no {word.decode()!r} in {PATIENCE} s, but {self.text()}")
+                    raise TimeoutError(f"{command}: no {marker.decode()!r} in {TIMEOUT_SECONDS} s, but {self.unread_text()}")
                 read = os.read(self.process.stdout.fileno(), 1 << 16)
                 if not read:
-                    raise TimeoutError(f"{command}: the shell ended with {self.text()}")
+                    raise TimeoutError(f"{command}: the shell ended with {self.unread_text()}")
                 self.unread += read
-        before, _, self.unread = self.unread.partition(word)
+        before, _, self.unread = self.unread.partition(marker)
         return before.decode(errors="replace")
 
-    def text(self) -> str:
+    def unread_text(self) -> str:
         return self.unread.decode(errors="replace")[-2000:]
 
     def end(self) -> None:
-        # Its jobs are in its session.
-        for kind in (signal.SIGTERM, signal.SIGKILL):
+        # Background jobs belong to the shell's process group.
+        for number in (signal.SIGTERM, signal.SIGKILL):
             try:
-                os.killpg(self.process.pid, kind)
+                os.killpg(self.process.pid, number)
                 self.process.wait(30)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 pass

@@ -1,4 +1,6 @@
-"""Kills a worker 20 times in each system, and writes OUT/summary.json and a table of it beside dico's chaos run.
+"""Kills a worker 20 times in each system, and compares the recovery with that of dico's chaos run.
+
+Writes OUT/summary.json and prints a table.
 
 usage: compare.py OUT [SYSTEM...]
 """
@@ -19,18 +21,18 @@ FAULTS = 20
 SEED = 1
 
 
-def dico(out: pathlib.Path) -> dict | None:
-    """The chaos run's summary, if there is one."""
+def dico_summary(out: pathlib.Path) -> dict | None:
+    """Returns the summary of the chaos run; None if there is none."""
     path = out / "dico/summary.json"
     if not path.exists():
         return None
-    # A run that ends has recovered from all of its faults.
+    # The chaos run ends only after it has recovered from all faults.
     summary = json.loads(path.read_text())
     summary["recovered"] = summary["faults"]
     journal = out / "dico/chaos/coordinator/journal.sqlite"
     with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as connection:
         (joined,) = connection.execute("SELECT count(*) FROM events WHERE kind = 'joined'").fetchone()
-    # Each worker joins once at first, and once after it was killed.
+    # Each worker joins once at the start, and once after each time that it was killed.
     summary["survivors_restarted"] = joined > WORKERS + summary["faults"]
     return summary
 
@@ -56,14 +58,14 @@ def main() -> None:
     names = sys.argv[2:] or list(SYSTEMS)
     unknown = [name for name in names if name not in SYSTEMS]
     if unknown:
-        sys.exit(f"compare.py: error: unknown system `{unknown[0]}`: it is one of {', '.join(SYSTEMS)}")
-    # Whoever ends this program ends what it started, too.
+        sys.exit(f"compare.py: error: unknown system `{unknown[0]}`: the systems are {', '.join(SYSTEMS)}")
+    # A signal that ends this program also ends the processes that it started.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     path = out / "summary.json"
-    before = json.loads(path.read_text())["systems"] if path.exists() else {}
-    results = {name: result for name, result in before.items() if name in SYSTEMS}
-    if ours := dico(out):
-        results["dico"] = ours
+    previous = json.loads(path.read_text())["systems"] if path.exists() else {}
+    results = {name: result for name, result in previous.items() if name in SYSTEMS}
+    if dico_result := dico_summary(out):
+        results["dico"] = dico_result
     for name in names:
         print(f"== {name}", flush=True)
         folder = out / name.replace(",", "").replace(" ", "-")

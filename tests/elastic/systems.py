@@ -1,4 +1,7 @@
-"""What is compared: how each system's three workers are started, with its own defaults and with its fastest documented settings."""
+"""The systems of the comparison: commands of three workers.
+
+Each system appears with its default settings and with its fastest documented settings.
+"""
 
 import dataclasses
 import pathlib
@@ -8,16 +11,17 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAMS = pathlib.Path(sys.executable).parent
 WORKERS = 3
-# A store for each generation, so that nobody reads an address of the last one: https://github.com/pytorch/pytorch/issues/135712
-OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+# Each generation gets its own store. With a shared store a worker may read an address of the previous
+# generation: https://github.com/pytorch/pytorch/issues/135712
+STORE_PER_GENERATION = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @dataclasses.dataclass
 class System:
-    """Commands that are started, and started again when they end."""
+    """A system: the commands of its workers, which restart when they end."""
 
     workers: list[list[str]]
-    # What has to be there all the time beside them.
+    # Command of a service that runs beside the workers.
     service: list[str] | None = None
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -28,21 +32,24 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def agents(*settings: str, **environment: str) -> System:
-    """torchrun with an agent for each worker, as on three machines; restarts and changes of members count as restarts."""
+def torchrun_agent_per_worker(*settings: str, **environment: str) -> System:
+    """Starts torchrun with an agent for each worker, as on three machines.
+
+    Failures and membership changes both count towards --max-restarts.
+    """
     command = [str(PROGRAMS / "torchrun"), f"--nnodes=1:{WORKERS}", "--nproc-per-node=1", "--max-restarts=1000"]
     command += ["--rdzv-id=toy", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", *settings]
     return System([[*command, str(HERE / "with_torchrun.py")]] * WORKERS, environment=environment)
 
 
-def agent() -> System:
-    """torchrun with one agent for all workers, as on one machine: nobody can join or leave."""
+def torchrun_single_agent() -> System:
+    """Starts torchrun with one agent for all workers, as on one machine: membership is fixed."""
     command = [str(PROGRAMS / "torchrun"), "--standalone", f"--nproc-per-node={WORKERS}", "--max-restarts=1000"]
-    return System([[*command, str(HERE / "with_torchrun.py")]], environment=OWN_STORE)
+    return System([[*command, str(HERE / "with_torchrun.py")]], environment=STORE_PER_GENERATION)
 
 
 def torchft(*settings: str) -> System:
-    """A replica group for each worker and one lighthouse."""
+    """Starts torchft with a replica group for each worker, and one lighthouse."""
     port = free_port()
     lighthouse = [str(PROGRAMS / "torchft_lighthouse"), "--bind", f"127.0.0.1:{port}", "--min_replicas", "1", *settings]
     workers = [[sys.executable, str(HERE / "with_torchft.py")]] * WORKERS
@@ -50,13 +57,13 @@ def torchft(*settings: str) -> System:
 
 
 SYSTEMS = {
-    "torchrun, 3 agents": agents,
-    "torchrun, 3 agents, tuned": lambda: agents(
+    "torchrun, 3 agents": torchrun_agent_per_worker,
+    "torchrun, 3 agents, tuned": lambda: torchrun_agent_per_worker(
         "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1",
-        **OWN_STORE,
+        **STORE_PER_GENERATION,
     ),
-    "torchrun, 1 agent": agent,
-    # As its README starts it.
+    "torchrun, 1 agent": torchrun_single_agent,
+    # As in torchft's README.
     "torchft": lambda: torchft("--quorum_tick_ms", "100", "--join_timeout_ms", "10000"),
     "torchft, tuned": lambda: torchft(
         "--quorum_tick_ms", "10", "--join_timeout_ms", "100", "--heartbeat_timeout_ms", "1000"

@@ -1,4 +1,7 @@
-"""The load: as many parameters as the captioner of the chaos run, one flat gradient, and a record of every applied step."""
+"""The training load: a model as large as the captioner of the chaos run, with one flat gradient.
+
+Records every applied step.
+"""
 
 import os
 import time
@@ -9,12 +12,13 @@ from torch import nn
 # 9 (256 x 256 + 256) = 592,128 parameters; the captioner of the chaos run has 592,320.
 LAYERS = 9
 WIDTH = 256
-# A worker's rows a step. They make a step of three workers on two cores about as long as one of the chaos run.
+# Rows of a worker per step. With these a step of three workers on two cores takes about as long as in
+# the chaos run.
 ROWS = 384
 
 
-class Toy:
-    """A model whose gradients lie in one flat buffer, and its optimizer."""
+class ToyModel:
+    """A model with its optimizer, whose gradients are views of one flat buffer."""
 
     def __init__(self) -> None:
         torch.manual_seed(5)
@@ -23,12 +27,12 @@ class Toy:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         parameters = list(self.model.parameters())
         self.gradient = torch.zeros(sum(parameter.numel() for parameter in parameters))
-        parts = self.gradient.split([parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts):
-            parameter.grad = part.view_as(parameter)
+        views = self.gradient.split([parameter.numel() for parameter in parameters])
+        for parameter, view in zip(parameters, views):
+            parameter.grad = view.view_as(parameter)
 
     def compute(self, step: int, rank: int) -> None:
-        """Leaves the gradient of this rank's rows in the flat buffer."""
+        """Writes the gradient of this rank's rows into the flat buffer."""
         self.gradient.zero_()
         generator = torch.Generator().manual_seed(step * 1000 + rank)
         rows = torch.randn(ROWS, WIDTH, generator=generator)
@@ -42,11 +46,11 @@ class Toy:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-class Record:
-    """Writes a line for each step that this process applied, into the file that all of them share."""
+class StepRecorder:
+    """Appends a line for each step that this process applies to the file that all workers share."""
 
     def __init__(self) -> None:
         self.file = os.open(os.environ["ELASTIC_STEPS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def applied(self, step: int, generation: int, world: int) -> None:
-        os.write(self.file, f"{time.time():.6f} {step} {generation} {world} {os.getpid()}\n".encode())
+    def record(self, step: int, generation: int, world_size: int) -> None:
+        os.write(self.file, f"{time.time():.6f} {step} {generation} {world_size} {os.getpid()}\n".encode())

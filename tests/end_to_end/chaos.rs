@@ -1,25 +1,26 @@
-//! A short storm; `make chaos` is the long one.
+//! Short chaos tests; `make chaos` runs a long one.
 
 use std::time::Duration;
 
 use test_support::Workspace;
 use test_support::chaos::{Chaos, Fault};
 
-fn storm(kinds: Vec<Fault>, faults: usize, seed: u64) {
-    let (limit, steps) = (Duration::from_secs(150), 60 * faults as u64);
-    let chaos = Chaos { workers: 3, kinds, most: faults, limit, seed, steps };
+/// Runs three workers with random faults of these kinds. Checks that no sample is lost or repeated.
+fn run_with_faults(fault_kinds: Vec<Fault>, max_faults: usize, seed: u64) {
+    let (max_duration, steps) = (Duration::from_secs(150), 60 * max_faults as u64);
+    let chaos = Chaos { workers: 3, fault_kinds, max_faults, max_duration, seed, steps };
     let summary = chaos.run(&Workspace::with_images(120), "chaos");
-    assert!(summary.faults > faults / 2, "{summary:?}");
+    assert!(summary.faults > max_faults / 2, "{summary:?}");
     assert_eq!((summary.samples_lost, summary.samples_repeated, summary.divergent_ranks), (0, 0, 0), "{summary:?}");
-    assert_eq!(summary.redone_steps_max, 1, "only the step in flight: {summary:?}");
+    assert_eq!(summary.redone_steps_max, 1, "more than the step in flight was repeated: {summary:?}");
 }
 
 #[test]
-fn workers_that_are_killed_or_stopped_or_asked_to_leave_cost_no_sample() {
-    storm(vec![Fault::Kill, Fault::Kill, Fault::Stop, Fault::Leave], 8, 1);
+fn no_sample_is_lost_or_repeated_when_workers_are_killed_suspended_or_terminated() {
+    run_with_faults(vec![Fault::Kill, Fault::Kill, Fault::Stop, Fault::Leave], 8, 1);
 }
 
 #[test]
-fn a_coordinator_that_is_killed_or_stopped_costs_no_sample() {
-    storm(vec![Fault::KillCoordinator, Fault::StopCoordinator], 6, 2);
+fn no_sample_is_lost_or_repeated_when_the_coordinator_is_killed_or_suspended() {
+    run_with_faults(vec![Fault::KillCoordinator, Fault::StopCoordinator], 6, 2);
 }

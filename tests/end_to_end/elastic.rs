@@ -1,5 +1,5 @@
-//! Workers that join and leave, states that cannot be read, disks that are full: the run continues,
-//! and each sample is trained on once.
+//! Workers that leave, damaged checkpoints and full disks: the run continues, and trains on each
+//! sample once.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,8 +7,9 @@ use std::process::Command;
 use serde_json::Value;
 use test_support::{Coordinator, Process, Workspace, run, wait_for};
 
-/// A run that lasts for a while: many small steps of teacher forcing.
-fn run_file(workspace: &Workspace, name: &str, steps: u64, more: &str) -> PathBuf {
+/// Writes a run file with many small cross-entropy steps, for up to three workers. `more_yaml` is
+/// appended.
+fn run_file(workspace: &Workspace, name: &str, steps: u64, more_yaml: &str) -> PathBuf {
     let folder = workspace.path("");
     let (folder, optimizer) = (folder.display(), "optimizer: { learning_rate: 1.0e-3 }");
     let text = format!(
@@ -16,7 +17,7 @@ fn run_file(workspace: &Workspace, name: &str, steps: u64, more: &str) -> PathBu
          data:\n  karpathy: {{ annotations: {folder}/world/dataset.json, images: {folder}/world/images }}\n\
          vocabulary: corpus\nevaluator: {{ preset: tiny }}\ncaptioner: {{ preset: tiny, dropout: 0.0 }}\n\
          decoding: {{ beams: 2, max_length: 8 }}\nstages:\n  \
-         - {{ name: xe, objective: cross_entropy, steps: {steps}, batch: 12, checkpoint_every: 20, {optimizer} }}\n{more}"
+         - {{ name: xe, objective: cross_entropy, steps: {steps}, batch: 12, checkpoint_every: 20, {optimizer} }}\n{more_yaml}"
     );
     let path = workspace.path(&format!("{name}.yaml"));
     std::fs::write(&path, text).unwrap();
@@ -29,32 +30,33 @@ fn audit(run_file: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Waits until a stage has come so far.
-fn trained(coordinator: &Coordinator, members: usize, step: u64) {
+/// Waits until this number of members trains and the stage has reached this step.
+fn wait_for_step(coordinator: &Coordinator, members: usize, step: u64) {
     wait_for("steps", || {
         let status = coordinator.status();
-        let there = status["members"].as_array().unwrap().len() == members && status["state"] == "running";
-        (there && status["step"].as_u64().unwrap() >= step).then_some(())
+        let is_training = status["members"].as_array().unwrap().len() == members && status["state"] == "running";
+        (is_training && status["step"].as_u64().unwrap() >= step).then_some(())
     });
 }
 
-fn ended_well(process: Process) -> String {
-    let (well, printed) = process.finish();
-    assert!(well);
+/// Waits until a process succeeds. Returns the rest of its stdout.
+fn stdout_of(process: Process) -> String {
+    let (succeeded, printed) = process.finish();
+    assert!(succeeded);
     printed
 }
 
 #[test]
-fn a_worker_that_is_asked_to_end_leaves_after_the_step_in_flight() {
+fn a_terminated_worker_leaves_after_the_step_in_flight() {
     let workspace = Workspace::new();
     let config = run_file(&workspace, "run", 150, "");
     let coordinator = Coordinator::start(&workspace, &config);
-    let [stays, leaves] = [0, 1].map(|rank| coordinator.worker(&workspace, rank));
-    trained(&coordinator, 2, 10);
-    leaves.terminate();
-    assert!(ended_well(leaves).contains("left rank=1"));
-    assert!(ended_well(stays).contains("finished rank=0"));
-    assert!(coordinator.process.finish().0);
+    let [first, second] = [0, 1].map(|worker_id| coordinator.start_worker(&workspace, worker_id));
+    wait_for_step(&coordinator, 2, 10);
+    second.terminate();
+    assert!(stdout_of(second).contains("left rank=1"));
+    assert!(stdout_of(first).contains("finished rank=0"));
+    assert!(coordinator.process.succeeds());
     let audit = audit(&config);
     assert_eq!((&audit["clean"], &audit["samples"]["committed"]), (&true.into(), &(150 * 12).into()));
     let given_up = |generation: &Value| generation["given_up"].as_u64().unwrap();
@@ -66,44 +68,44 @@ fn a_worker_that_is_asked_to_end_leaves_after_the_step_in_flight() {
 }
 
 #[test]
-fn the_last_worker_saves_what_only_it_holds_before_it_leaves() {
+fn the_last_worker_saves_its_state_before_it_leaves() {
     let workspace = Workspace::new();
     let config = run_file(&workspace, "run", 150, "");
     let coordinator = Coordinator::start(&workspace, &config);
-    let first = coordinator.worker(&workspace, 0);
-    trained(&coordinator, 1, 25);
+    let first = coordinator.start_worker(&workspace, 0);
+    wait_for_step(&coordinator, 1, 25);
     first.terminate();
-    assert!(ended_well(first).contains("left rank=0"));
+    assert!(stdout_of(first).contains("left rank=0"));
     let status = coordinator.status();
     assert_eq!(status["state"], "waiting");
     let (step, reason) = (status["step"].as_u64().unwrap(), status["reason"].as_str().unwrap());
     assert!(reason.contains("0 of at least 1 workers"), "{reason}");
     assert!(step >= 25 && workspace.path("run/checkpoints").join(format!("0-xe-{step:08}")).is_dir(), "step {step}");
-    assert!(ended_well(coordinator.worker(&workspace, 0)).contains("finished rank=0"));
-    assert!(coordinator.process.finish().0);
+    assert!(stdout_of(coordinator.start_worker(&workspace, 0)).contains("finished rank=0"));
+    assert!(coordinator.process.succeeds());
     let audit = audit(&config);
     assert_eq!((&audit["clean"], &audit["samples"]["committed"]), (&true.into(), &(150 * 12).into()));
     assert_eq!(workspace.events("run", "rollback"), Vec::<Value>::new());
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_used() {
+fn a_damaged_checkpoint_is_recorded_and_the_previous_one_is_used() {
     let workspace = Workspace::new();
     let config = run_file(&workspace, "run", 150, "");
     let coordinator = Coordinator::start(&workspace, &config);
-    let worker = coordinator.worker(&workspace, 0);
-    let saved = || -> Vec<String> {
+    let worker = coordinator.start_worker(&workspace, 0);
+    let checkpoint_names = || -> Vec<String> {
         let journal = workspace.journal("run");
         let mut names = journal.prepare("SELECT name FROM checkpoints WHERE deleted IS NULL ORDER BY step").unwrap();
         names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     };
     wait_for("two checkpoints", || {
-        (coordinator.status()["step"].as_u64() > Some(45) && saved().len() == 2).then_some(())
+        (coordinator.status()["step"].as_u64() > Some(45) && checkpoint_names().len() == 2).then_some(())
     });
-    // No survivor holds the state.
+    // No member is left that holds the state.
     drop(worker);
     drop(coordinator);
-    let names = saved();
+    let names = checkpoint_names();
     let file = workspace.path("run/checkpoints").join(&names[1]).join("optimizer.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
@@ -111,25 +113,26 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_used() {
     std::fs::write(&file, bytes).unwrap();
 
     let coordinator = Coordinator::start(&workspace, &config);
-    assert!(ended_well(coordinator.worker(&workspace, 0)).contains("finished rank=0"));
-    assert!(coordinator.process.finish().0);
+    assert!(stdout_of(coordinator.start_worker(&workspace, 0)).contains("finished rank=0"));
+    assert!(coordinator.process.succeeds());
     let damaged = workspace.events("run", "checkpoint_damaged");
     assert_eq!((damaged.len(), &damaged[0]["checkpoint"]), (1, &names[1].clone().into()));
     assert!(damaged[0]["reason"].as_str().unwrap().contains("optimizer.safetensors"), "{}", damaged[0]);
-    let sources: i64 = workspace
+    let generations: i64 = workspace
         .journal("run")
         .query_row("SELECT count(*) FROM generations WHERE source = ?", [format!("checkpoint {}", names[0])], |row| {
             row.get(0)
         })
         .unwrap();
-    assert_eq!(sources, 1);
+    assert_eq!(generations, 1);
     assert_eq!(audit(&config)["clean"], true);
 }
 
-/// A file system of so many bytes, gone with the test; none where this process may not mount one.
+/// A file system of limited size, which is unmounted when this is dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
+    /// Mounts a file system of this size; none if this process may not mount one.
     fn mount(bytes: u64) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let size = format!("size={bytes}");
@@ -137,7 +140,7 @@ impl SmallDisk {
         if mount.as_ref().is_ok_and(|output| output.status.success()) {
             return Some(Self(folder));
         }
-        eprintln!("SKIPPED: a full disk needs a file system that this process may not mount: {mount:?}");
+        eprintln!("SKIPPED: the test needs a small file system, and this process may not mount one: {mount:?}");
         None
     }
 }
@@ -149,24 +152,24 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk_pauses_the_run_until_there_is_room() {
+fn a_full_disk_pauses_the_run_until_space_is_free() {
     let Some(disk) = SmallDisk::mount(64 << 20) else { return };
-    let hoard = disk.0.path().join("hoard");
-    // What is left cannot hold a checkpoint.
-    std::fs::write(&hoard, vec![1; (64 << 20) - (128 << 10)]).unwrap();
+    let filler = disk.0.path().join("filler");
+    // The rest of the disk is too small for a checkpoint.
+    std::fs::write(&filler, vec![1; (64 << 20) - (128 << 10)]).unwrap();
     let workspace = Workspace::new();
-    let to = format!("checkpoints: {{ to: \"file://{}/checkpoints\", keep: 1 }}\n", disk.0.path().display());
-    let config = run_file(&workspace, "run", 60, &to);
+    let checkpoints = format!("checkpoints: {{ url: \"file://{}/checkpoints\", keep: 1 }}\n", disk.0.path().display());
+    let config = run_file(&workspace, "run", 60, &checkpoints);
     let coordinator = Coordinator::start(&workspace, &config);
-    let worker = coordinator.worker(&workspace, 0);
+    let worker = coordinator.start_worker(&workspace, 0);
     let reason = wait_for("a pause", || {
         let status = coordinator.status();
         (status["state"] == "paused").then(|| status["reason"].as_str().unwrap().to_owned())
     });
-    assert!(reason.contains("cannot save 0-xe-00000020") && reason.contains("room"), "{reason}");
-    std::fs::remove_file(hoard).unwrap();
-    assert!(ended_well(worker).contains("finished rank=0"));
-    assert!(coordinator.process.finish().0);
+    assert!(reason.contains("cannot save 0-xe-00000020") && reason.contains("no space is left"), "{reason}");
+    std::fs::remove_file(filler).unwrap();
+    assert!(stdout_of(worker).contains("finished rank=0"));
+    assert!(coordinator.process.succeeds());
     assert_eq!((workspace.events("run", "save_failed").len(), workspace.events("run", "saved_again").len()), (1, 1));
     assert_eq!(audit(&config)["clean"], true);
 }

@@ -1,11 +1,12 @@
-//! How programs end: the exit codes of docs/operations.md, and what they say.
+//! How programs end: the exit statuses of docs/operations.md, signals, and closed or full standard
+//! output.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use test_support::{Coordinator, Process, Workspace, command, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, command, run_to_completion, error_line, run, wait_for};
 
-/// A run of many small steps, too long to be over before it is asked to end.
+/// Writes the run file of a run that does not finish during a test.
 fn long_run(workspace: &Workspace) -> PathBuf {
     let folder = workspace.path("");
     let folder = folder.display();
@@ -20,10 +21,10 @@ fn long_run(workspace: &Workspace) -> PathBuf {
     path
 }
 
-/// Starts a run with two workers that have a status of their own for leaving, and waits until it trains.
-fn train(workspace: &Workspace) -> (Coordinator, [Process; 2]) {
+/// Starts a run with two workers whose exit status after leaving is 75. Waits until both train.
+fn start_training(workspace: &Workspace) -> (Coordinator, [Process; 2]) {
     let coordinator = Coordinator::start(workspace, &long_run(workspace));
-    let workers = [0, 1].map(|rank| coordinator.worker_with(workspace, rank, &["--left-status", "75"]));
+    let workers = [0, 1].map(|worker_id| coordinator.start_worker_with(workspace, worker_id, &["--left-status", "75"]));
     wait_for("steps of both workers", || {
         let status = coordinator.status();
         let members = status["members"].as_array().unwrap().len();
@@ -32,47 +33,48 @@ fn train(workspace: &Workspace) -> (Coordinator, [Process; 2]) {
     (coordinator, workers)
 }
 
-/// A worker has left in good order: with its own status, and without an error.
-fn left(worker: Process, log: &Path) {
-    let (code, printed) = worker.exit();
+/// Checks that a worker leaves with exit status 75 and without an error.
+fn assert_left(worker: Process, log: &Path) {
+    let (code, printed) = worker.wait_for_exit();
     let log = std::fs::read_to_string(log).unwrap();
     assert_eq!(code, Some(75), "{log}");
     assert!(printed.contains("left rank="), "{printed}");
     assert!(!log.contains("error"), "{log}");
 }
 
-fn control(coordinator: &Coordinator, arguments: &[&str]) {
+/// Runs an admin command of `coordinator`.
+fn run_admin_command(coordinator: &Coordinator, arguments: &[&str]) {
     let output = run("coordinator", &[arguments, &["--coordinator", &coordinator.url]].concat());
     assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
-fn a_drained_worker_leaves_in_good_order_and_so_do_all_when_the_coordinator_stops() {
+fn workers_exit_with_left_status_after_a_drain_and_after_a_stop_of_the_run() {
     let workspace = Workspace::new();
-    let (coordinator, [first, second]) = train(&workspace);
-    control(&coordinator, &["drain", "1"]);
-    left(second, &workspace.path("worker-1.log"));
-    control(&coordinator, &["stop"]);
-    left(first, &workspace.path("worker-0.log"));
-    assert_eq!(coordinator.process.exit().0, Some(0));
+    let (coordinator, [first, second]) = start_training(&workspace);
+    run_admin_command(&coordinator, &["drain", "1"]);
+    assert_left(second, &workspace.path("worker-1.log"));
+    run_admin_command(&coordinator, &["stop"]);
+    assert_left(first, &workspace.path("worker-0.log"));
+    assert_eq!(coordinator.process.wait_for_exit().0, Some(0));
 }
 
 #[test]
-fn all_leave_in_good_order_when_the_coordinator_gets_a_signal() {
+fn workers_exit_with_left_status_when_the_coordinator_is_terminated() {
     let workspace = Workspace::new();
-    let (coordinator, [first, second]) = train(&workspace);
+    let (coordinator, [first, second]) = start_training(&workspace);
     coordinator.process.terminate();
-    left(first, &workspace.path("worker-0.log"));
-    left(second, &workspace.path("worker-1.log"));
-    assert_eq!(coordinator.process.exit().0, Some(0));
+    assert_left(first, &workspace.path("worker-0.log"));
+    assert_left(second, &workspace.path("worker-1.log"));
+    assert_eq!(coordinator.process.wait_for_exit().0, Some(0));
 }
 
 #[test]
-fn a_watch_ends_with_the_run_although_the_coordinator_goes_first() {
+fn watch_ends_with_the_run_and_events_lists_and_filters_the_run_events() {
     let workspace = Workspace::new();
     let run_file = workspace.run_file("run", 1, "");
     let coordinator = Coordinator::start(&workspace, &run_file);
-    // So far apart that the run is over between two looks: the last one comes when it is.
+    // The run ends within the first interval. The last line is printed at the end of the run.
     let watch = ["watch", "--plain", "--coordinator", &coordinator.url, "--interval"];
     let mut watches = ["50", "60"].map(|interval| {
         Process::start(
@@ -80,59 +82,58 @@ fn a_watch_ends_with_the_run_although_the_coordinator_goes_first() {
             workspace.path(&format!("watch-{interval}.log")),
         )
     });
-    let first: Vec<String> = watches.iter_mut().map(Process::line).collect();
-    assert!(first.iter().all(|line| line.contains("waiting")), "{first:?}");
-    let (worker_ended, _) = coordinator.worker(&workspace, 0).finish();
-    assert!(worker_ended);
+    let first_lines: Vec<String> = watches.iter_mut().map(Process::read_line).collect();
+    assert!(first_lines.iter().all(|line| line.contains("waiting")), "{first_lines:?}");
+    assert!(coordinator.start_worker(&workspace, 0).succeeds());
     for watch in watches {
-        let (code, printed) = watch.exit();
+        let (code, printed) = watch.wait_for_exit();
         assert_eq!(code, Some(0));
         assert!(printed.lines().last().is_some_and(|line| line.contains("finished")), "{printed}");
     }
-    assert_eq!(coordinator.process.exit().0, Some(0));
+    assert_eq!(coordinator.process.wait_for_exit().0, Some(0));
 
     let config = run_file.to_string_lossy();
-    let events = |more: &[&str]| run("coordinator", &[&["events", "--config", &*config], more].concat());
-    let told = String::from_utf8(events(&[]).stdout).unwrap();
+    let run_events = |options: &[&str]| run("coordinator", &[&["events", "--config", &*config], options].concat());
+    let text = String::from_utf8(run_events(&[]).stdout).unwrap();
     for kind in ["joined", "generation", "checkpoint", "evaluation", "finished"] {
-        assert!(told.lines().any(|line| line.split_whitespace().nth(3) == Some(kind)), "no {kind} in {told}");
+        assert!(text.lines().any(|line| line.split_whitespace().nth(3) == Some(kind)), "no {kind} in {text}");
     }
-    let only = String::from_utf8(events(&["--kind", "evaluation", "--json"]).stdout).unwrap();
-    let only: Vec<serde_json::Value> = only.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(!only.is_empty() && only.iter().all(|event| event["kind"] == "evaluation"), "{only:?}");
-    let unknown = events(&["--kind", "evaluated"]);
+    let filtered = String::from_utf8(run_events(&["--kind", "evaluation", "--json"]).stdout).unwrap();
+    let filtered: Vec<serde_json::Value> = filtered.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(!filtered.is_empty() && filtered.iter().all(|event| event["kind"] == "evaluation"), "{filtered:?}");
+    let unknown = run_events(&["--kind", "evaluated"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("checkpoint_damaged"), "{unknown:?}");
 }
 
 #[test]
-fn what_fails_says_so_in_one_line_and_with_status_1() {
+fn errors_have_exit_status_1_and_wrong_options_exit_status_2() {
     let audit = run("coordinator", &["audit", "--state", "nowhere"]);
     assert_eq!(audit.status.code(), Some(1));
     assert!(error_line(&audit).contains("nowhere"));
     assert_eq!(run("worker", &["join", "--no-such-option"]).status.code(), Some(2));
 }
 
-/// Runs a program whose standard output goes nowhere: its status, and what it says of that.
-fn run_into(stdout: Stdio, program: &str, arguments: &[&str]) -> (Option<i32>, String) {
+/// Runs a program with this standard output. Returns its exit status and its stderr.
+fn run_with_stdout(stdout: Stdio, program: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let output = command(program).args(arguments).stdout(stdout).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!said.contains("panicked"), "{program} {arguments:?}: {said}");
-    (output.status.code(), said)
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!stderr.contains("panicked"), "{program} {arguments:?}: {stderr}");
+    (output.status.code(), stderr)
 }
 
-/// A pipe that nobody reads.
-fn closed() -> Stdio {
+/// A pipe whose reading end is closed.
+fn closed_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     writer.into()
 }
 
 #[test]
-fn a_full_or_closed_standard_output_is_no_panic() {
+fn a_full_standard_output_is_an_error_and_a_closed_one_is_not() {
     let workspace = Workspace::new();
     let config = workspace.run_file("run", 1, "");
-    complete(&workspace, &config, 1);
+    run_to_completion(&workspace, &config, 1);
     let checkpoint = workspace.last_checkpoint("run");
     let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
     let [config, checkpoint, image, world, html, logs, exported, drawn, references] = [
@@ -164,73 +165,73 @@ fn a_full_or_closed_standard_output_is_no_panic() {
         ("worker", &["evaluate", "--config", &config, "--checkpoint", &checkpoint, "--threads", "1"]),
     ];
     for (program, arguments) in commands {
-        for made in [&html, &logs, &exported, &drawn] {
-            _ = std::fs::remove_dir_all(made).or_else(|_| std::fs::remove_file(made));
+        for created in [&html, &logs, &exported, &drawn] {
+            _ = std::fs::remove_dir_all(created).or_else(|_| std::fs::remove_file(created));
         }
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let (status, said) = run_into(full.into(), program, arguments);
-        assert_eq!(status, Some(1), "{program} {arguments:?}: {said}");
-        assert!(said.contains("standard output: No space left"), "{program} {arguments:?}: {said}");
-        for made in [&html, &logs, &exported, &drawn] {
-            _ = std::fs::remove_dir_all(made).or_else(|_| std::fs::remove_file(made));
+        let (status, stderr) = run_with_stdout(full.into(), program, arguments);
+        assert_eq!(status, Some(1), "{program} {arguments:?}: {stderr}");
+        assert!(stderr.contains("standard output: No space left"), "{program} {arguments:?}: {stderr}");
+        for created in [&html, &logs, &exported, &drawn] {
+            _ = std::fs::remove_dir_all(created).or_else(|_| std::fs::remove_file(created));
         }
-        let (status, said) = run_into(closed(), program, arguments);
-        assert_eq!(status, Some(0), "{program} {arguments:?}: {said}");
+        let (status, stderr) = run_with_stdout(closed_pipe(), program, arguments);
+        assert_eq!(status, Some(0), "{program} {arguments:?}: {stderr}");
     }
 }
 
 #[test]
-fn a_run_does_not_depend_on_who_reads_what_it_says() {
+fn a_run_finishes_although_stdout_and_stderr_are_closed() {
     let workspace = Workspace::new();
     let config = workspace.run_file("run", 1, "");
-    // A free port: where it listens cannot be read.
+    // A chosen port, because the address cannot be read from standard output.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (listen, url) = (format!("127.0.0.1:{port}"), format!("http://127.0.0.1:{port}"));
     let mut serve = command("coordinator");
     serve.arg("serve").arg("--config").arg(&config).args(["--listen", &listen, "--http", "127.0.0.1:0"]);
-    let mut coordinator = serve.stdout(closed()).stderr(closed()).spawn().unwrap();
+    let mut coordinator = serve.stdout(closed_pipe()).stderr(closed_pipe()).spawn().unwrap();
     let mut join = command("worker");
     join.args(["join", "--coordinator", &url, "--rank", "0", "--threads", "1"]);
-    let worker = join.stdout(closed()).stderr(closed()).status().unwrap();
+    let worker = join.stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap();
     assert_eq!((worker.code(), coordinator.wait().unwrap().code()), (Some(0), Some(0)));
     assert_eq!(workspace.events("run", "finished").len(), 1);
 }
 
 #[test]
-fn a_terminal_that_is_closed_stops_the_run_in_good_order_and_a_warning_does_not() {
+fn sighup_stops_the_run_and_sigusr1_and_sigusr2_do_not() {
     let workspace = Workspace::new();
-    let (mut coordinator, workers) = train(&workspace);
+    let (mut coordinator, workers) = start_training(&workspace);
     let reached = coordinator.status()["step"].as_u64();
     for signal in ["USR1", "USR2"] {
         coordinator.process.signal(signal);
         workers.iter().for_each(|worker| worker.signal(signal));
     }
     wait_for("more steps", || (coordinator.status()["step"].as_u64() > reached.map(|step| step + 20)).then_some(()));
-    assert!(!coordinator.process.ended());
-    // More than once, as a shell and the system do.
+    assert!(!coordinator.process.has_ended());
+    // Twice, because the shell and the kernel may both send it.
     coordinator.process.signal("HUP");
     coordinator.process.signal("HUP");
     let [first, second] = workers;
-    left(first, &workspace.path("worker-0.log"));
-    left(second, &workspace.path("worker-1.log"));
-    assert_eq!(coordinator.process.exit().0, Some(0));
+    assert_left(first, &workspace.path("worker-0.log"));
+    assert_left(second, &workspace.path("worker-1.log"));
+    assert_eq!(coordinator.process.wait_for_exit().0, Some(0));
     assert_eq!(workspace.events("run", "stopped").len(), 1);
 }
 
 #[test]
-fn a_run_under_nohup_goes_on_when_the_terminal_is_closed() {
+fn a_coordinator_under_nohup_ignores_sighup() {
     let workspace = Workspace::new();
     let config = long_run(&workspace);
     let mut serve = std::process::Command::new("nohup");
-    serve.arg(test_support::program("coordinator")).arg("serve").arg("--config").arg(&config);
+    serve.arg(test_support::program_path("coordinator")).arg("serve").arg("--config").arg(&config);
     serve.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]).stdin(Stdio::null());
     let mut coordinator = Process::start(&mut serve, workspace.path("coordinator.log"));
-    let line = coordinator.line();
+    let line = coordinator.read_line();
     let url = format!("http://{}", line.split("grpc=").nth(1).unwrap().split_whitespace().next().unwrap());
     coordinator.signal("HUP");
     let status = run("coordinator", &["status", "--coordinator", &url]);
     assert!(status.status.success(), "{status:?}");
-    assert!(!coordinator.ended());
+    assert!(!coordinator.has_ended());
     coordinator.terminate();
-    assert_eq!(coordinator.exit().0, Some(0));
+    assert_eq!(coordinator.wait_for_exit().0, Some(0));
 }

@@ -1,21 +1,23 @@
-//! What an evaluation says does not depend on who does it.
+//! Evaluations: their results do not depend on the number of workers, on failures, or on whether a
+//! worker of a run or `worker evaluate` computes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use test_support::{Coordinator, Process, Workspace, clip, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, clip, run_to_completion, error_line, run, wait_for};
 
-/// A place whose validation split takes several ranges, and a checkpoint of a short run on it.
-fn workspace() -> (Workspace, PathBuf) {
+/// A workspace whose validation split has several ranges, and a checkpoint of a short run.
+fn workspace_with_checkpoint() -> (Workspace, PathBuf) {
     let workspace = Workspace::with_images(1100);
-    complete(&workspace, &workspace.run_file("first", 1, ""), 1);
+    run_to_completion(&workspace, &workspace.run_file("first", 1, ""), 1);
     let checkpoint = workspace.last_checkpoint("first");
-    clip::write(&workspace.path("clip.safetensors"), 1);
+    clip::write_random_weights(&workspace.path("clip.safetensors"), 1);
     (workspace, checkpoint)
 }
 
-/// A run that starts from `checkpoint` and is evaluated before every of `steps` steps, by its own evaluator, by another, and by its
-/// own under another name.
+/// Writes the run file of a run that starts from `checkpoint` and is evaluated before each of its
+/// `steps` steps. It has three evaluators: that of the checkpoint, another one, and that of the
+/// checkpoint under another name.
 fn run_file(workspace: &Workspace, name: &str, checkpoint: &Path, workers: &str, steps: u32) -> PathBuf {
     let (folder, checkpoint) = (workspace.path("").display().to_string(), checkpoint.display());
     let text = format!(
@@ -36,7 +38,7 @@ fn run_file(workspace: &Workspace, name: &str, checkpoint: &Path, workers: &str,
     path
 }
 
-/// Metrics and items of the evaluation before the first step.
+/// The metrics and items of the evaluation before the first step.
 fn first_evaluation(workspace: &Workspace, name: &str) -> (String, Vec<[String; 3]>) {
     let journal = workspace.journal(name);
     let metrics =
@@ -48,17 +50,17 @@ fn first_evaluation(workspace: &Workspace, name: &str) -> (String, Vec<[String; 
 }
 
 #[test]
-fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
-    let (workspace, checkpoint) = workspace();
-    let evaluated = [1, 2, 3].map(|workers| {
+fn an_evaluation_is_the_same_on_one_two_and_three_workers_and_by_worker_evaluate() {
+    let (workspace, checkpoint) = workspace_with_checkpoint();
+    let evaluations = [1, 2, 3].map(|workers| {
         let name = format!("by-{workers}");
         let config = run_file(&workspace, &name, &checkpoint, &format!("{{ min: {workers}, max: {workers} }}"), 1);
-        complete(&workspace, &config, workers);
+        run_to_completion(&workspace, &config, workers);
         first_evaluation(&workspace, &name)
     });
-    assert_eq!(evaluated[0].1.len(), 110);
-    assert_eq!(evaluated[0], evaluated[1]);
-    assert_eq!(evaluated[0], evaluated[2]);
+    assert_eq!(evaluations[0].1.len(), 110);
+    assert_eq!(evaluations[0], evaluations[1]);
+    assert_eq!(evaluations[0], evaluations[2]);
 
     let [checkpoint, config] =
         [&checkpoint, &workspace.path("by-1.yaml")].map(|path| path.to_string_lossy().into_owned());
@@ -79,14 +81,14 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
     let output = run("worker", &arguments);
     assert!(output.status.success(), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let metrics: serde_json::Value = serde_json::from_str(&evaluated[0].0).unwrap();
+    let metrics: serde_json::Value = serde_json::from_str(&evaluations[0].0).unwrap();
     assert_eq!(report["corpus"], metrics);
     for name in ["pac_s", "ref_pac_s", "retrieval_r1", "retrieval_mrr"] {
-        let again = match name.strip_prefix("retrieval") {
+        let second_name = match name.strip_prefix("retrieval") {
             Some(rest) => format!("pac_s_again_retrieval{rest}"),
             None => format!("{name}_again"),
         };
-        assert!(metrics[name].is_number() && metrics[&again] == metrics[name], "{again}: {metrics}");
+        assert!(metrics[name].is_number() && metrics[&second_name] == metrics[name], "{second_name}: {metrics}");
     }
     for name in ["clip_s", "ref_clip_s", "clip_s_retrieval_r5"] {
         assert!(metrics[name].is_number(), "{name} is missing in {metrics}");
@@ -95,7 +97,7 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
     for metric in ["pac_s", "ref_pac_s", "cider", "meteor", "rouge_l", "rep_1", "retrieval_r10", "grammatical"] {
         assert!(metrics[metric].is_number(), "{metric} is missing in {metrics}");
     }
-    // COCO's result format, from the command and from the coordinator.
+    // COCO's result format, written by the command and by the coordinator.
     let by_command = std::fs::read_to_string(&captions).unwrap();
     let by_coordinator = std::fs::read_to_string(workspace.path("by-2/captions/0-dico-00000000.json")).unwrap();
     assert_eq!(by_command, by_coordinator);
@@ -105,74 +107,75 @@ fn one_two_and_three_workers_say_the_same_and_so_does_the_command() {
     assert!(results.iter().all(|result| result["caption"].is_string()));
 
     let error = error_line(&run("worker", &["evaluate", "--checkpoint", "/nowhere", "--config", &config]));
-    assert!(error.contains("/nowhere") && error.contains("no model folder"), "{error}");
+    assert!(error.contains("/nowhere") && error.contains("is not a model folder"), "{error}");
 }
 
 #[test]
-fn an_evaluation_that_loses_a_worker_finishes_without_it_and_captions_every_image_once() {
-    let (workspace, checkpoint) = workspace();
-    let config = run_file(&workspace, "shaken", &checkpoint, "{ min: 1, max: 3 }", 40);
+fn an_evaluation_continues_after_a_failure_and_captions_each_image_once() {
+    let (workspace, checkpoint) = workspace_with_checkpoint();
+    let config = run_file(&workspace, "with-failures", &checkpoint, "{ min: 1, max: 3 }", 40);
     let coordinator = Coordinator::start(&workspace, &config);
-    let mut workers: BTreeMap<u32, Process> = (0..3).map(|rank| (rank, coordinator.worker(&workspace, rank))).collect();
-    // Until one was lost in the middle of an evaluation: not every blow falls there.
-    let mut next = 3;
-    let survived = loop {
-        let (victim, generation) = wait_for("an evaluation", || evaluating(&coordinator, &workers));
-        workers.remove(&victim);
-        if let Some(step) = survived_evaluation(&workspace, generation) {
+    let mut workers: BTreeMap<u32, Process> = (0..3).map(|worker_id| (worker_id, coordinator.start_worker(&workspace, worker_id))).collect();
+    // Kills workers until one was killed in the middle of an evaluation.
+    let mut next_id = 3;
+    let step = loop {
+        let (worker_id, generation) = wait_for("an evaluation", || evaluating_worker(&coordinator, &workers));
+        workers.remove(&worker_id);
+        if let Some(step) = continued_evaluation(&workspace, generation) {
             break step;
         }
-        workers.insert(next, coordinator.worker(&workspace, next));
-        next += 1;
+        workers.insert(next_id, coordinator.start_worker(&workspace, next_id));
+        next_id += 1;
     };
-    let journal = workspace.journal("shaken");
-    let items = |sql: &str| journal.query_row(sql, [survived], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
-    assert_eq!(items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
+    let journal = workspace.journal("with-failures");
+    let count_items = |sql: &str| journal.query_row(sql, [step], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count_items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
+    assert_eq!(count_items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
 }
 
-/// A worker that is seen in an evaluation together with others: its rank, and the generation.
-fn evaluating(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Option<(u32, i64)> {
+/// A worker that takes part in an evaluation with others: its id, and the generation.
+fn evaluating_worker(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Option<(u32, i64)> {
     let status = coordinator.status();
     let members = status["members"].as_array().unwrap();
     let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
-    let mut ranks = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
-    let rank = ranks.rfind(|rank| workers.contains_key(rank))?;
-    Some((rank, status["generation"].as_i64().unwrap()))
+    let mut worker_ids = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
+    let worker_id = worker_ids.rfind(|worker_id| workers.contains_key(worker_id))?;
+    Some((worker_id, status["generation"].as_i64().unwrap()))
 }
 
-/// The step of an evaluation that was due when the generation `lost` lost a member, and that a later one finished; none if it was
-/// finished before.
-fn survived_evaluation(workspace: &Workspace, lost: i64) -> Option<i64> {
-    let journal = workspace.journal("shaken");
-    let number = |sql: &str, of: i64| journal.query_row(sql, [of], |row| row.get::<_, Option<i64>>(0)).unwrap();
-    // What the next generation does first is to finish an evaluation that is not, at the step where it begins.
+/// The step of the evaluation that was in progress when `failed_generation` lost a member, and that
+/// a later generation finished; none if `failed_generation` had finished it.
+fn continued_evaluation(workspace: &Workspace, failed_generation: i64) -> Option<i64> {
+    let journal = workspace.journal("with-failures");
+    let query = |sql: &str, parameter: i64| journal.query_row(sql, [parameter], |row| row.get::<_, Option<i64>>(0)).unwrap();
+    // The next generation first finishes the evaluation, at the step at which it starts.
     let start = "SELECT (SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1)";
-    let step = wait_for("the next generation", || number(start, lost));
-    let by = "SELECT min(generation) FROM evaluations WHERE step = ?";
-    let generation = wait_for("its evaluation", || number(by, step));
-    (generation > lost).then_some(step)
+    let step = wait_for("the next generation", || query(start, failed_generation));
+    let first_generation = "SELECT min(generation) FROM evaluations WHERE step = ?";
+    let generation = wait_for("its evaluation", || query(first_generation, step));
+    (generation > failed_generation).then_some(step)
 }
 
-/// Gives the images of the validation split folders, so that two each have the same file name; scenes with them.
-fn pair_file_names(workspace: &Workspace) -> serde_json::Value {
+/// Moves the images of the validation split to two folders, so that pairs of images have the same
+/// file name. Changes the annotations and scenes accordingly, and returns the annotations.
+fn create_duplicate_file_names(workspace: &Workspace) -> serde_json::Value {
     let read = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(workspace.path(&format!("world/{name}.json"))).unwrap()).unwrap()
     };
     let (mut dataset, mut scenes) = (read("dataset"), read("scenes"));
     let images = workspace.path("world/images");
-    let mut next = 0;
+    let mut index = 0;
     for image in dataset["images"].as_array_mut().unwrap() {
         if image["split"] != "val" {
             continue;
         }
-        let (folder, name) = (["a", "b"][next % 2], format!("{}.jpg", next / 2));
+        let (folder, name) = (["a", "b"][index % 2], format!("{}.jpg", index / 2));
         std::fs::create_dir_all(images.join(folder)).unwrap();
-        let old = image["filename"].as_str().unwrap().to_owned();
-        std::fs::rename(images.join(&old), images.join(folder).join(&name)).unwrap();
-        scenes[format!("{folder}/{name}")] = scenes[&old].clone();
+        let old_name = image["filename"].as_str().unwrap().to_owned();
+        std::fs::rename(images.join(&old_name), images.join(folder).join(&name)).unwrap();
+        scenes[format!("{folder}/{name}")] = scenes[&old_name].clone();
         (image["filepath"], image["filename"]) = (folder.into(), name.into());
-        next += 1;
+        index += 1;
     }
     for (name, value) in [("dataset", &dataset), ("scenes", &scenes)] {
         std::fs::write(workspace.path(&format!("world/{name}.json")), value.to_string()).unwrap();
@@ -181,12 +184,12 @@ fn pair_file_names(workspace: &Workspace) -> serde_json::Value {
 }
 
 #[test]
-fn images_of_one_file_name_are_all_evaluated_and_score_against_cocos_annotations() {
+fn images_with_the_same_file_name_are_all_evaluated_and_scored() {
     let workspace = Workspace::new();
-    let dataset = pair_file_names(&workspace);
-    complete(&workspace, &workspace.run_file("paired", 1, ""), 1);
+    let dataset = create_duplicate_file_names(&workspace);
+    run_to_completion(&workspace, &workspace.run_file("duplicates", 1, ""), 1);
 
-    let journal = workspace.journal("paired");
+    let journal = workspace.journal("duplicates");
     let query = "SELECT DISTINCT image FROM evaluation_items WHERE stage = 2 AND step = 4 ORDER BY image";
     let mut statement = journal.prepare(query).unwrap();
     let images: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
@@ -194,44 +197,45 @@ fn images_of_one_file_name_are_all_evaluated_and_score_against_cocos_annotations
     let query = "SELECT count(*) FROM evaluation_items WHERE scores_json ->> 'truthful' IS NOT NULL AND stage = 2";
     assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 12);
 
-    // The captions of the run, against the annotations in COCO's form and in Karpathy's.
-    let validation = || dataset["images"].as_array().unwrap().iter().filter(|image| image["split"] == "val");
-    let annotations = validation().flat_map(|image| {
+    // Scores the captions of the run against the annotations in COCO's format and in Karpathy's.
+    let validation_images = || dataset["images"].as_array().unwrap().iter().filter(|image| image["split"] == "val");
+    let annotations = validation_images().flat_map(|image| {
         let sentences = image["sentences"].as_array().unwrap();
         sentences.iter().map(|sentence| serde_json::json!({ "image_id": image["cocoid"], "caption": sentence["raw"] }))
     });
     let coco = serde_json::json!({ "images": [], "annotations": annotations.collect::<Vec<_>>() });
     std::fs::write(workspace.path("coco.json"), coco.to_string()).unwrap();
-    let score = |references: &str, more: &[&str]| {
+    let score = |references: &str, options: &[&str]| {
         let [references, candidates] =
-            [references, "paired/captions/2-dico-00000004.json"].map(|name| workspace.path(name).display().to_string());
+            [references, "duplicates/captions/2-dico-00000004.json"].map(|name| workspace.path(name).display().to_string());
         let arguments = ["score", "--references", &references, "--candidates", &candidates, "--json"];
-        let output = run("worker", &[&arguments[..], more].concat());
+        let output = run("worker", &[&arguments[..], options].concat());
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
     };
-    let by_coco = score("coco.json", &[]);
-    assert_eq!(by_coco["items"]["cider"].as_object().unwrap().len(), 6);
-    assert_eq!(score("world/dataset.json", &["--split", "val"])["corpus"], by_coco["corpus"]);
+    let coco_scores = score("coco.json", &[]);
+    assert_eq!(coco_scores["items"]["cider"].as_object().unwrap().len(), 6);
+    assert_eq!(score("world/dataset.json", &["--split", "val"])["corpus"], coco_scores["corpus"]);
 
-    // The report shows all of them.
-    let [config, report] = ["paired.yaml", "report.html"].map(|name| workspace.path(name).display().to_string());
-    let made = run("coordinator", &["report", "--config", &config, "--out", &report]);
-    assert!(made.status.success(), "{made:?}");
+    // The report has all of the images.
+    let [config, report] = ["duplicates.yaml", "report.html"].map(|name| workspace.path(name).display().to_string());
+    let output = run("coordinator", &["report", "--config", &config, "--out", &report]);
+    assert!(output.status.success(), "{output:?}");
     let report = std::fs::read_to_string(report).unwrap();
     assert!(images.iter().all(|image| report.contains(image)) && report.contains("data:image/jpeg;base64,"));
-    evaluate_without_captions(&workspace);
+    check_evaluation_without_references(&workspace);
 }
 
-/// Captions an image list, as an evaluation server wants it, with domains as nocaps has them.
-fn evaluate_without_captions(workspace: &Workspace) {
+/// Evaluates a checkpoint on images without captions, as for an evaluation server. Images have
+/// domains, as in nocaps.
+fn check_evaluation_without_references(workspace: &Workspace) {
     let images = (0..3).zip(["a/0.jpg", "b/0.jpg", "a/1.jpg"]).map(|(id, name)| {
         serde_json::json!({ "id": 100 + id, "file_name": name, "domain": if id == 0 { "in-domain" } else { "out-domain" } })
     });
     let list = serde_json::json!({ "info": {}, "images": images.collect::<Vec<_>>() });
     std::fs::write(workspace.path("list.json"), list.to_string()).unwrap();
     let folder = workspace.path("").display().to_string();
-    let config = std::fs::read_to_string(workspace.path("paired.yaml")).unwrap();
+    let config = std::fs::read_to_string(workspace.path("duplicates.yaml")).unwrap();
     let karpathy = format!("karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}");
     let split = format!("{{ annotations: {folder}list.json, images: {folder}world/images }}");
     let coco = format!("coco: {{ train: {split}, validation: {split}, test: {split} }}");
@@ -240,11 +244,11 @@ fn evaluate_without_captions(workspace: &Workspace) {
 
     let path = |name: &str| workspace.path(name).display().to_string();
     let error = error_line(&run("coordinator", &["validate", "--config", &path("listed.yaml")]));
-    let needed = "list.json: split `train` has no captions: stage `evaluator` (contrastive) trains on them";
-    assert!(error.contains(needed), "{error}");
+    let expected = "list.json: split `train` has no captions: stage `evaluator` (contrastive) trains on them";
+    assert!(error.contains(expected), "{error}");
 
-    let checkpoint = workspace.last_checkpoint("paired").display().to_string();
-    let (config, captions) = (path("listed.yaml"), path("server.json"));
+    let checkpoint = workspace.last_checkpoint("duplicates").display().to_string();
+    let (config, captions) = (path("listed.yaml"), path("server-captions.json"));
     let arguments = ["evaluate", "--checkpoint", &checkpoint, "--config", &config, "--captions", &captions, "--json"];
     let output = run("worker", &[&arguments[..], &["--threads", "1"]].concat());
     assert!(output.status.success(), "{output:?}");

@@ -1,15 +1,14 @@
-//! Bad and odd images: what cannot be decoded is left out, counted and named, or refused; EXIF
-//! orientation is applied only if asked.
+//! Bad images, which are left out and counted or refused, and photos with an EXIF orientation.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use serde_json::Value;
-use test_support::{Coordinator, Process, Workspace, clip, complete, error_line, printed_hash, run};
+use test_support::{Coordinator, Process, Workspace, clip, run_to_completion, error_line, parameters_sha256, run};
 
-/// A PNG with a sound header and end whose pixels are not there: only decoding tells.
-fn damaged_png() -> Vec<u8> {
+/// A PNG with a valid header and end but without pixels. Only decoding shows that it is damaged.
+fn undecodable_png() -> Vec<u8> {
     let header = [0, 0, 0, 32, 0, 0, 0, 32, 8, 2, 0, 0, 0];
     let mut crc = u32::MAX;
     for byte in b"IHDR".iter().chain(&header) {
@@ -19,21 +18,22 @@ fn damaged_png() -> Vec<u8> {
     [&b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"[..], &header, &(!crc).to_be_bytes(), data].concat()
 }
 
-/// The annotations of the place's world.
-fn annotations(workspace: &Workspace) -> Value {
+/// Reads the annotations of the data set.
+fn read_annotations(workspace: &Workspace) -> Value {
     serde_json::from_slice(&std::fs::read(workspace.path("world/dataset.json")).unwrap()).unwrap()
 }
 
-/// Images of a split, by name and number of captions, in order.
-fn listed(annotations: &Value, split: &str) -> Vec<(String, u64)> {
+/// The file names and numbers of captions of a split's images, in order.
+fn images_of_split(annotations: &Value, split: &str) -> Vec<(String, u64)> {
     let images = annotations["images"].as_array().unwrap().iter().filter(|image| image["split"] == split);
-    let named = |image: &Value| {
+    let name_and_captions = |image: &Value| {
         (image["filename"].as_str().unwrap().to_owned(), image["sentences"].as_array().unwrap().len() as u64)
     };
-    images.map(named).collect()
+    images.map(name_and_captions).collect()
 }
 
-/// A run of all four objectives on some annotations of the place's world.
+/// Writes the run file of a run with three workers and a stage of each objective. `stages` are the
+/// settings of the stages; `annotations` is the file of annotations in the data set's folder.
 fn run_file(workspace: &Workspace, name: &str, annotations: &str, skip_corrupt: bool, stages: [&str; 4]) -> PathBuf {
     let folder = workspace.path("").display().to_string();
     let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
@@ -41,7 +41,9 @@ fn run_file(workspace: &Workspace, name: &str, annotations: &str, skip_corrupt: 
     let stages: String = objectives
         .iter()
         .zip(stages)
-        .map(|(objective, more)| format!("  - {{ name: {objective}, objective: {objective}, {more}, {optimizer} }}\n"))
+        .map(|(objective, settings)| {
+            format!("  - {{ name: {objective}, objective: {objective}, {settings}, {optimizer} }}\n")
+        })
         .collect();
     let text = format!(
         "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {{ min: 3, max: 3 }}\n\
@@ -55,39 +57,40 @@ fn run_file(workspace: &Workspace, name: &str, annotations: &str, skip_corrupt: 
     path
 }
 
-/// Runs a run file with three workers to its end; the hash of their parameters, and all that they
-/// logged.
-fn train(workspace: &Workspace, run_file: &Path) -> (String, String) {
+/// Runs a run file to the end of the run. Returns the hash of the workers' parameters, which must be
+/// equal, and their logs.
+fn run_three_workers(workspace: &Workspace, run_file: &Path) -> (String, String) {
     let coordinator = Coordinator::start(workspace, run_file);
-    let workers: Vec<Process> = (0..3).map(|rank| coordinator.worker(workspace, rank)).collect();
+    let workers: Vec<Process> = (0..3).map(|worker_id| coordinator.start_worker(workspace, worker_id)).collect();
     let finished = workers.into_iter().map(|worker| {
-        let (well, printed) = worker.finish();
-        assert!(well);
-        printed_hash(&printed).expect("a worker that finished says so")
+        let (succeeded, printed) = worker.finish();
+        assert!(succeeded);
+        parameters_sha256(&printed).expect("a worker that finished the run prints the hash")
     });
     let hashes: BTreeSet<String> = finished.collect();
-    assert!(coordinator.process.finish().0);
-    assert_eq!(hashes.len(), 1, "the ranks differ");
-    let log = |rank: u32| std::fs::read_to_string(workspace.path(&format!("worker-{rank}.log"))).unwrap();
+    assert!(coordinator.process.succeeds());
+    assert_eq!(hashes.len(), 1, "the parameters of the workers differ");
+    let log = |worker_id: u32| std::fs::read_to_string(workspace.path(&format!("worker-{worker_id}.log"))).unwrap();
     (hashes.into_iter().next().unwrap(), (0..3).map(log).collect())
 }
 
-fn validate(run_file: &Path, more: &[&str]) -> Output {
+/// Runs `coordinator validate` with further options.
+fn validate(run_file: &Path, options: &[&str]) -> Output {
     let config = run_file.to_string_lossy();
-    run("coordinator", &[&["validate", "--config", &*config][..], more].concat())
+    run("coordinator", &[&["validate", "--config", &*config][..], options].concat())
 }
 
-/// The last parts of the names of the bad images that `validate --json` lists.
+/// The file names of the bad images that `validate --json` lists.
 fn bad_images(output: &Output) -> BTreeSet<String> {
-    let printed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"));
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("the output is not JSON: {output:?}"));
     let bad = printed["bad_images"].as_array().unwrap().iter();
     let name =
         |bad: &Value| Path::new(bad["image"].as_str().unwrap()).file_name().unwrap().to_string_lossy().into_owned();
     bad.map(name).collect()
 }
 
-/// Samples that each stage of a run trained on.
-fn samples(workspace: &Workspace, name: &str) -> Vec<u64> {
+/// The number of samples that each stage of a run trained on.
+fn samples_by_stage(workspace: &Workspace, name: &str) -> Vec<u64> {
     let journal = workspace.journal(name);
     let count = |stage: i64| {
         let query = "SELECT sum(samples) FROM steps WHERE stage = ?";
@@ -96,29 +99,28 @@ fn samples(workspace: &Workspace, name: &str) -> Vec<u64> {
     (0..4).map(count).collect()
 }
 
-/// All 40 are found before training, by a look at the headers and ends of all files: so the two
-/// runs have the same list of images, and the same permutation of it. Hence they are held to the
-/// strictest sense of training on the same samples: the same parameters, to the bit.
+/// Headers and ends of files show all 40 bad images before training. Both runs therefore have the
+/// same list of images and the same permutation, so their parameters must be equal to the bit.
 #[test]
-fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_them_all() {
+fn a_run_that_skips_bad_images_equals_a_run_without_them() {
     let workspace = Workspace::with_images_and_positives(250);
-    let mut all = annotations(&workspace);
-    let train_images = listed(&all, "train");
+    let mut annotations = read_annotations(&workspace);
+    let train_images = images_of_split(&annotations, "train");
     assert_eq!(train_images.len(), 200);
-    let bad: Vec<&str> = train_images.iter().step_by(5).map(|(name, _)| name.as_str()).collect();
-    for (number, name) in bad.iter().enumerate() {
+    let bad_names: Vec<&str> = train_images.iter().step_by(5).map(|(name, _)| name.as_str()).collect();
+    for (number, name) in bad_names.iter().enumerate() {
         let path = workspace.path("world/images").join(name);
-        let sound = std::fs::read(&path).unwrap();
+        let content = std::fs::read(&path).unwrap();
         match number % 4 {
-            0 => std::fs::write(&path, &sound[..sound.len() * 2 / 3]).unwrap(),
+            0 => std::fs::write(&path, &content[..content.len() * 2 / 3]).unwrap(),
             1 => std::fs::write(&path, b"").unwrap(),
             2 => std::fs::write(&path, b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n").unwrap(),
             _ => std::fs::remove_file(&path).unwrap(),
         }
     }
-    let is_bad = |image: &Value| bad.contains(&image["filename"].as_str().unwrap());
-    all["images"].as_array_mut().unwrap().retain(|image| !is_bad(image));
-    std::fs::write(workspace.path("world/good.json"), all.to_string()).unwrap();
+    let is_bad = |image: &Value| bad_names.contains(&image["filename"].as_str().unwrap());
+    annotations["images"].as_array_mut().unwrap().retain(|image| !is_bad(image));
+    std::fs::write(workspace.path("world/good.json"), annotations.to_string()).unwrap();
 
     let stages = [
         "steps: 6, batch: 12, contrastive: { generated_images: 0.05, generated_captions: 0.1 }",
@@ -127,46 +129,45 @@ fn a_run_with_forty_bad_images_of_two_hundred_equals_one_without_them_and_names_
         "steps: 4, batch: 3",
     ];
     let skipping = run_file(&workspace, "skipping", "dataset.json", true, stages);
-    let names: BTreeSet<String> = bad.iter().map(|&name| name.to_owned()).collect();
+    let names: BTreeSet<String> = bad_names.iter().map(|&name| name.to_owned()).collect();
     let validated = validate(&skipping, &["--decode-all", "--json"]);
     assert!(validated.status.success(), "{validated:?}");
     assert_eq!(bad_images(&validated), names);
 
-    let (with_bad, log) = train(&workspace, &skipping);
-    assert!(bad.iter().all(|name| log.contains(name)), "{log}");
+    let (hash_with_bad_images, log) = run_three_workers(&workspace, &skipping);
+    assert!(bad_names.iter().all(|name| log.contains(name)), "{log}");
     assert_eq!(workspace.events("skipping", "joined")[0]["skipped_images"], 40);
-    let (without, _) = train(&workspace, &run_file(&workspace, "good", "good.json", false, stages));
-    assert_eq!(with_bad, without);
+    let (hash_without, _) = run_three_workers(&workspace, &run_file(&workspace, "good", "good.json", false, stages));
+    assert_eq!(hash_with_bad_images, hash_without);
 
-    // Where images may not be left out, all are listed at once, too, and workers refuse to start.
+    // Without skip_corrupt, `validate` also lists all bad images, and workers refuse to start.
     let strict = run_file(&workspace, "strict", "dataset.json", false, stages);
     let validated = validate(&strict, &["--decode-all", "--json"]);
     assert_eq!(bad_images(&validated), names);
     let error = error_line(&validated);
-    assert!(error.contains("40 images") && error.contains(bad[0]) && error.contains("data.skip_corrupt"), "{error}");
+    assert!(error.contains("40 images") && error.contains(bad_names[0]) && error.contains("data.skip_corrupt"), "{error}");
     let coordinator = Coordinator::start(&workspace, &strict);
     let error = error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]));
-    assert!(error.contains(bad[0]) && error.contains("39 more") && error.contains("data.skip_corrupt"), "{error}");
+    assert!(error.contains(bad_names[0]) && error.contains("39 more") && error.contains("data.skip_corrupt"), "{error}");
 }
 
-/// Images that only decoding tells from sound ones take their places in the permutation. What is
-/// compared is then how many samples of an epoch were trained on: each stage is one epoch, and
-/// every sound image is to be there once. Batches are so small that whole shares, and whole
-/// batches, cannot be decoded.
+/// Bad images that only decoding shows keep their positions in the permutation. Each stage is one
+/// epoch, so it must train on each good image once. Batches are so small that no image of some
+/// shares, and of some batches, can be decoded.
 #[test]
-fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
+fn shares_and_batches_without_decodable_images_have_weight_0() {
     let workspace = Workspace::with_images_and_positives(30);
-    let all = annotations(&workspace);
-    let (train_images, validation) = (listed(&all, "train"), listed(&all, "val"));
+    let annotations = read_annotations(&workspace);
+    let (train_images, validation) = (images_of_split(&annotations, "train"), images_of_split(&annotations, "val"));
     assert_eq!((train_images.len(), validation.len()), (24, 3));
     let (bad, good): (Vec<_>, Vec<_>) = train_images.iter().enumerate().partition(|(number, _)| number % 6 > 1);
-    let (drawn_badly, _) = good[0].1;
-    let bad: Vec<&str> =
+    let (bad_positive, _) = good[0].1;
+    let bad_names: Vec<&str> =
         bad.into_iter().map(|(_, (name, _))| name.as_str()).chain([validation[0].0.as_str()]).collect();
-    for name in &bad {
-        std::fs::write(workspace.path("world/images").join(name), damaged_png()).unwrap();
+    for name in &bad_names {
+        std::fs::write(workspace.path("world/images").join(name), undecodable_png()).unwrap();
     }
-    std::fs::write(workspace.path("world/positives/images").join(drawn_badly), damaged_png()).unwrap();
+    std::fs::write(workspace.path("world/positives/images").join(bad_positive), undecodable_png()).unwrap();
     let captions: u64 = train_images.iter().map(|(_, captions)| captions).sum();
     let stages = [
         "steps: 8, batch: 3, contrastive: { generated_images: 0.05, generated_captions: 0.1 }".to_owned(),
@@ -176,12 +177,12 @@ fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
     ];
     let stages = stages.each_ref().map(String::as_str);
     let skipping = run_file(&workspace, "skipping", "dataset.json", true, stages);
-    let (_, log) = train(&workspace, &skipping);
-    assert!(bad.iter().chain([&drawn_badly.as_str()]).all(|name| log.contains(name)), "{log}");
+    let (_, log) = run_three_workers(&workspace, &skipping);
+    assert!(bad_names.iter().chain([&bad_positive.as_str()]).all(|name| log.contains(name)), "{log}");
     assert!(log.contains("the step changes nothing"), "{log}");
     let good_captions: u64 = good.iter().map(|(_, (_, captions))| captions).sum();
     assert_eq!(captions % 6, 0);
-    assert_eq!(samples(&workspace, "skipping"), [7, good_captions, 8, 8]);
+    assert_eq!(samples_by_stage(&workspace, "skipping"), [7, good_captions, 8, 8]);
     let journal = workspace.journal("skipping");
     let empty = "SELECT count(*) FROM steps WHERE samples = 0 AND loss IS NULL AND gradient_norm = 0";
     assert!(journal.query_row(empty, [], |row| row.get::<_, i64>(0)).unwrap() > 0);
@@ -189,33 +190,33 @@ fn shares_and_batches_that_cannot_be_decoded_weigh_nothing() {
     assert_eq!(journal.query_row(captioned, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
 
     let strict = run_file(&workspace, "strict", "dataset.json", false, stages);
-    let names: BTreeSet<String> = bad.iter().map(|&name| name.to_owned()).chain([drawn_badly.clone()]).collect();
-    for more in [&["--json"][..], &["--json", "--decode-all"]] {
-        assert_eq!(bad_images(&validate(&strict, more)), names);
+    let names: BTreeSet<String> = bad_names.iter().map(|&name| name.to_owned()).chain([bad_positive.clone()]).collect();
+    for options in [&["--json"][..], &["--json", "--decode-all"]] {
+        assert_eq!(bad_images(&validate(&strict, options)), names);
     }
-    let listed = String::from_utf8(validate(&strict, &[]).stdout).unwrap();
-    assert_eq!(listed.lines().filter(|line| line.starts_with("bad image: ")).count(), names.len(), "{listed}");
-    let alone = std::fs::read_to_string(&strict).unwrap().replace("{ min: 3, max: 3 }", "{ min: 1, max: 1 }");
-    std::fs::write(&strict, alone).unwrap();
+    let text = String::from_utf8(validate(&strict, &[]).stdout).unwrap();
+    assert_eq!(text.lines().filter(|line| line.starts_with("bad image: ")).count(), names.len(), "{text}");
+    let one_worker = std::fs::read_to_string(&strict).unwrap().replace("{ min: 3, max: 3 }", "{ min: 1, max: 1 }");
+    std::fs::write(&strict, one_worker).unwrap();
     let coordinator = Coordinator::start(&workspace, &strict);
     let error = error_line(&run("worker", &["join", "--coordinator", &coordinator.url, "--threads", "1"]));
     assert!(names.iter().any(|name| error.contains(name)) && error.contains("data.skip_corrupt"), "{error}");
 }
 
 #[test]
-fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
+fn exif_orientation_is_applied_only_on_request_and_never_mixed_in_a_feature_store() {
     let workspace = Workspace::with_images(30);
-    clip::write(&workspace.path("evaluator.safetensors"), 1);
-    let name = listed(&annotations(&workspace), "val")[0].0.clone();
+    clip::write_random_weights(&workspace.path("evaluator.safetensors"), 1);
+    let name = images_of_split(&read_annotations(&workspace), "val")[0].0.clone();
     let photo = workspace.path("world/images").join(name);
-    let plain = std::fs::read(&photo).unwrap();
-    // Orientation 6: to be turned by 90 degrees.
+    let content = std::fs::read(&photo).unwrap();
+    // Orientation 6: rotate by 90 degrees.
     let exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
     let length = u16::try_from(exif.len() + 2).unwrap().to_be_bytes();
-    std::fs::write(&photo, [&plain[..2], &[0xFF, 0xE1], &length, exif, &plain[2..]].concat()).unwrap();
+    std::fs::write(&photo, [&content[..2], &[0xFF, 0xE1], &length, exif, &content[2..]].concat()).unwrap();
 
     let folder = workspace.path("").display().to_string();
-    let config = |name: &str, data: &str| {
+    let write_run_file = |name: &str, data: &str| {
         let text = format!(
             "name: test\nseed: 5\noutput: {folder}{name}\nworkers: {{ min: 1, max: 1 }}\n\
              data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n{data}\
@@ -227,10 +228,10 @@ fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
         std::fs::write(&path, text).unwrap();
         path
     };
-    let (ignoring, applying) = (config("ignoring", ""), config("applying", "  exif: true\n"));
-    let said = |config: &Path| String::from_utf8(validate(config, &[]).stdout).unwrap();
-    assert!(said(&ignoring).contains("1 images have an EXIF orientation that is not applied"), "{}", said(&ignoring));
-    assert!(!said(&applying).contains("EXIF"));
+    let (ignoring, applying) = (write_run_file("ignoring", ""), write_run_file("applying", "  exif: true\n"));
+    let validation = |config: &Path| String::from_utf8(validate(config, &[]).stdout).unwrap();
+    assert!(validation(&ignoring).contains("1 images have an EXIF orientation that is not applied"), "{}", validation(&ignoring));
+    assert!(!validation(&applying).contains("EXIF"));
 
     let encode = |config: &Path| {
         let (config, out) = (config.to_string_lossy().into_owned(), format!("{folder}features"));
@@ -239,21 +240,21 @@ fn exif_orientation_is_applied_where_it_is_asked_for_and_never_mixed() {
     assert!(encode(&ignoring).status.success());
     let error = error_line(&encode(&applying));
     assert!(error.contains("another preprocessing") && error.contains("EXIF orientation applied"), "{error}");
-    // Nor is another crop.
-    let error = error_line(&encode(&config("floor", "  crop_offset: floor\n")));
+    // Another crop offset is refused, too.
+    let error = error_line(&encode(&write_run_file("floor", "  crop_offset: floor\n")));
     assert!(error.contains("another preprocessing") && error.contains("offset rounded down"), "{error}");
 
-    complete(&workspace, &applying, 1);
+    run_to_completion(&workspace, &applying, 1);
     let (checkpoint, photo) =
         (workspace.last_checkpoint("applying").display().to_string(), photo.display().to_string());
-    let caption = |more: &[&str]| {
-        let output = run("worker", &[&["caption", "--checkpoint", &checkpoint, "--json", &photo][..], more].concat());
+    let caption = |options: &[&str]| {
+        let output = run("worker", &[&["caption", "--checkpoint", &checkpoint, "--json", &photo][..], options].concat());
         assert!(output.status.success(), "{output:?}");
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
-    let (turned, warning) = caption(&[]);
+    let (unrotated, warning) = caption(&[]);
     assert!(warning.contains("EXIF orientation (6) is not applied") && warning.contains("--exif"), "{warning}");
-    let (upright, silence) = caption(&["--exif"]);
-    assert!(!silence.contains("EXIF"), "{silence}");
-    assert_ne!(turned, upright);
+    let (rotated, stderr) = caption(&["--exif"]);
+    assert!(!stderr.contains("EXIF"), "{stderr}");
+    assert_ne!(unrotated, rotated);
 }

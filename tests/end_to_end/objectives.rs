@@ -1,10 +1,10 @@
-//! Every objective with real workers, and how stages end.
+//! Every objective with real workers, and the ends of stages.
 
 use std::path::{Path, PathBuf};
 
-use test_support::{Coordinator, Workspace, complete, error_line, run, tensors, wait_for};
+use test_support::{Coordinator, Workspace, run_to_completion, error_line, run, read_tensors, wait_for};
 
-/// A run with these stages on the place's world, from scratch or, if there is one, from a checkpoint.
+/// Writes a run file with these stages. The models start from a checkpoint if `start` names one.
 fn run_file(workspace: &Workspace, name: &str, workers: u32, start: Option<&Path>, stages: &[&str]) -> PathBuf {
     let folder = workspace.path("").display().to_string();
     let start = start.map_or_else(|| "preset: tiny".to_owned(), |path| format!("weights: {}", path.display()));
@@ -25,7 +25,7 @@ fn run_file(workspace: &Workspace, name: &str, workers: u32, start: Option<&Path
 }
 
 #[test]
-fn every_objective_trains_and_leaves_all_ranks_alike() {
+fn every_objective_trains_with_equal_parameters_on_all_ranks() {
     let workspace = Workspace::with_positives();
     let stages = [
         "name: pac, objective: contrastive, contrastive: { generated_images: 0.05, generated_captions: 0.1 }, steps: 3, batch: 12, OPTIMIZER",
@@ -36,7 +36,7 @@ fn every_objective_trains_and_leaves_all_ranks_alike() {
         "name: worst, objective: dico, dico: { weights: worst, reward: { cider: 1 } }, steps: 2, batch: 6, OPTIMIZER",
         "name: free, objective: dico, dico: { reference: false }, steps: 2, batch: 6, OPTIMIZER",
     ];
-    let hashes = complete(&workspace, &run_file(&workspace, "run", 2, None, &stages), 2);
+    let hashes = run_to_completion(&workspace, &run_file(&workspace, "run", 2, None, &stages), 2);
     assert_eq!(hashes[0], hashes[1]);
     let journal = workspace.journal("run");
     let summaries = |stage: usize, step: i64| -> serde_json::Value {
@@ -50,48 +50,49 @@ fn every_objective_trains_and_leaves_all_ranks_alike() {
         assert!(summaries["kl"]["mean"].is_number(), "{summaries}");
         assert_eq!(summaries["gamma_entropy"].is_object(), stage >= 4, "{summaries}");
     }
-    // A stage begins with the policy as its reference.
+    // At the start of a stage the reference equals the policy.
     let kl = summaries(2, 1)["kl"]["max"].as_f64().unwrap();
     assert!(kl.abs() < 1e-4, "{kl}");
-    // Uniform weights over two rejected candidates, and all the weight on one.
+    // The weights of the two rejected candidates are uniform in one stage, and all the weight is
+    // on one candidate in the other.
     let entropy = |stage| summaries(stage, 1)["gamma_entropy"]["mean"].as_f64().unwrap();
     assert!((entropy(4) - 2.0_f64.ln()).abs() < 1e-5 && entropy(5).abs() < 1e-5);
 }
 
 #[test]
-fn a_stage_that_only_gets_worse_ends_with_what_it_began_with() {
+fn a_stage_that_only_deteriorates_ends_with_its_initial_state() {
     let workspace = Workspace::with_positives();
     let first = [
         "name: evaluator, objective: contrastive, steps: 2, batch: 12, OPTIMIZER",
         "name: xe, objective: cross_entropy, steps: 60, batch: 12, OPTIMIZER",
     ];
-    complete(&workspace, &run_file(&workspace, "first", 1, None, &first), 1);
+    run_to_completion(&workspace, &run_file(&workspace, "first", 1, None, &first), 1);
     let start = workspace.last_checkpoint("first");
-    let ruinous = "objective: scst, steps: 8, batch: 6, evaluate_first: true, evaluate_every: 2, metric: cider, \
+    let deteriorating = "objective: scst, steps: 8, batch: 6, evaluate_first: true, evaluate_every: 2, metric: cider, \
                    scst: { reward: { cider: 1 } }, optimizer: { learning_rate: 0.1 }";
-    let (impatient, guarded) = (
-        format!("name: impatient, patience: 2, {ruinous}"),
-        format!("name: guarded, guard: [{{ metric: bleu_1, below: 0.2, action: rollback }}], {ruinous}"),
+    let (early_stopped, guarded) = (
+        format!("name: early-stopped, patience: 2, {deteriorating}"),
+        format!("name: guarded, guard: [{{ metric: bleu_1, below: 0.2, action: rollback }}], {deteriorating}"),
     );
-    for (name, stage) in [("impatient", &impatient), ("guarded", &guarded)] {
-        complete(&workspace, &run_file(&workspace, name, 2, Some(&start), &[stage]), 2);
-        // The last state of the stage is kept beside the one that it ended with.
+    for (name, stage) in [("early-stopped", &early_stopped), ("guarded", &guarded)] {
+        run_to_completion(&workspace, &run_file(&workspace, name, 2, Some(&start), &[stage]), 2);
+        // The last state of the stage is kept, besides the selected one.
         let (selected, last) =
             (workspace.path(name).join(format!("checkpoints/0-{name}-00000000")), workspace.last_checkpoint(name));
         assert!(last > selected, "{}", last.display());
-        let [began, ended] = [&start, &selected].map(|folder| tensors(&folder.join("captioner.safetensors")));
-        assert_eq!(began, ended);
+        let [initial, selected] = [&start, &selected].map(|folder| read_tensors(&folder.join("captioner.safetensors")));
+        assert_eq!(initial, selected);
         let ends = workspace.events(name, "stage_ended");
         assert_eq!((ends.len(), &ends[0]["step"]), (1, &serde_json::json!(0)), "{ends:?}");
     }
-    assert_eq!(workspace.events("impatient", "guard").len(), 0);
+    assert_eq!(workspace.events("early-stopped", "guard").len(), 0);
     let guard = workspace.events("guarded", "guard");
     assert_eq!((&guard[0]["metric"], &guard[0]["action"]), (&"bleu_1".into(), &"rollback".into()), "{guard:?}");
-    assert!(guard[0]["step"].as_u64().unwrap() > 0, "it was bad from the start: {guard:?}");
+    assert!(guard[0]["step"].as_u64().unwrap() > 0, "the rule was already triggered at the start: {guard:?}");
 }
 
 #[test]
-fn a_paused_run_waits_until_it_is_told_to_go_on() {
+fn a_run_that_the_guard_paused_waits_until_it_is_resumed() {
     let workspace = Workspace::with_positives();
     let stages = [
         "name: xe, objective: cross_entropy, steps: 2, batch: 12, OPTIMIZER",
@@ -102,12 +103,12 @@ fn a_paused_run_waits_until_it_is_told_to_go_on() {
     let resume = || run("coordinator", &["resume", "--coordinator", &coordinator.url]);
     let error = error_line(&resume());
     assert!(error.contains("not paused"), "{error}");
-    let worker = coordinator.worker(&workspace, 0);
+    let worker = coordinator.start_worker(&workspace, 0);
     let status = wait_for("the pause", || Some(coordinator.status()).filter(|status| status["state"] == "paused"));
     assert!(status["reason"].as_str().unwrap().contains("caption_length"), "{status}");
     assert!(resume().status.success());
-    assert!(worker.finish().0);
-    assert!(coordinator.process.finish().0);
+    assert!(worker.succeeds());
+    assert!(coordinator.process.succeeds());
     let [paused, resumed] = ["paused", "resumed"].map(|kind| workspace.events("run", kind).len());
     assert_eq!((paused, resumed), (1, 1));
 }

@@ -1,4 +1,4 @@
-//! Machines that lose each other: real processes in network namespaces whose cables are pulled.
+//! Network partitions: processes in network namespaces whose links go down.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,10 @@ use rusqlite::Connection;
 use test_support::network::Network;
 use test_support::{Process, Workspace, command, run, wait_for};
 
+/// The machine of the coordinator. Worker N runs on machine N + 1.
 const COORDINATOR: u32 = 0;
 
+/// Writes the run file of a run that does not finish during a test, for 1 to `workers` workers.
 fn run_file(workspace: &Workspace, workers: u32) -> PathBuf {
     let folder = workspace.path("");
     let folder = folder.display();
@@ -23,108 +25,113 @@ fn run_file(workspace: &Workspace, workers: u32) -> PathBuf {
     path
 }
 
-/// A coordinator and workers, each on a machine of its own.
+/// A coordinator and workers, each on its own machine.
 struct Cluster {
     coordinator: Process,
     workers: Vec<Process>,
 }
 
-fn start(network: &Network, workspace: &Workspace, config: &Path, workers: u32) -> Cluster {
+/// Starts the coordinator and the workers.
+fn start_cluster(network: &Network, workspace: &Workspace, config: &Path, workers: u32) -> Cluster {
     let address = network.address(COORDINATOR);
     let mut serve = command("coordinator");
     serve.arg("serve").arg("--config").arg(config).args(["--insecure", "--http", "127.0.0.1:0"]);
     serve.args(["--listen", &format!("{address}:7070")]);
-    let mut coordinator = Process::start(&mut network.on(COORDINATOR, &serve), workspace.path("coordinator.log"));
-    coordinator.line();
+    let mut coordinator = Process::start(&mut network.command_on(COORDINATOR, &serve), workspace.path("coordinator.log"));
+    coordinator.read_line();
     let url = format!("http://{address}:7070");
-    let workers = (0..workers).map(|rank| {
+    let workers = (0..workers).map(|worker_id| {
         let mut join = command("worker");
-        join.args(["join", "--coordinator", &url, "--rank", &rank.to_string(), "--threads", "1"]);
-        Process::start(&mut network.on(1 + rank, &join), workspace.path(&format!("worker-{rank}.log")))
+        join.args(["join", "--coordinator", &url, "--rank", &worker_id.to_string(), "--threads", "1"]);
+        Process::start(&mut network.command_on(1 + worker_id, &join), workspace.path(&format!("worker-{worker_id}.log")))
     });
     let workers = workers.collect();
     Cluster { coordinator, workers }
 }
 
-/// The last generation that applied a step beyond `step`, its members, and how far it is.
-fn training(journal: &Connection, beyond: (i64, i64)) -> Option<(i64, Vec<i64>, i64)> {
+/// The number and the members' worker ids of the last generation after `generation`, if it has
+/// applied a step.
+fn last_training_generation(journal: &Connection, generation: i64) -> Option<(i64, Vec<i64>)> {
     let query = "SELECT number, members_json, (SELECT max(step) FROM steps WHERE generation = number) AS reached
-        FROM generations WHERE number > ? AND reached > ? ORDER BY number DESC LIMIT 1";
-    let (number, members, reached): (i64, String, i64) =
-        journal.query_row(query, [beyond.0, beyond.1], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).ok()?;
+        FROM generations WHERE number > ? AND reached > 0 ORDER BY number DESC LIMIT 1";
+    let (number, members): (i64, String) =
+        journal.query_row(query, [generation], |row| Ok((row.get(0)?, row.get(1)?))).ok()?;
     let members: Vec<serde_json::Value> = serde_json::from_str(&members).unwrap();
-    Some((number, members.iter().map(|member| member["rank"].as_i64().unwrap()).collect(), reached))
+    Some((number, members.iter().map(|member| member["rank"].as_i64().unwrap()).collect()))
 }
 
-/// Waits until these members train in a generation after `after`.
-fn train(journal: &Connection, members: &[i64], after: i64) -> i64 {
+/// Waits until exactly these workers train in a generation after `generation`. Returns the number of
+/// their generation.
+fn wait_for_training(journal: &Connection, worker_ids: &[i64], generation: i64) -> i64 {
     wait_for("training", || {
-        training(journal, (after, 0)).filter(|(_, found, _)| found == members).map(|(number, ..)| number)
+        let (number, members) = last_training_generation(journal, generation)?;
+        (members == worker_ids).then_some(number)
     })
 }
 
-/// Lets the run end as it stands; every sample that was committed was so once.
-fn stop(cluster: Cluster, config: &Path) {
+/// Stops the run, and checks its journal.
+fn stop_and_audit(cluster: Cluster, config: &Path) {
     let Cluster { coordinator, workers } = cluster;
     coordinator.terminate();
-    assert!(coordinator.finish().0);
+    assert!(coordinator.succeeds());
     drop(workers);
     let audit = run("coordinator", &["audit", "--config", &config.to_string_lossy(), "--json"]);
     assert!(audit.status.success(), "{audit:?}");
 }
 
 #[test]
-fn a_worker_whose_cable_is_pulled_is_missed_and_comes_back_with_it() {
+fn a_disconnected_worker_is_evicted_and_rejoins_when_it_is_connected_again() {
     let Some(network) = Network::new(4) else { return };
     let workspace = Workspace::new();
     let config = run_file(&workspace, 3);
-    let cluster = start(&network, &workspace, &config, 3);
+    let cluster = start_cluster(&network, &workspace, &config, 3);
     let journal = wait_for("a journal", || workspace.try_journal("run"));
-    let together = train(&journal, &[0, 1, 2], 0);
-    network.pull(1 + 1);
-    let without = train(&journal, &[0, 2], together);
-    network.plug(1 + 1);
-    train(&journal, &[0, 1, 2], without);
-    stop(cluster, &config);
+    let first_generation = wait_for_training(&journal, &[0, 1, 2], 0);
+    network.disconnect(1 + 1);
+    let without_worker_1 = wait_for_training(&journal, &[0, 2], first_generation);
+    network.reconnect(1 + 1);
+    wait_for_training(&journal, &[0, 1, 2], without_worker_1);
+    stop_and_audit(cluster, &config);
 }
 
 #[test]
-fn a_coordinator_whose_cable_is_pulled_is_waited_for() {
+fn workers_rejoin_a_coordinator_that_was_disconnected() {
     let Some(network) = Network::new(3) else { return };
     let workspace = Workspace::new();
     let config = run_file(&workspace, 2);
-    let cluster = start(&network, &workspace, &config, 2);
+    let cluster = start_cluster(&network, &workspace, &config, 2);
     let journal = wait_for("a journal", || workspace.try_journal("run"));
-    let together = train(&journal, &[0, 1], 0);
-    network.pull(COORDINATOR);
-    wait_for("the loss of both", || {
-        let lost = "SELECT count(*) FROM events WHERE kind = 'lost'";
-        (journal.query_row(lost, [], |row| row.get::<_, i64>(0)).unwrap() >= 2).then_some(())
+    let first_generation = wait_for_training(&journal, &[0, 1], 0);
+    network.disconnect(COORDINATOR);
+    wait_for("the failure of both workers", || {
+        let failures = "SELECT count(*) FROM events WHERE kind = 'lost'";
+        (journal.query_row(failures, [], |row| row.get::<_, i64>(0)).unwrap() >= 2).then_some(())
     });
-    network.plug(COORDINATOR);
-    train(&journal, &[0, 1], together);
-    // Whatever was applied meanwhile is still there.
+    network.reconnect(COORDINATOR);
+    wait_for_training(&journal, &[0, 1], first_generation);
+    // Steps that were applied meanwhile are not given up.
     assert_eq!(workspace.events("run", "rollback"), Vec::<serde_json::Value>::new());
-    stop(cluster, &config);
+    stop_and_audit(cluster, &config);
 }
 
 #[test]
-fn of_two_workers_that_cannot_reach_each_other_one_goes_on_with_the_rest() {
+fn one_of_two_workers_that_cannot_reach_each_other_is_evicted() {
     let Some(network) = Network::new(4) else { return };
     let workspace = Workspace::new();
     let config = run_file(&workspace, 3);
-    let mut cluster = start(&network, &workspace, &config, 3);
+    let mut cluster = start_cluster(&network, &workspace, &config, 3);
     let journal = wait_for("a journal", || workspace.try_journal("run"));
-    let together = train(&journal, &[0, 1, 2], 0);
-    // Both still reach the coordinator, and the third.
-    network.separate(1 + 1, 1 + 2);
-    let (_, members, _) =
-        wait_for("two that train", || training(&journal, (together, 0)).filter(|(_, members, _)| members.len() == 2));
+    let first_generation = wait_for_training(&journal, &[0, 1, 2], 0);
+    // Both still reach the coordinator and worker 0.
+    network.block_traffic_between(1 + 1, 1 + 2);
+    let (_, members) = wait_for("two workers that train", || {
+        last_training_generation(&journal, first_generation).filter(|(_, members)| members.len() == 2)
+    });
     assert!(members == [0, 1] || members == [0, 2], "{members:?}");
-    let gone = if members.contains(&1) { 2 } else { 1 };
-    let (well, _) = cluster.workers.remove(gone).finish();
-    assert!(!well);
-    let log = std::fs::read_to_string(workspace.path(&format!("worker-{gone}.log"))).unwrap();
+    let evicted = if members.contains(&1) { 2 } else { 1 };
+    let (succeeded, _) = cluster.workers.remove(evicted).finish();
+    assert!(!succeeded);
+    let log = std::fs::read_to_string(workspace.path(&format!("worker-{evicted}.log"))).unwrap();
     assert!(log.lines().last().unwrap().contains("cannot reach each other"), "{log}");
-    stop(cluster, &config);
+    stop_and_audit(cluster, &config);
 }

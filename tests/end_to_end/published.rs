@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use serde_json::json;
-use test_support::{Workspace, clip, command, complete, error_line, run, tensors};
+use test_support::{Workspace, clip, command, run_to_completion, error_line, run, read_tensors};
 
 /// A run that sees through one CLIP and is judged by another, with `data` and `more` besides.
 fn run_file(workspace: &Workspace, name: &str, data: &str, captioner: &str) -> PathBuf {
@@ -26,8 +26,8 @@ fn run_file(workspace: &Workspace, name: &str, data: &str, captioner: &str) -> P
 
 fn workspace() -> (Workspace, String) {
     let workspace = Workspace::new();
-    clip::write(&workspace.path("evaluator.safetensors"), 1);
-    clip::write(&workspace.path("eyes.safetensors"), 2);
+    clip::write_random_weights(&workspace.path("evaluator.safetensors"), 1);
+    clip::write_random_weights(&workspace.path("eyes.safetensors"), 2);
     let scratch = format!("preset: tiny, vision_encoder: {}", workspace.path("eyes.safetensors").display());
     (workspace, scratch)
 }
@@ -53,10 +53,10 @@ fn training_from_stored_features_gives_what_training_from_images_does() {
     let with = run_file(&workspace, "with", &features, &scratch);
     let validated = run("coordinator", &["validate", "--config", &with.to_string_lossy()]);
     assert!(validated.status.success(), "{validated:?}");
-    complete(&workspace, &without, 1);
+    run_to_completion(&workspace, &without, 1);
     // Nothing but the annotations and the stores is read.
     std::fs::remove_dir_all(workspace.path("world/images")).unwrap();
-    complete(&workspace, &with, 1);
+    run_to_completion(&workspace, &with, 1);
     let (without, with) = (workspace.parameters("without"), workspace.parameters("with"));
     assert_eq!(without.keys().collect::<Vec<_>>(), with.keys().collect::<Vec<_>>());
     assert!(without.keys().any(|name| name.starts_with("reference.")));
@@ -94,9 +94,9 @@ fn an_interrupted_encoding_goes_on_and_other_weights_are_refused_with_both_hashe
     assert!(std::fs::read(&features).unwrap() == whole && std::fs::read(&checksums).unwrap() == sums);
 
     let old = sha256_in(&workspace.path("features/val/manifest.json"));
-    clip::write(&workspace.path("eyes.safetensors"), 3);
+    clip::write_random_weights(&workspace.path("eyes.safetensors"), 3);
     let error = error_line(&encode(&workspace, &config, "val"));
-    assert!(error.contains("another vision tower") && error.contains(&old), "{error}");
+    assert!(error.contains("another vision encoder") && error.contains(&old), "{error}");
     let hashes = error.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 64).count();
     assert_eq!(hashes, 2, "{error}");
 }
@@ -110,7 +110,7 @@ fn sha256_in(manifest: &Path) -> String {
 #[test]
 fn a_checkpoint_captions_images_and_survives_export_and_import() {
     let (workspace, scratch) = workspace();
-    complete(&workspace, &run_file(&workspace, "run", "", &scratch), 1);
+    run_to_completion(&workspace, &run_file(&workspace, "run", "", &scratch), 1);
     let checkpoint = workspace.last_checkpoint("run").to_string_lossy().into_owned();
     let mut images = std::fs::read_dir(workspace.path("world/images")).unwrap();
     let [first, second] = [(); 2].map(|()| images.next().unwrap().unwrap().path().to_string_lossy().into_owned());
@@ -151,15 +151,15 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
     for name in ["config.json", "model.safetensors"] {
         assert!(std::fs::read(released.join(name)).unwrap() == std::fs::read(again.join(name)).unwrap(), "{name}");
     }
-    let trained = tensors(&Path::new(&checkpoint).join("captioner.safetensors"));
-    assert_eq!(tensors(&imported.join("captioner.safetensors")), trained);
+    let trained = read_tensors(&Path::new(&checkpoint).join("captioner.safetensors"));
+    assert_eq!(read_tensors(&imported.join("captioner.safetensors")), trained);
     let recaptioned =
         run("worker", &["caption", "--checkpoint", &text(&imported), "--max-length", "8", &first, &second]);
     assert_eq!(String::from_utf8(recaptioned.stdout).unwrap(), plain);
 
     // And a run can begin with it.
     let start = format!("weights: {}", imported.display());
-    complete(&workspace, &run_file(&workspace, "second", "", &start), 1);
+    run_to_completion(&workspace, &run_file(&workspace, "second", "", &start), 1);
     let error = error_line(&run("worker", &["export", "--from", &checkpoint, "--to", &text(&released)]));
     assert!(error.contains("exists"), "{error}");
 }
@@ -167,7 +167,7 @@ fn a_checkpoint_captions_images_and_survives_export_and_import() {
 #[test]
 fn a_captioner_that_knows_its_corpus_only_survives_export_and_import() {
     let (workspace, scratch) = workspace();
-    complete(&workspace, &run_file(&workspace, "run", "vocabulary: corpus\n", &scratch), 1);
+    run_to_completion(&workspace, &run_file(&workspace, "run", "vocabulary: corpus\n", &scratch), 1);
     let [exported, imported, again] = ["exported", "imported", "again"].map(|name| workspace.path(name));
     let checkpoint = workspace.last_checkpoint("run");
     for (program, from, to) in
@@ -218,7 +218,7 @@ fn a_captioner_that_knows_its_corpus_only_survives_export_and_import() {
 #[test]
 fn captions_of_a_captioner_that_was_never_trained_come_with_a_warning() {
     let workspace = Workspace::new();
-    complete(&workspace, &workspace.run_file("run", 1, ""), 1);
+    run_to_completion(&workspace, &workspace.run_file("run", 1, ""), 1);
     let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
     let first = workspace.path("run/checkpoints/0-evaluator-00000004");
     for (checkpoint, warns) in [(first, true), (workspace.last_checkpoint("run"), false)] {
@@ -238,9 +238,9 @@ fn captions_of_a_captioner_that_was_never_trained_come_with_a_warning() {
 fn a_run_begins_with_the_captioner_of_another_and_sees_as_that_one_did() {
     let (workspace, _) = workspace();
     // Its captioner sees through an evaluator of its own.
-    complete(&workspace, &workspace.run_file("first", 1, ""), 1);
+    run_to_completion(&workspace, &workspace.run_file("first", 1, ""), 1);
     let start = format!("weights: {}", workspace.last_checkpoint("first").display());
-    complete(&workspace, &run_file(&workspace, "second", "", &start), 1);
+    run_to_completion(&workspace, &run_file(&workspace, "second", "", &start), 1);
     let image = std::fs::read_dir(workspace.path("world/images")).unwrap().next().unwrap().unwrap().path();
     let checkpoint = workspace.last_checkpoint("second").to_string_lossy().into_owned();
     let output = run("worker", &["caption", "--checkpoint", &checkpoint, &image.to_string_lossy()]);
@@ -267,7 +267,7 @@ fn validation_names_what_is_missing_or_does_not_fit() {
     assert!(error.contains("data.features") && error.contains("nowhere/train"), "{error}");
     let error =
         error_line(&validate(&good.replace(&scratch, &format!("weights: {}", workspace.path("world").display()))));
-    assert!(error.contains("captioner.weights") && error.contains("is no model folder"), "{error}");
+    assert!(error.contains("captioner.weights") && error.contains("is not a model folder"), "{error}");
     let error = error_line(&validate(&good.replace("karpathy:", "coco: {}\n  karpathy:")));
     assert!(error.contains("missing field"), "{error}");
 
@@ -288,7 +288,7 @@ fn scores(arguments: &[&str]) -> serde_json::Value {
 fn captions_from_anywhere_are_scored_as_an_evaluation_scores_them() {
     let (workspace, scratch) = workspace();
     let config = run_file(&workspace, "run", "", &scratch);
-    complete(&workspace, &config, 1);
+    run_to_completion(&workspace, &config, 1);
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let (config, checkpoint, captions) =
         (text(&config), text(&workspace.last_checkpoint("run")), text(&workspace.path("captions.json")));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use test_support::{Coordinator, Workspace, complete, error_line, run, wait_for};
+use test_support::{Coordinator, Workspace, run_to_completion, error_line, run, wait_for};
 
 /// The names of sealed checkpoints, in order.
 fn checkpoints(workspace: &Workspace) -> Vec<String> {
@@ -17,10 +17,10 @@ fn checkpoints(workspace: &Workspace) -> Vec<String> {
 /// Goes on with a run until so many checkpoints are sealed, and stops it in good order.
 fn go_on(workspace: &Workspace, config: &Path, until: usize) {
     let coordinator = Coordinator::start(workspace, config);
-    let worker = coordinator.worker(workspace, 0);
+    let worker = coordinator.start_worker(workspace, 0);
     wait_for("checkpoints", || (checkpoints(workspace).len() >= until).then_some(()));
     coordinator.process.terminate();
-    assert!(coordinator.process.finish().0 && worker.finish().0);
+    assert!(coordinator.process.succeeds() && worker.succeeds());
 }
 
 /// Tries to serve a run; the error line.
@@ -43,13 +43,13 @@ fn printed(output: &std::process::Output) -> String {
 /// Recovers a run whose journal is unusable, and runs it to its end.
 fn recover(workspace: &Workspace, config: &Path) {
     let coordinator = Coordinator::start_with(workspace, config, "http", &["--recover"]);
-    assert!(coordinator.worker(workspace, 0).finish().0 && coordinator.process.finish().0);
+    assert!(coordinator.start_worker(workspace, 0).succeeds() && coordinator.process.succeeds());
 }
 
 #[test]
 fn an_older_copy_of_the_journal_is_seen_and_the_run_goes_on_from_the_newest_checkpoint() {
     let workspace = Workspace::new();
-    let (config, state) = (workspace.saving_run_file("run"), workspace.path("run/coordinator"));
+    let (config, state) = (workspace.run_file_with_checkpoints("run"), workspace.path("run/coordinator"));
     go_on(&workspace, &config, 2);
     let whole = audit(&config, &[]);
     assert!(whole.status.success(), "{whole:?}");
@@ -79,14 +79,14 @@ fn an_older_copy_of_the_journal_is_seen_and_the_run_goes_on_from_the_newest_chec
     let after = audit(&config, &[]);
     let text = printed(&after);
     assert!(after.status.success() && text.contains(&format!("it begins with checkpoint {newest}")), "{after:?}");
-    complete(&workspace, &workspace.saving_run_file("alone"), 1);
+    run_to_completion(&workspace, &workspace.run_file_with_checkpoints("alone"), 1);
     assert!(workspace.parameters("run") == workspace.parameters("alone"));
 }
 
 #[test]
 fn checkpoints_without_a_journal_are_not_taken_for_a_new_run_and_a_damaged_one_is_not_used() {
     let workspace = Workspace::new();
-    let (config, state) = (workspace.saving_run_file("run"), workspace.path("run/coordinator"));
+    let (config, state) = (workspace.run_file_with_checkpoints("run"), workspace.path("run/coordinator"));
     let journal = state.join("journal.sqlite");
     go_on(&workspace, &config, 3);
     let whole = fs::read(&journal).unwrap();
@@ -116,14 +116,14 @@ fn checkpoints_without_a_journal_are_not_taken_for_a_new_run_and_a_damaged_one_i
     fs::remove_file(&journal).unwrap();
     recover(&workspace, &config);
     assert!(audit(&config, &[]).status.success());
-    complete(&workspace, &workspace.saving_run_file("alone"), 1);
+    run_to_completion(&workspace, &workspace.run_file_with_checkpoints("alone"), 1);
     assert!(workspace.parameters("run") == workspace.parameters("alone"));
 }
 
 #[test]
 fn an_audit_compares_the_checkpoints() {
     let workspace = Workspace::new();
-    let config = workspace.saving_run_file("run");
+    let config = workspace.run_file_with_checkpoints("run");
     go_on(&workspace, &config, 3);
     let folder = workspace.path("run/checkpoints");
     let names = checkpoints(&workspace);
@@ -134,7 +134,7 @@ fn an_audit_compares_the_checkpoints() {
     let found = audit(&config, &[]);
     let text = printed(&found);
     assert!(
-        !found.status.success() && text.contains(&format!("checkpoint {first} is of another name, step")),
+        !found.status.success() && text.contains(&format!("checkpoint {first} has another name, step")),
         "{found:?}"
     );
     assert!(audit(&config, &["--journal-only"]).status.success());

@@ -72,7 +72,7 @@ fn notes_say_what_is_odd() {
     let output = score(r#"{"7": ["two cats sleep on a mat"]}"#, r#"{"7": ""}"#, &[]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && said.contains("worker: cider: 0, because"), "{said}");
-    assert!(said.contains("1 of 1 candidates are blank and score 0, that of image \"7\" for one"), "{said}");
+    assert!(said.contains("1 of 1 candidates are blank and score 0, such as that of image \"7\""), "{said}");
 }
 
 #[test]

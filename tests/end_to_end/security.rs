@@ -46,7 +46,7 @@ fn strs(options: &[String]) -> Vec<&str> {
 }
 
 fn metrics(coordinator: &Coordinator) -> String {
-    let mut stream = TcpStream::connect(&coordinator.http).unwrap();
+    let mut stream = TcpStream::connect(&coordinator.http_address).unwrap();
     write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
@@ -75,13 +75,13 @@ fn a_run_over_mutual_tls_does_not_notice_whom_it_refuses() {
     let run_file = workspace.run_file("run", 2, "");
     let coordinator = Coordinator::start_with(&workspace, &run_file, "https", &strs(&server));
     let good = certificate(&workspace, "worker", 4000, &authority, &authority);
-    let first = coordinator.worker_with(&workspace, 0, &strs(&good));
+    let first = coordinator.start_worker_with(&workspace, 0, &strs(&good));
 
     for (name, until, signed_by) in [("expired", 2020, &authority), ("foreign", 4000, &strangers)] {
         let bad = certificate(&workspace, name, until, signed_by, &authority);
         let join = ["join", "--coordinator", &coordinator.url];
         let error = error_line(&run("worker", &[&join[..], &strs(&bad)].concat()));
-        assert!(error.contains("takes no such certificate"), "{name}: {error}");
+        assert!(error.contains("refuses the certificate"), "{name}: {error}");
     }
     let plain = coordinator.url.replace("https", "http");
     let error = error_line(&run("worker", &["join", "--coordinator", &plain, "--join-timeout", "0"]));
@@ -96,11 +96,11 @@ fn a_run_over_mutual_tls_does_not_notice_whom_it_refuses() {
     assert_refused(&coordinator, "certificate", 2);
     assert_refused(&coordinator, "handshake", 1);
     assert_refused(&coordinator, "admin_token", 1);
-    let second = coordinator.worker_with(&workspace, 1, &strs(&good));
-    assert!(first.finish().0 && second.finish().0 && coordinator.process.finish().0);
+    let second = coordinator.start_worker_with(&workspace, 1, &strs(&good));
+    assert!(first.succeeds() && second.succeeds() && coordinator.process.succeeds());
     // Nobody had to come back.
     let log = std::fs::read_to_string(workspace.path("worker-0.log")).unwrap();
-    assert!(!log.contains("connection to the coordinator lost"), "{log}");
+    assert!(!log.contains("lost the connection to the coordinator"), "{log}");
 }
 
 #[test]
@@ -117,10 +117,10 @@ fn a_join_token_lets_workers_in() {
     let error = error_line(&short);
     assert!(error.contains("DICO_JOIN_TOKEN") && error.contains("16") && !error.contains("too short"), "{error}");
     assert_refused(&coordinator, "join_token", 2);
-    let worker = coordinator.worker_with(&workspace, 0, &["--join-token-file", &token]);
-    assert!(worker.finish().0);
+    let worker = coordinator.start_worker_with(&workspace, 0, &["--join-token-file", &token]);
+    assert!(worker.succeeds());
     assert!(!coordinator.process.log().contains("the-token-of"));
-    assert!(coordinator.process.finish().0);
+    assert!(coordinator.process.succeeds());
 }
 
 fn serve(run_file: &Path, more: &[&str]) -> String {

@@ -1,28 +1,28 @@
 //! Where checkpoints are kept.
 
-use s3_test_server::Bucket;
-use test_support::{Coordinator, Workspace, complete, error_line, run, wait_for};
+use s3_test_server::S3TestServer;
+use test_support::{Coordinator, Workspace, run_to_completion, error_line, run, wait_for};
 
 #[test]
 fn a_run_goes_on_from_a_checkpoint_in_a_bucket_as_if_it_had_never_stopped() {
-    let bucket = Bucket::start();
+    let bucket = S3TestServer::start();
     let mut workspace = Workspace::new();
     workspace.environment = bucket.environment();
-    let whole = complete(&workspace, &workspace.run_file("whole", 2, "control: { window: 1 }\n"), 2);
+    let whole = run_to_completion(&workspace, &workspace.run_file("whole", 2, "control: { window: 1 }\n"), 2);
 
     let kept = "control: { window: 1 }\ncheckpoints: { url: \"s3://data/runs/a\" }\n";
     let run_file = workspace.run_file("stopped", 2, kept);
     let coordinator = Coordinator::start(&workspace, &run_file);
-    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&workspace, rank)).collect();
+    let workers: Vec<_> = (0..2).map(|worker_id| coordinator.start_worker(&workspace, worker_id)).collect();
     let seal = "data/runs/a/0-evaluator-00000004/checkpoint.json";
     wait_for("a checkpoint", || bucket.objects().contains_key(seal).then_some(()));
     coordinator.process.terminate();
     for worker in workers {
-        let (well, printed) = worker.finish();
-        assert!(well && printed.starts_with("left rank="), "it has not finished: {printed}");
+        let (succeeded, printed) = worker.finish();
+        assert!(succeeded && printed.starts_with("left rank="), "it has not finished: {printed}");
     }
-    assert!(coordinator.process.finish().0);
-    assert_eq!(complete(&workspace, &run_file, 2), whole);
+    assert!(coordinator.process.succeeds());
+    assert_eq!(run_to_completion(&workspace, &run_file, 2), whole);
 
     let last = |name: &String| name.starts_with("data/runs/a/2-dico-00000004") && name.ends_with("/checkpoint.json");
     assert!(bucket.objects().keys().any(last));

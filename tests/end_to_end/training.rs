@@ -1,12 +1,12 @@
 //! What a run computes does not depend on how it was run.
 
-use test_support::{Coordinator, Workspace, complete};
+use test_support::{Coordinator, Workspace, run_to_completion};
 
 #[test]
 fn the_same_seed_and_world_size_give_the_same_bits() {
     let workspace = Workspace::new();
-    let first = complete(&workspace, &workspace.run_file("first", 2, ""), 2);
-    let second = complete(&workspace, &workspace.run_file("second", 2, ""), 2);
+    let first = run_to_completion(&workspace, &workspace.run_file("first", 2, ""), 2);
+    let second = run_to_completion(&workspace, &workspace.run_file("second", 2, ""), 2);
     assert_eq!(first[0], first[1], "ranks differ");
     assert_eq!(first, second, "runs differ");
 }
@@ -14,8 +14,8 @@ fn the_same_seed_and_world_size_give_the_same_bits() {
 #[test]
 fn two_workers_do_what_one_does_at_the_same_global_batch() {
     let workspace = Workspace::new();
-    let one = complete(&workspace, &workspace.run_file("one", 1, ""), 1);
-    let two = complete(&workspace, &workspace.run_file("two", 2, ""), 2);
+    let one = run_to_completion(&workspace, &workspace.run_file("one", 1, ""), 1);
+    let two = run_to_completion(&workspace, &workspace.run_file("two", 2, ""), 2);
     // The sums are taken in another order, so the bits differ, or this compares one run with itself.
     assert_ne!(one[0], two[0]);
     let (one, two) = (workspace.parameters("one"), workspace.parameters("two"));
@@ -31,11 +31,11 @@ fn two_workers_do_what_one_does_at_the_same_global_batch() {
 fn sixteen_bits_give_the_same_bits_again_and_nearly_what_thirty_two_do() {
     let workspace = Workspace::new();
     let settings = "compute_dtype: bf16\ngradient_dtype: bf16\n";
-    let first = complete(&workspace, &workspace.run_file("first", 2, settings), 2);
-    let second = complete(&workspace, &workspace.run_file("second", 2, settings), 2);
+    let first = run_to_completion(&workspace, &workspace.run_file("first", 2, settings), 2);
+    let second = run_to_completion(&workspace, &workspace.run_file("second", 2, settings), 2);
     assert_eq!(first[0], first[1], "ranks differ");
     assert_eq!(first, second, "runs differ");
-    let exact = complete(&workspace, &workspace.run_file("exact", 2, ""), 2);
+    let exact = run_to_completion(&workspace, &workspace.run_file("exact", 2, ""), 2);
     assert_ne!(first, exact);
     // Teacher forcing makes no choices, so the two stay close: to 1 %, and to 0.01 where a vector began at zero.
     assert_near(&workspace, "1-xe-00000006", |_| 0.01);
@@ -48,7 +48,7 @@ fn sixteen_bits_give_the_same_bits_again_and_nearly_what_thirty_two_do() {
 /// `allowed` of a vector of so many values.
 fn assert_near(workspace: &Workspace, checkpoint: &str, allowed: impl Fn(usize) -> f64) {
     let [short, exact] = ["first", "exact"]
-        .map(|run| test_support::parameters(&workspace.path(run).join("checkpoints").join(checkpoint)));
+        .map(|run| test_support::read_parameters(&workspace.path(run).join("checkpoints").join(checkpoint)));
     assert!(!exact.is_empty());
     let length = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     for (name, values) in &exact {
@@ -62,19 +62,19 @@ fn assert_near(workspace: &Workspace, checkpoint: &str, allowed: impl Fn(usize) 
 fn a_run_that_was_stopped_and_resumed_equals_one_that_was_not() {
     let workspace = Workspace::new();
     let dropout = "control: { window: 1 }\n";
-    let whole = complete(&workspace, &workspace.run_file("whole", 2, dropout), 2);
+    let whole = run_to_completion(&workspace, &workspace.run_file("whole", 2, dropout), 2);
     let run_file = workspace.run_file("stopped", 2, dropout);
     let coordinator = Coordinator::start(&workspace, &run_file);
-    let workers: Vec<_> = (0..2).map(|rank| coordinator.worker(&workspace, rank)).collect();
+    let workers: Vec<_> = (0..2).map(|worker_id| coordinator.start_worker(&workspace, worker_id)).collect();
     wait_for_a_checkpoint(&workspace);
     coordinator.process.terminate();
     for worker in workers {
         // It leaves in good order, and does not claim to have finished.
-        let (well, printed) = worker.finish();
-        assert!(well && printed.starts_with("left rank=") && !printed.contains("finished"), "{printed}");
+        let (succeeded, printed) = worker.finish();
+        assert!(succeeded && printed.starts_with("left rank=") && !printed.contains("finished"), "{printed}");
     }
-    assert!(coordinator.process.finish().0);
-    let resumed = complete(&workspace, &run_file, 2);
+    assert!(coordinator.process.succeeds());
+    let resumed = run_to_completion(&workspace, &run_file, 2);
     assert_eq!(whole, resumed);
 }
 

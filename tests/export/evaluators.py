@@ -1,5 +1,7 @@
-"""Trains an evaluator in two stages, of all its weights and of LoRA factors, and exports it: FOLDER/merged.pth
-and FOLDER/apart.pth. FOLDER/evaluators.json has what `worker score` says by each, and what it was told.
+"""Trains an evaluator in two stages, all weights and then LoRA factors, and exports it.
+
+Writes FOLDER/merged.pth and FOLDER/apart.pth. FOLDER/evaluators.json has the settings and scores of
+`worker score` with each.
 
 Usage: evaluators.py FOLDER PROGRAMS LIBRARIES, after captioners.py.
 """
@@ -35,12 +37,12 @@ stages:
 """
 
 
-def captions(folder: pathlib.Path) -> dict[str, list[str]]:
-    """What people say of the images of captioners.py, by the names of their files."""
-    said = {image["filename"]: image["sentences"] for image in json.loads((folder / "world/dataset.json").read_text())["images"]}
-    drawn = sorted(path.name for path in (folder / "world/images").iterdir())
+def read_references(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Returns the reference captions of the images that captioners.py wrote, by file name."""
+    references = {image["filename"]: image["sentences"] for image in json.loads((folder / "world/dataset.json").read_text())["images"]}
+    names = sorted(path.name for path in (folder / "world/images").iterdir())
     count = len(list((folder / "images").iterdir()))
-    return {f"{number}.png": [sentence["raw"] for sentence in said[name]] for number, name in enumerate(drawn[:count])}
+    return {f"{number}.png": [sentence["raw"] for sentence in references[name]] for number, name in enumerate(names[:count])}
 
 
 def main() -> None:
@@ -50,12 +52,12 @@ def main() -> None:
     config.write_text(RUN_FILE.format(folder=folder))
     programs.train(config)
     checkpoint = str(max((folder / "runs/pac/checkpoints").iterdir()))
-    said = captions(folder)
-    (folder / "references.json").write_text(json.dumps(said))
-    candidates = {image: texts[0] for image, texts in said.items()}
+    references = read_references(folder)
+    (folder / "references.json").write_text(json.dumps(references))
+    candidates = {image: texts[0] for image, texts in references.items()}
     (folder / "candidates.json").write_text(json.dumps(candidates))
-    given = ["--references", f"{folder}/references.json", "--candidates", f"{folder}/candidates.json"]
-    given += ["--images", f"{folder}/images", "--json"]
+    options = ["--references", f"{folder}/references.json", "--candidates", f"{folder}/candidates.json"]
+    options += ["--images", f"{folder}/images", "--json"]
     result = {"candidates": candidates, "evaluators": {}}
     for layout in ("merged", "apart"):
         to = f"{folder}/{layout}.pth"
@@ -64,7 +66,7 @@ def main() -> None:
         )
         settings = json.loads(exported)["clip"]
         evaluator = ",".join([f"pac_s={to}", *(f"{key}={value}" for key, value in settings.items())])
-        scores = json.loads(programs.output("worker", "score", *given, "--evaluator", evaluator))
+        scores = json.loads(programs.output("worker", "score", *options, "--evaluator", evaluator))
         result["evaluators"][layout] = {"settings": settings, "pac_s": scores["items"]["pac_s"]}
     (folder / "evaluators.json").write_text(json.dumps(result))
 

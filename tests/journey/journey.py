@@ -1,4 +1,4 @@
-"""The journey of tests/journey/run: what a user does with images of their own, and what has to come of it.
+"""Runs the commands of a user with images of their own, and checks the results.
 
 Usage: journey.py FOLDER PROGRAMS LIBRARIES. LIBRARIES are libtorch's.
 """
@@ -13,12 +13,12 @@ import subprocess
 import sys
 import tarfile
 
-import check
+import check_captioners
 from captioners import Programs
 
 IMAGES = 40
 STEPS = 300
-# Where the first coordinator is stopped: early enough that most steps come after the change.
+# The first coordinator stops after this step, so that most steps follow the change of settings.
 STOPPED_AFTER = 10
 RUN_FILE = """\
 name: journey
@@ -34,7 +34,7 @@ decoding: {{ beams: 3, max_length: 20 }}
 stages:
 {stages}"""
 EVALUATOR = "  - { name: evaluator, objective: contrastive, steps: 4, batch: 8, optimizer: { learning_rate: 1.0e-3 } }\n"
-TEACHER_FORCING = """\
+CROSS_ENTROPY = """\
   - name: xe
     objective: cross_entropy
     steps: {steps}
@@ -53,35 +53,37 @@ def run_file(stages: str, annotations: str = "world/dataset.json") -> str:
 
 
 def stages(rate: float, bound: int) -> str:
-    return EVALUATOR + TEACHER_FORCING.format(steps=STEPS, rate=rate, bound=bound) + DICO
+    return EVALUATOR + CROSS_ENTROPY.format(steps=STEPS, rate=rate, bound=bound) + DICO
 
 
 class Journey(Programs):
+    """Runs the programs of the journey."""
+
     def attempt(self, program: str, *options: str) -> subprocess.CompletedProcess:
-        """Runs a program that may fail."""
+        """Runs a program that may fail, and returns its result."""
         command = [self.folder / program, *options]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
-    def refused(self, *options: str) -> str:
-        """What a coordinator says that refuses to do something."""
-        done = self.attempt("coordinator", *options)
-        assert done.returncode == 1, f"{options} should have been refused: {done}"
-        return done.stderr + done.stdout
+    def expect_refusal(self, *options: str) -> str:
+        """Runs a coordinator that must fail with status 1, and returns its output."""
+        result = self.attempt("coordinator", *options)
+        assert result.returncode == 1, f"{options} must fail with status 1: {result}"
+        return result.stderr + result.stdout
 
-    def inspected(self, *options: str) -> dict[str, tuple[int, int]]:
-        """Images and captions of each split."""
-        seen = json.loads(self.output("worker", "inspect", *options, "--json"))
-        return {name: (split["images"], split["captions"]) for name, split in seen["splits"].items()}
+    def inspect(self, *options: str) -> dict[str, tuple[int, int]]:
+        """Returns the numbers of images and captions of each split."""
+        inspection = json.loads(self.output("worker", "inspect", *options, "--json"))
+        return {name: (split["images"], split["captions"]) for name, split in inspection["splits"].items()}
 
     @contextlib.contextmanager
-    def served(self, config: pathlib.Path, *more: str):
-        """A coordinator that serves a run file to its end; its URL."""
+    def serve(self, config: pathlib.Path, *more: str):
+        """Starts a coordinator, and yields its URL. Waits for the end of the run."""
         ports = ["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         with self.started("coordinator", "serve", "--config", str(config), *ports, *more) as coordinator:
             yield "http://" + re.search(r"grpc=(\S+)", coordinator.stdout.readline())[1]
 
-    def until(self, url: str, step: int) -> None:
-        """Waits until the second stage has come to a step."""
+    def wait_for_step(self, url: str, step: int) -> None:
+        """Waits until the second stage has reached a step."""
         watch = ["watch", "--json", "--interval", "0.05", "--coordinator", url]
         process = subprocess.Popen([self.folder / "coordinator", *watch], env=self.environment, text=True, stdout=subprocess.PIPE)
         try:
@@ -93,13 +95,13 @@ class Journey(Programs):
             process.kill()
             process.wait()
             process.stdout.close()
-        sys.exit(f"the run has ended before step {step}")
+        sys.exit(f"the run ended before step {step}")
 
 
 def write_formats(folder: pathlib.Path) -> dict[str, list[dict]]:
-    """Writes the world's images and captions in all formats; images with their captions, by split."""
-    world = json.loads((folder / "world/dataset.json").read_text())
-    splits = {split: [image for image in world["images"] if image["split"] == split] for split in ("train", "val", "test")}
+    """Writes the data set in all formats. Returns the images with their captions by split."""
+    dataset = json.loads((folder / "world/dataset.json").read_text())
+    splits = {split: [image for image in dataset["images"] if image["split"] == split] for split in ("train", "val", "test")}
     for split, images in splits.items():
         captions = {image["filename"]: [sentence["raw"] for sentence in image["sentences"]] for image in images}
         coco = {"images": [{"id": number, "file_name": name} for number, name in enumerate(captions)], "annotations": []}
@@ -119,7 +121,7 @@ def write_formats(folder: pathlib.Path) -> dict[str, list[dict]]:
 
 
 def check_formats(journey: Journey, folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """All formats give the same images and captions."""
+    """Checks that all formats have the same images and captions. Returns their numbers by split."""
     splits = write_formats(folder)
     expected = {split: (len(images), sum(len(image["sentences"]) for image in images)) for split, images in splits.items()}
     assert sum(images for images, _ in expected.values()) == IMAGES, expected
@@ -133,72 +135,76 @@ def check_formats(journey: Journey, folder: pathlib.Path) -> dict[str, tuple[int
     for name, data in formats.items():
         config = folder / f"{name}.yaml"
         config.write_text(RUN_FILE.format(data=data, stages=stages(1.0e-3, 19)))
-        found = journey.inspected(str(config))
-        assert found == expected, f"{name}: {found}, not {expected}"
+        inspected = journey.inspect(str(config))
+        assert inspected == expected, f"{name}: {inspected}, not {expected}"
         journey.output("coordinator", "validate", "--config", str(config))
     return expected
 
 
-def check_nonsense(journey: Journey, config: pathlib.Path) -> None:
-    """DiCO with a captioner that nothing has trained is refused, with the stage that is missing."""
+def check_untrained_dico_is_refused(journey: Journey, config: pathlib.Path) -> None:
+    """Checks that DiCO with an untrained captioner is refused, and that the missing stage is named."""
     config.write_text(run_file(DICO))
-    said = journey.refused("validate", "--config", str(config))
-    assert "cross_entropy" in said and "run.yaml:" in said, said
+    output = journey.expect_refusal("validate", "--config", str(config))
+    assert "cross_entropy" in output and "run.yaml:" in output, output
 
 
-def mend_data(folder: pathlib.Path) -> None:
-    """Corrects a caption of the validation split, and takes an image out of the training split."""
-    world = json.loads((folder / "world/dataset.json").read_text())
-    image = next(image for image in world["images"] if image["split"] == "val")
+def change_data(folder: pathlib.Path) -> None:
+    """Corrects a caption of the validation split, and removes an image from the training split."""
+    dataset = json.loads((folder / "world/dataset.json").read_text())
+    image = next(image for image in dataset["images"] if image["split"] == "val")
     image["sentences"][0] = {"raw": "a corrected caption", "tokens": ["a", "corrected", "caption"]}
-    world["images"].remove(next(image for image in world["images"] if image["split"] == "train"))
-    (folder / "world/dataset.json").write_text(json.dumps(world))
+    dataset["images"].remove(next(image for image in dataset["images"] if image["split"] == "train"))
+    (folder / "world/dataset.json").write_text(json.dumps(dataset))
 
 
 def train(journey: Journey, folder: pathlib.Path, config: pathlib.Path) -> None:
-    """A run that is stopped, gets another learning rate, another bound of its guard and corrected data, and goes on."""
+    """Trains a run, stops it, changes its learning rate, guard and data, and resumes it."""
     config.write_text(run_file(stages(1.0e-3, 19)))
-    with journey.served(config) as url, journey.started("worker", "join", "--coordinator", url, "--threads", "1") as worker:
-        journey.until(url, STOPPED_AFTER)
+    with journey.serve(config) as url, journey.started("worker", "join", "--coordinator", url, "--threads", "1") as worker:
+        journey.wait_for_step(url, STOPPED_AFTER)
         journey.output("coordinator", "stop", "--coordinator", url)
         assert "left rank=0" in worker.stdout.read()
-    mend_data(folder)
+    change_data(folder)
     config.write_text(run_file(stages(2.0e-3, 18)))
-    said = journey.refused("serve", "--config", str(config), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
-    for part in ("stages[1].optimizer.learning_rate", "0.001", "0.002", "guard", "--accept-changes"):
-        assert part in said, f"{part} is missing in: {said}"
-    with journey.served(config, "--accept-changes") as url:
+    output = journey.expect_refusal("serve", "--config", str(config), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
+    for text in ("stages[1].optimizer.learning_rate", "0.001", "0.002", "guard", "--accept-changes"):
+        assert text in output, f"{text} is missing in: {output}"
+    with journey.serve(config, "--accept-changes") as url:
         assert "finished rank=0" in journey.output("worker", "join", "--coordinator", url, "--threads", "1")
 
 
-def check_record(journey: Journey, folder: pathlib.Path, config: pathlib.Path, images: int) -> tuple[int, int]:
-    """Of a run that began with so many images. The journal has every step once, with the rate of its time, and what was changed. Steps at either rate."""
+def check_journal(journey: Journey, folder: pathlib.Path, config: pathlib.Path, images: int) -> tuple[int, int]:
+    """Checks the journal: each step once with the correct learning rate, and all changes.
+
+    `images`: training images at the start of the run. Returns the number of steps before the change
+    and after it.
+    """
     audit = json.loads(journey.output("coordinator", "audit", "--config", str(config), "--json"))
     assert audit["clean"] and audit["finished"], audit
-    exchanged = [(found["stage"], found["images_before"], found["images_after"]) for found in audit["exchanges"]]
-    assert exchanged == [(1, images, images - 1)], audit
+    data_changes = [(change["stage"], change["images_before"], change["images_after"]) for change in audit["exchanges"]]
+    assert data_changes == [(1, images, images - 1)], audit
     with contextlib.closing(sqlite3.connect(f"file:{folder}/run/coordinator/journal.sqlite?mode=ro", uri=True)) as journal:
         rates = [rate for (rate,) in journal.execute("SELECT learning_rate FROM steps WHERE stage = 1 ORDER BY step")]
     before = rates.count(1.0e-3)
     assert len(rates) == STEPS and before >= STOPPED_AFTER and rates == [1.0e-3] * before + [2.0e-3] * (STEPS - before), rates
-    told = journey.output("coordinator", "events", "--config", str(config))
+    events = journey.output("coordinator", "events", "--config", str(config))
     for kind in ("settings_changed", "data_changed", "checkpoint", "evaluation", "finished"):
-        assert f"  {kind} " in told, f"no {kind} in:\n{told}"
+        assert f"  {kind} " in events, f"no {kind} in:\n{events}"
     return before, STEPS - before
 
 
 def check_export(journey: Journey, folder: pathlib.Path, config: pathlib.Path) -> int:
-    """transformers writes what `worker caption` writes. Returns how many captions differ from one another."""
+    """Compares transformers' captions with `worker caption`. Returns the number of distinct captions."""
     checkpoint = str(max((folder / "run/checkpoints").iterdir()))
     journey.output("worker", "export", "--from", checkpoint, "--to", str(folder / "exported"))
     paths = [str(path) for path in sorted((folder / "world/images").iterdir())[:10]]
-    said = journey.output("worker", "caption", "--checkpoint", checkpoint, "--beams", "5", "--max-length", "30", "--json", *paths)
-    images = [json.loads(line) for line in said.splitlines()]
-    return check.check_words(folder / "exported", check.loaded(folder / "exported"), images)
+    output = journey.output("worker", "caption", "--checkpoint", checkpoint, "--beams", "5", "--max-length", "30", "--json", *paths)
+    images = [json.loads(line) for line in output.splitlines()]
+    return check_captioners.check_captions(folder / "exported", check_captioners.load_model(folder / "exported"), images)
 
 
 def check_scores(journey: Journey, config: pathlib.Path, images: int) -> None:
-    """What the run wrote last is scored against the references of its split."""
+    """Scores the captions of the last evaluation against the references of the split."""
     scored = json.loads(journey.output("worker", "score", "--config", str(config), "--split", "val", "--json"))
     assert len(scored["items"]["cider"]) == images, scored
 
@@ -210,13 +216,13 @@ def main() -> None:
     expected = check_formats(journey, folder)
     print(f"four formats give the same splits: {expected}")
     config = folder / "run.yaml"
-    check_nonsense(journey, config)
+    check_untrained_dico_is_refused(journey, config)
     train(journey, folder, config)
-    before, after = check_record(journey, folder, config, expected["train"][0])
+    before, after = check_journal(journey, folder, config, expected["train"][0])
     print(f"the run has {before} steps before the changes and {after} after them")
     check_scores(journey, config, expected["val"][0])
     distinct = check_export(journey, folder, config)
-    print(f"transformers writes what `worker caption` writes: {distinct} captions of 10 images")
+    print(f"transformers writes the captions of `worker caption`: {distinct} distinct captions of 10 images")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from beams import Search
 
 @dataclass(frozen=True)
 class Case:
-    """A model by formula and what is asked of it."""
+    """A model with weights by formula, and the inputs of the comparison."""
 
     sizes: published.Sizes
     prefix: str

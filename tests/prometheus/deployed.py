@@ -1,4 +1,4 @@
-"""What deploy/ has for Prometheus and Grafana, and every expression in it."""
+"""Reads the Prometheus and Grafana configuration in deploy/, and all its expressions."""
 
 import json
 import pathlib
@@ -12,19 +12,19 @@ GRAFANA = ROOT / "deploy/grafana"
 
 
 class Expression(NamedTuple):
-    """A query, where it stands, and the labels that its legend shows."""
+    """A query, its location, and its legend."""
 
     where: str
     expr: str
     legend: str = ""
 
 
-def groups(name: str) -> dict:
+def read_rule_file(name: str) -> dict:
     return yaml.safe_load((PROMETHEUS / name).read_text())
 
 
 def rules(name: str) -> list[dict]:
-    return [rule for group in groups(name)["groups"] for rule in group["rules"]]
+    return [rule for group in read_rule_file(name)["groups"] for rule in group["rules"]]
 
 
 def recorded() -> list[Expression]:
@@ -40,13 +40,13 @@ def dashboards() -> dict[str, dict]:
 
 
 def panels() -> list[Expression]:
-    """The queries of all panels and of all annotations."""
-    found = []
+    """Returns the queries of all panels and annotations."""
+    expressions = []
     for name, dashboard in dashboards().items():
         for panel in dashboard["panels"]:
             for target in panel.get("targets", []):
                 where = f"{name}, panel {panel['title']}, query {target['refId']}"
-                found.append(Expression(where, target["expr"], target["legendFormat"]))
+                expressions.append(Expression(where, target["expr"], target["legendFormat"]))
         for note in dashboard["annotations"]["list"]:
-            found.append(Expression(f"{name}, annotation {note['name']}", note["expr"]))
-    return found
+            expressions.append(Expression(f"{name}, annotation {note['name']}", note["expr"]))
+    return expressions

@@ -1,4 +1,4 @@
-"""Processes on loopback that end with the test."""
+"""Starts processes on loopback, and stops them with the test."""
 
 import http
 import os
@@ -11,41 +11,44 @@ import urllib.request
 from typing import Callable, TypeVar
 
 T = TypeVar("T")
-# Seconds; longer than any wait on a busy machine.
-PATIENCE = 600
-# Seconds within which processes have to end that were asked to.
-GRACE = 20
+# Every wait takes less even on a busy machine.
+TIMEOUT_SECONDS = 600
+# Seconds from SIGTERM to SIGKILL.
+TERMINATION_TIMEOUT = 20
 
 
-class Failure(Exception):
-    """What does not hold, in a line."""
+class CheckError(Exception):
+    """A check failed; the message is one line."""
 
 
-def wait_for(what: str, ask: Callable[[], T | None]) -> T:
-    """Asks again and again until there is something."""
-    end = time.monotonic() + PATIENCE
+def wait_for(description: str, poll: Callable[[], T | None]) -> T:
+    """Calls `poll` until it returns a true value, and returns that value.
+
+    Raises CheckError at the timeout.
+    """
+    end = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < end:
-        if answer := ask():
-            return answer
+        if result := poll():
+            return result
         time.sleep(0.2)
-    raise Failure(f"waited in vain for {what}")
+    raise CheckError(f"timeout: waited for {description}")
 
 
 def get(url: str) -> str | None:
-    """What is there, if anybody answers who is ready to."""
+    """Sends a GET request. Returns None if there is no response, or if the service is not ready."""
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             return response.read().decode()
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.SERVICE_UNAVAILABLE:
             return None
-        raise Failure(f"{url}: {error.read().decode()}") from None
+        raise CheckError(f"{url}: {error.read().decode()}") from None
     except OSError:
         return None
 
 
 class Processes:
-    """All that was started."""
+    """The processes of the test and their logs."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -67,12 +70,12 @@ class Processes:
         return "\n".join(lines[-10:])
 
     def stop(self) -> None:
-        """Ends everything that has not ended."""
+        """Terminates all processes."""
         for process in self.started:
             process.send_signal(signal.SIGTERM)
         for process in self.started:
             try:
-                process.wait(GRACE)
+                process.wait(TERMINATION_TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

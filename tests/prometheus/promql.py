@@ -1,4 +1,4 @@
-"""Expressions taken apart."""
+"""Parses PromQL expressions."""
 
 import re
 from typing import Iterator
@@ -10,9 +10,9 @@ SETS = {"and", "or", "unless"}
 HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 
 
-def asked_of(instance: str, expr: str) -> str:
-    """A panel's query as Grafana puts it."""
-    # Four scrapes, as the data source's timeInterval has it.
+def substitute_variables(instance: str, expr: str) -> str:
+    """Substitutes Grafana's variables in a panel's query."""
+    # Grafana's default is four scrape intervals; the data source sets 5 s (timeInterval).
     return expr.replace("$__rate_interval", "20s").replace("$instance", instance)
 
 
@@ -20,14 +20,14 @@ def selectors(node: promql.Expr) -> Iterator[promql.VectorSelector]:
     if isinstance(node, promql.VectorSelector):
         yield node
     for name in ("lhs", "rhs", "expr", "vector_selector", "args"):
-        below = getattr(node, name, None)
-        for child in below if isinstance(below, list) else [below]:
+        children = getattr(node, name, None)
+        for child in children if isinstance(children, list) else [children]:
             if child is not None:
                 yield from selectors(child)
 
 
 def operands(node: promql.Expr) -> Iterator[str]:
-    """What an alert compares: it is data even while the alert is quiet."""
+    """Yields the operands of an alert's comparisons, which have data even if the alert is inactive."""
     while isinstance(node, promql.ParenExpr):
         node = node.expr
     if isinstance(node, promql.BinaryExpr) and str(node.op) in COMPARISONS | SETS:
@@ -38,12 +38,12 @@ def operands(node: promql.Expr) -> Iterator[str]:
 
 
 def grouping(expr: str) -> set[str]:
-    """The labels by which series are put together."""
+    """Returns the labels of aggregations and of vector matching."""
     lists = re.findall(r"\b(?:on|ignoring|by|without|group_left|group_right) \(([^)]*)\)", expr)
     return {label for labels in lists for label in labels.split(", ") if label}
 
 
 def metric(selector: promql.VectorSelector, histograms: set[str]) -> str:
-    """Under which name what is selected is exposed."""
+    """Returns the name of the exposed metric family that a selector matches."""
     family = HISTOGRAM.sub("", selector.name)
     return family if family in histograms else selector.name

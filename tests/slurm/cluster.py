@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: munged, slurmctld and two slurmd, all in one folder, on ports that were free."""
+"""Runs a real Slurm on this machine: munged, slurmctld and two slurmd, in one folder, on free ports."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from typing import Callable, TypeVar
 
 T = TypeVar("T")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "sinfo")
-# Two nodes, so that one of them can fail; each with two GPUs that are no more than files.
+# Two nodes, so that one can fail. Each has two GPUs, which are links to /dev/null.
 NODES = ("first", "second")
 CONFIGURATION = """\
 ClusterName=dico
@@ -55,27 +55,32 @@ PartitionName=high Nodes=ALL PriorityTier=2 PreemptMode=OFF
 """
 
 
-def wait_for(what: str, ask: Callable[[], T | None], seconds: float = 300, explain: Callable[[], str] = str) -> T:
-    """Asks again and again until there is something."""
+def wait_for(
+    description: str, poll: Callable[[], T | None], seconds: float = 300, explain: Callable[[], str] = str
+) -> T:
+    """Calls `poll` until it returns a true value, and returns that value.
+
+    Raises AssertionError with the text of `explain` at the timeout.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if answer := ask():
-            return answer
+        if result := poll():
+            return result
         time.sleep(0.1)
-    raise AssertionError(f"waited {seconds:.0f} s in vain for {what}\n{explain()}")
+    raise AssertionError(f"timeout: waited {seconds:.0f} s for {description}\n{explain()}")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago: Slurm has to be told them."""
+    """Returns ports that are free now: Slurm cannot choose ports itself."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
 
 
 class Cluster:
-    """The daemons, from `start` to `stop`."""
+    """The daemons of a Slurm cluster."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -83,7 +88,7 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
-        """Starts everything, and waits until the nodes are there."""
+        """Starts all daemons, and waits until the nodes are idle."""
         (self.folder / "state").mkdir()
         key = self.folder / "munge.key"
         key.touch(0o600)
@@ -94,7 +99,7 @@ class Cluster:
             (self.folder / f"spool-{name}").mkdir()
             gpus = [self.folder / f"{name}-gpu{number}" for number in range(2)]
             for gpu in gpus:
-                # It has to be a device; which one does not matter.
+                # Slurm requires a device file. Any device will do.
                 gpu.symlink_to("/dev/null")
             nodes.append(f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} "
                          "CPUs=4 RealMemory=1000 Gres=gpu:2")
@@ -103,73 +108,76 @@ class Cluster:
         host = socket.gethostname().split(".")[0]
         text = CONFIGURATION.format(host=host, folder=self.folder, ports=ports, nodes="\n".join(nodes))
         (self.folder / "slurm.conf").write_text(text)
-        self.daemon("munged", "--force", "--foreground", f"--key-file={key}", f"--socket={self.folder}/munge.socket",
+        self.start_daemon("munged", "--force", "--foreground", f"--key-file={key}", f"--socket={self.folder}/munge.socket",
                     f"--pid-file={self.folder}/munge.pid", f"--seed-file={self.folder}/munge.seed",
                     f"--log-file={self.folder}/munge.log")
         wait_for("munged", (self.folder / "munge.socket").exists, explain=self.logs)
-        self.daemon("slurmctld", "-D")
+        self.start_daemon("slurmctld", "-D")
         for name in NODES:
-            self.begin(name)
-        states = lambda: self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split()
+            self.start_node(name)
+        states = lambda: self.query("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T").split()
         ready = lambda: states() == ["idle"] * len(NODES)
         wait_for("idle nodes", ready, explain=self.logs)
 
-    def daemon(self, *command: str, name: str = "") -> None:
+    def start_daemon(self, *command: str, name: str = "") -> None:
         name = name or command[0]
         with open(self.folder / f"{name}.out", "a") as log:
             daemon = subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.daemons[name] = daemon
 
-    def ask(self, *command: str) -> str:
-        """What one of Slurm's commands prints; nothing where it fails."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
-        return done.stdout if done.returncode == 0 else ""
+    def query(self, *command: str) -> str:
+        """Runs a Slurm command, and returns its output; empty if it fails."""
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return result.stdout if result.returncode == 0 else ""
 
     def run(self, *command: str, env: dict[str, str] | None = None, cwd: pathlib.Path | None = None) -> str:
-        """What one of Slurm's commands prints, which must not fail."""
-        done = subprocess.run(command, env=env or self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, f"{command} says {done.stderr}\n{self.logs()}"
-        return done.stdout
+        """Runs a Slurm command that must succeed, and returns its output."""
+        result = subprocess.run(command, env=env or self.environment, cwd=cwd, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, f"{command} failed: {result.stderr}\n{self.logs()}"
+        return result.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What Slurm knows of a job."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", number)))
+        """Returns the fields of a job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.query("scontrol", "show", "job", number)))
 
     def node(self, name: str) -> dict[str, str]:
-        """What Slurm knows of a node."""
-        return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "node", name)))
+        """Returns the fields of a node."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.query("scontrol", "show", "node", name)))
 
     def logs(self) -> str:
-        """The last of all logs of the daemons."""
+        """Returns the ends of all logs of the daemons."""
         names = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
         return "".join(f"--- {name.name}\n{last_lines(name)}" for name in names)
 
     def processes(self, program: str = "", **environment: str) -> list[int]:
-        """What runs here, by the beginning of the program's name and some variables of its environment."""
+        """Returns the ids of processes of this cluster.
+
+        `program`: start of the program's name. `environment`: variables that a process must have.
+        """
         wanted = {"SLURM_CONF": self.environment["SLURM_CONF"]} | environment
         variables = {f"{name}={value}".encode() for name, value in wanted.items()}
         found = []
         for process in pathlib.Path("/proc").glob("[0-9]*"):
-            # It may have ended meanwhile.
+            # The process may end at any time.
             with contextlib.suppress(OSError):
                 own = set((process / "environ").read_bytes().split(b"\0"))
                 if variables <= own and (process / "comm").read_text().startswith(program):
                     found.append(int(process.name))
         return found
 
-    def begin(self, node: str) -> None:
+    def start_node(self, node: str) -> None:
         """Starts a node."""
-        self.daemon("slurmd", "-D", "-N", node, name=node)
+        self.start_daemon("slurmd", "-D", "-N", node, name=node)
 
-    def fail(self, node: str) -> None:
-        """What a power cut does to a node: all that runs on it is gone at once."""
+    def crash_node(self, node: str) -> None:
+        """Simulates a power cut: kills slurmd and all tasks of a node at once."""
         self.daemons[node].kill()
         self.daemons[node].wait()
         tasks = self.processes(SLURMD_NODENAME=node)
         kill(parents(tasks, "slurmstepd") + tasks)
 
     def stop(self) -> None:
-        """Ends all daemons, and what is left of jobs."""
+        """Stops all daemons, and kills the remaining processes of jobs."""
         for daemon in reversed(self.daemons.values()):
             daemon.terminate()
         for daemon in self.daemons.values():
@@ -183,11 +191,11 @@ class Cluster:
 
 
 def parents(processes: list[int], program: str) -> list[int]:
-    """Those of the parents that are such a program."""
+    """Returns the parents of processes, as far as they run `program`."""
     found = set()
     for process in processes:
         with contextlib.suppress(OSError):
-            # After the name, which may hold anything: state, parent.
+            # The name ends with the last parenthesis; state and parent follow.
             parent = int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
             if pathlib.Path(f"/proc/{parent}/comm").read_text().strip() == program:
                 found.add(parent)
@@ -195,14 +203,14 @@ def parents(processes: list[int], program: str) -> list[int]:
 
 
 def kill(processes: list[int]) -> None:
-    """SIGKILL; some may have ended meanwhile."""
+    """Sends SIGKILL to processes. Ignores processes that have ended."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
 def missing() -> list[str]:
-    """Programs that these tests need and that are not installed."""
+    """Returns the required programs that are not installed."""
     return [program for program in PROGRAMS if not shutil.which(program)]
 
 

@@ -1,4 +1,4 @@
-//! What comes before a batch: which sample is next, and captions as tokens.
+//! Benchmarks of preparing samples: the permutation of an epoch, and tokenization.
 
 use std::hint::black_box;
 
@@ -7,14 +7,14 @@ use divan::{Bencher, counter::ItemsCount};
 use tokenizer::Vocabulary;
 
 const CAPTION: &str = "A man rides a wave on a surfboard while two dogs watch from the sandy beach.";
-/// Longest caption, in tokens.
+/// Maximal length of a caption, in tokens.
 const MAX_TOKENS: usize = 77;
 
 fn main() {
     divan::main();
 }
 
-/// The place of one sample, of as many as Flickr8k and COCO have captions.
+/// The sample at one index, for the number of captions of Flickr8k and of COCO.
 #[divan::bench(args = [40_000, 566_747])]
 fn permutation(bencher: Bencher<'_, '_>, length: u64) {
     let permutation = Permutation::new(length, 7);

@@ -1,9 +1,10 @@
-// CUDA graphs: operations are captured once and launched as one from then on.
+// CUDA graphs: operations are captured once, and then launched together.
 //
-// at::cuda::CUDAGraph does the work, together with libtorch's allocator. It belongs to the CUDA part of
-// libtorch, which is opened at run time, and its header needs CUDA's headers. So its member functions are
-// looked up by their mangled names, which are the same in all builds of one PyTorch version. Streams are
-// reached through c10's interface for any kind of device.
+// This is an interface to at::cuda::CUDAGraph, which also manages the memory of graphs with
+// libtorch's allocator. The class belongs to libtorch's CUDA libraries, which are opened at run
+// time, and its header needs CUDA's headers. So its member functions are looked up by their mangled
+// names, which are the same in all builds of one PyTorch version. Streams are accessed through
+// c10's interface for any kind of device.
 
 #include <c10/core/Allocator.h>
 #include <c10/core/StreamGuard.h>
@@ -17,44 +18,47 @@
 #include <stdexcept>
 #include <string>
 
-#include "guarded.h"
+#include "exceptions.h"
 
 namespace {
 
-// cudaStreamCaptureModeThreadLocal: other threads, such as NCCL's, may call CUDA during a capture.
-constexpr int THREAD_LOCAL = 1;
-// Bytes of an at::cuda::CUDAGraph, with room to spare: PyTorch 2.11's has 104.
-constexpr size_t SIZE = 1024;
+// cudaStreamCaptureModeThreadLocal: other threads, for example NCCL's, may call CUDA during a
+// capture.
+constexpr int CAPTURE_MODE_THREAD_LOCAL = 1;
+// An upper bound for the size of an at::cuda::CUDAGraph; it has 104 bytes in PyTorch 2.11.
+constexpr size_t GRAPH_BYTES = 1024;
 
 template <typename Function>
-Function* find(const char* name) {
+Function* find_symbol(const char* name) {
   void* found = dlsym(RTLD_DEFAULT, name);
   if (found == nullptr) throw std::runtime_error(std::string("libtorch has no ") + name);
   return reinterpret_cast<Function*>(found);
 }
 
 // Member functions of at::cuda::CUDAGraph. The first argument is the object.
-struct Functions {
-  void (*construct)(void*, bool keep_graph) = find<void(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb");
-  void (*destroy)(void*) = find<void(void*)>("_ZN2at4cuda9CUDAGraphD1Ev");
+struct CudaGraphFunctions {
+  void (*construct)(void*, bool keep_graph) = find_symbol<void(void*, bool)>("_ZN2at4cuda9CUDAGraphC1Eb");
+  void (*destroy)(void*) = find_symbol<void(void*)>("_ZN2at4cuda9CUDAGraphD1Ev");
   void (*capture_begin)(void*, c10::MempoolId_t, int mode) =
-      find<void(void*, c10::MempoolId_t, int)>(
+      find_symbol<void(void*, c10::MempoolId_t, int)>(
           "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode");
-  void (*capture_end)(void*) = find<void(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv");
-  void (*replay)(void*) = find<void(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
-  c10::MempoolId_t (*pool)(void*) = find<c10::MempoolId_t(void*)>("_ZN2at4cuda9CUDAGraph4poolEv");
+  void (*capture_end)(void*) = find_symbol<void(void*)>("_ZN2at4cuda9CUDAGraph11capture_endEv");
+  void (*replay)(void*) = find_symbol<void(void*)>("_ZN2at4cuda9CUDAGraph6replayEv");
+  c10::MempoolId_t (*pool)(void*) = find_symbol<c10::MempoolId_t(void*)>("_ZN2at4cuda9CUDAGraph4poolEv");
 };
 
-const Functions& functions() {
-  static const Functions found;
-  return found;
+const CudaGraphFunctions& functions() {
+  static const CudaGraphFunctions functions;
+  return functions;
 }
 
+// A CUDA graph, from the start of its capture.
 class Graph {
  public:
-  // Begins to capture the operations that this thread starts on the device.
+  // Starts to capture the operations that this thread launches on the device.
   Graph(c10::Device device, c10::MempoolId_t pool) {
-    // The default stream cannot be captured. cuBLAS keeps a workspace for each stream, so one serves all.
+    // The default stream cannot be captured. All captures of a thread use one other stream, because
+    // cuBLAS keeps a workspace for each stream.
     thread_local std::optional<c10::Stream> stream;
     if (!stream || stream->device() != device) {
       stream = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
@@ -62,7 +66,7 @@ class Graph {
     capture_.emplace(*stream);
     functions().construct(storage_, false);
     try {
-      functions().capture_begin(storage_, pool, THREAD_LOCAL);
+      functions().capture_begin(storage_, pool, CAPTURE_MODE_THREAD_LOCAL);
     } catch (...) {
       functions().destroy(storage_);
       throw;
@@ -85,7 +89,7 @@ class Graph {
   c10::MempoolId_t pool() { return functions().pool(storage_); }
 
  private:
-  alignas(std::max_align_t) std::byte storage_[SIZE];
+  alignas(std::max_align_t) std::byte storage_[GRAPH_BYTES];
   std::optional<c10::StreamGuard> capture_;
 };
 
@@ -93,20 +97,20 @@ class Graph {
 
 extern "C" {
 
-// Begins to capture the operations that this thread starts on GPU `device`, without executing them, until
-// `dico_graph_end`. `pool` is an earlier graph's memory pool, or zeros for a new one. Graphs of one pool
-// must not be replayed at the same time. Returns null if it fails.
+// Starts to capture the operations that this thread launches on GPU `device`, without executing
+// them, until `dico_graph_end`. `pool` is the memory pool of an earlier graph, or zeros for a new
+// pool. Graphs of one pool must not be replayed at the same time. Returns null if it fails.
 void* dico_graph_begin(int64_t device, const uint64_t* pool, char* error) {
-  return dico::guarded(error, [&]() -> void* {
+  return dico::catch_exceptions(error, [&]() -> void* {
     const auto index = static_cast<c10::DeviceIndex>(device);
     return new Graph(c10::Device(c10::DeviceType::CUDA, index), {pool[0], pool[1]});
   });
 }
 
-// Ends the capture and writes the graph's memory pool to `pool`. Returns the graph; if it fails, frees it
-// and returns null.
+// Ends the capture and writes the graph's memory pool to `pool`. Returns the graph. If it fails,
+// frees the graph and returns null.
 void* dico_graph_end(void* graph, uint64_t* pool, char* error) {
-  return dico::guarded(error, [&]() -> void* {
+  return dico::catch_exceptions(error, [&]() -> void* {
     std::unique_ptr<Graph> owned(static_cast<Graph*>(graph));
     owned->end_capture();
     const c10::MempoolId_t id = owned->pool();
@@ -118,7 +122,7 @@ void* dico_graph_end(void* graph, uint64_t* pool, char* error) {
 
 // Launches the graph on the current stream. Returns the graph, or null if it fails.
 void* dico_graph_replay(void* graph, char* error) {
-  return dico::guarded(error, [&]() -> void* {
+  return dico::catch_exceptions(error, [&]() -> void* {
     static_cast<Graph*>(graph)->replay();
     return graph;
   });

@@ -1,4 +1,4 @@
-// Settings of libtorch, and of the allocator below it, that neither tch nor Rust reach.
+// Settings of libtorch and of glibc's allocator for which tch has no interface.
 
 #include <ATen/Context.h>
 
@@ -8,12 +8,13 @@
 
 extern "C" {
 
-// Lets libtorch use nothing but algorithms that give the same bits each time, and refuse what has none; 32-bit numbers are
-// computed with as such. What was never written need not be filled for that. cuBLAS needs no setting: libtorch gives it workspaces of
-// a fixed size, with which it gives the same bits. cuDNN's attention, which libtorch prefers for 16-bit
-// numbers on Hopper, is switched off: it builds a plan for each new shape, which takes tens of
-// milliseconds, and trees of captions have a new shape in almost every step.
-void dico_compute_reproducibly() {
+// Makes libtorch use only deterministic algorithms, and fail for operations without one. Disables
+// TF32, so 32-bit products have full precision. Uninitialized memory need not be filled for that.
+// cuBLAS needs no setting: libtorch gives it workspaces of a fixed size, with which it is
+// deterministic. cuDNN's attention, which libtorch prefers for 16-bit numbers on Hopper, is
+// disabled: it builds a plan for each new shape, which takes tens of milliseconds, and prefix trees
+// have a new shape in almost every step.
+void dico_use_deterministic_algorithms() {
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(true, false);
   context.setDeterministicFillUninitializedMemory(false);
@@ -22,10 +23,11 @@ void dico_compute_reproducibly() {
   context.setSDPUseCuDNN(false);
 }
 
-// Keeps freed memory for what is allocated next. A step frees and takes hundreds of megabytes; given back to the system, each of
-// their pages would have to be cleared anew, which can take as long as all that is computed. One arena, as the others cannot hold
-// what is large.
-void dico_keep_freed_memory() {
+// Makes the allocator keep freed memory for later allocations. A step allocates and frees hundreds
+// of megabytes. If they were returned to the operating system, it would clear each page again,
+// which can take as long as the computation. There is one arena, because other arenas cannot
+// contain large blocks.
+void dico_disable_heap_trimming() {
 #ifdef __GLIBC__
   mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_MAX, 0);
@@ -34,8 +36,8 @@ void dico_keep_freed_memory() {
 #endif
 }
 
-// Gives what is free back to the system, wherever in the heap it is.
-void dico_give_freed_memory_back() {
+// Returns all free memory of the heap to the operating system.
+void dico_trim_heap() {
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif

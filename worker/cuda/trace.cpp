@@ -1,10 +1,10 @@
-// Traces of what libtorch does, on the processor and on a GPU, by the profiler that libtorch comes with.
+// Traces of libtorch's operations on CPU and GPU, by libtorch's profiler (Kineto).
 
 #include <torch/csrc/autograd/profiler_kineto.h>
 
 #include <set>
 
-#include "guarded.h"
+#include "exceptions.h"
 
 using torch::profiler::impl::ActivityType;
 using torch::profiler::impl::ProfilerConfig;
@@ -12,30 +12,30 @@ using torch::profiler::impl::ProfilerState;
 
 namespace {
 
-// What `dico_trace_*` return in place of null.
-char done;
+// Its address is the result of `dico_trace_*` on success.
+char success;
 
 }  // namespace
 
 extern "C" {
 
-// Begins to trace what this thread starts. Returns null if it fails.
+// Starts to trace the operations that this thread launches. Returns null if it fails.
 void* dico_trace_begin(bool on_gpu, char* error) {
-  return dico::guarded(error, [&]() -> void* {
+  return dico::catch_exceptions(error, [&]() -> void* {
     std::set<ActivityType> activities{ActivityType::CPU};
     if (on_gpu) activities.insert(ActivityType::CUDA);
     const ProfilerConfig config(ProfilerState::KINETO);
     torch::autograd::profiler::prepareProfiler(config, activities);
     torch::autograd::profiler::enableProfiler(config, activities, {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
-    return &done;
+    return &success;
   });
 }
 
-// Ends the trace, and writes it to a file in Chrome's format. Returns null if it fails.
+// Ends the trace, and writes it to a file in Chrome's trace format. Returns null if it fails.
 void* dico_trace_end(const char* path, char* error) {
-  return dico::guarded(error, [&]() -> void* {
+  return dico::catch_exceptions(error, [&]() -> void* {
     torch::autograd::profiler::disableProfiler()->save(path);
-    return &done;
+    return &success;
   });
 }
 

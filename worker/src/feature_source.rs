@@ -1,37 +1,39 @@
-//! Feature stores: which stores a run's models need, and from which encoders and images they must
-//! have been computed.
+//! The feature stores of a run: which stores its models need, and from which encoders and images
+//! their features must have been computed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use config::RunFile;
 use dataset::{DataSet, Split};
-use feature_store::{Dtype, Manifest, Rows, Store, Tower};
+use feature_store::{Dtype, Manifest, RowFormat, Store};
 
 use crate::models::{Models, WeightSources};
 
 /// The manifest that the store of `split` has to have.
 ///
 /// # Errors
-/// An encoder is not frozen, so its outputs change.
-pub fn manifest(
+/// An encoder is not frozen, so its outputs change during the run.
+pub fn expected_manifest(
     data: &DataSet,
     split: Split,
     sources: &WeightSources,
     models: &Models,
     dtype: Dtype,
-) -> Result<Manifest, String> {
-    let towers: (Tower, Vec<Tower>) = sources.towers().ok_or(
-        "features can only be stored of frozen towers: give evaluator.weights, and captioner.vision_encoder if it differs",
+) -> Result<Manifest> {
+    let encoders = sources.frozen_encoders().context(
+        "features can be stored only of frozen vision encoders: set evaluator.weights, and captioner.vision_encoder if \
+         it differs",
     )?;
-    let seen = models.seen();
-    let shape = [seen.tokens(), seen.width(), models.embedding_numbers()].map(|size| size as u64);
+    let vision = models.vision_config();
+    let shape = [vision.tokens(), vision.width(), models.embedding_width()].map(|size| size as u64);
     let images = (data.split(split).len() as u64, data.names_sha256(split));
     Ok(Manifest::new(
         split.name().to_owned(),
         images,
         data.preprocessing().description(),
-        towers,
-        Rows { shape, dtype },
+        encoders,
+        RowFormat { shape, dtype },
     ))
 }
 
@@ -39,23 +41,23 @@ pub fn manifest(
 /// none.
 ///
 /// # Errors
-/// A store is missing or incomplete, or was computed from something else.
-pub fn stores(
+/// A store is missing or incomplete, or was computed from other encoders or images.
+pub fn open_stores(
     run: &RunFile,
     data: &DataSet,
     sources: &WeightSources,
     models: &Models,
-) -> Result<Option<[Store; 2]>, String> {
+) -> Result<Option<[Store; 2]>> {
     let Some(folder) = &run.data.features else { return Ok(None) };
     let open = |split: Split| {
-        let wanted = manifest(data, split, sources, models, Dtype::F32)?;
-        Store::open(&path(folder, split), &wanted).map_err(|error| error.to_string())
+        let manifest = expected_manifest(data, split, sources, models, Dtype::F32)?;
+        anyhow::Ok(Store::open(&store_path(folder, split), &manifest)?)
     };
     Ok(Some([open(Split::Train)?, open(Split::Validation)?]))
 }
 
 /// The path of the store of `split` in the folder that a run file names.
 #[must_use]
-pub fn path(folder: &Path, split: Split) -> std::path::PathBuf {
+pub fn store_path(folder: &Path, split: Split) -> PathBuf {
     folder.join(split.name())
 }

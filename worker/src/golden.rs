@@ -1,9 +1,9 @@
-//! Expected results for tests: computed by `tests/parity` with other libraries, for weights given
+//! Expected results for tests, which `tests/parity` computes with other libraries for weights given
 //! by a formula.
 //!
-//! The golden files hold only inputs and outputs; the weights follow from names and shapes by the
-//! rule in `tests/parity/formula.py`. `DICO_PARITY` names another folder, of full-size cases: see
-//! `make parity`.
+//! The golden files contain only inputs and outputs. The weights follow from names and shapes by
+//! the rule in `tests/parity/formula.py`. `DICO_PARITY` names another folder, with full-size cases:
+//! see `make parity`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use weights::Archive;
 use crate::nn::Parameters;
 use crate::{seeds, tensors, testing};
 
-/// A golden file or folder.
+/// The path of a golden file or folder.
 pub fn path(name: &str) -> PathBuf {
     let folder = std::env::var_os("DICO_PARITY").map(PathBuf::from);
     folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")).join(name)
@@ -40,7 +40,7 @@ pub type Gains = BTreeMap<String, f64>;
 /// Sets each parameter to the value that follows from its name after `prefix`, its shape and
 /// `gains`.
 pub fn fill(parameters: &Parameters, prefix: &str, gains: &Gains) {
-    let values = parameters.named().map(|(name, tensor)| {
+    let values = parameters.named_parameters().map(|(name, tensor)| {
         let (base, scale) = base_and_scale(name, &tensor.size());
         let gain = gains.iter().find_map(|(suffix, gain)| name.ends_with(suffix.as_str()).then_some(*gain));
         let scale = scale * gain.unwrap_or(1.0) as f32;
@@ -49,11 +49,12 @@ pub fn fill(parameters: &Parameters, prefix: &str, gains: &Gains) {
     parameters.load(&values.collect()).unwrap();
 }
 
-/// The input `case`, in -1..1, on the device of tests.
+/// The input `case` of this shape, in -1..1, on the device of tests.
 pub fn input(case: &str, shape: &[i64]) -> Tensor {
     values(&format!("input.{case}"), shape, 0.0, 2.0).to_device(testing::device())
 }
 
+/// Pseudo-random values that depend on `name`, in `base` - `scale` / 2..`base` + `scale` / 2.
 fn values(name: &str, shape: &[i64], base: f32, scale: f32) -> Tensor {
     let seed = name
         .bytes()
@@ -64,6 +65,7 @@ fn values(name: &str, shape: &[i64], base: f32, scale: f32) -> Tensor {
     Tensor::from_slice(&values).view(shape)
 }
 
+/// The mean and the range of a parameter's values.
 fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
     match shape {
         _ if name.ends_with("logit_scale") => (2.6592, 0.0),
@@ -82,29 +84,28 @@ fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
 
 /// Panics unless the tensors differ by at most `tolerance` everywhere.
 #[track_caller]
-pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(found.size(), expected.size(), "{what}");
+pub fn assert_close(name: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(found.size(), expected.size(), "{name}");
     let [found, expected] = [found, expected].map(|tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double));
     let difference = (found - expected).abs().max().double_value(&[]);
-    // A NaN is not close to anything.
-    assert!(difference <= tolerance, "{what} differs by {difference}, more than {tolerance}");
-    println!("{what}: at most {difference:.1e} apart, {tolerance:.1e} allowed");
+    // The comparison is false for NaN.
+    assert!(difference <= tolerance, "{name} differs by {difference}, more than {tolerance}");
+    println!("{name}: at most {difference:.1e} apart, {tolerance:.1e} allowed");
 }
 
-/// The 16-bit roundings of a value in a transformer layer, each counted once: the four weights of
-/// attention and feed-forward part, their inputs and outputs, scores, probabilities, and the
-/// activation.
-const ROUNDINGS_IN_A_LAYER: usize = 16;
+/// The number of roundings to 16 bits in a transformer layer: the four weights of attention and
+/// feed-forward part, their inputs and outputs, scores, probabilities, and the activation.
+const ROUNDINGS_PER_LAYER: usize = 16;
 
 /// The allowed difference from `expected` after `layers` layers with 16-bit products.
 ///
-/// A rounding to bfloat16 has an error of up to 2^-9 of a value, evenly distributed: 2^-9 / sqrt(3)
-/// in the root mean square. The errors of n roundings are independent, so they add up to sqrt(n)
-/// times that. Allowed is 2^-8 sqrt(n) of the largest value: 3.5 times the root mean square if all
-/// values were as large.
+/// The relative error of a rounding to bfloat16 is uniformly distributed up to 2^-9: its root mean
+/// square is 2^-9 / sqrt(3). The errors of n roundings are independent, so the root mean square of
+/// their sum is sqrt(n) times that. The tolerance is 2^-8 sqrt(n) of the largest value: 3.5 times
+/// the root mean square if all values were as large.
 pub fn sixteen_bit_tolerance(expected: &Tensor, layers: usize) -> f64 {
     let largest = expected.abs().max().to_kind(Kind::Double).double_value(&[]);
-    largest * 2.0_f64.powi(-8) * ((layers * ROUNDINGS_IN_A_LAYER) as f64).sqrt()
+    largest * 2.0_f64.powi(-8) * ((layers * ROUNDINGS_PER_LAYER) as f64).sqrt()
 }
 
 #[derive(serde::Deserialize)]
@@ -123,12 +124,12 @@ struct Example {
 }
 
 #[test]
-fn the_rule_gives_what_it_gives_in_python() {
+fn the_formula_gives_the_same_values_as_in_python() {
     let rule: Rule = json("formula.json");
     assert!(!rule.examples.is_empty());
     for Example { name, shape, base, scale, first, last } in rule.examples {
-        let made = Vec::<f32>::try_from(values(&name, &shape, base, scale).flatten(0, -1)).unwrap();
-        assert_eq!((&made[..first.len()], made.last()), (first.as_slice(), Some(&last)), "{name}");
+        let found = Vec::<f32>::try_from(values(&name, &shape, base, scale).flatten(0, -1)).unwrap();
+        assert_eq!((&found[..first.len()], found.last()), (first.as_slice(), Some(&last)), "{name}");
         if !name.starts_with("input.") {
             assert_eq!(base_and_scale(&name, &shape), (base, scale), "{name}");
         }

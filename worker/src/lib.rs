@@ -1,6 +1,6 @@
-//! The worker: one process per device, a replica that follows the coordinator's plan.
+//! The worker: one process per device, which executes the coordinator's directives.
 //!
-//! | room | what is in it |
+//! | module | content |
 //! |---|---|
 //! | [`captioner`] | the model that is trained: encoder, decoder, beam search |
 //! | [`models`] | the models of a run, their sources, and the frozen encoders |
@@ -8,14 +8,15 @@
 //! | [`objective`] | the losses of training stages, one file per objective |
 //! | [`optimizer`] | Adam, and the learning rate schedule |
 //! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
-//! | [`cuda`] | the part of libtorch that computes on GPUs, found and opened at run time |
+//! | [`cuda`] | loads libtorch's CUDA libraries at run time |
 //! | [`data`] | the order of samples, and the loader that prefetches batches |
 //! | [`caption_evaluator`] | the caption evaluator: captions of other images, and their scores |
 //! | [`export`] | the files of an exported folder besides weights, for transformers |
 //! | [`feature_source`] | the feature stores that a run's models can use |
 //! | [`tensors`] | conversions between the bytes of files and libtorch's tensors |
 //! | [`phase_timer`] | the phase timer of a step |
-//! | [`files`] | files and folders that appear only when they are complete |
+//! | `errors` | messages of errors with their causes |
+//! | [`files`] | atomic files and folders |
 //! | `prefix_tree` | prefix trees of captions: common prefixes are computed once |
 //! | `memory` | settings of the C allocator |
 //! | [`nn`] | layers, and parameters in one flat buffer |
@@ -35,6 +36,7 @@ pub mod clip;
 pub mod collective;
 pub mod cuda;
 pub mod data;
+mod errors;
 pub mod export;
 pub mod feature_source;
 pub mod files;

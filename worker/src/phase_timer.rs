@@ -1,4 +1,4 @@
-//! Phase timer: how long the training thread spends in each phase of a step. The time of
+//! The phase timer: how long the training thread spends in each phase of a step. The time of
 //! asynchronous GPU work counts in the phase that waits for it.
 
 use std::cell::Cell;
@@ -20,7 +20,7 @@ pub enum StepPhase {
     Reward,
     /// Computing log-probabilities under the reference policy.
     Reference,
-    /// Forward and backward pass, update, and everything that is in no other phase.
+    /// Forward and backward pass, optimizer step, and everything that belongs to no other phase.
     Learn,
     /// All-reduce of the gradients.
     AllReduce,
@@ -28,31 +28,31 @@ pub enum StepPhase {
     Wait,
 }
 
-/// The time of each phase, in seconds.
+/// The time of each phase in seconds, in the order of [`names::PHASES`].
 #[derive(Debug, Default)]
 pub struct PhaseTimer([Cell<f64>; names::PHASES.len()]);
 
 impl PhaseTimer {
-    /// Runs `work`, and adds its time to a phase.
-    pub fn time<T>(&self, lap: StepPhase, work: impl FnOnce() -> T) -> T {
-        let started = Instant::now();
-        let done = work();
-        self.add(lap, started.elapsed().as_secs_f64());
-        done
+    /// Runs `work`, and adds its duration to a phase. Returns the result.
+    pub fn time<T>(&self, phase: StepPhase, work: impl FnOnce() -> T) -> T {
+        let started_at = Instant::now();
+        let result = work();
+        self.add(phase, started_at.elapsed().as_secs_f64());
+        result
     }
 
     /// Adds seconds to a phase.
-    pub fn add(&self, lap: StepPhase, seconds: f64) {
-        let known = &self.0[lap as usize];
-        known.set(known.get() + seconds);
+    pub fn add(&self, phase: StepPhase, seconds: f64) {
+        let total = &self.0[phase as usize];
+        total.set(total.get() + seconds);
     }
 
-    /// The times by name, for a step of this duration in seconds: time that was not measured counts
-    /// as learning.
-    pub fn of(&self, step: f64) -> HashMap<String, f64> {
+    /// The seconds of each phase by name, for a step that took `step_seconds` without waiting. Time
+    /// that was not measured counts as [`StepPhase::Learn`].
+    pub fn times(&self, step_seconds: f64) -> HashMap<String, f64> {
         let timed: f64 = self.0.iter().map(Cell::get).sum();
         let waited = self.0[StepPhase::Wait as usize].get();
-        self.add(StepPhase::Learn, (step - (timed - waited)).max(0.0));
+        self.add(StepPhase::Learn, (step_seconds - (timed - waited)).max(0.0));
         names::PHASES.into_iter().zip(&self.0).map(|(name, seconds)| (name.to_owned(), seconds.get())).collect()
     }
 }
@@ -62,14 +62,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_timed_is_learning() {
+    fn time_that_was_not_measured_counts_as_learning() {
         let timer = PhaseTimer::default();
         timer.add(StepPhase::Load, 1.0);
         timer.add(StepPhase::Search, 2.0);
         timer.add(StepPhase::Search, 0.5);
         timer.add(StepPhase::Wait, 7.0);
-        let parts = timer.of(10.0);
-        assert_eq!((parts["load"], parts["search"], parts["learn"], parts["wait"]), (1.0, 2.5, 6.5, 7.0));
-        assert_eq!((parts["all_reduce"], parts.len()), (0.0, 8));
+        let times = timer.times(10.0);
+        assert_eq!((times["load"], times["search"], times["learn"], times["wait"]), (1.0, 2.5, 6.5, 7.0));
+        assert_eq!((times["all_reduce"], times.len()), (0.0, 8));
     }
 }

@@ -7,40 +7,40 @@
 //! a man rides a horse             \ rides - a - horse
 //! ```
 //!
-//! A causal transformer gives a token the same hidden state in all sequences with the same prefix.
-//! So a node needs only its position and a mask of the nodes before it.
+//! A causal transformer computes the same hidden state for a token in all sequences with the same
+//! prefix. So a node needs only its position and an attention mask for its ancestors.
 
 use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
-use crate::nn::attention_length;
+use crate::nn::padded_attention_length;
 
-/// The prefix tree of some sequences.
-pub struct Tree {
+/// The prefix tree (trie) of some token sequences.
+pub struct PrefixTree {
     nodes: Vec<Node>,
-    /// The nodes of each sequence, in order.
+    /// The indices of each sequence's nodes, in order of position.
     pub paths: Vec<Vec<usize>>,
 }
 
 struct Node {
     token: i64,
     position: usize,
-    /// None for a first token.
+    /// None for the first token of a sequence.
     parent: Option<usize>,
 }
 
-impl Tree {
+impl PrefixTree {
     /// Builds the tree of `sequences`. Parents come before their children.
     pub fn build<'a>(sequences: impl IntoIterator<Item = &'a [i64]>) -> Self {
         let mut nodes: Vec<Node> = Vec::new();
-        let mut known = HashMap::new();
+        let mut children = HashMap::new();
         let mut paths = Vec::new();
         for sequence in sequences {
             let mut path = Vec::with_capacity(sequence.len());
             for (position, &token) in sequence.iter().enumerate() {
                 let parent = path.last().copied();
-                let node = *known.entry((parent, token)).or_insert_with(|| {
+                let node = *children.entry((parent, token)).or_insert_with(|| {
                     nodes.push(Node { token, position, parent });
                     nodes.len() - 1
                 });
@@ -57,8 +57,8 @@ impl Tree {
     }
 }
 
-/// A batch of prefix trees, as input of a transformer.
-pub struct PrefixTrees {
+/// A batch of prefix trees, padded to the same number of nodes: the input of a transformer.
+pub struct PrefixTreeBatch {
     /// The tokens, `[trees, nodes]`, padded with zeros at the end.
     pub ids: Tensor,
     /// The position of each node in its sequences, `[trees, nodes]`.
@@ -70,26 +70,26 @@ pub struct PrefixTrees {
     pub length: usize,
 }
 
-impl PrefixTrees {
-    /// Pads `trees` to the largest of them, and on a GPU to the next [`attention_length`].
-    pub fn new<'a>(trees: impl IntoIterator<Item = &'a Tree>, device: Device) -> Self {
-        let trees: Vec<&Tree> = trees.into_iter().collect();
+impl PrefixTreeBatch {
+    /// Pads `trees` to the largest of them, and on a GPU to the next [`padded_attention_length`].
+    pub fn new<'a>(trees: impl IntoIterator<Item = &'a PrefixTree>, device: Device) -> Self {
+        let trees: Vec<&PrefixTree> = trees.into_iter().collect();
         let largest = trees.iter().map(|tree| tree.size()).max().unwrap_or(0);
-        let length = attention_length(largest, device);
+        let length = padded_attention_length(largest, device);
         let [mut ids, mut positions] = [(); 2].map(|()| vec![0_i64; trees.len() * length]);
         let mut mask = vec![f32::NEG_INFINITY; trees.len() * length * length];
         for (number, tree) in trees.iter().enumerate() {
             let rows = &mut mask[number * length * length..][..length * length];
-            for (at, node) in tree.nodes.iter().enumerate() {
-                ids[number * length + at] = node.token;
-                positions[number * length + at] = node.position as i64;
+            for (index, node) in tree.nodes.iter().enumerate() {
+                ids[number * length + index] = node.token;
+                positions[number * length + index] = node.position as i64;
                 if let Some(parent) = node.parent {
-                    rows.copy_within(parent * length..(parent + 1) * length, at * length);
+                    rows.copy_within(parent * length..(parent + 1) * length, index * length);
                 }
-                rows[at * length + at] = 0.0;
+                rows[index * length + index] = 0.0;
             }
-            // Padding attends to itself: a softmax over nothing would be NaN.
-            (tree.size()..length).for_each(|at| rows[at * length + at] = 0.0);
+            // Padding attends to itself: a softmax over no keys would be NaN.
+            (tree.size()..length).for_each(|index| rows[index * length + index] = 0.0);
         }
         let (count, nodes) = (trees.len() as i64, length as i64);
         let tensor = |values: &[i64]| Tensor::from_slice(values).view([count, nodes]).to_device(device);
@@ -98,7 +98,7 @@ impl PrefixTrees {
     }
 
     /// The index of node `node` of tree `tree` in the flattened batch, `[trees * nodes]`.
-    pub fn place(&self, tree: usize, node: usize) -> i64 {
+    pub fn flat_index(&self, tree: usize, node: usize) -> i64 {
         (tree * self.length + node) as i64
     }
 }
@@ -108,35 +108,35 @@ mod tests {
     use super::*;
     use crate::{nn, testing};
 
-    fn forest() -> (Vec<Tree>, PrefixTrees) {
+    fn batch() -> (Vec<PrefixTree>, PrefixTreeBatch) {
         let groups: [&[&[i64]]; 2] = [&[&[7, 1, 2], &[7, 1, 3, 4], &[7, 1, 2]], &[&[7, 5]]];
-        let trees: Vec<Tree> = groups.iter().map(|group| Tree::build(group.iter().copied())).collect();
-        let forest = PrefixTrees::new(&trees, testing::device());
-        (trees, forest)
+        let trees: Vec<PrefixTree> = groups.iter().map(|group| PrefixTree::build(group.iter().copied())).collect();
+        let batch = PrefixTreeBatch::new(&trees, testing::device());
+        (trees, batch)
     }
 
     #[test]
-    fn beginnings_are_shared() {
-        let (trees, forest) = forest();
+    fn common_prefixes_share_nodes() {
+        let (trees, batch) = batch();
         assert_eq!(trees[0].paths, [vec![0, 1, 2], vec![0, 1, 3, 4], vec![0, 1, 2]]);
         assert_eq!((trees[0].size(), trees[1].size()), (5, 2));
         let flat = |tensor: &Tensor| Vec::<i64>::try_from(tensor.narrow(1, 0, 5).flatten(0, -1)).unwrap();
-        assert_eq!(flat(&forest.ids), [7, 1, 2, 3, 4, 7, 5, 0, 0, 0]);
-        assert_eq!(flat(&forest.positions), [0, 1, 2, 2, 3, 0, 1, 0, 0, 0]);
-        assert_eq!(forest.place(1, 1), forest.length as i64 + 1);
+        assert_eq!(flat(&batch.ids), [7, 1, 2, 3, 4, 7, 5, 0, 0, 0]);
+        assert_eq!(flat(&batch.positions), [0, 1, 2, 2, 3, 0, 1, 0, 0, 0]);
+        assert_eq!(batch.flat_index(1, 1), batch.length as i64 + 1);
     }
 
     #[test]
-    fn trees_are_padded_to_the_largest_and_on_gpus_to_what_attention_takes() {
-        let length = || PrefixTrees::new(&[Tree::build([&[7, 1, 2][..]])], Device::Cpu).length;
+    fn trees_are_padded_to_the_largest_and_on_gpus_to_the_mask_alignment() {
+        let length = || PrefixTreeBatch::new(&[PrefixTree::build([&[7, 1, 2][..]])], Device::Cpu).length;
         assert_eq!((length(), nn::on_gpu_path(length)), (3, 8));
     }
 
     #[test]
-    fn nodes_see_what_is_before_them() {
-        let (_, forest) = forest();
-        let seen = forest.mask.narrow(2, 0, 5).narrow(3, 0, 5).eq(0.0).to_kind(tch::Kind::Int64);
-        let rows = |tree: i64| Vec::<Vec<i64>>::try_from(seen.get(tree).get(0)).unwrap();
+    fn a_node_attends_to_itself_and_its_ancestors() {
+        let (_, batch) = batch();
+        let attended = batch.mask.narrow(2, 0, 5).narrow(3, 0, 5).eq(0.0).to_kind(tch::Kind::Int64);
+        let rows = |tree: i64| Vec::<Vec<i64>>::try_from(attended.get(tree).get(0)).unwrap();
         let expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]];
         assert_eq!(rows(0), expected);
         assert_eq!(rows(1), [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]);

@@ -1,7 +1,7 @@
-//! Random seeds: everything random in a run is derived from the run's seed, with a different seed
-//! for each purpose.
+//! Random seeds: each use of random numbers has its own seed, which is derived from the run's seed.
 
-/// SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output bit.
+/// The output function of SplitMix64 (Steele, Lea and Flood 2014): every output bit depends on
+/// every input bit.
 #[must_use]
 pub fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -10,13 +10,13 @@ pub fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A seed for the purpose `name`.
+/// The seed for the use `name`.
 #[must_use]
 pub fn derive(seed: u64, name: &str) -> u64 {
     name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte)))
 }
 
-/// A seed for the purpose with these numbers, such as stage and step.
+/// The seed for a use with these numbers, for example stage and step.
 #[must_use]
 pub fn combine(seed: u64, numbers: &[u64]) -> u64 {
     numbers.iter().fold(mix(seed), |state, number| mix(state ^ number))

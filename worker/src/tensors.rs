@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 use weights::Dtype;
 
-/// Converts tensors of a file, by name.
+/// Converts tensors of a file, by name. Shapes and types stay the same.
 #[must_use]
 pub fn from_weights(tensors: Vec<(String, weights::Tensor<'_>)>) -> BTreeMap<String, Tensor> {
     let tensor = |tensor: &weights::Tensor<'_>| {
@@ -16,7 +16,7 @@ pub fn from_weights(tensors: Vec<(String, weights::Tensor<'_>)>) -> BTreeMap<Str
     tensors.into_iter().map(|(name, read)| (name, tensor(&read))).collect()
 }
 
-/// Converts a tensor to 32-bit numbers for a file.
+/// Converts a tensor to 32 bits for a file. The shape stays the same.
 #[must_use]
 pub fn to_weights(tensor: &Tensor) -> weights::Tensor<'static> {
     let tensor = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();

@@ -1,6 +1,6 @@
-//! Audit of checkpoints: whether the checkpoints on disk are those in the journal.
+//! Audit of checkpoints: compares the stored checkpoints with those in the journal.
 
-use checkpoint_store::{Checkpoints, Error, Stamp};
+use checkpoint_store::{CheckpointMetadata, Checkpoints, Error};
 
 use crate::{
     checkpoints,
@@ -8,54 +8,59 @@ use crate::{
     run::record::Checkpoint,
 };
 
-/// The differences between a run's checkpoints and its journal, as messages. Reads the stamp of
-/// each checkpoint and checks it against the seal; the other files are checked when they are used.
+/// Describes the differences between a run's checkpoints and its journal. Reads the metadata of
+/// each checkpoint and checks it against the seal. The other files are checked when they are used.
 ///
 /// # Errors
 /// Journal or checkpoints cannot be read.
-pub fn compare(history: &History, kept: &Checkpoints) -> anyhow::Result<Vec<String>> {
-    let (file, found, known) = (history.run_file()?, kept.list()?, history.kept_checkpoints()?);
+pub fn checkpoint_problems(history: &History, stored: &Checkpoints) -> anyhow::Result<Vec<String>> {
+    let (file, listing, recorded) = (history.run_file()?, stored.list()?, history.kept_checkpoints()?);
     let mut problems = Vec::new();
-    for checkpoint in &known {
+    for checkpoint in &recorded {
         let name = &checkpoint.name;
-        match kept.stamp(name) {
-            Ok(stamp) => problems.extend(difference(history, checkpoint, &stamp)?),
+        match stored.metadata(name) {
+            Ok(metadata) => problems.extend(difference(history, checkpoint, &metadata)?),
             Err(Error::Missing { .. }) => problems.push(format!("checkpoint {name} is missing")),
             Err(error) => problems.push(error.to_string()),
         }
     }
-    let is_known = |name: &str| known.iter().any(|checkpoint| checkpoint.name == name);
-    let former = history.former_run_ids()?;
-    for name in checkpoints::own(&file, &found).into_iter().filter(|name| !is_known(name)) {
-        match kept.stamp(name) {
-            Ok(stamp) if former.contains(&stamp.run_id) => {}
-            Ok(stamp) if stamp.run_id != history.run_id()? || !history.contains(&stamp.journal)? => {
+    let is_recorded = |name: &str| recorded.iter().any(|checkpoint| checkpoint.name == name);
+    let former_run_ids = history.former_run_ids()?;
+    for name in checkpoints::names_of_run(&file, &listing).into_iter().filter(|name| !is_recorded(name)) {
+        match stored.metadata(name) {
+            Ok(metadata) if former_run_ids.contains(&metadata.run_id) => {}
+            Ok(metadata) if metadata.run_id != history.run_id()? || !history.contains(&metadata.journal)? => {
                 problems.push(format!(
-                    "checkpoint {name} was saved under another journal than this, at record {}",
-                    stamp.journal
+                    "checkpoint {name} was saved under another journal than this one, at record {}",
+                    metadata.journal
                 ));
             }
-            // The last save before a coordinator died, or one that was about to be deleted.
+            // It is the last save before a coordinator died, or was about to be deleted.
             _ => {}
         }
     }
     Ok(problems)
 }
 
-/// How a checkpoint differs from the journal; none if it does not.
-fn difference(history: &History, known: &Checkpoint, stamp: &Stamp) -> Result<Option<String>, journal::Error> {
-    let Checkpoint { place, generation, run_id, name, parameters_sha256 } = known;
-    let same = [
-        ("run", stamp.run_id == *run_id),
-        ("name", stamp.checkpoint == *name),
-        ("stage", stamp.stage == place.stage),
-        ("step", stamp.step == place.step),
-        ("generation", stamp.generation == *generation),
-        ("hash of the parameters", stamp.parameters_sha256 == *parameters_sha256),
+/// Describes how a checkpoint differs from its record; `None` if it does not.
+fn difference(
+    history: &History,
+    recorded: &Checkpoint,
+    metadata: &CheckpointMetadata,
+) -> Result<Option<String>, journal::Error> {
+    let Checkpoint { position, generation, run_id, name, parameters_sha256 } = recorded;
+    let comparisons = [
+        ("run", metadata.run_id == *run_id),
+        ("name", metadata.checkpoint == *name),
+        ("stage", metadata.stage == position.stage),
+        ("step", metadata.step == position.step),
+        ("generation", metadata.generation == *generation),
+        ("hash of the parameters", metadata.parameters_sha256 == *parameters_sha256),
         // Checkpoints from before a recovery were saved under another journal.
-        ("journal", *run_id != history.run_id()? || history.contains(&stamp.journal)?),
+        ("journal", *run_id != history.run_id()? || history.contains(&metadata.journal)?),
     ];
-    let differs: Vec<&str> = same.into_iter().filter(|(_, same)| !same).map(|(what, _)| what).collect();
-    Ok((!differs.is_empty())
-        .then(|| format!("checkpoint {name} is of another {} than the journal says", differs.join(", "))))
+    let differing: Vec<&str> =
+        comparisons.into_iter().filter(|(_, is_equal)| !is_equal).map(|(field, _)| field).collect();
+    Ok((!differing.is_empty())
+        .then(|| format!("checkpoint {name} has another {} than the journal records", differing.join(", "))))
 }

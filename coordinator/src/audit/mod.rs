@@ -2,14 +2,16 @@
 //! the cost of each fault.
 //!
 //! - The journal's hash chain ([`journal`](crate::journal)) shows that all records are unchanged,
-//!   that none is missing, and that there are no others.
-//! - `path`: the records describe one path through the plan, up to the run's present point.
-//! - `samples`: a step is a range of samples (see [`plan`](crate::run::plan)). A step that is
-//!   missing in the present history is a lost batch, and one that is in it twice is a repeated
-//!   batch. Steps that were given up do not count; steps that a stage trained beyond its best state
-//!   do. Steps that were applied although no member had reported them (`adopted`) count as
-//!   committed. Where the training data changed, one sequence of samples ends and another begins.
-//! - `disk`: the checkpoints on disk are those in the journal, and were saved under it.
+//!   that none is missing, and that none was added.
+//! - `path` checks that the records describe one path through the plan, up to the run's present
+//!   position.
+//! - `samples` counts samples. A step is a range of samples (see [`plan`](crate::run::plan)). A
+//!   step that is missing in the present history is a lost batch, and a step that occurs twice is a
+//!   repeated batch. Steps that were given up do not count. Steps that a stage trained beyond its
+//!   best state count. Steps that were applied although no member had reported them (`adopted`)
+//!   count as committed. If the training data change, one sequence of samples ends and another
+//!   begins.
+//! - `disk` checks that the stored checkpoints are those in the journal, and were saved under it.
 
 pub mod disk;
 mod path;
@@ -20,21 +22,21 @@ use std::collections::BTreeMap;
 use checkpoint_store::JournalHead;
 use serde::Serialize;
 
-use self::samples::{TrainingData, applied, epochs};
+use self::samples::{TrainingData, applied_steps, count_epochs};
 use crate::journal::{
     Error,
     history::{Event, Generation, History, Step},
 };
-use crate::run::{lineage::StateFate, plan::Place, record::EventKind};
+use crate::run::{WorkerId, lineage::StateFate, plan::Position, record::EventKind};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Audit {
     /// Whether no sample is missing or repeated, and no problem was found.
     pub clean: bool,
-    /// The first problems other than samples, as messages to people.
+    /// Messages about the first problems other than missing or repeated samples.
     pub problems: Vec<String>,
-    /// The number of problems.
+    /// The number of all these problems.
     pub problem_count: u64,
     /// The last record: its number and hash.
     pub head: String,
@@ -61,13 +63,14 @@ pub struct Audit {
 pub struct Samples {
     /// Trained on exactly once.
     pub committed: u64,
-    /// Before the run's present point, and never trained on.
+    /// Before the run's present position, and never trained on.
     pub missing: u64,
-    /// Trained on again.
+    /// Trained on after the first time.
     pub repeated: u64,
 }
 
 impl Samples {
+    /// Counts `samples` that were trained on so many times.
     fn add(&mut self, times: u64, samples: u64) {
         match times {
             0 => self.missing += samples,
@@ -79,16 +82,17 @@ impl Samples {
     }
 }
 
-/// The checkpoint that a run with a recovered journal resumed from. Earlier steps are not recorded.
+/// The checkpoint from which a run with a recovered journal resumed. Earlier steps are not
+/// recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Recovered {
     /// The name of the checkpoint.
     pub checkpoint: String,
     /// The generation that saved it.
     pub generation: u64,
-    /// The point of its state.
+    /// The position of its state.
     #[serde(skip)]
-    pub place: Place,
+    pub position: Position,
 }
 
 /// One pass through the data of a stage.
@@ -143,7 +147,7 @@ pub struct GenerationRecord {
     /// The number of the generation.
     pub generation: u64,
     /// The worker ids of its members.
-    pub members: Vec<u32>,
+    pub members: Vec<WorkerId>,
     /// Why the previous generation ended.
     pub cause: String,
     /// The stage and step at which it started.
@@ -159,37 +163,37 @@ pub struct GenerationRecord {
 }
 
 /// Maximal number of problems that are listed.
-const MAX_LISTED: usize = 20;
+const MAX_LISTED_PROBLEMS: usize = 20;
 
-/// Audits a journal as of this moment.
+/// Audits the present content of a journal.
 ///
 /// # Errors
-/// It cannot be read.
+/// The journal cannot be read.
 pub fn audit(history: &History) -> Result<Audit, Error> {
-    history.hold_still()?;
+    history.begin_snapshot()?;
     let chain = history.verify()?;
     let file = history.run_file()?;
     let (generations, steps, events) = (history.generations()?, history.steps()?, history.events()?);
     let recovered = recovered(&events);
     let starts = generations.iter().map(|generation| (generation.number, generation.start)).collect();
-    let applied = applied(&steps, &events, &history.lineage()?, &starts);
-    let data = TrainingData { exchanges: history.exchanges()?, last: history.training_data()?.unwrap_or_default() };
+    let applied = applied_steps(&steps, &events, &history.lineage()?, &starts);
+    let data = TrainingData { changes: history.data_changes()?, last: history.training_data()?.unwrap_or_default() };
     let selections = history.selections()?.into_iter().filter_map(|selection| {
-        let Place { stage, step } = selection.place;
-        let (last, _) = applied.range(Place { stage, step: 0 }..=Place { stage, step: u64::MAX }).next_back()?;
+        let Position { stage, step } = selection.position;
+        let (last, _) = applied.range(Position { stage, step: 0 }..=Position { stage, step: u64::MAX }).next_back()?;
         let name = file.stages.get(stage as usize)?.name.clone();
         Some(StageSelection { stage, name, step, trained: last.step })
     });
     let selections = selections.collect();
-    let begin = recovered.as_ref().map_or_else(Place::default, |recovered| recovered.place);
-    let (epochs, gaps) = epochs(&file, &data, &applied, begin);
+    let begin = recovered.as_ref().map_or_else(Position::default, |recovered| recovered.position);
+    let (epochs, gaps) = count_epochs(&file, &data, &applied, begin);
     let mut samples = Samples::default();
     for Epoch { samples: Samples { committed, missing, repeated }, .. } in &epochs {
         samples.committed += committed;
         samples.missing += missing;
         samples.repeated += repeated;
     }
-    let found = path::problems(&file, &generations, &steps, &events, recovered.as_ref());
+    let path_problems = path::path_problems(&file, &generations, &steps, &events, recovered.as_ref());
     let mut audit = Audit {
         clean: samples.missing == 0 && samples.repeated == 0,
         problems: Vec::new(),
@@ -200,60 +204,62 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
         samples,
         epochs,
         selections,
-        exchanges: data.exchanged(&file),
-        generations: lives(&generations, &steps),
+        exchanges: data.changes_in_effect(&file),
+        generations: generation_records(&generations, &steps),
     };
-    audit.add(chain.problems.into_iter().chain(found).chain(gaps));
+    audit.add_problems(chain.problems.into_iter().chain(path_problems).chain(gaps));
     Ok(audit)
 }
 
 impl Audit {
-    /// Adds problems that were found elsewhere.
-    pub fn add(&mut self, problems: impl IntoIterator<Item = String>) {
+    /// Adds problems, and lists the first of them.
+    pub fn add_problems(&mut self, problems: impl IntoIterator<Item = String>) {
         for problem in problems {
             self.problem_count += 1;
-            if self.problems.len() < MAX_LISTED {
+            if self.problems.len() < MAX_LISTED_PROBLEMS {
                 self.problems.push(problem);
             }
         }
         self.clean &= self.problem_count == 0;
     }
 
-    /// Checks that the journal has a record that was once its last.
+    /// Adds a problem if the journal does not have this record, which was once its last.
     ///
     /// # Errors
-    /// It cannot be read.
-    pub fn expect(&mut self, history: &History, head: &JournalHead) -> Result<(), Error> {
+    /// The journal cannot be read.
+    pub fn check_record(&mut self, history: &History, head: &JournalHead) -> Result<(), Error> {
         let problem = || format!("the journal does not have record {head}: it was changed, or is an older copy");
-        let has = history.contains(head)?;
-        self.add((!has).then(problem));
+        let is_present = history.contains(head)?;
+        self.add_problems((!is_present).then(problem));
         Ok(())
     }
 }
 
-/// The checkpoint that a recovered journal begins with; none if it was not recovered.
+/// The checkpoint that a recovered journal begins with; `None` if it was not recovered.
 fn recovered(events: &[Event]) -> Option<Recovered> {
     let first = events.first().filter(|event| event.kind == EventKind::Recovered.name())?;
     Some(Recovered {
         checkpoint: first.detail["checkpoint"].as_str()?.to_owned(),
         generation: first.detail["generation"].as_u64()?,
-        place: point(&first.detail)?,
+        position: position_of(&first.detail)?,
     })
 }
 
-fn point(json: &serde_json::Value) -> Option<Place> {
+/// Parses the position in an event's detail.
+fn position_of(json: &serde_json::Value) -> Option<Position> {
     let stage = u32::try_from(json.get("stage")?.as_u64()?).ok()?;
-    Some(Place { stage, step: json.get("step")?.as_u64()? })
+    Some(Position { stage, step: json.get("step")?.as_u64()? })
 }
 
-fn lives(generations: &[Generation], steps: &[Step]) -> Vec<GenerationRecord> {
-    let mut own: BTreeMap<u64, Vec<&Step>> = BTreeMap::new();
+/// Summarizes each generation with its steps and the time of its recovery.
+fn generation_records(generations: &[Generation], steps: &[Step]) -> Vec<GenerationRecord> {
+    let mut steps_by_generation: BTreeMap<u64, Vec<&Step>> = BTreeMap::new();
     for step in steps {
-        own.entry(step.generation).or_default().push(step);
+        steps_by_generation.entry(step.generation).or_default().push(step);
     }
     let mut ended = None;
-    let life = |generation: &Generation| {
-        let steps = own.get(&generation.number).map_or(&[][..], Vec::as_slice);
+    let record = |generation: &Generation| {
+        let steps = steps_by_generation.get(&generation.number).map_or(&[][..], Vec::as_slice);
         let first = steps.iter().map(|step| step.at).min_by(f64::total_cmp);
         let before = std::mem::replace(&mut ended, generation.ended_at);
         GenerationRecord {
@@ -267,11 +273,11 @@ fn lives(generations: &[Generation], steps: &[Step]) -> Vec<GenerationRecord> {
             recovery_s: first.zip(before).map(|(first, before)| first - before),
         }
     };
-    generations.iter().map(life).collect()
+    generations.iter().map(record).collect()
 }
 
 #[cfg(test)]
-mod tampered;
+mod tamper_tests;
 
 #[cfg(test)]
 mod tests {
@@ -281,14 +287,14 @@ mod tests {
 
     use super::*;
     use crate::run::{
-        data::{DataChange, Size},
+        data::{DataChange, SplitSize},
         lineage::{Lineage, Selection},
         testing,
     };
 
-    fn step(step: u64, generation: u64, counts: bool) -> Step {
-        let fate = if counts { StateFate::Current } else { StateFate::GivenUp };
-        Step { place: Place { stage: 0, step }, generation, at: 100.0 + step as f64, fate }
+    fn step(step: u64, generation: u64, is_current: bool) -> Step {
+        let fate = if is_current { StateFate::Current } else { StateFate::GivenUp };
+        Step { position: Position { stage: 0, step }, generation, at: 100.0 + step as f64, fate }
     }
 
     fn adopted(from: u64, to: u64) -> Event {
@@ -296,82 +302,79 @@ mod tests {
         Event { at: 0.0, kind: "adopted".into(), detail }
     }
 
-    /// The samples by epoch of a stage with batches of 4 of 10 images.
+    /// The committed, missing and repeated samples by epoch of a stage with batches of 4 and 10
+    /// images.
     fn by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
         by_epoch_with(steps, events, &Lineage::default())
     }
 
     fn by_epoch_with(steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
-        by_epoch_of(
-            &TrainingData { exchanges: vec![], last: Size { images: 10, captions: 50 } },
-            steps,
-            events,
-            lineage,
-        )
+        by_epoch_of(&TrainingData { changes: vec![], last: SplitSize { images: 10, captions: 50 } }, steps, events, lineage)
     }
 
     fn by_epoch_of(data: &TrainingData, steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
         let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
         file.stages[0].objective = Objective::Dico;
-        let start = |event: &Event| Some((event.detail["generation"].as_u64()?, point(&event.detail["to"])?));
+        let start = |event: &Event| Some((event.detail["generation"].as_u64()?, position_of(&event.detail["to"])?));
         let starts = events.iter().filter_map(start).collect();
-        let (epochs, gaps) = epochs(&file, data, &applied(steps, events, lineage, &starts), Place::default());
+        let (epochs, gaps) =
+            count_epochs(&file, data, &applied_steps(steps, events, lineage, &starts), Position::default());
         assert_eq!(gaps, [""; 0]);
         assert!(epochs.iter().zip(0..).all(|(epoch, number)| epoch.epoch == number), "{epochs:?}");
         epochs.iter().map(|epoch| epoch.samples).map(|s| [s.committed, s.missing, s.repeated]).collect()
     }
 
     #[test]
-    fn steps_that_follow_each_other_are_clean() {
+    fn consecutive_steps_have_no_missing_or_repeated_samples() {
         let steps: Vec<_> = (1..=5).map(|n| step(n, 1, true)).collect();
         assert_eq!(by_epoch(&steps, &[]), [[10, 0, 0], [10, 0, 0]]);
         assert_eq!(by_epoch(&[], &[]), Vec::<[u64; 3]>::new());
     }
 
     #[test]
-    fn a_gap_is_a_loss_and_a_double_a_repetition() {
-        // The third step is half in the first epoch, half in the second.
+    fn a_missing_step_is_missing_samples_and_a_double_step_is_repeated_samples() {
+        // Half of the third step is in the first epoch, half in the second.
         let gap: Vec<_> = [1, 2, 4, 5].map(|n| step(n, 1, true)).into();
         assert_eq!(by_epoch(&gap, &[]), [[8, 2, 0], [8, 2, 0]]);
         let double = [step(1, 1, true), step(2, 1, true), step(2, 2, true), step(3, 2, true)];
         assert_eq!(by_epoch(&double, &[]), [[10, 0, 4], [2, 0, 0]]);
-        // Steps that were given up do not count; adopted ones fill the gap.
+        // Steps that were given up do not count. Adopted steps fill the gap.
         let given_up = [step(1, 1, true), step(2, 1, false), step(2, 2, true), step(3, 2, true)];
         assert_eq!(by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
         assert_eq!(by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
-        // Adopted, and then given up by the guard; or not selected.
-        let place = Place { stage: 0, step: 2 };
+        // The guard gives up adopted steps, or they are not selected.
+        let position = Position { stage: 0, step: 2 };
         let kept = [step(1, 1, true), step(2, 1, true)];
-        let given_up = Lineage::new(&[(3, place)].into(), &BTreeSet::new());
+        let given_up = Lineage::new(&[(3, position)].into(), &BTreeSet::new());
         assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &given_up), [[8, 0, 0]]);
-        let not_selected = Lineage::new(&[(3, place)].into(), &[Selection { place, generation: 2 }].into());
+        let not_selected = Lineage::new(&[(3, position)].into(), &[Selection { position, generation: 2 }].into());
         assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &not_selected), [[10, 0, 0], [6, 0, 0]]);
     }
 
     #[test]
-    fn what_a_generation_was_to_adopt_that_has_started_elsewhere_does_not_count() {
+    fn adopted_steps_do_not_count_if_their_generation_started_elsewhere() {
         let applied = |starts: &[(u64, u64)]| {
-            let starts = starts.iter().map(|(number, step)| (*number, Place { stage: 0, step: *step })).collect();
-            applied(&[step(1, 1, true)], &[adopted(1, 3)], &Lineage::default(), &starts).len()
+            let starts = starts.iter().map(|(number, step)| (*number, Position { stage: 0, step: *step })).collect();
+            applied_steps(&[step(1, 1, true)], &[adopted(1, 3)], &Lineage::default(), &starts).len()
         };
         assert_eq!((applied(&[(2, 3)]), applied(&[(2, 1)]), applied(&[])), (3, 1, 1));
     }
 
     #[test]
-    fn exchanged_data_begin_with_an_epoch_of_their_own() {
-        // Seven images instead of ten from the third generation on, which starts after the third
-        // step.
+    fn changed_data_begin_with_a_new_epoch() {
+        // From the third generation on, which starts after the third step, there are seven images
+        // instead of ten.
         let exchange = DataChange {
             generation: 3,
-            from: Some(Place { stage: 0, step: 3 }),
-            before: Size { images: 10, captions: 50 },
+            from: Some(Position { stage: 0, step: 3 }),
+            before: SplitSize { images: 10, captions: 50 },
         };
-        let data = TrainingData { exchanges: vec![exchange], last: Size { images: 7, captions: 35 } };
+        let data = TrainingData { changes: vec![exchange], last: SplitSize { images: 7, captions: 35 } };
         let audited = |steps: &[Step], events: &[Event]| by_epoch_of(&data, steps, events, &Lineage::default());
         let steps = [step(1, 1, true), step(2, 2, true), step(3, 2, true), step(4, 3, true), step(5, 4, true)];
         assert_eq!(audited(&steps, &[]), [[10, 0, 0], [2, 0, 0], [7, 0, 0], [1, 0, 0]]);
         assert_eq!(audited(&steps[..3], &[]), [[10, 0, 0], [2, 0, 0]]);
-        // Steps beyond the exchange that were given up do not count.
+        // Steps beyond the change that were given up do not count.
         let given_up = [&steps[..3], &[step(4, 2, false)], &steps[3..]].concat();
         assert_eq!(audited(&given_up, &[]), audited(&steps, &[]));
         // A missing step belongs to the old data, and an adopted step to the data of the generation
@@ -386,20 +389,24 @@ mod tests {
     }
 
     #[test]
-    fn a_recovery_lasts_from_the_end_to_the_next_applied_step() {
+    fn a_recovery_lasts_from_the_end_of_a_generation_to_the_next_applied_step() {
         let generation = |number, ended_at| Generation {
             number,
-            members: vec![0, 2],
-            cause: "rank 1 was lost".into(),
-            start: Place { stage: 0, step: 2 },
-            source: "rank 0".into(),
+            members: vec![WorkerId(0), WorkerId(2)],
+            cause: "worker 1 failed: its stream closed".into(),
+            start: Position { stage: 0, step: 2 },
+            source: "worker 0".into(),
             formed_at: 0.0,
             ready_at: None,
             ended_at,
         };
         let steps = [step(1, 1, true), step(2, 1, true), step(3, 1, false), step(3, 3, true)];
-        let lives = lives(&[generation(1, Some(102.5)), generation(2, Some(102.75)), generation(3, None)], &steps);
-        assert_eq!(lives.iter().map(|life| (life.steps, life.given_up)).collect::<Vec<_>>(), [(3, 1), (0, 0), (1, 0)]);
-        assert_eq!(lives.iter().map(|life| life.recovery_s).collect::<Vec<_>>(), [None, None, Some(0.25)]);
+        let records =
+            generation_records(&[generation(1, Some(102.5)), generation(2, Some(102.75)), generation(3, None)], &steps);
+        assert_eq!(
+            records.iter().map(|record| (record.steps, record.given_up)).collect::<Vec<_>>(),
+            [(3, 1), (0, 0), (1, 0)]
+        );
+        assert_eq!(records.iter().map(|record| record.recovery_s).collect::<Vec<_>>(), [None, None, Some(0.25)]);
     }
 }

@@ -1,55 +1,64 @@
-//! How subcommands ask a running coordinator.
+//! Arguments and calls of subcommands that use the Admin service of a running coordinator.
 
 use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::Args;
 use proto::v1::admin_client::AdminClient;
-use transport::{ADMIN_TOKEN, Address, Channel, Link, Token};
+use transport::{ADMIN_TOKEN_VARIABLE, Channel, ConnectionArgs, Connector, Token};
 
-/// A running coordinator.
+/// The address of a running coordinator and the admin token.
 #[derive(Debug, Args)]
-pub struct Admin {
+pub struct AdminArgs {
     #[command(flatten)]
-    address: Address,
-    /// File with the token that lets people and scripts in [default: the token in the environment variable DICO_ADMIN_TOKEN,
+    connection: ConnectionArgs,
+    /// File with the admin token [default: the token in the environment variable DICO_ADMIN_TOKEN,
     /// if any].
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
 }
 
-impl Admin {
-    /// Asks it something, and waits for the answer.
-    pub fn ask<T>(
+impl AdminArgs {
+    /// Makes one call and waits for the answer.
+    ///
+    /// # Errors
+    /// The call fails. The error names the coordinator.
+    pub fn call<T>(
         &self,
-        question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+        request: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> anyhow::Result<T> {
-        let way = self.way()?;
+        let connector = self.connector()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(way.ask(question)).map_err(|reason| anyhow!(reason))
+        runtime.block_on(connector.call(request))
     }
 
-    /// The connection settings for repeated requests.
-    pub fn way(&self) -> anyhow::Result<Way> {
-        Ok(Way(self.address.link_with(Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?)?))
+    /// Creates a connector for several calls.
+    ///
+    /// # Errors
+    /// The address, the certificates or the token cannot be used.
+    pub fn connector(&self) -> anyhow::Result<AdminConnector> {
+        Ok(AdminConnector(
+            self.connection
+                .connector_with_token(Token::load(self.admin_token_file.as_deref(), ADMIN_TOKEN_VARIABLE)?)?,
+        ))
     }
 }
 
-/// The way to a running coordinator.
-pub struct Way(Link);
+/// Connects to the Admin service of a coordinator for each call.
+pub struct AdminConnector(Connector);
 
-impl Way {
-    /// Asks it something.
+impl AdminConnector {
+    /// Makes a call.
     ///
     /// # Errors
-    /// Why there is no answer, in one line that names the coordinator.
-    pub async fn ask<T>(
+    /// The call fails. The error is one line that names the coordinator.
+    pub async fn call<T>(
         &self,
-        question: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
-    ) -> Result<T, String> {
-        let Self(link) = self;
+        request: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> anyhow::Result<T> {
+        let Self(connector) = self;
         let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MAX_BYTES_FROM_COORDINATOR);
-        let answer = link.ask(async |channel| question(client(channel)).await).await;
-        answer.map_err(|status| format!("{}: {}", link.url(), status.message()))
+        let answer = connector.call(async |channel| request(client(channel)).await).await;
+        answer.map_err(|status| anyhow!("{}: {}", connector.url(), status.message()))
     }
 }

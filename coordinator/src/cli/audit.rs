@@ -1,4 +1,4 @@
-//! `coordinator audit`: does the journal bear out what the run promises?
+//! `coordinator audit`: checks the journal and the checkpoints of a run.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -8,22 +8,27 @@ use checkpoint_store::{Checkpoints, JournalHead};
 use clap::Args;
 use object_io::Access;
 
-use super::history::State;
+use super::journal::JournalArgs;
 use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, Recovered, Samples, StageSelection};
 
-/// Check a run's journal: that it is whole, every sample once, and what each fault cost.
+/// Check that a run trained on each sample exactly once.
 ///
-/// Fails if a sample was lost or trained on twice, or if the journal or a checkpoint is not what was written.
+/// Checks that no record of the journal was changed, added or removed, and that the checkpoints are
+/// those in the journal. The run may be in progress. Prints the samples of each epoch, the
+/// generations with the time of each recovery, the problems, and the last record.
+///
+/// Fails (exit status 1) if a sample is missing or repeated, or if the journal or a checkpoint was
+/// changed.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator audit --config configs/demo.yaml --json")]
-pub struct Audit {
+pub struct AuditCommand {
     #[command(flatten)]
-    state: State,
-    /// A record that was the journal's last once, as this command and the coordinator print it: fails if the journal does not have
-    /// it any more.
-    #[arg(long, value_name = "NUMBER:HASH", value_parser = head)]
+    journal: JournalArgs,
+    /// Fail if the journal does not have this record, which was once its last. The coordinator and
+    /// this command print the last record.
+    #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_head)]
     head: Option<JournalHead>,
-    /// Do not look at the checkpoints.
+    /// Do not check the checkpoints.
     #[arg(long)]
     journal_only: bool,
     /// Print JSON.
@@ -31,37 +36,37 @@ pub struct Audit {
     json: bool,
 }
 
-fn head(text: &str) -> Result<JournalHead, &'static str> {
-    let wrong = "a record is named NUMBER:HASH";
-    let (sequence, hash) = text.split_once(':').ok_or(wrong)?;
-    Ok(JournalHead { sequence: sequence.parse().map_err(|_| wrong)?, hash: hash.to_owned() })
+fn parse_head(text: &str) -> anyhow::Result<JournalHead> {
+    let (sequence, hash) = text.split_once(':').context("a record is named NUMBER:HASH")?;
+    let sequence = sequence.parse().ok().context("a record is named NUMBER:HASH")?;
+    Ok(JournalHead { sequence, hash: hash.to_owned() })
 }
 
-impl Audit {
-    /// Reads, prints and judges.
+impl AuditCommand {
+    /// Audits the run and prints the result.
     pub fn run(self) -> anyhow::Result<()> {
-        let history = self.state.open()?;
+        let history = self.journal.open()?;
         let mut audit = audit::audit(&history)?;
         if let Some(head) = &self.head {
-            audit.expect(&history, head)?;
+            audit.check_record(&history, head)?;
         }
         if !self.journal_only {
-            let place = history.run_file()?.checkpoint_place();
-            let kept = Checkpoints::open_existing(&place, &Access::environment());
-            let kept = kept.context("checkpoints; with --journal-only they are not looked at")?;
-            audit.add(audit::disk::compare(&history, &kept)?);
+            let location = history.run_file()?.checkpoint_place();
+            let checkpoints = Checkpoints::open_existing(&location, &Access::environment());
+            let checkpoints = checkpoints.context("cannot read the checkpoints; --journal-only skips them")?;
+            audit.add_problems(audit::disk::checkpoint_problems(&history, &checkpoints)?);
         }
         if self.json {
-            writeln!(cli_support::out(), "{}", serde_json::to_string(&audit)?)?;
+            writeln!(cli_support::stdout(), "{}", serde_json::to_string(&audit)?)?;
         } else {
-            write!(cli_support::out(), "{}", as_table(&audit))?;
+            write!(cli_support::stdout(), "{}", as_table(&audit))?;
         }
         let Samples { missing, repeated, .. } = audit.samples;
         if missing > 0 || repeated > 0 {
-            bail!("{missing} samples are missing and {repeated} repeated");
+            bail!("{missing} samples are missing and {repeated} were repeated");
         }
         if !audit.clean {
-            bail!("the record is not what was written: see above");
+            bail!("the journal or a checkpoint was changed: the output lists the problems");
         }
         Ok(())
     }
@@ -81,7 +86,7 @@ fn as_table(audit: &audit::Audit) -> String {
     for StageSelection { stage, name, step, trained } in &audit.selections {
         _ = writeln!(
             text,
-            "stage {stage} ({name}) ended with its best state, that of step {step}; {trained} steps were trained"
+            "stage {stage} ({name}) ended with its best state, at step {step}; {trained} steps were trained"
         );
     }
     if !audit.exchanges.is_empty() {
@@ -93,7 +98,7 @@ fn as_table(audit: &audit::Audit) -> String {
         _ = writeln!(
             text,
             "after step {step} of stage {stage} ({name}) the training data changed from {images_before} images and \
-             {captions_before} captions to {images_after} and {captions_after}, from a new epoch on"
+             {captions_before} captions to {images_after} and {captions_after}; a new epoch began"
         );
     }
     _ = writeln!(
@@ -111,24 +116,24 @@ fn as_table(audit: &audit::Audit) -> String {
     if let Some(Recovered { checkpoint, .. }) = &audit.recovered {
         _ = writeln!(
             text,
-            "\nthe journal was lost or damaged: it begins with checkpoint {checkpoint}, and says nothing of what came before"
+            "\nthe journal was lost or damaged: it begins with checkpoint {checkpoint}, and has no earlier records"
         );
     }
     if !audit.problems.is_empty() {
         text.push('\n');
     }
     for problem in &audit.problems {
-        _ = writeln!(text, "wrong: {problem}");
+        _ = writeln!(text, "problem: {problem}");
     }
     let more = audit.problem_count - audit.problems.len() as u64;
     if more > 0 {
-        _ = writeln!(text, "wrong: {more} more");
+        _ = writeln!(text, "and {more} more problems");
     }
     let Samples { committed, missing, repeated } = audit.samples;
-    let how = if audit.clean { "clean" } else { "NOT CLEAN" };
+    let verdict = if audit.clean { "clean" } else { "NOT CLEAN" };
     _ = writeln!(
         text,
-        "\n{how}: {committed} samples committed, {missing} missing, {repeated} repeated\nlast record {}",
+        "\n{verdict}: {committed} samples committed, {missing} missing, {repeated} repeated\nlast record {}",
         audit.head
     );
     text

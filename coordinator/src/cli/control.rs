@@ -1,52 +1,53 @@
-//! `coordinator pause`, `resume`, `checkpoint`, `evaluate`, `drain` and `stop`: steer a run while it goes on.
+//! `coordinator pause`, `resume`, `checkpoint`, `evaluate`, `drain` and `stop`: commands to a
+//! running coordinator.
 
 use clap::Args;
 use proto::v1;
 use serde_json::json;
 use std::io::Write;
 
-use super::admin::Admin;
+use super::admin::AdminArgs;
 
-/// A wish, but for what is wished.
+/// The arguments of a command that concerns the whole run.
 #[derive(Debug, Args)]
-pub struct Control {
+pub struct ControlCommand {
     #[command(flatten)]
-    admin: Admin,
+    admin: AdminArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// A wish that concerns one worker.
+/// The arguments of `coordinator drain`.
 #[derive(Debug, Args)]
-pub struct Drain {
-    /// The worker's rank, as `coordinator status` shows it.
-    rank: u32,
+pub struct DrainCommand {
+    /// The worker id, as `coordinator status` shows it.
+    worker_id: u32,
     #[command(flatten)]
-    control: Control,
+    control: ControlCommand,
 }
 
-impl Control {
-    /// Asks and prints what comes of it.
+impl ControlCommand {
+    /// Sends the command and prints the answer.
     pub fn run(self, command: v1::Command) -> anyhow::Result<()> {
-        self.ask(command, 0)
+        self.send(command, 0)
     }
 
-    fn ask(self, command: v1::Command, rank: u32) -> anyhow::Result<()> {
-        let request = v1::ControlRequest { command: command.into(), rank };
-        let v1::ControlResponse { message } = self.admin.ask(async |mut client| client.control(request).await)?;
+    fn send(self, command: v1::Command, worker_id: u32) -> anyhow::Result<()> {
+        let request = v1::ControlRequest { command: command.into(), worker_id };
+        let v1::ControlResponse { message } = self.admin.call(async |mut client| client.control(request).await)?;
         if self.json {
-            writeln!(cli_support::out(), "{}", json!({ "message": message }))?;
+            writeln!(cli_support::stdout(), "{}", json!({ "message": message }))?;
         } else {
-            writeln!(cli_support::out(), "{message}")?;
+            writeln!(cli_support::stdout(), "{message}")?;
         }
         Ok(())
     }
 }
 
-impl Drain {
-    /// Asks and prints what comes of it.
+impl DrainCommand {
+    /// Sends the command and prints the answer.
     pub fn run(self) -> anyhow::Result<()> {
-        self.control.ask(v1::Command::Drain, self.rank)
+        self.control.send(v1::Command::Drain, self.worker_id)
     }
 }

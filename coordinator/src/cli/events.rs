@@ -1,62 +1,62 @@
-//! `coordinator events`: what happened in a run.
+//! `coordinator events`: the events of a run.
 
 use std::{io::Write, time::Duration};
 
 use clap::{Args, builder::PossibleValuesParser};
 use serde_json::json;
 
-use super::history::State;
+use super::journal::JournalArgs;
 use crate::{
-    happened::{describe, kinds},
+    event_text::{describe, kinds},
+    formatting::format_local_time,
     journal::{browse::EventCursor, history::Event},
-    text::local_time,
 };
 
-/// Between looks at the journal with `--follow`.
-const LOOK: Duration = Duration::from_millis(200);
+/// Time between two reads of the journal with `--follow`.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Show what happened in a run: events, generations, checkpoints and evaluations.
+/// Print the events, generations, checkpoints and evaluations of a run.
 ///
-/// Times are those of this machine's time zone.
+/// Prints a line for each, with the time in this machine's time zone.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator events --config configs/demo.yaml --kind lost --json")]
-pub struct Events {
+pub struct EventsCommand {
     #[command(flatten)]
-    state: State,
-    /// Only events of this kind; may be given several times.
+    journal: JournalArgs,
+    /// Print only events of this kind; may be given several times.
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(kinds()))]
     kind: Vec<String>,
-    /// Go on with what happens from now on, until interrupted.
+    /// Continue with new events until interrupted.
     #[arg(long)]
     follow: bool,
-    /// Print one JSON object a line, with the time in Unix seconds.
+    /// Print one JSON object per line, with the time in Unix seconds.
     #[arg(long)]
     json: bool,
 }
 
-impl Events {
-    /// Reads and prints.
+impl EventsCommand {
+    /// Reads and prints the events.
     pub fn run(self) -> anyhow::Result<()> {
-        let history = self.state.open()?;
-        let mut known = EventCursor::default();
+        let history = self.journal.open()?;
+        let mut cursor = EventCursor::default();
         loop {
-            let events = history.happened(&mut known)?;
+            let events = history.events_since(&mut cursor)?;
             self.print(&events)?;
             if !self.follow {
                 return Ok(());
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
     fn print(&self, events: &[Event]) -> std::io::Result<()> {
-        let mut out = cli_support::out();
+        let mut out = cli_support::stdout();
         for event in events.iter().filter(|event| self.kind.is_empty() || self.kind.contains(&event.kind)) {
             let Event { at, kind, detail } = event;
             if self.json {
                 writeln!(out, "{}", json!({ "at": at, "kind": kind, "detail": detail }))?;
             } else {
-                writeln!(out, "{}  {kind:<18} {}", local_time(*at), describe(kind, detail))?;
+                writeln!(out, "{}  {kind:<18} {}", format_local_time(*at), describe(kind, detail))?;
             }
         }
         out.flush()

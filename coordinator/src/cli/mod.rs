@@ -4,7 +4,7 @@ mod admin;
 mod audit;
 mod control;
 mod events;
-mod history;
+mod journal;
 mod report;
 mod schema;
 mod security;
@@ -17,69 +17,76 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use cli_support::{Completions, Logs};
+use cli_support::{Completions, LogArgs};
 use proto::v1;
 
-/// Plans a DiCO run, directs its workers and records what they report.
+/// Plan a DiCO run, direct its workers and record their reports.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    logs: Logs,
+    logs: LogArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Serve),
-    Validate(validate::Validate),
+    Serve(serve::ServeCommand),
+    Validate(validate::ValidateCommand),
     Schema(schema::SchemaCommand),
-    Status(status::Status),
-    /// Hold a run, after the steps that are granted; their state is saved.
+    Status(status::StatusCommand),
+    /// Pause a run after the steps that are granted.
     ///
-    /// Workers stay, and others may come. `coordinator resume` lets the run go on.
+    /// The state is saved. Workers stay connected, and others may join. `coordinator resume`
+    /// continues the run. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator pause --coordinator http://127.0.0.1:7070")]
-    Pause(control::Control),
-    /// Let a run go on that its guard or somebody has paused.
+    Pause(control::ControlCommand),
+    /// Continue a run that its guard or `coordinator pause` has paused.
     ///
-    /// Fails if the run is not paused. `coordinator status` says why it is.
+    /// Fails if the run is not paused. `coordinator status` shows why a run is paused. Prints the
+    /// coordinator's answer.
     #[command(after_help = "Example:\n  coordinator resume --coordinator http://127.0.0.1:7070")]
-    Resume(control::Control),
-    /// Save the state that the run is about to reach; training goes on meanwhile.
+    Resume(control::ControlCommand),
+    /// Save a checkpoint at the end of the steps that are granted.
+    ///
+    /// Training continues meanwhile. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator checkpoint --coordinator http://127.0.0.1:7070")]
-    Checkpoint(control::Control),
-    /// Evaluate the state that the run is about to reach.
+    Checkpoint(control::ControlCommand),
+    /// Evaluate the state at the end of the steps that are granted.
     ///
-    /// In a stage with a metric it counts like any other evaluation: for the best state, and for patience.
+    /// In a stage with a metric the evaluation counts like any other: for the selection of the best
+    /// state, and for early stopping. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator evaluate --coordinator http://127.0.0.1:7070")]
-    Evaluate(control::Control),
-    /// Let a worker go after the step in flight; the others go on.
+    Evaluate(control::ControlCommand),
+    /// Remove a worker from a run after the step in flight.
     ///
-    /// It ends as if it had got SIGTERM. Whoever started it decides whether it is started again.
+    /// The worker ends as on SIGTERM, and the others continue. The launcher of the worker decides
+    /// whether to start it again. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator drain 3 --coordinator http://127.0.0.1:7070")]
-    Drain(control::Drain),
-    /// Save, send all workers away, and end the coordinator.
+    Drain(control::DrainCommand),
+    /// Save a checkpoint, stop all workers, and end the coordinator.
     ///
-    /// Served again with the same run file, the run goes on from there.
+    /// `coordinator serve` with the same run file continues the run from there. Prints the
+    /// coordinator's answer.
     #[command(after_help = "Example:\n  coordinator stop --coordinator http://127.0.0.1:7070")]
-    Stop(control::Control),
-    Watch(watch::Watch),
-    Audit(audit::Audit),
-    Events(events::Events),
+    Stop(control::ControlCommand),
+    Watch(watch::WatchCommand),
+    Audit(audit::AuditCommand),
+    Events(events::EventsCommand),
     Report(report::ReportCommand),
-    Tensorboard(tensorboard::Tensorboard),
+    Tensorboard(tensorboard::TensorboardCommand),
     #[command(
         after_help = "Example:\n  coordinator completions bash > ~/.local/share/bash-completion/completions/coordinator"
     )]
     Completions(Completions),
 }
 
-/// Runs the program; what goes wrong is one line on stderr.
+/// Runs the program. Prints an error as one line on standard error.
 #[must_use]
 pub fn main() -> ExitCode {
     let Arguments { command, logs } = Arguments::parse();
-    logs.start();
+    logs.install();
     cli_support::share_new_files_with_group();
     let result = match command {
         Command::Serve(serve) => serve.run(),
@@ -102,14 +109,14 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            cli_support::complain(format_args!("coordinator: error: {}", line(&error)));
+            cli_support::print_error(format_args!("coordinator: error: {}", format_error(&error)));
             ExitCode::FAILURE
         }
     }
 }
 
-/// An error and its causes in one line; what an error says of its cause is not said again.
-fn line(error: &anyhow::Error) -> String {
+/// Formats an error and its causes in one line. Leaves out a cause that an error already names.
+fn format_error(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if !line.contains(&cause) {
@@ -124,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent_and_every_subcommand_has_an_example() {
+    fn the_command_line_is_valid_and_every_subcommand_has_an_example() {
         let command = Arguments::command();
         command.clone().debug_assert();
         for subcommand in command.get_subcommands() {

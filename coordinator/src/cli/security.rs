@@ -1,46 +1,48 @@
-//! Command line options for access control: TLS and tokens.
+//! Arguments for TLS and tokens of the coordinator.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::ensure;
 use clap::Args;
-use transport::{ADMIN_TOKEN, JOIN_TOKEN, TlsFiles, Token};
+use transport::{ADMIN_TOKEN_VARIABLE, JOIN_TOKEN_VARIABLE, TlsFiles, Token};
 
 use crate::service::{Security, Tokens};
 
-/// Who is let in.
+/// The certificates and tokens that clients are checked with.
 #[derive(Debug, Args)]
-pub struct Admission {
+pub struct SecurityArgs {
     #[command(flatten)]
     tls: Option<TlsFiles>,
-    /// File with the token that workers have to know [default: the token in the environment variable DICO_JOIN_TOKEN, if any].
+    /// File with the join token, which workers have to present [default: the token in the
+    /// environment variable DICO_JOIN_TOKEN, if any].
     #[arg(long, value_name = "FILE")]
     join_token_file: Option<PathBuf>,
-    /// File with the token that `coordinator resume` and the like have to know [default: the token in the environment variable
-    /// DICO_ADMIN_TOKEN, if any; without one they are answered on this machine only].
+    /// File with the admin token, which commands such as `coordinator resume` have to present
+    /// [default: the token in the environment variable DICO_ADMIN_TOKEN, if any; without a token,
+    /// commands are accepted from this machine only].
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
-    /// Let everybody in who can reach --listen, although it is not on the loopback.
+    /// Accept every client that can reach --listen, although it is not a loopback address.
     #[arg(long)]
     insecure: bool,
 }
 
-impl Admission {
+impl SecurityArgs {
     /// Reads certificates and tokens.
     ///
     /// # Errors
-    /// They are not what they should be, or `listen` would be open to everybody.
+    /// A file is invalid, or the coordinator would accept every client at `listen`.
     pub fn prepare(&self, listen: SocketAddr) -> anyhow::Result<Security> {
-        let join = Token::find(self.join_token_file.as_deref(), JOIN_TOKEN)?;
-        let admin = Token::find(self.admin_token_file.as_deref(), ADMIN_TOKEN)?;
+        let join = Token::load(self.join_token_file.as_deref(), JOIN_TOKEN_VARIABLE)?;
+        let admin = Token::load(self.admin_token_file.as_deref(), ADMIN_TOKEN_VARIABLE)?;
         ensure!(
             self.insecure || self.tls.is_some() || join.is_some() || listen.ip().is_loopback(),
-            "--listen {listen} would let everybody in who can reach it: give --tls-ca, --tls-cert and --tls-key, or \
-             --join-token-file, or listen on 127.0.0.1; --insecure does it nevertheless"
+            "--listen {listen} would accept every client that can reach it: give --tls-ca, --tls-cert and --tls-key, or \
+             --join-token-file, or listen on 127.0.0.1, or confirm it with --insecure"
         );
-        let tls = self.tls.as_ref().map(TlsFiles::server).transpose()?;
+        let tls = self.tls.as_ref().map(TlsFiles::server_config).transpose()?;
         if join.is_some() && tls.is_none() && !listen.ip().is_loopback() {
-            tracing::warn!("tokens come in in plain text: whoever listens on the way can use them");
+            tracing::warn!(%listen, "clients send tokens in plain text, and others on the network can read them: use TLS");
         }
         Ok(Security { tls, tokens: Tokens { join, admin } })
     }
@@ -55,16 +57,16 @@ mod tests {
     #[derive(Parser)]
     struct Arguments {
         #[command(flatten)]
-        admission: Admission,
+        security: SecurityArgs,
     }
 
     fn prepare(listen: &str, options: &[&str]) -> anyhow::Result<Security> {
         let arguments = [&["coordinator"], options].concat();
-        Arguments::try_parse_from(arguments)?.admission.prepare(listen.parse().expect("an address"))
+        Arguments::try_parse_from(arguments)?.security.prepare(listen.parse().expect("an address"))
     }
 
     #[test]
-    fn only_the_loopback_is_open_to_everybody_unless_told_to() {
+    fn only_a_loopback_address_accepts_every_client_without_insecure() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "the-token-of-the-workers").unwrap();
         let path = file.path().to_string_lossy().into_owned();
@@ -72,7 +74,7 @@ mod tests {
             let Err(error) = prepare(listen, &[]) else { panic!("{listen} is open") };
             assert!(error.to_string().contains(&format!("--listen {listen}")), "{error}");
             let admin_only = prepare(listen, &["--admin-token-file", &path]);
-            assert!(admin_only.is_err(), "an admin token keeps no worker out");
+            assert!(admin_only.is_err(), "an admin token does not restrict workers");
             assert!(prepare(listen, &["--insecure"]).is_ok());
             assert!(prepare(listen, &["--join-token-file", &path]).unwrap().tokens.join.is_some());
         }
@@ -80,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_come_with_key_and_authority() {
+    fn a_certificate_requires_its_key_and_authority() {
         for options in [&["--tls-ca", "a"][..], &["--tls-cert", "a", "--tls-key", "b"]] {
             let Err(error) = prepare("127.0.0.1:0", options) else { panic!("{options:?} are enough") };
             assert!(error.to_string().contains("required"), "{error}");

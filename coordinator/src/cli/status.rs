@@ -1,4 +1,4 @@
-//! `coordinator status`: how a run stands.
+//! `coordinator status`: the state of a run.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,28 +7,30 @@ use clap::Args;
 use proto::v1;
 use serde_json::json;
 
-use super::admin::Admin;
-use crate::text::phase;
+use super::admin::AdminArgs;
+use crate::formatting::phase_name;
 
-/// Show how a run stands.
+/// Print the state of a run.
+///
+/// Prints the position, loss and speed of the run, and the phase and step of each worker.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  coordinator status --coordinator http://127.0.0.1:7070 --json")]
-pub struct Status {
+pub struct StatusCommand {
     #[command(flatten)]
-    admin: Admin,
+    admin: AdminArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-impl Status {
-    /// Asks and prints.
+impl StatusCommand {
+    /// Requests and prints the status.
     pub fn run(self) -> anyhow::Result<()> {
-        let status = self.admin.ask(async |mut client| client.status(v1::StatusRequest {}).await)?;
+        let status = self.admin.call(async |mut client| client.status(v1::StatusRequest {}).await)?;
         if self.json {
-            writeln!(cli_support::out(), "{}", as_json(&status))?;
+            writeln!(cli_support::stdout(), "{}", as_json(&status))?;
         } else {
-            write!(cli_support::out(), "{}", as_table(&status))?;
+            write!(cli_support::stdout(), "{}", as_table(&status))?;
         }
         Ok(())
     }
@@ -39,10 +41,10 @@ pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
     let position = |position: &v1::Position| json!({ "stage": position.stage, "step": position.step, "generation": position.generation });
     let member = |member: &v1::Member| {
         json!({
-            "rank": member.rank,
+            "rank": member.worker_id,
             "host": member.host,
             "device": member.device,
-            "phase": phase(member.phase()),
+            "phase": phase_name(member.phase()),
             "position": member.position.as_ref().map(position),
             "seconds_since_heard": member.seconds_since_heard,
             "images_per_second": member.images_per_second,
@@ -53,7 +55,7 @@ pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
     json!({
         "run": status.run,
         "run_id": status.run_id,
-        "state": status.state,
+        "state": status.state().name(),
         "reason": status.reason,
         "generation": status.generation,
         "stage": status.stage,
@@ -66,14 +68,14 @@ pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
         "tokens_per_second": status.tokens_per_second,
         "seconds_left": status.seconds_left,
         "min_workers": status.min_workers,
-        "slowest_rank": status.slowest_rank,
+        "slowest_rank": status.slowest_worker,
         "lag_seconds": status.lag_seconds,
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
     })
 }
 
 fn as_table(status: &v1::StatusResponse) -> String {
-    let mut text = format!("run         {} ({})\nstate       {}", status.run, status.run_id, status.state);
+    let mut text = format!("run         {} ({})\nstate       {}", status.run, status.run_id, status.state());
     if !status.reason.is_empty() {
         text += &format!(" ({})", status.reason);
     }
@@ -82,7 +84,7 @@ fn as_table(status: &v1::StatusResponse) -> String {
         "stage       {} ({})\nstep        {} of {}\n",
         status.stage, status.stage_name, status.step, status.steps
     );
-    // Nothing is known of steps before the first one that this coordinator has seen.
+    // A restarted coordinator has no loss before its first step.
     if status.images_per_second > 0.0 {
         text += &format!("loss        {:.4}\n", status.loss);
     }
@@ -90,23 +92,24 @@ fn as_table(status: &v1::StatusResponse) -> String {
         text += &format!("reward      {reward:.4}\n");
     }
     text += &format!("images/s    {:.1}\n", status.images_per_second);
-    if let Some(rank) = status.slowest_rank {
-        text += &format!("slowest     rank {rank}, {:.3} s behind\n", status.lag_seconds);
+    if let Some(worker_id) = status.slowest_worker {
+        text += &format!("slowest     worker {worker_id}, {:.3} s behind\n", status.lag_seconds);
     }
     if !status.members.is_empty() {
         text += &format!(
             "\n{:>6}  {:<24} {:<8} {:<11} {:>6} {:>9}  {}\n",
-            "rank", "host", "device", "phase", "stage", "step", "heard"
+            "worker", "host", "device", "phase", "stage", "step", "last seen"
         );
     }
     for member in &status.members {
         let v1::Position { stage, step, .. } = member.position.unwrap_or_default();
-        let (rank, host, device, heard) = (member.rank, &member.host, &member.device, member.seconds_since_heard);
+        let (worker_id, host, device, last_seen) =
+            (member.worker_id, &member.host, &member.device, member.seconds_since_heard);
         // Writing to a string does not fail.
         _ = writeln!(
             text,
-            "{rank:>6}  {host:<24} {device:<8} {:<11} {stage:>6} {step:>9}  {heard:.1} s ago",
-            phase(member.phase())
+            "{worker_id:>6}  {host:<24} {device:<8} {:<11} {stage:>6} {step:>9}  {last_seen:.1} s ago",
+            phase_name(member.phase())
         );
     }
     text

@@ -1,4 +1,4 @@
-//! `coordinator tensorboard`: the journal as TensorBoard reads it.
+//! `coordinator tensorboard`: exports the journal as TensorBoard event files.
 
 use std::io::Write;
 use std::{path::PathBuf, time::Duration};
@@ -6,31 +6,32 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use serde_json::json;
 
-use super::history::State;
+use super::journal::JournalArgs;
 use crate::{
     journal::history::History,
     tensorboard::{Export, WrittenCounts},
 };
 
-/// Between looks at the journal with `--follow`.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two reads of the journal with `--follow`.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Write TensorBoard's event files from a run's journal.
+/// Write a TensorBoard event file from a run's journal.
 ///
-/// Has curves of all steps and evaluations, captions of evaluations and the run file. Written again, a file takes the place of the one
-/// before.
+/// The file has metrics of all steps, scores and captions of evaluations, and the run file. It
+/// replaces the file of an earlier export. Prints the name of the file, and the numbers of steps
+/// and evaluations.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  coordinator tensorboard --config configs/demo.yaml --out runs/demo/tensorboard --follow &\n  \
                         tensorboard --logdir runs/demo/tensorboard"
 )]
-pub struct Tensorboard {
+pub struct TensorboardCommand {
     #[command(flatten)]
-    state: State,
+    journal: JournalArgs,
     /// Folder to write to.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Go on with what happens from now on, until the run is finished.
+    /// Continue with new records until the run is finished.
     #[arg(long)]
     follow: bool,
     /// Print JSON.
@@ -38,11 +39,11 @@ pub struct Tensorboard {
     json: bool,
 }
 
-impl Tensorboard {
-    /// Writes.
+impl TensorboardCommand {
+    /// Writes the event file.
     pub fn run(self) -> anyhow::Result<()> {
-        let history = self.state.open()?;
-        let progress = cli_support::spinner("writing what the journal has");
+        let history = self.journal.open()?;
+        let progress = cli_support::spinner("exporting the journal");
         let (mut export, mut written) = Export::create(&self.out, &history)?;
         progress.set_message("following the run");
         if self.follow {
@@ -52,28 +53,28 @@ impl Tensorboard {
         let WrittenCounts { steps, evaluations } = written;
         if self.json {
             writeln!(
-                cli_support::out(),
+                cli_support::stdout(),
                 "{}",
                 json!({ "file": export.path(), "steps": steps, "evaluations": evaluations })
             )?;
         } else {
-            writeln!(cli_support::out(), "{}: {steps} steps, {evaluations} evaluations", export.path().display())?;
+            writeln!(cli_support::stdout(), "{}: {steps} steps, {evaluations} evaluations", export.path().display())?;
         }
         Ok(())
     }
 }
 
-/// Writes what is recorded until the run is finished.
+/// Writes new records until the run is finished.
 fn follow(history: &History, export: &mut Export, written: &mut WrittenCounts) -> anyhow::Result<()> {
     loop {
-        // Whatever was recorded before the run was finished is there once it is.
-        let finished = history.finished()?;
-        let WrittenCounts { steps, evaluations } = export.catch_up(history)?;
+        // Read first: when the run is finished, all of its records are in the journal.
+        let is_finished = history.is_finished()?;
+        let WrittenCounts { steps, evaluations } = export.write_new(history)?;
         written.steps += steps;
         written.evaluations += evaluations;
-        if finished {
+        if is_finished {
             return Ok(());
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

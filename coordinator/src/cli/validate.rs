@@ -1,4 +1,4 @@
-//! `coordinator validate`: checks a run file, and all that it names, without starting anything.
+//! `coordinator validate`: checks a run file, and the files and data that it names.
 
 mod images;
 mod sizes;
@@ -10,26 +10,29 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use config::{RunFile, Stage};
 use dataset::{DataSet, Split};
-use feature_store::{Dtype, Manifest, Rows, Store, Tower};
+use feature_store::{Dtype, EncoderDescription, Manifest, RowFormat, Store};
 use serde_json::json;
 use tokenizer::{MAX_TOKEN_BYTES, Vocabulary};
-use weights::folder::{self, Folder};
-use weights::{Clip, Conventions, VisionArchitecture};
+use weights::model_folder::{self, ModelFolder};
+use weights::{ClipWeights, Conventions, VisionConfig};
 
 use images::Images;
 
-/// Check a run file: that everything it names exists and fits together.
+/// Check a run file, and the files and data that it names.
 ///
-/// All images are looked at, and up to 1,000 of each split are decoded. Every image that cannot be
-/// used is listed.
+/// Checks that all files and images exist and fit together, and decodes up to 1,000 images of each
+/// split. Starts no run and needs no coordinator. Prints `OK`, the plan of the run, the models and
+/// data, and warnings. If images cannot be used, it lists all of them.
+///
+/// Fails (exit status 1) if the run cannot start with this run file.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  coordinator validate --config configs/demo.yaml\n  \
                         coordinator validate --config configs/coco-vit-l14.yaml --decode-all --json")]
-pub struct Validate {
+pub struct ValidateCommand {
     /// The run file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Decode all images, on all cores, not only some of each split.
+    /// Decode all images, not only some of each split.
     #[arg(long)]
     decode_all: bool,
     /// Print JSON.
@@ -37,16 +40,16 @@ pub struct Validate {
     json: bool,
 }
 
-impl Validate {
-    /// Prints what was found if all is well.
+impl ValidateCommand {
+    /// Checks the run file and prints the result.
     pub fn run(self) -> anyhow::Result<()> {
         let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         let (images, found) = self.check(&file).with_context(|| self.config.display().to_string())?;
-        let mut out = cli_support::out();
+        let mut out = cli_support::stdout();
         if self.json {
             let mut printed = json!({
-                "run": file.name, "plan": summary(&file), "found": found, "warnings": warnings, "settings": file,
+                "run": file.name, "plan": plan_summary(&file), "found": found, "warnings": warnings, "settings": file,
             });
             if let (Some(printed), serde_json::Value::Object(images)) = (printed.as_object_mut(), images.json()) {
                 printed.extend(images);
@@ -54,65 +57,66 @@ impl Validate {
             writeln!(out, "{printed}")?;
             return Ok(());
         }
-        writeln!(out, "OK: {}: {}", file.name, summary(&file))?;
+        writeln!(out, "OK: {}: {}", file.name, plan_summary(&file))?;
         found.iter().try_for_each(|line| writeln!(out, "    {line}"))?;
         warnings.iter().try_for_each(|line| writeln!(out, "    warning: {line}"))?;
         Ok(())
     }
 
     fn check(&self, file: &RunFile) -> anyhow::Result<(Images, Vec<String>)> {
-        let mut images = Images::look(&file.data, self.decode_all)?;
-        images.expect_usable(self.json)?;
-        let progress = cli_support::spinner("looking at what the run file names");
-        let (stores, found) = check(file, &images.data)?;
+        let mut images = Images::inspect(&file.data, self.decode_all)?;
+        images.check_usable(self.json)?;
+        let progress = cli_support::spinner("checking the files of the run file");
+        let (stores, found) = check_files(file, &images.data)?;
         progress.finish_and_clear();
         for (split, store) in &stores {
-            images.add_blank_rows(*split, store);
+            images.add_undecodable_rows(*split, store);
         }
-        images.expect_usable(self.json)?;
+        images.check_usable(self.json)?;
         let found = images.summary().into_iter().chain(found).collect();
         Ok((images, found))
     }
 }
 
-/// What scores captions, with the files that `scoring` names.
+/// Opens the caption metrics with the files of the key `scoring`.
 ///
 /// # Errors
-/// One of them is missing or damaged.
-pub(super) fn metrics(scoring: &config::Scoring) -> anyhow::Result<caption_metrics::Metrics> {
+/// A file is missing or damaged.
+pub(super) fn open_metrics(scoring: &config::Scoring) -> anyhow::Result<caption_metrics::Metrics> {
     let config::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = scoring;
-    let files = caption_metrics::Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
+    let files = caption_metrics::MetricFiles::new([meteor_jar, meteor_paraphrases, spice_jar]);
     caption_metrics::Metrics::open(&files).context("scoring")
 }
 
-/// Feature stores, each with the split that it is of.
-type Stores = Vec<(Split, Store)>;
+/// Feature stores with their splits.
+type SplitStores = Vec<(Split, Store)>;
 
-/// What a run file names besides images, in lines for people, and the feature stores among it.
-fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)> {
+/// Checks the files of a run file other than images. Returns the feature stores, and descriptions
+/// of the files in lines for people.
+fn check_files(file: &RunFile, data: &DataSet) -> anyhow::Result<(SplitStores, Vec<String>)> {
     if let Some(scenes) = &file.data.scenes {
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
-    metrics(&file.scoring)?;
+    open_metrics(&file.scoring)?;
     checkpoint_store::check_writable(&file.checkpoint_place(), &object_io::Access::environment())
         .context("checkpoints")?;
-    // One of the corpus has all tokens of the captions.
+    // Lengths are the same with a corpus vocabulary, which has all tokens of the captions.
     let mut vocabulary = Vocabulary::full();
-    data.complete(file).context("data")?;
+    data.check_complete(file).context("data")?;
     let mut opened = Vec::new();
     let mut found: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
-    let mut evaluators: Vec<Clip> = Vec::new();
+    let mut evaluators: Vec<ClipWeights> = Vec::new();
     let mut embedding = 0;
     for named in file.named_evaluators() {
         embedding += named.settings.preset.map_or(0, config::Preset::evaluator_embedding);
         let Some(path) = &named.settings.weights else { continue };
-        let clip = evaluator(path, &named.settings.clip).with_context(|| format!("{}.weights", named.key()))?;
-        embedding += clip.architecture().embedding;
+        let clip = open_evaluator(path, &named.settings.clip).with_context(|| format!("{}.weights", named.key()))?;
+        embedding += clip.config().embedding;
         let (name, score) = (named.name, named.score().name());
         found.push(format!(
-            "evaluator {name} ({score}): {}, sees {}",
+            "evaluator {name} ({score}): {}, vision encoder with {}",
             clip.path().display(),
-            tower(&clip.architecture().tower())
+            vision_text(&clip.config().vision_config())
         ));
         found.extend(clip.description().map(|line| format!("  {line}")));
         if !evaluators.iter().any(|other| other.is_same_model(&clip)) {
@@ -121,85 +125,98 @@ fn check(file: &RunFile, data: &DataSet) -> anyhow::Result<(Stores, Vec<String>)
     }
     let is_primary = file.primary_evaluator().settings.weights.is_some();
     let primary = evaluators.first().filter(|_| is_primary);
-    let mut vision = primary.map(|clip| (clip.architecture().tower(), of_clip(clip)));
+    let mut vision = primary.map(|clip| (clip.config().vision_config(), describe_encoder(clip)));
     if let Some(path) = &file.captioner.vision_encoder {
-        let clip = clip(path, &file.captioner.vision_clip).context("captioner.vision_encoder")?;
-        found.push(format!("captioner: sees {} through {}", tower(&clip.architecture().tower()), path.display()));
+        let clip = open_clip(path, &file.captioner.vision_clip).context("captioner.vision_encoder")?;
+        found.push(format!(
+            "captioner: vision encoder {} with {}",
+            path.display(),
+            vision_text(&clip.config().vision_config())
+        ));
         found.extend(clip.description().map(|line| format!("  {line}")));
-        vision = Some((clip.architecture().tower(), of_clip(&clip)));
+        vision = Some((clip.config().vision_config(), describe_encoder(&clip)));
     }
     if let Some(path) = &file.captioner.weights {
-        let (architecture, seen, known) = captioner(file, path).context("captioner.weights")?;
-        found.push(format!("captioner: {}, sees {}", path.display(), tower(&architecture)));
-        vision = Some((architecture, seen));
-        vocabulary = known;
+        let (config, encoder, own_vocabulary) = open_captioner(file, path).context("captioner.weights")?;
+        found.push(format!("captioner: {}, vision encoder with {}", path.display(), vision_text(&config)));
+        vision = Some((config, encoder));
+        vocabulary = own_vocabulary;
     }
     data.check_evaluation(embedding, file.decoding.max_length as usize * MAX_TOKEN_BYTES).context("data")?;
-    found.extend(sizes::lines(file, data, &vocabulary));
+    found.extend(sizes::describe_sizes(file, data, &vocabulary));
     if let (Some(folder), Some(vision)) = (&file.data.features, &vision) {
-        opened = stores(folder, data, &evaluators, vision).context("data.features")?;
+        opened = open_stores(folder, data, &evaluators, vision).context("data.features")?;
         found.push(format!("features: {}", folder.display()));
     }
     Ok((opened, found))
 }
 
-fn evaluator(path: &Path, said: &Conventions) -> anyhow::Result<Clip> {
-    let (clip, _) = folder::open_evaluator(path, said)?;
-    if path.is_dir() && path.join(folder::MANIFEST).is_file() {
-        checkpoint_store::verify(path)?;
+/// Opens an evaluator and checks its files.
+fn open_evaluator(path: &Path, conventions: &Conventions) -> anyhow::Result<ClipWeights> {
+    let (clip, _) = model_folder::open_evaluator(path, conventions)?;
+    if path.is_dir() && path.join(model_folder::MANIFEST_FILE).is_file() {
+        checkpoint_store::verify_folder(path)?;
     }
     clip.tensors()?;
     Ok(clip)
 }
 
-fn clip(path: &Path, said: &Conventions) -> anyhow::Result<Clip> {
-    let clip = Clip::open(path, said)?;
+/// Opens a CLIP and checks its tensors.
+fn open_clip(path: &Path, conventions: &Conventions) -> anyhow::Result<ClipWeights> {
+    let clip = ClipWeights::open(path, conventions)?;
     clip.tensors()?;
     Ok(clip)
 }
 
-fn of_clip(clip: &Clip) -> Tower {
+/// The description by which a feature store identifies a vision encoder.
+fn describe_encoder(clip: &ClipWeights) -> EncoderDescription {
     let (image_size, computation) =
-        (clip.architecture().image_size as u32, clip.architecture().tower().computation(clip.lora()));
-    Tower { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size, computation }
+        (clip.config().image_size as u32, clip.config().vision_config().differences_from_openai(clip.lora()));
+    EncoderDescription { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size, computation }
 }
 
-/// What an imported captioner, or one of another run, sees through, and which tokens it knows.
-fn captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionArchitecture, Tower, Vocabulary)> {
-    let folder = Folder::open(path)?;
-    checkpoint_store::verify(path)?;
+/// Opens the captioner of another run, or an imported one. Returns its vision encoder and
+/// vocabulary.
+fn open_captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionConfig, EncoderDescription, Vocabulary)> {
+    let folder = ModelFolder::open(path)?;
+    checkpoint_store::verify_folder(path)?;
     let manifest = folder.manifest();
     let vision = folder.vision()?;
-    let architecture = manifest.vision.architecture.clone();
-    file.check_positions(manifest.captioner.positions).map_err(anyhow::Error::msg)?;
-    let (image_size, computation) = (architecture.image_size as u32, architecture.computation(manifest.vision.lora));
-    let tower = Tower { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size, computation };
-    Ok((architecture, tower, Vocabulary::stored(&manifest.vocabulary)))
+    let config = manifest.vision.config.clone();
+    file.check_positions(manifest.captioner.positions)?;
+    let (image_size, computation) = (config.image_size as u32, config.differences_from_openai(manifest.vision.lora));
+    let encoder =
+        EncoderDescription { weights: vision.path().to_owned(), sha256: vision.sha256(), image_size, computation };
+    Ok((config, encoder, Vocabulary::from_manifest(&manifest.vocabulary)))
 }
 
-fn stores(
+/// Opens the feature stores of the training and validation splits.
+fn open_stores(
     folder: &Path,
     data: &DataSet,
-    evaluators: &[Clip],
-    (architecture, vision): &(VisionArchitecture, Tower),
-) -> anyhow::Result<Stores> {
+    evaluators: &[ClipWeights],
+    (config, vision): &(VisionConfig, EncoderDescription),
+) -> anyhow::Result<SplitStores> {
     let open = |split: Split| -> anyhow::Result<(Split, Store)> {
         let images = (data.split(split).len() as u64, data.names_sha256(split));
-        let embedding = evaluators.iter().map(|clip| clip.architecture().embedding).sum();
-        let shape = [architecture.tokens(), architecture.width(), embedding];
-        let rows = Rows { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
-        let towers = (vision.clone(), evaluators.iter().map(of_clip).collect());
-        let wanted = Manifest::new(split.name().to_owned(), images, data.preprocessing().description(), towers, rows);
-        Ok((split, Store::open(&folder.join(split.name()), &wanted)?))
+        let embedding = evaluators.iter().map(|clip| clip.config().embedding).sum();
+        let shape = [config.tokens(), config.width(), embedding];
+        let rows = RowFormat { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
+        let encoders = (vision.clone(), evaluators.iter().map(describe_encoder).collect());
+        let expected =
+            Manifest::new(split.name().to_owned(), images, data.preprocessing().description(), encoders, rows);
+        Ok((split, Store::open(&folder.join(split.name()), &expected)?))
     };
     [Split::Train, Split::Validation].into_iter().map(open).collect()
 }
 
-fn tower(vision: &VisionArchitecture) -> String {
+/// The shape of a vision encoder's output, as text.
+fn vision_text(vision: &VisionConfig) -> String {
     format!("{} hidden states of {} at {} pixels", vision.tokens(), vision.width(), vision.image_size)
 }
 
-fn summary(file: &RunFile) -> String {
+/// The stages and the number of workers, in one line.
+fn plan_summary(file: &RunFile) -> String {
     let stage = |stage: &Stage| {
         let Stage { name, objective, steps, batch, .. } = stage;
         format!("{name} ({}, {steps} steps of {batch})", objective.name())

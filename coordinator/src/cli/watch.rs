@@ -1,11 +1,11 @@
-//! `coordinator watch`: a run as it goes.
+//! `coordinator watch`: the live view of a run.
 
 use std::{
     io::{IsTerminal, Write},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::Args;
 use crossterm::event::{Event, EventStream, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use futures::StreamExt;
@@ -19,211 +19,238 @@ use tokio::{
 };
 
 use super::{
-    admin::{Admin, Way},
+    admin::{AdminArgs, AdminConnector},
     status::as_json,
 };
 use crate::{
-    text,
+    formatting,
     watch::{CollectedStatus, Screen, Scroll, line},
 };
 
-/// Between attempts to reach a coordinator that is away.
-const RETRY: Duration = Duration::from_secs(1);
+/// Maximal time between attempts to connect to an unreachable coordinator.
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often ages on the screen are brought up to date.
-const TICK: Duration = Duration::from_secs(1);
+/// Time between updates of the ages on the screen.
+const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Watch a run as it goes.
+/// Show the live state of a run.
 ///
-/// Shows stage, progress, curves and all workers, and goes on when the coordinator was away. Where standard output is no terminal it
-/// prints a line for every change instead. It ends when the run is finished (status 0) or has failed (status 1).
+/// Shows stage, progress, curves and all workers. If the coordinator is unreachable, the command
+/// continues when it is back. If standard output is not a terminal, it prints a line for each
+/// change instead.
+///
+/// The exit status is 0 when the run is finished or the user quits, 1 when the run has failed, and
+/// 128 plus the number of a signal.
 #[derive(Debug, Args)]
-#[command(after_help = "Keys: q, Esc or Ctrl-C quits; arrows, PgUp, PgDn, Home and End go through the workers.\n\n\
+#[command(
+    after_help = "Keys: q, Esc or Ctrl-C quits; arrows, PgUp, PgDn, Home and End scroll through the workers.\n\n\
                         Examples:\n  coordinator watch --coordinator http://127.0.0.1:7070\n  \
-                        coordinator watch --plain --interval 60 >> run.log\n  coordinator watch --json | jq .status.loss")]
-pub struct Watch {
+                        coordinator watch --plain --interval 60 >> run.log\n  coordinator watch --json | jq .status.loss"
+)]
+pub struct WatchCommand {
     #[command(flatten)]
-    admin: Admin,
-    /// Seconds between looks.
+    admin: AdminArgs,
+    /// Seconds between updates; 0.05 or more.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     interval: f64,
-    /// Print a line for every change, also on a terminal.
+    /// Print a line for each change, also on a terminal.
     #[arg(long, conflicts_with = "json")]
     plain: bool,
-    /// Print one JSON object a line for every look.
+    /// Print one JSON object per line for each update.
     #[arg(long)]
     json: bool,
-    /// End, with an error, when the coordinator was away for so many seconds [default: never].
+    /// Fail when the coordinator has been unreachable for this many seconds [default: never].
     #[arg(long, value_name = "SECONDS")]
     give_up_after: Option<u64>,
 }
 
-/// How a run stands, or why that is not known.
-type StatusAnswer = Result<v1::StatusResponse, String>;
+/// A status, or why the coordinator does not answer.
+type StatusResult = anyhow::Result<v1::StatusResponse>;
 
-/// Why watching ends.
-enum End {
-    /// The reader has quit.
-    Enough,
-    /// The run is over, as this line says.
-    Over(String),
+/// Why the live view ends.
+enum WatchEnd {
+    /// The user has quit, or nothing reads the output any more.
+    Quit,
+    /// The run is finished; the last status line.
+    Finished(String),
     /// A signal, by its number.
     Signal(i32),
 }
 
-impl Watch {
-    /// Watches.
+impl WatchCommand {
+    /// Shows the run until it ends, the user quits or a signal arrives.
     pub fn run(self) -> anyhow::Result<()> {
         let interval =
             Duration::try_from_secs_f64(self.interval).ok().filter(|interval| *interval >= Duration::from_millis(50));
         let interval = interval.with_context(|| format!("--interval {}: must be 0.05 or more", self.interval))?;
         ensure!(self.give_up_after != Some(0), "--give-up-after 0: must be 1 or more");
-        let way = self.admin.way()?;
-        let (answers, mut answered) = mpsc::channel(1);
+        let connector = self.admin.connector()?;
+        let (sender, mut statuses) = mpsc::channel(1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let end = runtime.block_on(async {
-            let mut looker = Looker { answered: &mut answered, patience: self.give_up_after, seen: CollectedStatus::default(), from: Instant::now() };
+            let mut view = LiveView {
+                statuses: &mut statuses,
+                give_up_after: self.give_up_after,
+                collected: CollectedStatus::default(),
+                started: Instant::now(),
+            };
             tokio::select! {
-                () = ask(&way, interval, answers) => Ok(End::Enough),
+                () = receive_statuses(&connector, interval, sender) => Ok(WatchEnd::Quit),
                 end = async {
-                    let draws = std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-                    if draws && !self.plain && !self.json { looker.draw().await } else { looker.print(self.json).await }
+                    let can_draw = std::io::stdout().is_terminal()
+                        && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+                    if can_draw && !self.plain && !self.json { view.draw().await } else { view.print(self.json).await }
                 } => end,
             }
         })?;
         match end {
-            End::Enough => Ok(()),
-            End::Over(line) => {
-                writeln!(cli_support::out(), "{line}")?;
+            WatchEnd::Quit => Ok(()),
+            WatchEnd::Finished(line) => {
+                writeln!(cli_support::stdout(), "{line}")?;
                 Ok(())
             }
-            // As a shell reports a process that a signal ended.
-            End::Signal(number) => std::process::exit(128 + number),
+            // The status by which shells report a process that a signal has ended.
+            WatchEnd::Signal(number) => std::process::exit(128 + number),
         }
     }
 }
 
-/// Hands over how the run stands, at intervals and when it is over; until the receiver is gone.
-async fn ask(way: &Way, interval: Duration, answers: mpsc::Sender<StatusAnswer>) {
+/// Receives the status at intervals and when the run ends, and passes it on until the receiver is
+/// dropped. Connects again after a failure.
+async fn receive_statuses(connector: &AdminConnector, interval: Duration, statuses: mpsc::Sender<StatusResult>) {
     let interval_ms = u32::try_from(interval.as_millis()).unwrap_or(u32::MAX);
     loop {
-        let problem = match way.ask(async |mut client| client.watch(v1::WatchRequest { interval_ms }).await).await {
+        let request = v1::WatchRequest { interval_ms };
+        let error = match connector.call(async |mut client| client.watch(request).await).await {
             Ok(mut stream) => loop {
                 match stream.message().await {
                     Ok(Some(status)) => {
-                        if answers.send(Ok(status)).await.is_err() {
+                        if statuses.send(Ok(status)).await.is_err() {
                             return;
                         }
                     }
-                    Ok(None) => break "the coordinator has ended".to_owned(),
-                    Err(status) => break status.message().to_owned(),
+                    Ok(None) => break anyhow!("the coordinator has ended"),
+                    Err(status) => break anyhow!("{}", status.message()),
                 }
             },
-            Err(reason) => reason,
+            Err(error) => error,
         };
-        if answers.send(Err(problem)).await.is_err() {
+        if statuses.send(Err(error)).await.is_err() {
             return;
         }
-        time::sleep(interval.min(RETRY)).await;
+        time::sleep(interval.min(MAX_RETRY_INTERVAL)).await;
     }
 }
 
 fn is_over(status: &v1::StatusResponse) -> bool {
-    matches!(status.state.as_str(), "finished" | "failed")
+    status.state().is_over()
 }
 
-struct Looker<'a> {
-    answered: &'a mut mpsc::Receiver<StatusAnswer>,
-    patience: Option<u64>,
-    seen: CollectedStatus,
-    from: Instant,
+/// The live view on a screen or as lines.
+struct LiveView<'a> {
+    statuses: &'a mut mpsc::Receiver<StatusResult>,
+    /// Seconds after which an unreachable coordinator is an error; `None` for never.
+    give_up_after: Option<u64>,
+    collected: CollectedStatus,
+    started: Instant,
 }
 
-impl Looker<'_> {
-    /// Takes in an answer; an error is that there was none for too long.
-    fn take(&mut self, answer: StatusAnswer) -> anyhow::Result<()> {
-        let now = self.from.elapsed();
-        match answer {
-            Ok(status) => self.seen.hear(now, status),
-            Err(reason) => self.seen.miss(now, reason),
+impl LiveView<'_> {
+    /// Records a status or a failure.
+    ///
+    /// # Errors
+    /// The coordinator has been unreachable for `give_up_after`.
+    fn record(&mut self, status: StatusResult) -> anyhow::Result<()> {
+        let now = self.started.elapsed();
+        match status {
+            Ok(status) => self.collected.record_status(now, status),
+            Err(error) => self.collected.record_failure(now, error.to_string()),
         }
-        match (self.seen.problem(now), self.patience) {
-            (Some((away, reason)), Some(patience)) if away.as_secs() >= patience => bail!("{reason}"),
+        match (self.collected.failure(now), self.give_up_after) {
+            (Some((downtime, reason)), Some(seconds)) if downtime.as_secs() >= seconds => bail!("{reason}"),
             _ => Ok(()),
         }
     }
 
-    /// How the run stands if the last answer says that it is over; an error if it has failed.
-    fn over(&self) -> anyhow::Result<Option<&v1::StatusResponse>> {
-        let status = self.seen.status().filter(|status| is_over(status) && self.seen.problem(Duration::ZERO).is_none());
+    /// The last status if the run is finished; `None` if it is not, or the coordinator is
+    /// unreachable.
+    ///
+    /// # Errors
+    /// The run has failed.
+    fn finished(&self) -> anyhow::Result<Option<&v1::StatusResponse>> {
+        let status = self
+            .collected
+            .status()
+            .filter(|status| is_over(status) && self.collected.failure(Duration::ZERO).is_none());
         match status {
-            Some(status) if status.state == "failed" => bail!("the run failed: {}", status.reason),
+            Some(status) if status.state() == v1::RunState::Failed => bail!("the run failed: {}", status.reason),
             other => Ok(other),
         }
     }
 
-    /// Draws until the run is over, or the reader quits.
-    async fn draw(&mut self) -> anyhow::Result<End> {
+    /// Draws until the run ends, or the user quits.
+    async fn draw(&mut self) -> anyhow::Result<WatchEnd> {
         let mut terminal = Terminal::start()?;
         let mut screen = Screen::new(!cli_support::no_color());
         let mut events = EventStream::new();
-        let mut tick = time::interval(TICK);
+        let mut redraw = time::interval(REDRAW_INTERVAL);
         let mut signals =
             [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(|kind| (kind, signal(kind)));
         let [terminate, interrupt, hangup] = &mut signals;
         loop {
-            terminal.0.draw(|frame| screen.draw(frame, &self.seen, self.from.elapsed()))?;
-            if self.over()?.is_some() {
-                return Ok(End::Over(line(&self.seen, self.from.elapsed())));
+            terminal.0.draw(|frame| screen.draw(frame, &self.collected, self.started.elapsed()))?;
+            if self.finished()?.is_some() {
+                return Ok(WatchEnd::Finished(line(&self.collected, self.started.elapsed())));
             }
             tokio::select! {
-                Some(answer) = self.answered.recv() => self.take(answer)?,
+                Some(status) = self.statuses.recv() => self.record(status)?,
                 event = events.next() => match event {
-                    Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => match meaning(key) {
-                        Some(Meaning::Quit) => return Ok(End::Enough),
-                        Some(Meaning::Scroll(turn)) => screen.turn(turn),
+                    Some(Ok(Event::Key(key))) if key.kind != KeyEventKind::Release => match key_action(key) {
+                        Some(KeyAction::Quit) => return Ok(WatchEnd::Quit),
+                        Some(KeyAction::Scroll(scroll)) => screen.scroll(scroll),
                         None => {}
                     },
-                    // It has another size now, for example.
+                    // For example, the terminal has another size.
                     Some(Ok(_)) => {}
-                    // The terminal is gone.
-                    Some(Err(_)) | None => return Ok(End::Enough),
+                    // The terminal was closed.
+                    Some(Err(_)) | None => return Ok(WatchEnd::Quit),
                 },
-                number = arrival(terminate) => return Ok(End::Signal(number)),
-                number = arrival(interrupt) => return Ok(End::Signal(number)),
-                number = arrival(hangup) => return Ok(End::Signal(number)),
-                _ = tick.tick() => {}
+                number = wait_for_signal(terminate) => return Ok(WatchEnd::Signal(number)),
+                number = wait_for_signal(interrupt) => return Ok(WatchEnd::Signal(number)),
+                number = wait_for_signal(hangup) => return Ok(WatchEnd::Signal(number)),
+                _ = redraw.tick() => {}
             }
         }
     }
 
-    /// Prints until the run is over, or nobody reads it any more.
-    async fn print(&mut self, json: bool) -> anyhow::Result<End> {
+    /// Prints lines until the run ends.
+    async fn print(&mut self, json: bool) -> anyhow::Result<WatchEnd> {
         let mut before = String::new();
-        while let Some(answer) = self.answered.recv().await {
+        while let Some(status) = self.statuses.recv().await {
             let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-            let seen = match &answer {
+            let object = match &status {
                 Ok(status) => json!({ "at": at, "status": as_json(status) }),
-                Err(reason) => json!({ "at": at, "problem": reason }),
+                Err(error) => json!({ "at": at, "problem": error.to_string() }),
             };
-            let taken = self.take(answer);
-            let line = if json { seen.to_string() } else { line(&self.seen, self.from.elapsed()) };
+            let recorded = self.record(status);
+            let line = if json { object.to_string() } else { line(&self.collected, self.started.elapsed()) };
             if line != before {
-                let printed = if json { line.clone() } else { format!("{}  {line}", text::local_time(at)) };
-                writeln!(cli_support::out(), "{printed}")?;
+                let printed =
+                    if json { line.clone() } else { format!("{}  {line}", formatting::format_local_time(at)) };
+                writeln!(cli_support::stdout(), "{printed}")?;
                 before = line;
             }
-            taken?;
-            if self.over()?.is_some() {
-                return Ok(End::Enough);
+            recorded?;
+            if self.finished()?.is_some() {
+                return Ok(WatchEnd::Quit);
             }
         }
-        Ok(End::Enough)
+        Ok(WatchEnd::Quit)
     }
 }
 
-/// Waits for a signal; its number. One that cannot be waited for does what it always does.
-async fn arrival((kind, signal): &mut (SignalKind, std::io::Result<tokio::signal::unix::Signal>)) -> i32 {
+/// Waits for a signal and returns its number. A signal without a handler has its default effect.
+async fn wait_for_signal((kind, signal): &mut (SignalKind, std::io::Result<tokio::signal::unix::Signal>)) -> i32 {
     match signal {
         Ok(signal) => _ = signal.recv().await,
         Err(_) => std::future::pending().await,
@@ -231,7 +258,7 @@ async fn arrival((kind, signal): &mut (SignalKind, std::io::Result<tokio::signal
     kind.as_raw_value()
 }
 
-/// A terminal that is as it was when this is dropped; a panic gives it back, too.
+/// A terminal in drawing mode. It is restored when this is dropped, and after a panic.
 struct Terminal(DefaultTerminal);
 
 impl Terminal {
@@ -240,7 +267,7 @@ impl Terminal {
         if terminal.is_err() {
             ratatui::restore();
         }
-        terminal.map(Self).context("this terminal cannot be drawn on; --plain prints lines")
+        terminal.map(Self).context("cannot draw on this terminal: use --plain to print lines")
     }
 }
 
@@ -251,21 +278,22 @@ impl Drop for Terminal {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meaning {
+enum KeyAction {
     Quit,
     Scroll(Scroll),
 }
 
-fn meaning(key: KeyEvent) -> Option<Meaning> {
+/// The action of a key; `None` if it has none.
+fn key_action(key: KeyEvent) -> Option<KeyAction> {
     match key.code {
-        KeyCode::Char('q') | KeyCode::Esc => Some(Meaning::Quit),
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Meaning::Quit),
-        KeyCode::Up | KeyCode::Char('k') => Some(Meaning::Scroll(Scroll::Up)),
-        KeyCode::Down | KeyCode::Char('j') => Some(Meaning::Scroll(Scroll::Down)),
-        KeyCode::PageUp => Some(Meaning::Scroll(Scroll::PageUp)),
-        KeyCode::PageDown => Some(Meaning::Scroll(Scroll::PageDown)),
-        KeyCode::Home => Some(Meaning::Scroll(Scroll::Home)),
-        KeyCode::End => Some(Meaning::Scroll(Scroll::End)),
+        KeyCode::Char('q') | KeyCode::Esc => Some(KeyAction::Quit),
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(KeyAction::Quit),
+        KeyCode::Up | KeyCode::Char('k') => Some(KeyAction::Scroll(Scroll::Up)),
+        KeyCode::Down | KeyCode::Char('j') => Some(KeyAction::Scroll(Scroll::Down)),
+        KeyCode::PageUp => Some(KeyAction::Scroll(Scroll::PageUp)),
+        KeyCode::PageDown => Some(KeyAction::Scroll(Scroll::PageDown)),
+        KeyCode::Home => Some(KeyAction::Scroll(Scroll::Home)),
+        KeyCode::End => Some(KeyAction::Scroll(Scroll::End)),
         _ => None,
     }
 }
@@ -275,13 +303,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_mean_what_they_mean_everywhere() {
-        let key = |code, modifiers| meaning(KeyEvent::new(code, modifiers));
+    fn keys_have_their_usual_actions() {
+        let key = |code, modifiers| key_action(KeyEvent::new(code, modifiers));
         for code in [KeyCode::Char('q'), KeyCode::Esc] {
-            assert_eq!(key(code, KeyModifiers::NONE), Some(Meaning::Quit));
+            assert_eq!(key(code, KeyModifiers::NONE), Some(KeyAction::Quit));
         }
-        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(Meaning::Quit));
+        assert_eq!(key(KeyCode::Char('c'), KeyModifiers::CONTROL), Some(KeyAction::Quit));
         assert_eq!(key(KeyCode::Char('c'), KeyModifiers::NONE), None);
-        assert_eq!(key(KeyCode::Down, KeyModifiers::NONE), Some(Meaning::Scroll(Scroll::Down)));
+        assert_eq!(key(KeyCode::Down, KeyModifiers::NONE), Some(KeyAction::Scroll(Scroll::Down)));
     }
 }

@@ -1,21 +1,21 @@
-//! The hash chain of a journal's records: the hash of each record covers the one before, so that no
-//! record can be changed, moved or removed unnoticed.
+//! The hash chain of a journal's records. The hash of each record covers the hash of the previous
+//! one, so that every change, move or removal of a record is detected.
 //!
-//! An entry names a record and the columns that it has written. Its hash is SHA-256 over the hash
-//! of the previous entry, the entry, and the content of these columns, each with its type and
-//! length. Writing and checking read the content in the same way, from the tables. The last entry
-//! is the head; each checkpoint's seal has the head at the time when its save began. A user who can
-//! write to the journal can also rehash all of it, but cannot change the heads that are stored
-//! elsewhere.
+//! An entry names a record and the columns that the record has written. Its hash is SHA-256 over
+//! the hash of the previous entry, the entry, and the content of these columns, each with its type
+//! and length. Writing and checking read the content in the same way, from the tables. The last
+//! entry is the head. Each checkpoint's seal has the head at the time when its save began. A user
+//! who can write to the journal can also rehash all of it, but cannot change the heads that are
+//! stored elsewhere.
 
 use checkpoint_store::JournalHead;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::ValueRef};
 use sha2::{Digest, Sha256};
 
 /// The hash before the first entry.
-const START: [u8; 32] = [0; 32];
-/// Maximal number of problems that are listed; further ones are counted.
-const MAX_LISTED: usize = 20;
+const INITIAL_HASH: [u8; 32] = [0; 32];
+/// Maximal number of problems that are listed. Further ones are only counted.
+const MAX_LISTED_PROBLEMS: usize = 20;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS chain (
@@ -28,28 +28,33 @@ CREATE TABLE IF NOT EXISTS chain (
 pub(super) enum Kind {
     /// A run file, by the number of its row.
     RunFile,
-    /// The start of a generation, by its number. The next two are by number, too.
+    /// A new generation, by its number.
     Formed,
+    /// A generation whose members are all ready, by its number.
     Ready,
+    /// The end of a generation, by its number.
     Ended,
-    /// A step, by stage, step and generation. The next two are checkpoints, by the same.
+    /// A step, by stage, step and generation.
     Step,
+    /// A complete checkpoint, by stage, step and generation.
     Saved,
+    /// The deletion of a checkpoint, by stage, step and generation.
     Deleted,
-    /// An evaluation with all its items.
+    /// An evaluation with all its items, by stage, step and generation.
     Evaluated,
     /// An event, by the number of its row.
     Event,
 }
 
-/// The columns in which a kind's content is stored.
+/// The queries for the content of a kind of records.
 struct Content {
     kind: Kind,
+    /// The name of the kind in the table `chain`.
     name: &'static str,
     /// The queries for a record's content. Parameters: stage, step, generation, number.
     queries: &'static [&'static str],
     /// The query for the keys of all records of the kind, in the order of the chain's columns.
-    all: &'static str,
+    all_keys: &'static str,
 }
 
 const CONTENTS: [Content; 9] = [
@@ -57,7 +62,7 @@ const CONTENTS: [Content; 9] = [
         kind: Kind::RunFile,
         name: "run",
         queries: &["SELECT * FROM run WHERE number = ?4"],
-        all: "SELECT NULL, NULL, NULL, number FROM run",
+        all_keys: "SELECT NULL, NULL, NULL, number FROM run",
     },
     Content {
         kind: Kind::Formed,
@@ -65,13 +70,13 @@ const CONTENTS: [Content; 9] = [
         queries: &[
             "SELECT number, members_json, cause, formed_at, source, stage, step, term FROM generations WHERE number = ?3",
         ],
-        all: "SELECT NULL, NULL, number, NULL FROM generations",
+        all_keys: "SELECT NULL, NULL, number, NULL FROM generations",
     },
     Content {
         kind: Kind::Ready,
         name: "ready",
         queries: &["SELECT number, ready_at FROM generations WHERE number = ?3 AND ready_at IS NOT NULL"],
-        all: "SELECT NULL, NULL, number, NULL FROM generations WHERE ready_at IS NOT NULL",
+        all_keys: "SELECT NULL, NULL, number, NULL FROM generations WHERE ready_at IS NOT NULL",
     },
     Content {
         kind: Kind::Ended,
@@ -79,27 +84,27 @@ const CONTENTS: [Content; 9] = [
         queries: &[
             "SELECT number, ended_at, ended_because FROM generations WHERE number = ?3 AND ended_at IS NOT NULL",
         ],
-        all: "SELECT NULL, NULL, number, NULL FROM generations WHERE ended_at IS NOT NULL",
+        all_keys: "SELECT NULL, NULL, number, NULL FROM generations WHERE ended_at IS NOT NULL",
     },
     Content {
         kind: Kind::Step,
         name: "step",
         queries: &["SELECT * FROM steps WHERE (stage, step, generation) = (?1, ?2, ?3)"],
-        all: "SELECT stage, step, generation, NULL FROM steps",
+        all_keys: "SELECT stage, step, generation, NULL FROM steps",
     },
     Content {
         kind: Kind::Saved,
         name: "saved",
         queries: &["SELECT stage, step, generation, run_id, name, parameters_sha256, at FROM checkpoints
             WHERE (stage, step, generation) = (?1, ?2, ?3)"],
-        all: "SELECT stage, step, generation, NULL FROM checkpoints",
+        all_keys: "SELECT stage, step, generation, NULL FROM checkpoints",
     },
     Content {
         kind: Kind::Deleted,
         name: "deleted",
         queries: &["SELECT name, deleted FROM checkpoints
             WHERE (stage, step, generation) = (?1, ?2, ?3) AND deleted IS NOT NULL"],
-        all: "SELECT stage, step, generation, NULL FROM checkpoints WHERE deleted IS NOT NULL",
+        all_keys: "SELECT stage, step, generation, NULL FROM checkpoints WHERE deleted IS NOT NULL",
     },
     Content {
         kind: Kind::Evaluated,
@@ -108,14 +113,14 @@ const CONTENTS: [Content; 9] = [
             "SELECT * FROM evaluations WHERE (stage, step, generation) = (?1, ?2, ?3)",
             "SELECT * FROM evaluation_items WHERE (stage, step, generation) = (?1, ?2, ?3) ORDER BY image",
         ],
-        all: "SELECT stage, step, generation, NULL FROM evaluations
+        all_keys: "SELECT stage, step, generation, NULL FROM evaluations
             UNION SELECT DISTINCT stage, step, generation, NULL FROM evaluation_items",
     },
     Content {
         kind: Kind::Event,
         name: "event",
         queries: &["SELECT * FROM events WHERE number = ?4"],
-        all: "SELECT NULL, NULL, NULL, number FROM events",
+        all_keys: "SELECT NULL, NULL, NULL, number FROM events",
     },
 ];
 
@@ -130,17 +135,17 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The entry for a record about a whole generation.
+    /// The entry of a record about a whole generation.
     pub fn of_generation(kind: Kind, generation: u64) -> Self {
         Self { kind, stage: None, step: None, generation: Some(generation.cast_signed()), number: None }
     }
 
-    /// The entry for a record about a generation at a point of the run.
+    /// The entry of a record about a generation at a position of the run.
     pub fn at(kind: Kind, (stage, step, generation): (u32, i64, i64)) -> Self {
         Self { kind, stage: Some(stage), step: Some(step), generation: Some(generation), number: None }
     }
 
-    /// The entry for a row with a number.
+    /// The entry of a row with a number.
     pub fn of_row(kind: Kind, number: i64) -> Self {
         Self { kind, stage: None, step: None, generation: None, number: Some(number) }
     }
@@ -153,18 +158,19 @@ impl Entry {
         [&self.stage, &self.step, &self.generation, &self.number]
     }
 
-    /// The hash of this entry, given the previous one's; none if the tables do not have the record.
-    fn hash(&self, connection: &Connection, sequence: u64, before: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
+    /// The hash of this entry, given the hash of the previous one; `None` if the tables do not have
+    /// the record.
+    fn hash(&self, connection: &Connection, sequence: u64, previous: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
         let content = self.content();
         let mut hash = Sha256::new();
-        hash.update(before);
+        hash.update(previous);
         hash.update(sequence.to_le_bytes());
         hash.update(content.name);
         for key in [self.stage.map(i64::from), self.step, self.generation, self.number] {
             hash.update([u8::from(key.is_some())]);
             hash.update(key.unwrap_or_default().to_le_bytes());
         }
-        let mut found = false;
+        let mut exists = false;
         for query in content.queries {
             let mut statement = connection.prepare_cached(query)?;
             let columns = statement.column_count();
@@ -176,13 +182,14 @@ impl Entry {
             }
             let mut rows = statement.raw_query();
             while let Some(row) = rows.next()? {
-                found = true;
-                (0..columns).try_for_each(|column| feed(&mut hash, row.get_ref(column)?))?;
+                exists = true;
+                (0..columns).try_for_each(|column| hash_value(&mut hash, row.get_ref(column)?))?;
             }
         }
-        Ok(found.then(|| hash.finalize().into()))
+        Ok(exists.then(|| hash.finalize().into()))
     }
 
+    /// Reads an entry from a row of the table `chain`; `None` if its kind is unknown.
     fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
         let name = row.get_ref(1)?.as_str()?;
         let Some(content) = CONTENTS.iter().find(|content| content.name == name) else { return Ok(None) };
@@ -204,8 +211,9 @@ impl std::fmt::Display for Entry {
     }
 }
 
-fn feed(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
-    let (of, bytes): (u8, &[u8]) = match value {
+/// Hashes a value with its type and, for texts and blobs, its length.
+fn hash_value(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
+    let (type_tag, bytes): (u8, &[u8]) = match value {
         ValueRef::Null => (0, &[]),
         ValueRef::Integer(number) => {
             hash.update([1]);
@@ -220,13 +228,13 @@ fn feed(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
         ValueRef::Text(text) => (3, text),
         ValueRef::Blob(blob) => (4, blob),
     };
-    hash.update([of]);
+    hash.update([type_tag]);
     hash.update((bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
     Ok(())
 }
 
-/// The head of a chain that is being written.
+/// Appends entries to a chain.
 #[derive(Clone, Debug)]
 pub(super) struct ChainWriter {
     sequence: u64,
@@ -234,11 +242,11 @@ pub(super) struct ChainWriter {
 }
 
 impl ChainWriter {
-    /// The chain of an open journal. Does not check it.
+    /// Continues the chain of a journal, without a check.
     pub fn open(connection: &Connection) -> rusqlite::Result<Self> {
         let query = "SELECT sequence, hash FROM chain ORDER BY sequence DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)));
-        let (sequence, hash) = last.optional()?.unwrap_or((0, START));
+        let (sequence, hash) = last.optional()?.unwrap_or((0, INITIAL_HASH));
         Ok(Self { sequence, hash })
     }
 
@@ -253,70 +261,74 @@ impl ChainWriter {
         Ok(())
     }
 
+    /// The last entry.
     pub fn head(&self) -> JournalHead {
         JournalHead { sequence: self.sequence, hash: hex(&self.hash) }
     }
 }
 
-/// The result of checking a whole journal.
+/// The result of the check of a whole journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainCheck {
     /// The last entry.
     pub head: JournalHead,
-    /// The first problems, as messages to people.
+    /// Messages about the first problems.
     pub problems: Vec<String>,
-    /// The number of problems.
+    /// The number of all problems.
     pub count: u64,
 }
 
 impl ChainCheck {
-    pub(super) fn add(&mut self, problem: String) {
+    pub(super) fn add_problem(&mut self, problem: String) {
         self.count += 1;
-        if self.problems.len() < MAX_LISTED {
+        if self.problems.len() < MAX_LISTED_PROBLEMS {
             self.problems.push(problem);
         }
     }
 }
 
-/// Checks that each record is unchanged, that none is missing, and that there are no others.
+/// Checks that each record is unchanged, that none is missing, and that none was added without an
+/// entry.
 ///
 /// # Errors
 /// SQLite cannot read the journal.
 pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
-    let (mut verdict, mut before, mut sequence) = (ChainCheck::default(), START, 0);
+    let (mut check, mut previous_hash, mut previous) = (ChainCheck::default(), INITIAL_HASH, 0);
     let mut chain = connection
         .prepare("SELECT sequence, kind, stage, step, generation, number, hash FROM chain ORDER BY sequence")?;
     let mut rows = chain.query([])?;
     while let Some(row) = rows.next()? {
-        let found = row.get::<_, i64>(0)?.cast_unsigned();
+        let sequence = row.get::<_, i64>(0)?.cast_unsigned();
         let hash: [u8; 32] = row.get(6)?;
-        if found != sequence + 1 {
-            verdict.add(format!("records {} to {} are missing", sequence + 1, found.saturating_sub(1)));
+        if sequence != previous + 1 {
+            check.add_problem(format!("records {} to {} are missing", previous + 1, sequence.saturating_sub(1)));
         }
         match Entry::read(row)? {
-            None => verdict.add(format!("record {found} is of an unknown kind")),
-            Some(entry) => match entry.hash(connection, found, &before)? {
-                None => verdict.add(format!("record {found} is missing: {entry}")),
-                Some(expected) if expected != hash => verdict.add(format!("record {found} was changed: {entry}")),
+            None => check.add_problem(format!("record {sequence} is of an unknown kind")),
+            Some(entry) => match entry.hash(connection, sequence, &previous_hash)? {
+                None => check.add_problem(format!("record {sequence} is missing: {entry}")),
+                Some(expected) if expected != hash => {
+                    check.add_problem(format!("record {sequence} was changed: {entry}"));
+                }
                 Some(_) => {}
             },
         }
-        // Each problem is reported once: the following entries are checked against what is stored.
-        (before, sequence) = (hash, found);
+        // The next entry is checked against the stored hash, so that each problem is reported once.
+        (previous_hash, previous) = (hash, sequence);
     }
-    for Content { name, all, .. } in &CONTENTS {
+    for Content { name, all_keys, .. } in &CONTENTS {
         let query = format!(
-            "SELECT * FROM ({all} EXCEPT SELECT stage, step, generation, number FROM chain WHERE kind = '{name}') LIMIT 1"
+            "SELECT * FROM ({all_keys} EXCEPT SELECT stage, step, generation, number FROM chain WHERE kind = '{name}') LIMIT 1"
         );
         let keys =
             |row: &Row<'_>| (0..4).map(|column| row.get::<_, Option<i64>>(column)).collect::<Result<Vec<_>, _>>();
         if let Some(keys) = connection.query_row(&query, [], keys).optional()? {
             let keys: Vec<String> = keys.into_iter().flatten().map(|key| key.to_string()).collect();
-            verdict.add(format!("{name} {} was added", keys.join("/")));
+            check.add_problem(format!("{name} {} was added", keys.join("/")));
         }
     }
-    verdict.head = JournalHead { sequence, hash: hex(&before) };
-    Ok(verdict)
+    check.head = JournalHead { sequence: previous, hash: hex(&previous_hash) };
+    Ok(check)
 }
 
 /// Whether this is or was the head of the journal.

@@ -1,21 +1,26 @@
-//! Read-only access to a journal, also while its coordinator writes to it.
+//! Read-only access to a journal, also while a coordinator writes to it.
 
-mod measured;
+mod measurements;
 
 use std::{collections::BTreeSet, path::Path};
 
 use checkpoint_store::JournalHead;
 use config::RunFile;
-pub use measured::{Caption, Checkpoint, Evaluation, LineageCursor, MeasuredStep};
+pub use measurements::{Caption, Checkpoint, Evaluation, LineageCursor, MeasuredStep};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 
-use super::{ChainCheck, Error, VERSION, chain, checkpoint, exchanges, place, recovery, unsigned, verify};
+use super::{
+    ChainCheck, Error, FILE, chain,
+    queries::{self, read_checkpoint, read_position, read_u64},
+    recovery,
+    schema::{VERSION, verify},
+};
 use crate::run::{
-    self,
-    data::{DataChange, Size},
+    self, WorkerId,
+    data::{DataChange, SplitSize},
     lineage::{Lineage, Selection, StateFate},
-    plan::Place,
+    plan::Position,
     record::EventKind,
 };
 
@@ -31,26 +36,26 @@ pub struct Generation {
     /// The number of the generation.
     pub number: u64,
     /// The worker ids of its members.
-    pub members: Vec<u32>,
+    pub members: Vec<WorkerId>,
     /// Why the previous generation ended.
     pub cause: String,
-    /// The point at which it started.
-    pub start: Place,
-    /// The source of its initial state: `rank N`, `checkpoint NAME` or `seed`.
+    /// The position at which it started.
+    pub start: Position,
+    /// The source of its initial state: `worker N`, `checkpoint NAME` or `seed`.
     pub source: String,
     /// When it was formed. Times are in Unix seconds.
     pub formed_at: f64,
-    /// When all members were ready; none if they never were.
+    /// When all members were ready; `None` if they never were.
     pub ready_at: Option<f64>,
-    /// When it ended; none if it has not.
+    /// When it ended; `None` if it has not.
     pub ended_at: Option<f64>,
 }
 
 /// A recorded step of a generation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
-    /// The point that the step reached.
-    pub place: Place,
+    /// The position that the step reached.
+    pub position: Position,
     /// The generation that trained it.
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
@@ -74,13 +79,13 @@ impl History {
     /// Opens the journal in the folder `state`.
     ///
     /// # Errors
-    /// There is none, or another version wrote it.
+    /// The folder has no journal, or another version of the program wrote it.
     pub fn open(state: &Path) -> Result<Self, Error> {
-        let path = state.join("journal.sqlite");
+        let path = state.join(FILE);
         if !path.is_file() {
-            let below = state.join("coordinator");
-            let problem = match below.join("journal.sqlite").is_file() {
-                true => format!("there is no journal here, but one in {}", below.display()),
+            let subfolder = state.join("coordinator");
+            let problem = match subfolder.join(FILE).is_file() {
+                true => format!("there is no journal here, but there is one in {}", subfolder.display()),
                 false => "there is no journal".to_owned(),
             };
             let source = std::io::Error::new(std::io::ErrorKind::NotFound, problem);
@@ -94,31 +99,31 @@ impl History {
         &self.connection
     }
 
-    /// A journal with this connection.
+    /// Reads a journal through this connection.
     ///
     /// # Errors
-    /// Another version wrote it.
+    /// Another version of the program wrote it.
     pub fn new(connection: Connection) -> Result<Self, Error> {
-        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if found != VERSION {
-            return Err(Error::OtherVersion { found });
+        let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version != VERSION {
+            return Err(Error::OtherVersion { found: version });
         }
         Ok(Self { connection })
     }
 
-    /// Starts a read transaction: from the first query on, the journal is read as of one moment.
+    /// Starts a read transaction. All later queries see the journal as of the first one.
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn hold_still(&self) -> Result<(), Error> {
+    pub fn begin_snapshot(&self) -> Result<(), Error> {
         if self.connection.is_autocommit() {
             self.connection.execute_batch("BEGIN")?;
         }
         Ok(())
     }
 
-    /// Checks the database pages and the hash chain: all records are unchanged, none is missing,
-    /// and there are no others.
+    /// Checks the database pages, the definitions of the tables, and the hash chain: all records
+    /// are unchanged, none is missing, and none was added without an entry.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -139,10 +144,10 @@ impl History {
     /// # Errors
     /// SQLite cannot read it.
     pub fn run_id(&self) -> Result<String, Error> {
-        super::run_id(&self.connection)
+        queries::run_id(&self.connection)
     }
 
-    /// The run's ids in journals that this one replaced.
+    /// The run ids in journals that this one replaced.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -157,7 +162,7 @@ impl History {
     pub fn kept_checkpoints(&self) -> Result<Vec<run::record::Checkpoint>, Error> {
         let query = "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints
             WHERE deleted IS NULL ORDER BY stage, step";
-        self.all(query, checkpoint)
+        self.query_all(query, read_checkpoint)
     }
 
     /// The run file in force.
@@ -165,35 +170,35 @@ impl History {
     /// # Errors
     /// SQLite cannot read it.
     pub fn run_file(&self) -> Result<RunFile, Error> {
-        super::run_file(&self.connection)
+        queries::run_file(&self.connection)
     }
 
-    /// The size of the training split; none if no worker has joined.
+    /// The size of the training split; `None` if no worker has joined.
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn training_data(&self) -> Result<Option<Size>, Error> {
+    pub fn training_data(&self) -> Result<Option<SplitSize>, Error> {
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
-        let joined = self.connection.query_row(query, [EventKind::Joined.name()], |row| row.get::<_, String>(0));
+        let detail = self.connection.query_row(query, [EventKind::Joined.name()], |row| row.get::<_, String>(0));
         let detail: Value =
-            joined.optional()?.and_then(|detail| serde_json::from_str(&detail).ok()).unwrap_or_default();
+            detail.optional()?.and_then(|detail| serde_json::from_str(&detail).ok()).unwrap_or_default();
         let [images, captions] = ["train_images", "train_captions"].map(|key| detail[key].as_u64());
-        Ok(images.zip(captions).map(|(images, captions)| Size { images, captions }))
+        Ok(images.zip(captions).map(|(images, captions)| SplitSize { images, captions }))
     }
 
     /// The changes of training data, in order.
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn exchanges(&self) -> Result<Vec<DataChange>, Error> {
-        exchanges(&self.connection)
+    pub fn data_changes(&self) -> Result<Vec<DataChange>, Error> {
+        queries::data_changes(&self.connection)
     }
 
     /// Whether the run is complete.
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn finished(&self) -> Result<bool, Error> {
+    pub fn is_finished(&self) -> Result<bool, Error> {
         let query = "SELECT EXISTS (SELECT 1 FROM events WHERE kind = ?)";
         Ok(self.connection.query_row(query, [EventKind::Finished.name()], |row| row.get(0))?)
     }
@@ -205,19 +210,19 @@ impl History {
     pub fn generations(&self) -> Result<Vec<Generation>, Error> {
         let query = "SELECT number, members_json, cause, stage, step, source, formed_at, ready_at, ended_at
             FROM generations ORDER BY number";
-        let generation = |row: &Row<'_>| {
+        let read_generation = |row: &Row<'_>| {
             Ok(Generation {
-                number: unsigned(row, 0)?,
-                members: ranks(&row.get::<_, String>(1)?),
+                number: read_u64(row, 0)?,
+                members: parse_worker_ids(&row.get::<_, String>(1)?),
                 cause: row.get(2)?,
-                start: place(row, 3)?,
+                start: read_position(row, 3)?,
                 source: row.get(5)?,
                 formed_at: row.get(6)?,
                 ready_at: row.get(7)?,
                 ended_at: row.get(8)?,
             })
         };
-        self.all(query, generation)
+        self.query_all(query, read_generation)
     }
 
     /// All steps that were reported, in the order of the run.
@@ -226,11 +231,11 @@ impl History {
     /// SQLite cannot read them.
     pub fn steps(&self) -> Result<Vec<Step>, Error> {
         let lineage = self.lineage()?;
-        let step = |row: &Row<'_>| {
-            let (place, generation) = (place(row, 0)?, unsigned(row, 2)?);
-            Ok(Step { place, generation, at: row.get(3)?, fate: lineage.fate(place, generation) })
+        let read_step = |row: &Row<'_>| {
+            let (position, generation) = (read_position(row, 0)?, read_u64(row, 2)?);
+            Ok(Step { position, generation, at: row.get(3)?, fate: lineage.fate(position, generation) })
         };
-        self.all("SELECT stage, step, generation, at FROM steps ORDER BY stage, step, generation", step)
+        self.query_all("SELECT stage, step, generation, at FROM steps ORDER BY stage, step, generation", read_step)
     }
 
     /// All events, in order.
@@ -239,22 +244,23 @@ impl History {
     /// SQLite cannot read them.
     pub fn events(&self) -> Result<Vec<Event>, Error> {
         let query = "SELECT at, kind, detail_json FROM events ORDER BY rowid";
-        let event = |row: &Row<'_>| {
+        let read_event = |row: &Row<'_>| {
             let detail = serde_json::from_str(&row.get::<_, String>(2)?).unwrap_or_default();
             Ok(Event { at: row.get(0)?, kind: row.get(1)?, detail })
         };
-        self.all(query, event)
+        self.query_all(query, read_event)
     }
 
-    /// The starts of generations and the ends of stages, each with the first generation whose
-    /// states it does not concern.
+    /// The starts of generations and the ends of stages. Each has the number of the first
+    /// generation that continued from there; it concerns the states of earlier generations.
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn cuts(&self) -> Result<BTreeSet<(u64, Place)>, Error> {
-        let cuts =
-            self.all("SELECT generation + 1, stage, step FROM cuts", |row| Ok((unsigned(row, 0)?, place(row, 1)?)))?;
-        Ok(cuts.into_iter().collect())
+    pub fn branch_points(&self) -> Result<BTreeSet<(u64, Position)>, Error> {
+        let points = self.query_all("SELECT generation + 1, stage, step FROM cuts", |row| {
+            Ok((read_u64(row, 0)?, read_position(row, 1)?))
+        })?;
+        Ok(points.into_iter().collect())
     }
 
     /// The stages that ended with an earlier state than their last because that was the best one.
@@ -264,19 +270,20 @@ impl History {
     pub fn selections(&self) -> Result<BTreeSet<Selection>, Error> {
         let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step', detail_json ->> 'generation' FROM events
             WHERE kind = 'stage_ended' AND detail_json ->> 'cause' IN ('best_state', 'early_stopping')";
-        let selection = |row: &Row<'_>| Ok(Selection { place: place(row, 0)?, generation: unsigned(row, 2)? });
-        Ok(self.all(query, selection)?.into_iter().collect())
+        let read_selection =
+            |row: &Row<'_>| Ok(Selection { position: read_position(row, 0)?, generation: read_u64(row, 2)? });
+        Ok(self.query_all(query, read_selection)?.into_iter().collect())
     }
 
-    /// The history with all its branches.
+    /// Decides which states belong to the present history.
     ///
     /// # Errors
     /// SQLite cannot read it.
     pub fn lineage(&self) -> Result<Lineage, Error> {
-        Ok(Lineage::new(&self.cuts()?, &self.selections()?))
+        Ok(Lineage::new(&self.branch_points()?, &self.selections()?))
     }
 
-    pub(super) fn all<T>(
+    pub(super) fn query_all<T>(
         &self,
         query: &str,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
@@ -285,8 +292,9 @@ impl History {
     }
 }
 
-fn ranks(members: &str) -> Vec<u32> {
+/// Parses the worker ids in the column `members_json`.
+fn parse_worker_ids(members: &str) -> Vec<WorkerId> {
     let members: Vec<Value> = serde_json::from_str(members).unwrap_or_default();
-    let rank = |member: &Value| u32::try_from(member.get("rank")?.as_u64()?).ok();
-    members.iter().filter_map(rank).collect()
+    let worker_id = |member: &Value| u32::try_from(member.get("rank")?.as_u64()?).ok().map(WorkerId);
+    members.iter().filter_map(worker_id).collect()
 }

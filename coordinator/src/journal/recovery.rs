@@ -1,29 +1,29 @@
-//! Recovery: a new journal in place of one that is lost or damaged.
+//! Recovery: replaces a lost or damaged journal by a new one that resumes from a checkpoint.
 
 use std::{collections::BTreeSet, path::Path};
 
-use checkpoint_store::Stamp;
+use checkpoint_store::CheckpointMetadata;
 use config::RunFile;
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::{AcceptedChanges, Error, FILE, Journal, check, lock};
+use super::{AcceptedChanges, Error, FILE, Journal, lock, schema::check};
 use crate::run::{
-    plan::Place,
+    plan::Position,
     record::{Checkpoint, EventKind, Record, Source},
 };
 
-/// The suffixes of SQLite's files beside the database.
-const BESIDE: [&str; 2] = ["-wal", "-shm"];
+/// The suffixes of the files that SQLite keeps beside the database.
+const SQLITE_SUFFIXES: [&str; 2] = ["-wal", "-shm"];
 
 /// The checkpoints from which a run can be recovered.
 #[derive(Clone, Debug)]
 pub struct Recovery {
     /// All usable checkpoints up to the newest.
-    pub checkpoints: Vec<Stamp>,
+    pub checkpoints: Vec<CheckpointMetadata>,
     /// The checkpoint that the run resumes from.
-    pub newest: Stamp,
-    /// The run's ids when these and later checkpoints were saved.
+    pub newest: CheckpointMetadata,
+    /// The run ids under which these and later checkpoints were saved.
     pub run_ids: BTreeSet<String>,
 }
 
@@ -34,21 +34,21 @@ impl Journal {
     /// its folder.
     ///
     /// # Errors
-    /// When another coordinator uses the folder, or it cannot be written to.
+    /// Another coordinator uses the folder, or the folder is not writable.
     pub fn recover(state: &Path, file: &RunFile, recovery: &Recovery) -> Result<Self, Error> {
         let lock = lock(state)?;
-        let set_aside = set_aside(state).map_err(|source| Error::Open { path: state.to_owned(), source })?;
+        let old_name = rename_old_journal(state).map_err(|source| Error::Open { path: state.to_owned(), source })?;
         let connection = Connection::open(state.join(FILE))?;
         check(&connection)?;
-        let mut journal = Self::new_accepting(connection, file, AcceptedChanges::Free)?;
-        journal.write(&records(recovery, set_aside.as_deref()))?;
+        let mut journal = Self::new_with_changes(connection, file, AcceptedChanges::Free)?;
+        journal.write(&first_records(recovery, old_name.as_deref()))?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
-    /// The run's ids in journals that this one replaced.
+    /// The run ids in journals that this one replaced.
     ///
     /// # Errors
-    /// When SQLite cannot read it.
+    /// SQLite cannot read the journal.
     pub fn former_run_ids(&self) -> Result<BTreeSet<String>, Error> {
         former_run_ids(&self.connection)
     }
@@ -61,8 +61,8 @@ pub(super) fn former_run_ids(connection: &Connection) -> Result<BTreeSet<String>
 }
 
 /// The first records of a recovered journal.
-fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Option<&str>) -> Vec<Record> {
-    let place = |stamp: &Stamp| Place { stage: stamp.stage, step: stamp.step };
+fn first_records(Recovery { checkpoints, newest, run_ids }: &Recovery, old_name: Option<&str>) -> Vec<Record> {
+    let position = |metadata: &CheckpointMetadata| Position { stage: metadata.stage, step: metadata.step };
     let detail = json!({
         "stage": newest.stage,
         "step": newest.step,
@@ -70,39 +70,39 @@ fn records(Recovery { checkpoints, newest, run_ids }: &Recovery, set_aside: Opti
         "checkpoint": newest.checkpoint,
         "run_ids": run_ids,
         "journal": newest.journal.to_string(),
-        "set_aside": set_aside,
+        "set_aside": old_name,
     });
     let formed = Record::Formed {
         generation: newest.generation,
-        // No worker was told of it: none has taken part in the run under its new id.
+        // No worker knows this generation: none has taken part in the run under its new id.
         term: 0,
         members: Vec::new(),
         cause: "the journal was recovered".to_owned(),
-        start: place(newest),
+        start: position(newest),
         source: Source::Checkpoint(newest.checkpoint.clone()),
     };
-    let saved = checkpoints.iter().map(|stamp| {
+    let saved = checkpoints.iter().map(|metadata| {
         Record::Saved(Checkpoint {
-            place: place(stamp),
-            generation: stamp.generation,
-            run_id: stamp.run_id.clone(),
-            name: stamp.checkpoint.clone(),
-            parameters_sha256: stamp.parameters_sha256.clone(),
+            position: position(metadata),
+            generation: metadata.generation,
+            run_id: metadata.run_id.clone(),
+            name: metadata.checkpoint.clone(),
+            parameters_sha256: metadata.parameters_sha256.clone(),
         })
     });
-    [Record::Event { what: EventKind::Recovered, detail }, formed].into_iter().chain(saved).collect()
+    [Record::Event { kind: EventKind::Recovered, detail }, formed].into_iter().chain(saved).collect()
 }
 
-/// Renames the journal in a folder, if there is one. Returns its new name.
-fn set_aside(state: &Path) -> std::io::Result<Option<String>> {
+/// Renames the old journal in a folder, if there is one. Returns its new name.
+fn rename_old_journal(state: &Path) -> std::io::Result<Option<String>> {
     if !state.join(FILE).exists() {
         return Ok(None);
     }
     let is_free = |name: &String| !state.join(name).exists();
     let name = (1..).map(|number| format!("{FILE}.replaced-{number}")).find(is_free).expect("some number is free");
-    // The database itself last: as long as it is there, an interrupted recovery is repeated.
-    for beside in BESIDE {
-        match std::fs::rename(state.join(format!("{FILE}{beside}")), state.join(format!("{name}{beside}"))) {
+    // The database is renamed last: while it exists, an interrupted recovery is repeated.
+    for suffix in SQLITE_SUFFIXES {
+        match std::fs::rename(state.join(format!("{FILE}{suffix}")), state.join(format!("{name}{suffix}"))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }

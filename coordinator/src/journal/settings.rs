@@ -6,10 +6,13 @@ use std::fmt;
 use config::{Change, Mutability, RunFile, changes, continuation};
 use serde_json::json;
 
-use super::{Error, Journal, write_event, write_run_file};
+use super::{
+    Error, Journal,
+    write::{write_event, write_run_file},
+};
 use crate::run::record::{EventKind, RestoredRun};
 
-/// The changed settings that a coordinator takes.
+/// The settings that a coordinator allows a run file to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptedChanges {
     /// Settings that may change freely.
@@ -23,7 +26,7 @@ pub enum AcceptedChanges {
 pub struct SettingsError {
     /// All settings that differ.
     pub changes: Vec<Change>,
-    /// The lines of a run file that starts a new run from the last checkpoint; none without a
+    /// Lines of a run file that starts a new run from the last checkpoint; `None` without a
     /// checkpoint.
     pub continuation: Option<String>,
 }
@@ -35,7 +38,7 @@ impl SettingsError {
         self.changes.iter().any(|change| change.mutability == Mutability::Fixed)
     }
 
-    /// The differences and the possible remedies, in lines.
+    /// The differences and what the user can do, in several lines.
     #[must_use]
     pub fn explanation(&self) -> String {
         let mut lines = vec!["The run file differs from the one in the journal:".to_owned()];
@@ -48,12 +51,12 @@ impl SettingsError {
         }
         lines.push("To continue this run, restore the old values of those that make another run.".to_owned());
         match &self.continuation {
-            Some(recipe) => {
+            Some(continuation) => {
                 lines.push(
                     "For a new run that starts from the last checkpoint, put these lines in its run file:".to_owned(),
                 );
-                lines.extend(recipe.lines().map(|line| format!("  {line}")));
-                if recipe.contains("s3://") {
+                lines.extend(continuation.lines().map(|line| format!("  {line}")));
+                if continuation.contains("s3://") {
                     lines.push(
                         "Copy the checkpoint from the bucket to a folder first, and name that folder.".to_owned(),
                     );
@@ -75,16 +78,21 @@ impl fmt::Display for SettingsError {
         };
         let refused = self.changes.iter().filter(|change| change.mutability == strictest);
         let keys: Vec<&str> = refused.map(|change| change.key.as_str()).collect();
-        write!(f, "the journal is of a run with another {}; {advice}", keys.join(", "))
+        write!(f, "the journal belongs to a run with another {}; {advice}", keys.join(", "))
     }
 }
 
 impl Journal {
-    /// Replaces the `known` run file by another one and records the changes, if `accept` allows all
-    /// of them.
-    pub(super) fn take_settings(&mut self, known: &str, file: &RunFile, accept: AcceptedChanges) -> Result<(), Error> {
-        let known: RunFile = serde_json::from_str(known).map_err(|error| Error::RunFile(error.to_string()))?;
-        let changes = changes(&known, file);
+    /// Replaces the `recorded` run file (JSON) by `file` and records the changes, if `accept`
+    /// allows all of them.
+    pub(super) fn apply_settings(
+        &mut self,
+        recorded: &str,
+        file: &RunFile,
+        accept: AcceptedChanges,
+    ) -> Result<(), Error> {
+        let recorded: RunFile = serde_json::from_str(recorded).map_err(|error| Error::RunFile(error.to_string()))?;
+        let changes = changes(&recorded, file);
         if changes.is_empty() {
             return Ok(());
         }
@@ -93,21 +101,21 @@ impl Journal {
             AcceptedChanges::Free => Mutability::Free,
             AcceptedChanges::NextStep => Mutability::NextStep,
         };
-        // A run without a generation has trained nothing yet.
+        // All settings may change before the first generation: nothing is trained yet.
         let has_begun = restored.last_generation > 0;
         if has_begun && changes.iter().any(|change| change.mutability > allowed) {
-            let continuation = last_checkpoint(&known, &restored).map(|path| continuation(&known, &path));
+            let continuation = last_checkpoint(&recorded, &restored).map(|path| continuation(&recorded, &path));
             return Err(Error::Settings(Box::new(SettingsError { changes, continuation })));
         }
-        let place = restored.committed;
-        let detail = json!({ "stage": place.stage, "step": place.step, "changes": changes });
+        let position = restored.committed;
+        let detail = json!({ "stage": position.stage, "step": position.step, "changes": changes });
         let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
         write_run_file(&transaction, &mut chain, file, &restored.run_id)?;
         write_event(&transaction, &mut chain, EventKind::SettingsChanged.name(), &detail)?;
         transaction.commit()?;
         self.chain = chain;
         for change in &changes {
-            tracing::info!(from = %place, "setting changed: {change}");
+            tracing::info!(from = %position, "setting changed: {change}");
         }
         Ok(())
     }
@@ -115,9 +123,9 @@ impl Journal {
 
 /// The folder or URL of the run's last checkpoint.
 fn last_checkpoint(file: &RunFile, restored: &RestoredRun) -> Option<String> {
-    let place = file.checkpoint_place();
+    let location = file.checkpoint_place();
     let name = &restored.checkpoints.last()?.name;
-    Some(format!("{}/{name}", place.strip_prefix("file://").unwrap_or(&place)))
+    Some(format!("{}/{name}", location.strip_prefix("file://").unwrap_or(&location)))
 }
 
 #[cfg(test)]
@@ -128,7 +136,7 @@ mod tests {
 
     use super::*;
     use crate::journal::history::History;
-    use crate::run::plan::Place;
+    use crate::run::plan::Position;
     use crate::run::record::{Checkpoint, Record, Source};
     use crate::run::testing;
 
@@ -136,10 +144,10 @@ mod tests {
         testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
     }
 
-    /// A journal at this path whose run has saved step 5 of its stage.
-    fn begun(path: &Path) {
+    /// Creates a journal at this path. Its run has saved step 5 of its stage.
+    fn create_journal(path: &Path) {
         let mut journal = Journal::new(Connection::open(path).unwrap(), &file()).unwrap();
-        let at = |step| Place { stage: 0, step };
+        let at = |step| Position { stage: 0, step };
         let formed = |generation, start, source| Record::Formed {
             generation,
             term: 0,
@@ -149,41 +157,42 @@ mod tests {
             source,
         };
         let name = "0-a-00000005".to_owned();
-        let saved = Checkpoint { place: at(5), generation: 1, name: name.clone(), ..Checkpoint::default() };
+        let saved = Checkpoint { position: at(5), generation: 1, name: name.clone(), ..Checkpoint::default() };
         let records =
             [formed(1, at(0), Source::Seed), Record::Saved(saved), formed(2, at(5), Source::Checkpoint(name))];
         journal.write(&records).unwrap();
     }
 
     fn open(path: &Path, file: &RunFile, accept: AcceptedChanges) -> Result<Journal, Error> {
-        Journal::new_accepting(Connection::open(path).unwrap(), file, accept)
+        Journal::new_with_changes(Connection::open(path).unwrap(), file, accept)
     }
 
-    fn refused(path: &Path, file: &RunFile, accept: AcceptedChanges) -> SettingsError {
+    /// The error of an attempt to open the journal with this run file.
+    fn settings_error(path: &Path, file: &RunFile, accept: AcceptedChanges) -> SettingsError {
         match open(path, file, accept) {
-            Err(Error::Settings(refused)) => *refused,
-            other => panic!("it should be refused: {other:?}"),
+            Err(Error::Settings(error)) => *error,
+            other => panic!("the run file should be refused: {other:?}"),
         }
     }
 
-    /// The recorded changes, each with its step.
-    fn recorded(path: &Path) -> Vec<serde_json::Value> {
+    /// The details of the recorded `settings_changed` events.
+    fn recorded_changes(path: &Path) -> Vec<serde_json::Value> {
         let history = History::new(Connection::open(path).unwrap()).unwrap();
         let events = history.events().unwrap();
         events.into_iter().filter(|event| event.kind == "settings_changed").map(|event| event.detail).collect()
     }
 
     #[test]
-    fn what_may_change_from_the_next_step_on_is_taken_when_it_is_accepted_and_is_on_record() {
+    fn a_change_from_the_next_step_on_is_applied_and_recorded_when_accepted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
-        begun(&path);
+        create_journal(&path);
         let mut slower = file();
         slower.stages[0].optimizer.learning_rate = 1e-4;
         slower.stages[0].patience = Some(3);
-        let refused = refused(&path, &slower, AcceptedChanges::Free);
-        assert!(!refused.is_other_run());
-        let explanation = refused.explanation();
+        let error = settings_error(&path, &slower, AcceptedChanges::Free);
+        assert!(!error.is_other_run());
+        let explanation = error.explanation();
         for words in [
             "stages[0].optimizer.learning_rate: 0.001 -> 0.0001",
             "stages[0].patience: absent -> 3",
@@ -191,34 +200,34 @@ mod tests {
         ] {
             assert!(explanation.contains(words), "{words}: {explanation}");
         }
-        assert_eq!(recorded(&path), Vec::<serde_json::Value>::new());
+        assert_eq!(recorded_changes(&path), Vec::<serde_json::Value>::new());
 
         drop(open(&path, &slower, AcceptedChanges::NextStep).unwrap());
         let expected = json!({ "stage": 0, "step": 5, "changes": [
             { "key": "stages[0].optimizer.learning_rate", "old": 0.001, "new": 0.0001, "mutability": "next_step" },
             { "key": "stages[0].patience", "old": null, "new": 3, "mutability": "next_step" },
         ] });
-        assert_eq!(recorded(&path), [expected]);
-        // From now on the new file is in force.
+        assert_eq!(recorded_changes(&path), [expected]);
+        // The new run file is in force now.
         drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
-        assert_eq!(recorded(&path).len(), 1);
-        let known = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
-        assert_eq!(known, slower);
+        assert_eq!(recorded_changes(&path).len(), 1);
+        let in_force = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
+        assert_eq!(in_force, slower);
         assert!(open(&path, &file(), AcceptedChanges::Free).is_err());
     }
 
     #[test]
-    fn what_makes_another_run_is_refused_with_the_lines_for_a_new_one() {
+    fn a_change_that_makes_another_run_is_refused_with_the_lines_for_a_new_run_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
-        begun(&path);
+        create_journal(&path);
         let mut other = file();
         (other.seed, other.stages[0].optimizer.learning_rate) = (1, 1e-4);
         for accept in [AcceptedChanges::Free, AcceptedChanges::NextStep] {
-            let refused = refused(&path, &other, accept);
-            let line = refused.to_string();
+            let error = settings_error(&path, &other, accept);
+            let line = error.to_string();
             assert!(line.contains("another seed;") && line.contains("another output"), "{line}");
-            let explanation = refused.explanation();
+            let explanation = error.explanation();
             for words in [
                 "seed: 0 -> 1 (another value makes another run)",
                 "stages[0].optimizer.learning_rate: 0.001 -> 0.0001",
@@ -227,24 +236,24 @@ mod tests {
                 assert!(explanation.contains(words), "{words}: {explanation}");
             }
         }
-        // Scores with other tables are another metric, although it has the same name.
+        // A metric with other paraphrase tables is another metric of the same name.
         let mut tables = file();
         tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
-        assert!(refused(&path, &tables, AcceptedChanges::NextStep).is_other_run());
-        assert_eq!(recorded(&path), Vec::<serde_json::Value>::new());
+        assert!(settings_error(&path, &tables, AcceptedChanges::NextStep).is_other_run());
+        assert_eq!(recorded_changes(&path), Vec::<serde_json::Value>::new());
     }
 
     #[test]
-    fn how_a_run_is_controlled_may_change_freely_and_all_may_before_it_begins() {
+    fn control_settings_may_change_freely_and_all_settings_may_change_before_the_run_begins() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
         let other = RunFile { name: "other".into(), seed: 1, ..file() };
         drop(open(&path, &other, AcceptedChanges::Free).unwrap());
-        begun(&path);
-        assert_eq!(recorded(&path).len(), 1);
+        create_journal(&path);
+        assert_eq!(recorded_changes(&path).len(), 1);
         let mut slower = file();
         slower.control.heartbeat_timeout = 60.0;
         drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
-        assert_eq!(recorded(&path)[1]["changes"][0]["key"], "control.heartbeat_timeout");
+        assert_eq!(recorded_changes(&path)[1]["changes"][0]["key"], "control.heartbeat_timeout");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anyhow::anyhow;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use config::{Data, RunFile};
 use dataset::{DataSet, Item, Split};
@@ -23,19 +24,19 @@ const QUALITY: u8 = 82;
 /// The captions of two evaluations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Captions {
-    /// Stage and step of the earlier evaluation; none if there is none.
+    /// Stage and step of the earlier evaluation; `None` if there is none.
     pub before: Option<(u32, u64)>,
     /// Stage and step of the later evaluation.
     pub after: (u32, u64),
     /// The images, spread evenly over the split.
-    pub images: Vec<Captioned>,
-    /// Why there are no images; none if there are.
+    pub images: Vec<CaptionedImage>,
+    /// Why no picture can be shown; `None` if some can.
     pub no_pictures: Option<String>,
 }
 
 /// An image with its captions.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Captioned {
+pub struct CaptionedImage {
     /// The name of the image.
     pub image: String,
     /// The caption of the earlier evaluation.
@@ -48,12 +49,12 @@ pub struct Captioned {
     pub scores_before: BTreeMap<String, f64>,
     /// The scores of the later caption.
     pub scores_after: BTreeMap<String, f64>,
-    /// The image as CLIP gets it, a JPEG as a `data:` URL; none if it cannot be read.
+    /// The image as CLIP sees it, a JPEG as a `data:` URL; `None` if it cannot be read.
     pub picture: Option<String>,
 }
 
 impl Captions {
-    /// The captions of an evaluation's images, beside those of an earlier evaluation.
+    /// Reads the captions of an evaluation, and those of an earlier evaluation for the same images.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -67,7 +68,7 @@ impl Captions {
         for Caption { image, caption, references, scores } in history.captions(after, MAX_IMAGES)? {
             let earlier = before.map(|before| history.caption(before, &image)).transpose()?.flatten();
             let (before, scores_before) = earlier.map(|earlier| (earlier.caption, earlier.scores)).unzip();
-            images.push(Captioned {
+            images.push(CaptionedImage {
                 image,
                 before,
                 after: caption,
@@ -77,15 +78,18 @@ impl Captions {
                 picture: None,
             });
         }
-        let place = |evaluation: &Evaluation| (evaluation.place.stage, evaluation.place.step);
-        let no_pictures = look(&settings.data, &mut images).err();
-        Ok(Self { before: before.map(place), after: place(after), images, no_pictures })
+        let position = |evaluation: &Evaluation| (evaluation.position.stage, evaluation.position.step);
+        let no_pictures = add_pictures(&settings.data, &mut images).err().map(|error| error.to_string());
+        Ok(Self { before: before.map(position), after: position(after), images, no_pictures })
     }
 }
 
-/// Adds pictures to images of the evaluated split. An image that cannot be read has none.
-fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
-    let data = DataSet::annotated(data, Split::Validation).map_err(|error| error.to_string())?;
+/// Adds pictures to images of the evaluated split. An image that cannot be read gets none.
+///
+/// # Errors
+/// The data cannot be read, or no image can be read.
+fn add_pictures(data: &Data, images: &mut [CaptionedImage]) -> anyhow::Result<()> {
+    let data = DataSet::load_annotations(data, Split::Validation)?;
     let wanted: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();
     let items = data.split(Split::Validation).iter().filter(|item| wanted.contains(item.name.as_str()));
     let items: BTreeMap<String, &Item> = items.map(|item| (item.name.clone(), item)).collect();
@@ -93,19 +97,19 @@ fn look(data: &Data, images: &mut [Captioned]) -> Result<(), String> {
     for captioned in images.iter_mut() {
         match items.get(&captioned.image).map(|item| picture(&data, item)) {
             Some(Ok(picture)) => captioned.picture = Some(picture),
-            Some(Err(reason)) => problem = Some(reason),
-            None => problem = Some(format!("{} is not in the data", captioned.image)),
+            Some(Err(error)) => problem = Some(error),
+            None => problem = Some(anyhow!("{} is not in the data", captioned.image)),
         }
     }
-    let any = images.iter().any(|captioned| captioned.picture.is_some());
-    problem.filter(|_| !any).map_or(Ok(()), Err)
+    let has_picture = images.iter().any(|captioned| captioned.picture.is_some());
+    problem.filter(|_| !has_picture).map_or(Ok(()), Err)
 }
 
-fn picture(data: &DataSet, item: &Item) -> Result<String, String> {
-    let pixels = data.pixels(item, SIDE).map_err(|error| error.to_string())?;
+/// The image of an item as a `data:` URL.
+fn picture(data: &DataSet, item: &Item) -> anyhow::Result<String> {
+    let pixels = data.pixels(item, SIDE)?;
     let mut jpeg = Vec::new();
     let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
-    image::ImageEncoder::write_image(encoder, &pixels, SIDE, SIDE, image::ExtendedColorType::Rgb8)
-        .map_err(|error| error.to_string())?;
+    image::ImageEncoder::write_image(encoder, &pixels, SIDE, SIDE, image::ExtendedColorType::Rgb8)?;
     Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
 }

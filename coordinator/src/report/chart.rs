@@ -5,9 +5,9 @@ use std::fmt::Write;
 use maud::{Markup, html};
 
 use super::curves::Curve;
-use crate::text::number;
+use crate::formatting::format_number;
 
-/// The size of a chart, and of its plot area.
+/// The size of a chart and the edges of its plot area, in SVG units.
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 176.0;
 const LEFT: f64 = 46.0;
@@ -15,7 +15,7 @@ const RIGHT: f64 = 352.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 152.0;
 /// The approximate number of horizontal grid lines.
-const LINES: f64 = 4.0;
+const GRID_LINES: f64 = 4.0;
 
 /// The content of a chart.
 pub struct Chart<'a> {
@@ -25,16 +25,19 @@ pub struct Chart<'a> {
     pub bands: Vec<(&'a str, &'a Curve, &'a Curve)>,
     /// Curves, with their CSS class and label.
     pub lines: Vec<(&'a str, &'a str, &'a Curve)>,
-    /// Whether the minimum and maximum of each point's steps are shown, too.
-    pub extremes: bool,
-    /// The step of the state that the stage ended with, if that is not its last.
+    /// Whether the range of each point's steps is drawn as a band.
+    pub shows_range: bool,
+    /// The step of the state with which the stage ended, if that is not its last.
     pub selected: Option<u64>,
 }
 
-/// Maps values to coordinates of the chart.
+/// Maps steps and values to coordinates of the chart.
 struct Scale {
+    /// The first and the last step.
     steps: (f64, f64),
+    /// The lowest and the highest value.
     values: (f64, f64),
+    /// The distance of grid lines.
     tick: f64,
 }
 
@@ -58,10 +61,10 @@ impl Scale {
 }
 
 impl Chart<'_> {
-    /// The SVG; none if there is nothing to draw.
+    /// Draws the chart as SVG; `None` if there is nothing to draw.
     #[must_use]
     pub fn draw(&self) -> Option<Markup> {
-        let scale = self.scale()?;
+        let scale = self.fit_scale()?;
         let label = self.label();
         let steps = scale.steps;
         Some(html! {
@@ -76,7 +79,7 @@ impl Chart<'_> {
                     @for tick in scale.ticks() {
                         @let y = coordinate(scale.y(tick));
                         line.grid x1=(LEFT) x2=(RIGHT) y1=(y) y2=(y) {}
-                        text.tick x=(LEFT - 6.0) y=(y) dy="0.32em" text-anchor="end" { (number(tick)) }
+                        text.tick x=(LEFT - 6.0) y=(y) dy="0.32em" text-anchor="end" { (format_number(tick)) }
                     }
                     @if let Some(step) = self.selected {
                         @let x = coordinate(scale.x(step.max(1)).min(RIGHT));
@@ -85,7 +88,7 @@ impl Chart<'_> {
                     text.tick x=(LEFT) y=(BOTTOM + 17.0) { "step " (steps.0) }
                     text.tick x=(RIGHT) y=(BOTTOM + 17.0) text-anchor="end" { (steps.1) }
                     @for (class, low, high) in &self.bands { path.band.(*class) d=(area(&scale, &low.step, &low.mean, &high.mean)) {} }
-                    @if self.extremes {
+                    @if self.shows_range {
                         @for (class, _, curve) in &self.lines {
                             path.band.(*class) d=(area(&scale, &curve.step, &curve.min, &curve.max)) {}
                         }
@@ -101,30 +104,31 @@ impl Chart<'_> {
         })
     }
 
-    fn scale(&self) -> Option<Scale> {
+    /// The scale on which all curves fit; `None` if there are no finite values.
+    fn fit_scale(&self) -> Option<Scale> {
         let lines = self.lines.iter().map(|(_, _, curve)| *curve);
         let bands = self.bands.iter().flat_map(|(_, low, high)| [*low, *high]);
         let curves: Vec<&Curve> = lines.chain(bands).filter(|curve| !curve.step.is_empty()).collect();
         let last = curves.iter().filter_map(|curve| curve.step.last()).max()?;
-        let shown = curves.iter().flat_map(|curve| {
-            let extremes = if self.extremes { [&curve.min[..], &curve.max] } else { [&curve.mean[..], &[]] };
-            extremes.into_iter().flatten().copied()
+        let values = curves.iter().flat_map(|curve| {
+            let drawn = if self.shows_range { [&curve.min[..], &curve.max] } else { [&curve.mean[..], &[]] };
+            drawn.into_iter().flatten().copied()
         });
         let (low, high) =
-            shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-        // All values are equal: a line in the middle.
-        let slack = if high > low {
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
+        // If all values are equal, the line is in the middle.
+        let margin = if high > low {
             0.04 * (high - low)
         } else if high == 0.0 {
             1.0
         } else {
             0.1 * high.abs()
         };
-        let (low, high) = (low - slack, high + slack);
+        let (low, high) = (low - margin, high + margin);
         if !(high - low).is_finite() {
             return None;
         }
-        Some(Scale { steps: (1.0, *last as f64), values: (low, high), tick: tick((high - low) / LINES) })
+        Some(Scale { steps: (1.0, *last as f64), values: (low, high), tick: tick((high - low) / GRID_LINES) })
     }
 
     /// A text alternative of the chart, for screen readers.
@@ -134,19 +138,25 @@ impl Chart<'_> {
             let (Some(from), Some(to)) = (curve.mean.first(), curve.mean.last()) else { continue };
             let (Some(first), Some(last)) = (curve.step.first(), curve.step.last()) else { continue };
             // Writing to a string does not fail.
-            _ = write!(label, "; {name}: {} at step {first}, {} at step {last}", number(*from), number(*to));
+            _ = write!(
+                label,
+                "; {name}: {} at step {first}, {} at step {last}",
+                format_number(*from),
+                format_number(*to)
+            );
         }
         label
     }
 }
 
-/// A round distance of grid lines that is at least this.
-fn tick(least: f64) -> f64 {
-    let magnitude = 10_f64.powf(least.log10().floor());
-    [1.0, 2.0, 5.0].into_iter().map(|step| step * magnitude).find(|step| *step >= least).unwrap_or(10.0 * magnitude)
+/// The smallest round distance of grid lines (1, 2 or 5 times a power of ten) that is at least
+/// `min`.
+fn tick(min: f64) -> f64 {
+    let magnitude = 10_f64.powf(min.log10().floor());
+    [1.0, 2.0, 5.0].into_iter().map(|step| step * magnitude).find(|step| *step >= min).unwrap_or(10.0 * magnitude)
 }
 
-/// A tenth of a unit is less than is visible.
+/// Rounds a coordinate to a tenth of a unit, which is not visible.
 fn coordinate(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
@@ -157,9 +167,9 @@ fn line(scale: &Scale, steps: &[u64], values: &[f64]) -> String {
 }
 
 fn area(scale: &Scale, steps: &[u64], low: &[f64], high: &[f64]) -> String {
-    let there = steps.iter().zip(high).map(|(step, value)| (scale.x(*step), scale.y(*value)));
-    let back = steps.iter().zip(low).rev().map(|(step, value)| (scale.x(*step), scale.y(*value)));
-    path(there.chain(back))
+    let upper = steps.iter().zip(high).map(|(step, value)| (scale.x(*step), scale.y(*value)));
+    let lower = steps.iter().zip(low).rev().map(|(step, value)| (scale.x(*step), scale.y(*value)));
+    path(upper.chain(lower))
 }
 
 fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
@@ -182,13 +192,13 @@ mod tests {
     fn draw(values: &[f64]) -> Option<String> {
         let curve = curve(values);
         let lines = vec![("a", "loss", &curve)];
-        Chart { title: "Loss", bands: vec![], lines, extremes: false, selected: Some(2) }
+        Chart { title: "Loss", bands: vec![], lines, shows_range: false, selected: Some(2) }
             .draw()
             .map(Markup::into_string)
     }
 
     #[test]
-    fn a_curve_goes_from_corner_to_corner() {
+    fn a_curve_fills_the_plot_area() {
         let drawn = draw(&[0.0, 1.0]).unwrap();
         assert!(drawn.contains(r#"d="M46 146.7L352 13.3""#), "{drawn}");
         assert!(drawn.contains(r#"aria-label="Loss; loss: 0 at step 1, 1 at step 2""#), "{drawn}");
@@ -197,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_not() {
+    fn a_chart_without_finite_range_is_not_drawn() {
         assert_eq!(draw(&[]), None);
         assert_eq!(draw(&[f64::MAX, f64::MIN]), None);
         // A single point and a constant curve can be drawn.
@@ -206,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_round() {
+    fn ticks_are_round_numbers() {
         assert_eq!([0.3, 0.12, 4.1, 51.0].map(tick), [0.5, 0.2, 5.0, 100.0]);
     }
 }

@@ -1,28 +1,28 @@
-//! Curves of a stage in bounded memory, however many steps it has.
+//! Curves of a stage in bounded memory, for any number of steps.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 /// Maximal number of points of a curve.
-const POINTS: usize = 400;
+const MAX_POINTS: usize = 400;
 
 /// The curves of a stage: its measurements by name, over its steps.
 #[derive(Clone, Debug, Default)]
 pub struct Curves {
-    /// The number of steps per point, minus one.
-    more: u64,
+    /// The number of steps per point, minus one: 0 by default.
+    extra_steps: u64,
     points: Vec<CurvePoint>,
 }
 
-/// A point: some consecutive steps.
+/// A point of all curves: the aggregate of some consecutive steps.
 #[derive(Clone, Debug)]
 struct CurvePoint {
-    last: u64,
+    last_step: u64,
     values: BTreeMap<&'static str, Values>,
 }
 
-/// The aggregate of some steps' values.
+/// The aggregate of a measurement over some steps.
 #[derive(Clone, Copy, Debug)]
 struct Values {
     count: u64,
@@ -31,7 +31,7 @@ struct Values {
     max: f64,
 }
 
-/// A curve, as columns of equal length.
+/// A curve, as columns of the same length.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Curve {
     /// The last step of each point.
@@ -57,31 +57,33 @@ impl Curves {
     /// Adds the measurements of a step. Steps have to be in order.
     pub fn add(&mut self, step: u64, values: impl Iterator<Item = (&'static str, f64)>) {
         let values = values.map(|(name, value)| (name, Values { count: 1, sum: value, min: value, max: value }));
-        let point = CurvePoint { last: step, values: values.collect() };
-        let width = self.more + 1;
+        let point = CurvePoint { last_step: step, values: values.collect() };
+        let width = self.extra_steps + 1;
         match self.points.last_mut() {
-            Some(last) if (last.last.saturating_sub(1)) / width == step.saturating_sub(1) / width => last.merge(point),
+            Some(last) if last.last_step.saturating_sub(1) / width == step.saturating_sub(1) / width => {
+                last.merge(point);
+            }
             _ => self.points.push(point),
         }
-        if self.points.len() > POINTS {
-            self.more = 2 * width - 1;
-            self.halve();
+        if self.points.len() > MAX_POINTS {
+            self.extra_steps = 2 * width - 1;
+            self.merge_neighbours();
         }
     }
 
-    /// Merges the points that now belong to the same steps.
-    fn halve(&mut self) {
-        let width = self.more + 1;
-        let mut halved: Vec<CurvePoint> = Vec::with_capacity(self.points.len() / 2 + 1);
+    /// Merges the points that belong together since the number of steps per point has doubled.
+    fn merge_neighbours(&mut self) {
+        let width = self.extra_steps + 1;
+        let mut merged: Vec<CurvePoint> = Vec::with_capacity(self.points.len() / 2 + 1);
         for point in self.points.drain(..) {
-            match halved.last_mut() {
-                Some(last) if last.last.saturating_sub(1) / width == point.last.saturating_sub(1) / width => {
+            match merged.last_mut() {
+                Some(last) if last.last_step.saturating_sub(1) / width == point.last_step.saturating_sub(1) / width => {
                     last.merge(point);
                 }
-                _ => halved.push(point),
+                _ => merged.push(point),
             }
         }
-        self.points = halved;
+        self.points = merged;
     }
 
     /// All curves by name.
@@ -91,7 +93,7 @@ impl Curves {
         for point in &self.points {
             for (name, Values { count, sum, min, max }) in &point.values {
                 let curve = curves.entry(name).or_default();
-                curve.step.push(point.last);
+                curve.step.push(point.last_step);
                 curve.mean.push(sum / *count as f64);
                 curve.min.push(*min);
                 curve.max.push(*max);
@@ -103,7 +105,7 @@ impl Curves {
 
 impl CurvePoint {
     fn merge(&mut self, later: Self) {
-        self.last = later.last;
+        self.last_step = later.last_step;
         for (name, values) in later.values {
             self.values.entry(name).and_modify(|own| own.merge(&values)).or_insert(values);
         }
@@ -121,32 +123,32 @@ mod tests {
     }
 
     #[test]
-    fn few_steps_are_told_one_by_one() {
+    fn few_steps_have_a_point_each() {
         let curve = curve(1..=5);
         assert_eq!(curve.step, [1, 2, 3, 4, 5]);
         assert_eq!((&curve.mean, &curve.min), (&curve.max, &curve.mean));
     }
 
     #[test]
-    fn many_steps_are_told_in_few_points_and_none_is_left_out() {
+    fn many_steps_are_merged_into_few_points_without_gaps() {
         for steps in [401, 1_000, 86_400, 1_000_001] {
             let curve = curve(1..=steps);
             assert!(
-                (POINTS / 2..=POINTS).contains(&curve.step.len()),
+                (MAX_POINTS / 2..=MAX_POINTS).contains(&curve.step.len()),
                 "{steps} steps have {} points",
                 curve.step.len()
             );
             assert_eq!((curve.min[0], curve.step.last()), (1.0, Some(&steps)));
             assert_eq!(curve.max.last(), Some(&(steps as f64)));
             // Points are adjacent, and all but the last have the same width.
-            let touch = curve.max.iter().zip(&curve.min[1..]).all(|(max, min)| max + 1.0 == *min);
-            assert!(touch && curve.step.windows(3).all(|step| step[1] - step[0] >= step[2] - step[1]));
+            let are_adjacent = curve.max.iter().zip(&curve.min[1..]).all(|(max, min)| max + 1.0 == *min);
+            assert!(are_adjacent && curve.step.windows(3).all(|step| step[1] - step[0] >= step[2] - step[1]));
         }
     }
 
     #[test]
-    fn gaps_stay_gaps() {
+    fn steps_before_and_after_a_gap_are_not_merged() {
         let curve = curve((1..=1_000).chain(100_001..=101_000));
-        assert!(curve.step.len() <= POINTS && curve.min.contains(&100_001.0), "{curve:?}");
+        assert!(curve.step.len() <= MAX_POINTS && curve.min.contains(&100_001.0), "{curve:?}");
     }
 }

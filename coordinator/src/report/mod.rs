@@ -1,7 +1,7 @@
-//! The report of a run, from its journal: as one self-contained page, or as JSON.
+//! The report of a run, from its journal: as one self-contained HTML page, or as JSON.
 //!
 //! ```text
-//!   journal --> Report (facts)  --> page (HTML), with charts (SVG)
+//!   journal --> Report (data)   --> page (HTML), with charts (SVG)
 //!                 |   |  '--------> JSON
 //!                 |   '-- captions, with pictures from the run's data
 //!                 '------ curves, in bounded memory
@@ -21,26 +21,25 @@ use std::{
 
 use config::{Objective, RunFile};
 use serde::{Deserialize, Serialize};
-use statistics::names::Better;
+use statistics::names::MetricDirection;
 
-pub use captions::{Captioned, Captions};
+pub use captions::{CaptionedImage, Captions};
 pub use curves::{Curve, Curves};
 
 use crate::{
     audit::{self, Audit},
-    happened::GUARD,
+    event_text::GUARD,
     journal::{
         Error,
         history::{Checkpoint, Evaluation, Event, Generation, History, MeasuredStep},
     },
-    run::{plan::Place, record::EventKind},
+    run::{WorkerId, plan::Position, record::EventKind},
 };
 
-/// Maximal number of rows for generations, and for events of one kind; of more, the last are
-/// listed.
-const MAX_ROWS: usize = 200;
+/// Maximal number of rows of a table. Of more generations or events, the last ones are listed.
+const MAX_TABLE_ROWS: usize = 200;
 
-/// The facts of a report.
+/// The data of a report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The name of the run.
@@ -55,7 +54,7 @@ pub struct Report {
     pub last_at: f64,
     /// How the run ended, or its present state.
     pub outcome: Outcome,
-    /// The stages that have begun.
+    /// The stages that have started.
     pub stages: Vec<Stage>,
     /// The evaluations with their scores.
     pub evaluations: Vec<EvaluationEntry>,
@@ -65,9 +64,9 @@ pub struct Report {
     pub checkpoints: Vec<CheckpointEntry>,
     /// The cost of faults.
     pub recoveries: Recoveries,
-    /// The audit: samples, epochs and generations; of very many generations only the last.
+    /// The audit: samples, epochs, and the last generations.
     pub audit: Audit,
-    /// When each of these generations was formed.
+    /// When each of the generations in `audit` was formed.
     pub formed_at: Vec<f64>,
     /// The guard rules that have fired.
     pub guard: Vec<EventEntry>,
@@ -85,15 +84,15 @@ pub struct Report {
 pub enum Outcome {
     /// All stages are done.
     Finished,
-    /// The run cannot continue; the reason.
+    /// The run cannot continue, for this reason.
     Failed(String),
-    /// The run is paused; the reason.
+    /// The run is paused, for this reason.
     Paused(String),
     /// The run is in progress, or its coordinator was stopped.
     Unfinished,
 }
 
-/// A stage that has begun.
+/// A stage that has started.
 #[derive(Clone, Debug, Serialize)]
 pub struct Stage {
     /// The number of the stage, from 0.
@@ -114,15 +113,15 @@ pub struct Stage {
     pub from: f64,
     /// When its last step was done.
     pub to: f64,
-    /// The end of the stage, if that is not its last step.
-    pub end: Option<End>,
+    /// The end of the stage, if it ended with another state than its last.
+    pub end: Option<EarlyEnd>,
     /// The curves of its measurements, by name.
     pub curves: BTreeMap<&'static str, Curve>,
 }
 
 /// The end of a stage with a state other than its last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct End {
+pub struct EarlyEnd {
     /// The step of the state that the next stage starts from.
     pub step: u64,
     /// The reason.
@@ -150,7 +149,8 @@ pub struct LaterState {
 pub enum Captioner {
     /// The model.
     Model,
-    /// The references, each against the others of its image: in a stage that trains the evaluator.
+    /// The references, each scored against the others of its image, in a stage that trains the
+    /// evaluator.
     People,
 }
 
@@ -224,27 +224,28 @@ pub struct MachineGroup {
     /// The version of the worker.
     pub version: String,
     /// The ids of the workers.
-    pub ranks: BTreeSet<u32>,
+    #[serde(rename = "ranks")]
+    pub worker_ids: BTreeSet<WorkerId>,
 }
 
 impl Report {
-    /// Reads a journal, also that of a run in progress.
+    /// Reads a journal. The run may be in progress.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The journal cannot be read.
     pub fn read(history: &History) -> Result<Self, Error> {
         let settings = history.run_file()?;
         let (events, mut audit) = (history.events()?, audit::audit(history)?);
         let (stages, evaluations) = (stages(history, &settings, &events)?, history.evaluations(None)?);
-        let (generations, begun_at) = (history.generations()?, history.begun()?);
+        let (generations, begun_at) = (history.generations()?, history.created_at()?);
         let recoveries = Recoveries::of(&audit, &events);
         let outcome = Outcome::of(&events, &generations);
         let times = events.iter().map(|event| event.at).chain(stages.iter().map(|stage| stage.to));
         let last_at = times.chain(evaluations.iter().map(|evaluation| evaluation.at)).fold(begun_at, f64::max);
-        let earlier = audit.generations.len().saturating_sub(MAX_ROWS);
+        let earlier = audit.generations.len().saturating_sub(MAX_TABLE_ROWS);
         audit.generations.drain(..earlier);
-        let evaluated = evaluated(&settings, &stages, &evaluations);
-        let captions = compared(&evaluated).map(|(before, after)| {
+        let entries = evaluation_entries(&settings, &stages, &evaluations);
+        let captions = evaluations_to_compare(&entries).map(|(before, after)| {
             let before = before.map(|before| &evaluations[before]);
             Captions::read(history, &settings, before, &evaluations[after])
         });
@@ -256,20 +257,20 @@ impl Report {
             last_at,
             outcome,
             captions: captions.transpose()?,
-            evaluations: evaluated,
+            evaluations: entries,
             stages,
             checkpoints: history.checkpoints()?.into_iter().map(CheckpointEntry::from).collect(),
             recoveries,
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
-            guard: happened(&events, |kind| kind == GUARD),
-            events: happened(&events, |kind| kind != GUARD && kind != EventKind::Joined.name()),
-            machines: machines(history)?,
+            guard: recent_events(&events, |kind| kind == GUARD),
+            events: recent_events(&events, |kind| kind != GUARD && kind != EventKind::Joined.name()),
+            machines: machine_groups(history)?,
             settings,
         })
     }
 
-    /// The report as an HTML page.
+    /// Renders the report as an HTML page.
     #[must_use]
     pub fn page(&self) -> String {
         page::page(self).into_string()
@@ -283,7 +284,7 @@ impl Outcome {
             let reason = || detail["reason"].as_str().unwrap_or_default().to_owned();
             match kind {
                 kind if kind == EventKind::Finished.name() => return Self::Finished,
-                // A failed run may have been served again, and have continued.
+                // A failed run may have continued under a new coordinator.
                 kind if kind == EventKind::Failed.name() && *at >= formed => return Self::Failed(reason()),
                 kind if kind == EventKind::Paused.name() => return Self::Paused(reason()),
                 kind if kind == EventKind::Resumed.name() => return Self::Unfinished,
@@ -298,9 +299,9 @@ impl Recoveries {
     fn of(audit: &Audit, events: &[Event]) -> Self {
         let lost = events.iter().filter(|event| event.kind == EventKind::Lost.name()).count() as u64;
         let mut recoveries = Self { lost, ..Self::default() };
-        for life in &audit.generations {
-            recoveries.given_up += life.given_up;
-            if let Some(seconds) = life.recovery_s {
+        for generation in &audit.generations {
+            recoveries.given_up += generation.given_up;
+            if let Some(seconds) = generation.recovery_s {
                 recoveries.count += 1;
                 recoveries.seconds += seconds;
                 recoveries.longest = recoveries.longest.max(seconds);
@@ -316,121 +317,133 @@ impl From<Checkpoint> for CheckpointEntry {
     }
 }
 
+/// Reads the stages that have started, with their curves.
 fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
-    let mut begun: BTreeMap<u32, (Stage, Curves)> = BTreeMap::new();
-    history.measured(Place::default(), |step| {
-        let MeasuredStep { place: Place { stage: number, step, .. }, at, samples, learning, speed, .. } = step;
-        let Some(wanted) = settings.stages.get(number as usize) else { return };
-        let (stage, curves) = begun.entry(number).or_insert_with(|| {
+    let mut started: BTreeMap<u32, (Stage, Curves)> = BTreeMap::new();
+    history.for_each_step(Position::default(), |step| {
+        let MeasuredStep {
+            position: Position { stage: number, step, .. },
+            at,
+            samples,
+            training_metrics,
+            speed_metrics,
+            ..
+        } = step;
+        let Some(config) = settings.stages.get(number as usize) else { return };
+        let (stage, curves) = started.entry(number).or_insert_with(|| {
             let stage = Stage {
                 number,
-                name: wanted.name.clone(),
-                objective: wanted.objective.name(),
-                wanted: wanted.steps,
+                name: config.name.clone(),
+                objective: config.objective.name(),
+                wanted: config.steps,
                 steps: 0,
                 samples: 0,
-                batch: wanted.batch,
+                batch: config.batch,
                 from: at,
                 to: at,
-                end: end(events, number),
+                end: early_end(events, number),
                 curves: BTreeMap::new(),
             };
             (stage, Curves::default())
         });
         stage.samples += samples;
         stage.steps = step;
-        // A step that was lost and trained again is recorded after later steps.
+        // A step that was given up and trained again is recorded after later steps.
         stage.from = stage.from.min(at);
         stage.to = stage.to.max(at);
-        curves.add(step, learning.into_iter().chain(speed));
+        curves.add(step, training_metrics.into_iter().chain(speed_metrics));
     })?;
-    Ok(begun.into_values().map(|(stage, curves)| Stage { curves: curves.all(), ..stage }).collect())
+    Ok(started.into_values().map(|(stage, curves)| Stage { curves: curves.all(), ..stage }).collect())
 }
 
-fn end(events: &[Event], stage: u32) -> Option<End> {
+/// The end of a stage that ended with another state than its last.
+fn early_end(events: &[Event], stage: u32) -> Option<EarlyEnd> {
     let ended = events.iter().rev().filter(|event| event.kind == EventKind::StageEnded.name());
-    let mut own = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
-    End::deserialize(&own.next()?.detail).ok()
+    let mut of_stage = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
+    EarlyEnd::deserialize(&of_stage.next()?.detail).ok()
 }
 
-/// The indices of the evaluations whose captions are compared: the state before the last evaluated
-/// stage, and the one that it ended with.
-fn compared(evaluated: &[EvaluationEntry]) -> Option<(Option<usize>, usize)> {
-    let of_model = || (0..evaluated.len()).filter(|index| evaluated[*index].captioner == Captioner::Model);
+/// The indices of the two evaluations whose captions are compared: of the state before the last
+/// evaluated stage, and of the state that this stage ended with.
+fn evaluations_to_compare(entries: &[EvaluationEntry]) -> Option<(Option<usize>, usize)> {
+    let of_model = || (0..entries.len()).filter(|index| entries[*index].captioner == Captioner::Model);
     let last = of_model().next_back()?;
-    let stage = evaluated[last].stage;
-    let after =
-        of_model().rfind(|index| evaluated[*index].stage == stage && evaluated[*index].is_selected).unwrap_or(last);
+    let stage = entries[last].stage;
+    let after = of_model().rfind(|index| entries[*index].stage == stage && entries[*index].is_selected).unwrap_or(last);
     let others = || of_model().filter(|index| *index != after);
-    let is_before = |index: &usize| (evaluated[*index].stage, evaluated[*index].step) <= (stage, 0);
-    // The next stage starts from the state that an earlier stage ended with, which may not be its
-    // last.
+    let is_before = |index: &usize| (entries[*index].stage, entries[*index].step) <= (stage, 0);
+    // The stage starts from the state with which the previous one ended, which may not be its last.
     let before = others().rfind(is_before).map(|last| {
-        let own = |index: &usize| evaluated[*index].stage == evaluated[last].stage;
-        others().filter(own).find(|index| evaluated[*index].is_selected).unwrap_or(last)
+        let is_of_same_stage = |index: &usize| entries[*index].stage == entries[last].stage;
+        others().filter(is_of_same_stage).find(|index| entries[*index].is_selected).unwrap_or(last)
     });
     Some((before.or_else(|| others().next()), after))
 }
 
-fn evaluated(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<EvaluationEntry> {
+/// The evaluations, with the best score of each metric marked.
+fn evaluation_entries(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<EvaluationEntry> {
     let captioner = |stage: u32| match settings.stages.get(stage as usize).map(|stage| &stage.objective) {
         Some(Objective::Contrastive) => Captioner::People,
         _ => Captioner::Model,
     };
-    let is_selected = |place: Place| {
-        let stage = stages.iter().find(|stage| stage.number == place.stage);
-        stage.and_then(|stage| stage.end.as_ref()).is_some_and(|end| end.step == place.step)
+    let is_selected = |position: Position| {
+        let stage = stages.iter().find(|stage| stage.number == position.stage);
+        stage.and_then(|stage| stage.end.as_ref()).is_some_and(|end| end.step == position.step)
     };
-    let of_model = || evaluations.iter().filter(|evaluation| captioner(evaluation.place.stage) == Captioner::Model);
+    let of_model = || evaluations.iter().filter(|evaluation| captioner(evaluation.position.stage) == Captioner::Model);
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
     for (name, better) in settings.scores() {
         let scores = of_model().filter_map(|evaluation| evaluation.scores.get(&name)).copied();
         let best_score = match better {
-            Better::Higher => scores.reduce(f64::max),
-            Better::Lower => scores.reduce(f64::min),
-            Better::Neither => None,
+            MetricDirection::HigherIsBetter => scores.reduce(f64::max),
+            MetricDirection::LowerIsBetter => scores.reduce(f64::min),
+            MetricDirection::Neutral => None,
         };
         best.extend(best_score.map(|score| (name, score)));
     }
-    let several = of_model().nth(1).is_some();
-    let evaluated = |Evaluation { place, at, scores, .. }: &Evaluation| {
-        let captioner = captioner(place.stage);
+    let has_several = of_model().nth(1).is_some();
+    let entry = |Evaluation { position, at, scores, .. }: &Evaluation| {
+        let captioner = captioner(position.stage);
         let is_best = |(name, score): (&String, &f64)| {
-            several && captioner == Captioner::Model && best.get(name.as_str()) == Some(score)
+            has_several && captioner == Captioner::Model && best.get(name.as_str()) == Some(score)
         };
         let best = scores.iter().filter(|score| is_best(*score)).map(|(name, _)| name.clone()).collect();
-        let stage_name = settings.stages.get(place.stage as usize).map_or_else(String::new, |stage| stage.name.clone());
+        let stage_name =
+            settings.stages.get(position.stage as usize).map_or_else(String::new, |stage| stage.name.clone());
         EvaluationEntry {
-            stage: place.stage,
+            stage: position.stage,
             stage_name,
-            step: place.step,
+            step: position.step,
             at: *at,
             captioner,
-            is_selected: is_selected(*place),
+            is_selected: is_selected(*position),
             scores: scores.clone(),
             best,
         }
     };
-    evaluations.iter().map(evaluated).collect()
+    evaluations.iter().map(entry).collect()
 }
 
-fn happened(events: &[Event], which: impl Fn(&str) -> bool) -> Vec<EventEntry> {
-    let mut happened: Vec<EventEntry> = events
+/// The last events of the kinds that `is_wanted` accepts, in order.
+fn recent_events(events: &[Event], is_wanted: impl Fn(&str) -> bool) -> Vec<EventEntry> {
+    let mut recent: Vec<EventEntry> = events
         .iter()
         .rev()
-        .filter(|event| which(&event.kind))
-        .take(MAX_ROWS)
+        .filter(|event| is_wanted(&event.kind))
+        .take(MAX_TABLE_ROWS)
         .map(|Event { at, kind, detail }| EventEntry { at: *at, kind: kind.clone(), detail: detail.clone() })
         .collect();
-    happened.reverse();
-    happened
+    recent.reverse();
+    recent
 }
 
-fn machines(history: &History) -> Result<Vec<MachineGroup>, Error> {
-    let mut machines: BTreeMap<[String; 3], BTreeSet<u32>> = BTreeMap::new();
-    for (machine, rank) in history.machines()? {
-        machines.entry(machine).or_default().insert(rank);
+/// Groups the workers by host, device and version.
+fn machine_groups(history: &History) -> Result<Vec<MachineGroup>, Error> {
+    let mut machines: BTreeMap<[String; 3], BTreeSet<WorkerId>> = BTreeMap::new();
+    for (machine, worker_id) in history.machines()? {
+        machines.entry(machine).or_default().insert(worker_id);
     }
-    let machine = |([host, device, version], ranks): ([String; 3], _)| MachineGroup { host, device, version, ranks };
+    let machine =
+        |([host, device, version], worker_ids): ([String; 3], _)| MachineGroup { host, device, version, worker_ids };
     Ok(machines.into_iter().map(machine).collect())
 }

@@ -3,23 +3,23 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
-    Captioned, Captioner, Captions, CheckpointEntry, End, EvaluationEntry, EventEntry, LaterState, MachineGroup,
-    Outcome, Recoveries, Report, Stage, chart::Chart, curves::Curve,
+    CaptionedImage, Captioner, Captions, CheckpointEntry, EarlyEnd, EvaluationEntry, EventEntry, LaterState,
+    MachineGroup, Outcome, Recoveries, Report, Stage, chart::Chart, curves::Curve,
 };
 use crate::{
     audit::{Audit, Samples},
-    happened::describe,
-    text::{count, duration, number, plural, time},
+    event_text::describe,
+    formatting::{format_count, format_duration, format_number, format_plural, format_time},
 };
 
 const STYLE: &str = include_str!("style.css");
 /// The scores that are listed first.
-const LEADING: [&str; 9] =
+const LEADING_SCORES: [&str; 9] =
     ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "cider", "bleu_4", "meteor", "rouge_l", "retrieval_r1"];
 /// The number of characters of a SHA-256 that are shown.
-const HASH: usize = 12;
+const SHOWN_HASH_LENGTH: usize = 12;
 
-/// Renders the page.
+/// Renders a report as a page.
 pub fn page(report: &Report) -> Markup {
     let title = format!("{} - report of a DiCO run", report.run);
     html! {
@@ -33,24 +33,24 @@ pub fn page(report: &Report) -> Markup {
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                header { (head(report)) }
+                header { (page_header(report)) }
                 main {
-                    (course(report))
+                    (timeline(report))
                     @for stage in &report.stages { (stage_section(stage)) }
-                    @if !report.evaluations.is_empty() { (evaluations(report)) }
+                    @if !report.evaluations.is_empty() { (evaluations_section(report)) }
                     @if let Some(captions) = &report.captions { (captions_section(report, captions)) }
-                    (faults(report))
-                    (happenings("Guard", "Rules that were broken.", &report.guard))
-                    (happenings("Events", "What else happened, but workers that came.", &report.events))
-                    (settings(report))
+                    (generations_section(report))
+                    (event_section("Guard", "Guard rules that were triggered.", &report.guard))
+                    (event_section("Events", "All other events, except for workers that joined.", &report.events))
+                    (settings_section(report))
                 }
-                footer { "Made by coordinator " (report.version) " on " (time(report.made_at)) "." }
+                footer { "Written by coordinator " (report.version) " on " (format_time(report.made_at)) "." }
             }
         }
     }
 }
 
-fn head(report: &Report) -> Markup {
+fn page_header(report: &Report) -> Markup {
     let (state, name) = match &report.outcome {
         Outcome::Finished => ("good", "finished"),
         Outcome::Failed(_) => ("bad", "failed"),
@@ -63,20 +63,20 @@ fn head(report: &Report) -> Markup {
     };
     let steps = report.stages.iter().map(|stage| stage.steps).sum();
     let samples: u64 = report.stages.iter().map(|stage| stage.samples).sum();
-    let Recoveries { count: taken_over, seconds, lost, .. } = report.recoveries;
+    let Recoveries { count: recoveries, seconds, lost, .. } = report.recoveries;
     html! {
         p.kind { "Report of a DiCO run" }
         h1 { (report.run) " " span.badge.(state) { (name) } }
         @if !reason.is_empty() { p.reason { (reason) } }
-        p.when { (time(report.begun_at)) " to " (time(report.last_at)) }
+        p.when { (format_time(report.begun_at)) " to " (format_time(report.last_at)) }
         dl.tiles {
-            (tile("Duration", &duration(report.last_at - report.begun_at), "from the first word to the last"))
-            (tile("Steps", &count(steps), &format!("in {} of {} stages", report.stages.len(), report.settings.stages.len())))
-            (tile("Samples", &count(samples), clean(&report.audit)))
+            (tile("Duration", &format_duration(report.last_at - report.begun_at), "from the first record to the last"))
+            (tile("Steps", &format_count(steps), &format!("in {} of {} stages", report.stages.len(), report.settings.stages.len())))
+            (tile("Samples", &format_count(samples), samples_note(&report.audit)))
             @if let Some((metric, first, last)) = leading_score(&report.evaluations) {
-                (tile(metric, &number(last), &format!("was {} at the first evaluation", number(first))))
+                (tile(metric, &format_number(last), &format!("was {} at the first evaluation", format_number(first))))
             }
-            (tile("Workers lost", &count(lost), &format!("{}, {} in all", plural(taken_over, "recovery", "recoveries"), duration(seconds))))
+            (tile("Failed workers", &format_count(lost), &format!("{}, {} in total", format_plural(recoveries, "recovery", "recoveries"), format_duration(seconds))))
         }
     }
 }
@@ -85,8 +85,8 @@ fn tile(name: &str, value: &str, note: &str) -> Markup {
     html! { div { dt { (name) } dd.value { (value) } dd.note { (note) } } }
 }
 
-fn clean(audit: &Audit) -> &'static str {
-    if audit.clean { "each was trained on once" } else { "NOT each was trained on once" }
+fn samples_note(audit: &Audit) -> &'static str {
+    if audit.clean { "each was trained on once" } else { "the audit found PROBLEMS" }
 }
 
 /// A score of the model at its first evaluation and at the state that the run ended with.
@@ -95,66 +95,68 @@ fn leading_score(evaluations: &[EvaluationEntry]) -> Option<(&'static str, f64, 
     let last = of_model().next_back()?;
     let selected = of_model().rfind(|evaluation| evaluation.stage == last.stage && evaluation.is_selected);
     let ends = [of_model().next()?, selected.unwrap_or(last)];
-    LEADING.into_iter().find_map(|name| {
+    LEADING_SCORES.into_iter().find_map(|name| {
         let [first, last] = ends.map(|evaluation| evaluation.scores.get(name).copied());
         Some((name, first?, last?))
     })
 }
 
-/// The timeline of stages, with interruptions.
-fn course(report: &Report) -> Markup {
+/// The timeline of stages, with the starts of new generations.
+fn timeline(report: &Report) -> Markup {
     let (begin, end) = (report.begun_at, report.last_at);
     let x = |at: f64| ((at - begin) / (end - begin).max(1e-9) * 1000.0).clamp(0.0, 1000.0).round();
     let generations = || report.audit.generations.iter().zip(&report.formed_at);
-    let recoveries = || generations().filter(|(life, _)| life.recovery_s.is_some()).map(|(_, formed)| x(*formed));
+    let recoveries =
+        || generations().filter(|(generation, _)| generation.recovery_s.is_some()).map(|(_, formed)| x(*formed));
     html! {
-        section aria-labelledby="course" {
-            h2 #course { "Course" }
+        section aria-labelledby="timeline" {
+            h2 #timeline { "Timeline" }
             @if !report.stages.is_empty() {
-                div.course role="img" aria-label=(course_label(report)) {
+                div.timeline role="img" aria-label=(timeline_label(report)) {
                     @for stage in &report.stages {
                         @let (from, to) = (x(stage.from), x(stage.to));
-                        div.stage.(format!("s{}", stage.number % 4)) style=(position(from, to - from)) {}
+                        div.stage.(format!("s{}", stage.number % 4)) style=(bar_style(from, to - from)) {}
                     }
-                    @for at in recoveries() { div.fault style=(position(at, 0.0)) {} }
+                    @for at in recoveries() { div.fault style=(bar_style(at, 0.0)) {} }
                 }
             }
             div.scroll { table {
                 thead { tr {
-                    th.number { "stage" } th { "name" } th { "objective" } th.number { "steps" } th.number { "of" }
+                    th.number { "stage" } th { "name" } th { "objective" } th.number { "steps" } th.number { "planned" }
                     th.number { "batch" } th.number { "samples" } th.number { "time" } th { "ended" }
                 } }
                 tbody { @for stage in &report.stages { tr {
                     td.number { (stage.number) }
                     td { span.swatch.(format!("s{}", stage.number % 4)) {} (stage.name) }
                     td { (stage.objective) }
-                    td.number { (count(stage.steps)) }
-                    td.number { (count(stage.wanted)) }
+                    td.number { (format_count(stage.steps)) }
+                    td.number { (format_count(stage.wanted)) }
                     td.number { (stage.batch) }
-                    td.number { (count(stage.samples)) }
-                    td.number { (duration(stage.to - stage.from)) }
-                    td { (ended(stage)) @for state in passed_over(stage) { br; (state) } }
+                    td.number { (format_count(stage.samples)) }
+                    td.number { (format_duration(stage.to - stage.from)) }
+                    td { (end_of_stage(stage)) @for state in passed_over(stage) { br; (state) } }
                 } } }
             } }
             @if recoveries().next().is_some() {
-                p.note { span.swatch.fault {} "a generation took over from another that somebody joined, left or was lost to" }
+                p.note { span.swatch.fault {} "a new generation began, because a worker joined, left or failed" }
             }
         }
     }
 }
 
-fn position(from: f64, width: f64) -> String {
+/// The CSS of a bar of the timeline, in thousandths of its width.
+fn bar_style(from: f64, width: f64) -> String {
     format!("left:{}%;width:{}%", from / 10.0, width / 10.0)
 }
 
-fn course_label(report: &Report) -> String {
-    let stage = |stage: &Stage| format!("{} {}", stage.name, duration(stage.to - stage.from));
+fn timeline_label(report: &Report) -> String {
+    let stage = |stage: &Stage| format!("{} {}", stage.name, format_duration(stage.to - stage.from));
     report.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
 }
 
-fn ended(stage: &Stage) -> String {
+fn end_of_stage(stage: &Stage) -> String {
     match &stage.end {
-        Some(End { step, reason, .. }) => format!("with its state at step {}: {reason}", count(*step)),
+        Some(EarlyEnd { step, reason, .. }) => format!("with its state at step {}: {reason}", format_count(*step)),
         None if stage.steps >= stage.wanted => "after its last step".into(),
         None => String::new(),
     }
@@ -162,8 +164,8 @@ fn ended(stage: &Stage) -> String {
 
 fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
     stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterState { step, score, reason }| {
-        let score = score.map_or_else(String::new, |score| format!(" (score {})", number(score)));
-        format!("step {}{score} was passed over: {reason}", count(*step))
+        let score = score.map_or_else(String::new, |score| format!(" (score {})", format_number(score)));
+        format!("step {}{score} was passed over: {reason}", format_count(*step))
     })
 }
 
@@ -172,7 +174,7 @@ fn stage_section(stage: &Stage) -> Markup {
     let selected = stage.end.as_ref().map(|end| end.step);
     let single = |title: &'static str, name: &'static str| {
         let lines = vec![("a", name, curve(name)?)];
-        Chart { title, bands: vec![], lines, extremes: true, selected }.draw()
+        Chart { title, bands: vec![], lines, shows_range: true, selected }.draw()
     };
     let band = |role: &str, from: &str, to: &str| -> Option<(&Curve, &Curve)> {
         Some((curve(&format!("reward_{role}_{from}"))?, curve(&format!("reward_{role}_{to}"))?))
@@ -184,20 +186,20 @@ fn stage_section(stage: &Stage) -> Markup {
             bands.into_iter().flatten().map(move |(low, high)| (class, low, high))
         });
         let lines = vec![("a", "chosen", chosen), ("b", "rejected", rejected)];
-        Chart { title: "Reward, 5 to 95 %", bands: bands.collect(), lines, extremes: false, selected }.draw()
+        Chart { title: "Reward, 5 to 95 %", bands: bands.collect(), lines, shows_range: false, selected }.draw()
     };
     let charts = [
         single("Loss", "loss"),
         rewards(),
         single("Reward margin", "reward_margin"),
-        single("KL to the reference, nats a token", "kl"),
+        single("KL to the reference, nats per token", "kl"),
         single("Implicit accuracy", "implicit_accuracy"),
         single("Gamma entropy, nats", "gamma_entropy"),
         single("Caption length, tokens", "caption_length"),
         single("Repetition", "repetition"),
         single("Gradient norm", "gradient_norm"),
         single("Learning rate", "learning_rate"),
-        single("Images a second", "images_per_second"),
+        single("Images per second", "images_per_second"),
     ];
     let heading = format!("stage-{}", stage.number);
     html! {
@@ -208,21 +210,21 @@ fn stage_section(stage: &Stage) -> Markup {
     }
 }
 
-fn evaluations(report: &Report) -> Markup {
+fn evaluations_section(report: &Report) -> Markup {
     let evaluations = &report.evaluations;
-    let known = |name: &&str| evaluations.iter().any(|evaluation| evaluation.scores.contains_key(*name));
-    let mut metrics: Vec<&str> = LEADING.into_iter().filter(known).collect();
+    let has_score = |name: &&str| evaluations.iter().any(|evaluation| evaluation.scores.contains_key(*name));
+    let mut metrics: Vec<&str> = LEADING_SCORES.into_iter().filter(has_score).collect();
     let scores = report.settings.scores();
-    let more = scores.iter().map(|(name, _)| name.as_str());
-    let more: Vec<&str> = more.filter(known).filter(|name| !metrics.contains(name)).collect();
-    metrics.extend(more);
+    let others = scores.iter().map(|(name, _)| name.as_str());
+    let others: Vec<&str> = others.filter(has_score).filter(|name| !metrics.contains(name)).collect();
+    metrics.extend(others);
     html! {
         section aria-labelledby="evaluations" {
             h2 #evaluations { "Evaluations" }
             p.note {
                 "On the validation split. The best of the model's scores in each row is " strong { "bold" } "."
                 @if evaluations.iter().any(|evaluation| evaluation.captioner == Captioner::People) {
-                    " A column of people scores the references, each against the others of its image; it is not compared."
+                    " A column \"people\" scores the references, each against the others of its image. It is not compared."
                 }
             }
             div.scroll { table {
@@ -239,7 +241,7 @@ fn evaluations(report: &Report) -> Markup {
                 tbody { @for metric in metrics { tr {
                     th scope="row" { (metric) }
                     @for EvaluationEntry { scores, best, .. } in evaluations {
-                        td.number.best[best.contains(metric)] { @if let Some(score) = scores.get(metric) { (number(*score)) } }
+                        td.number.best[best.contains(metric)] { @if let Some(score) = scores.get(metric) { (format_number(*score)) } }
                     }
                 } } }
             } }
@@ -248,7 +250,7 @@ fn evaluations(report: &Report) -> Markup {
 }
 
 fn captions_section(report: &Report, captions: &Captions) -> Markup {
-    let at = |(stage, step): (u32, u64)| {
+    let position_text = |(stage, step): (u32, u64)| {
         let name = report.settings.stages.get(stage as usize).map_or("", |stage| stage.name.as_str());
         format!("{name}, step {step}")
     };
@@ -256,19 +258,19 @@ fn captions_section(report: &Report, captions: &Captions) -> Markup {
         section aria-labelledby="captions" {
             h2 #captions { "Captions" }
             p.note {
-                @if let Some(before) = captions.before { "Before (" (at(before)) ") and after" } @else { "After" }
-                " (" (at(captions.after)) "): images spread evenly over the validation split, not chosen."
-                @if let Some(reason) = &captions.no_pictures { " Pictures could not be shown: " (reason) "." }
+                @if let Some(before) = captions.before { "Before (" (position_text(before)) ") and after" } @else { "After" }
+                " (" (position_text(captions.after)) "): images at even distances in the validation split."
+                @if let Some(reason) = &captions.no_pictures { " Images cannot be shown: " (reason) "." }
             }
-            div.captions { @for image in &captions.images { (captioned(image)) } }
+            div.captions { @for image in &captions.images { (captioned_image(image)) } }
         }
     }
 }
 
-fn captioned(image: &Captioned) -> Markup {
-    let shown = ["pac_s", "clip_s"].into_iter().find(|name| image.scores_after.contains_key(*name));
-    let scored = |scores: &std::collections::BTreeMap<String, f64>| {
-        let score = shown.and_then(|name| Some(format!("{name} {}", number(*scores.get(name)?))));
+fn captioned_image(image: &CaptionedImage) -> Markup {
+    let shown_score = ["pac_s", "clip_s"].into_iter().find(|name| image.scores_after.contains_key(*name));
+    let score_markup = |scores: &std::collections::BTreeMap<String, f64>| {
+        let score = shown_score.and_then(|name| Some(format!("{name} {}", format_number(*scores.get(name)?))));
         html! { @if let Some(score) = score { " " span.score { (score) } } }
     };
     html! {
@@ -277,60 +279,60 @@ fn captioned(image: &Captioned) -> Markup {
             div {
                 h3 { (image.image) }
                 dl {
-                    @if let Some(before) = &image.before { dt { "before" } dd { (before) (scored(&image.scores_before)) } }
-                    dt { "after" } dd.after { (image.after) (scored(&image.scores_after)) }
-                    @if let Some(reference) = image.references.first() { dt { "a person" } dd.reference { (reference) } }
+                    @if let Some(before) = &image.before { dt { "before" } dd { (before) (score_markup(&image.scores_before)) } }
+                    dt { "after" } dd.after { (image.after) (score_markup(&image.scores_after)) }
+                    @if let Some(reference) = image.references.first() { dt { "reference" } dd.reference { (reference) } }
                 }
             }
         }
     }
 }
 
-fn faults(report: &Report) -> Markup {
+fn generations_section(report: &Report) -> Markup {
     let Audit { samples: Samples { committed, missing, repeated }, generations, .. } = &report.audit;
-    let Recoveries { lost, count: times, seconds, longest, given_up } = report.recoveries;
-    let earlier = generations.first().map_or(0, |life| life.generation.saturating_sub(1));
+    let Recoveries { lost, count: recoveries, seconds, longest, given_up } = report.recoveries;
+    let earlier = generations.first().map_or(0, |generation| generation.generation.saturating_sub(1));
     html! {
-        section aria-labelledby="faults" {
-            h2 #faults { "Generations and faults" }
+        section aria-labelledby="generations" {
+            h2 #generations { "Generations and failures" }
             p {
-                (count(*committed)) " samples were trained on; " (count(*missing)) " are missing, " (count(*repeated)) " were repeated. "
-                (plural(lost, "worker was", "workers were")) " lost. A generation took over " (plural(times, "time", "times"))
-                @if times > 0 { ", after " (duration(seconds)) " in all and " (duration(longest)) " at most" }
-                "; " (plural(given_up, "step was", "steps were")) " given up."
+                (format_count(*committed)) " samples were trained on; " (format_count(*missing)) " are missing, " (format_count(*repeated)) " were repeated. "
+                (format_plural(lost, "worker", "workers")) " failed. There were " (format_plural(recoveries, "recovery", "recoveries"))
+                @if recoveries > 0 { ", which took " (format_duration(seconds)) " in total and " (format_duration(longest)) " at most" }
+                "; " (format_plural(given_up, "step was", "steps were")) " given up."
             }
             div.scroll { table {
                 thead { tr {
                     th.number { "generation" } th.number { "members" } th { "start" } th { "from" } th.number { "steps" }
-                    th.number { "given up" } th.number { "recovery" } th { "because" }
+                    th.number { "given up" } th.number { "recovery" } th { "cause" }
                 } }
-                tbody { @for life in generations { tr {
-                    td.number { (life.generation) }
-                    td.number { (life.members.len()) }
-                    td { "stage " (life.start.0) " step " (life.start.1) }
-                    td { (life.source) }
-                    td.number { (count(life.steps)) }
-                    td.number { (count(life.given_up)) }
-                    td.number { @if let Some(seconds) = life.recovery_s { (duration(seconds)) } }
-                    td { (life.cause) }
+                tbody { @for generation in generations { tr {
+                    td.number { (generation.generation) }
+                    td.number { (generation.members.len()) }
+                    td { "stage " (generation.start.0) " step " (generation.start.1) }
+                    td { (generation.source) }
+                    td.number { (format_count(generation.steps)) }
+                    td.number { (format_count(generation.given_up)) }
+                    td.number { @if let Some(seconds) = generation.recovery_s { (format_duration(seconds)) } }
+                    td { (generation.cause) }
                 } } }
             } }
-            @if earlier > 0 { p.note { "And " (count(earlier)) " before them." } }
+            @if earlier > 0 { p.note { (format_count(earlier)) " earlier generations are not listed." } }
         }
     }
 }
 
-fn happenings(title: &str, note: &str, all: &[EventEntry]) -> Markup {
+fn event_section(title: &str, note: &str, events: &[EventEntry]) -> Markup {
     let id = title.to_lowercase();
     html! {
-        @if !all.is_empty() {
+        @if !events.is_empty() {
             section aria-labelledby=(id) {
                 h2 #(id) { (title) }
                 p.note { (note) }
                 div.scroll { table {
-                    thead { tr { th { "when" } th { "what" } th { "particulars" } } }
-                    tbody { @for EventEntry { at, kind, detail } in all { tr {
-                        td.when { (time(*at)) } td { (kind) } td { (describe(kind, detail)) }
+                    thead { tr { th { "time" } th { "kind" } th { "details" } } }
+                    tbody { @for EventEntry { at, kind, detail } in events { tr {
+                        td.when { (format_time(*at)) } td { (kind) } td { (describe(kind, detail)) }
                     } } }
                 } }
             }
@@ -338,25 +340,25 @@ fn happenings(title: &str, note: &str, all: &[EventEntry]) -> Markup {
     }
 }
 
-fn settings(report: &Report) -> Markup {
+fn settings_section(report: &Report) -> Markup {
     let text = serde_json::to_string_pretty(&report.settings).unwrap_or_default();
     html! {
         section aria-labelledby="settings" {
             h2 #settings { "Settings and versions" }
             div.scroll { table {
-                thead { tr { th { "host" } th { "device" } th { "worker" } th.number { "ranks" } } }
-                tbody { @for MachineGroup { host, device, version, ranks } in report.machines.iter().take(super::MAX_ROWS) { tr {
-                    td { (host) } td { (device) } td { (version) } td.number { (ranks.len()) }
+                thead { tr { th { "host" } th { "device" } th { "version" } th.number { "workers" } } }
+                tbody { @for MachineGroup { host, device, version, worker_ids } in report.machines.iter().take(super::MAX_TABLE_ROWS) { tr {
+                    td { (host) } td { (device) } td { (version) } td.number { (worker_ids.len()) }
                 } } }
             } }
-            @if report.machines.len() > super::MAX_ROWS { p.note { "And " (report.machines.len() - super::MAX_ROWS) " more." } }
+            @if report.machines.len() > super::MAX_TABLE_ROWS { p.note { (report.machines.len() - super::MAX_TABLE_ROWS) " more are not listed." } }
             @if !report.checkpoints.is_empty() {
                 h3 { "Checkpoints" }
                 div.scroll { table {
                     thead { tr { th { "name" } th { "complete" } th { "SHA-256 of its parameters" } } }
                     tbody { @for CheckpointEntry { name, parameters_sha256, at, is_passed_over } in &report.checkpoints { tr {
-                        td { (name) @if *is_passed_over { " (passed over)" } } td.when { (time(*at)) }
-                        td { code title=(parameters_sha256) { (parameters_sha256.get(..HASH).unwrap_or(parameters_sha256)) } }
+                        td { (name) @if *is_passed_over { " (passed over)" } } td.when { (format_time(*at)) }
+                        td { code title=(parameters_sha256) { (parameters_sha256.get(..SHOWN_HASH_LENGTH).unwrap_or(parameters_sha256)) } }
                     } } }
                 } }
             }

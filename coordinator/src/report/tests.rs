@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     journal::Journal,
     run::{
+        WorkerId,
         captions::Item,
         membership::Machine as Member,
         record::{self, Record, Source},
@@ -29,7 +30,7 @@ fn step(stage: u32, step: u64, generation: u64) -> Record {
         summaries: summaries.map(|name| (name.to_owned(), (&Summary::of([0.5, 0.75])).into())).into(),
         ..v1::StepDone::default()
     };
-    Record::Step(StepStatistics::read(0, &report, &v1::Position { stage, step, generation }).unwrap())
+    Record::Step(StepStatistics::from_report(WorkerId(0), &report, &v1::Position { stage, step, generation }).unwrap())
 }
 
 fn evaluated(stage: u32, step: u64, generation: u64, caption: &str, cider: f64) -> Record {
@@ -40,28 +41,28 @@ fn evaluated(stage: u32, step: u64, generation: u64, caption: &str, cider: f64) 
         ..Item::default()
     };
     let metrics = [("cider".to_owned(), cider), ("rep_1".to_owned(), cider)].into();
-    Record::Evaluated { place: Place { stage, step }, generation, metrics, items: (0..30).map(item).collect() }
+    Record::Evaluated { position: Position { stage, step }, generation, metrics, items: (0..30).map(item).collect() }
 }
 
 fn formed(generation: u64, stage: u32, step: u64) -> Record {
-    let member = |rank| (rank, Member { host: "here".into(), version: "0.1.0".into(), device: "cpu".into() });
-    let start = Place { stage, step };
+    let member = |id| (WorkerId(id), Member { host: "here".into(), version: "0.1.0".into(), device: "cpu".into() });
+    let start = Position { stage, step };
     Record::Formed {
         generation,
         term: 0,
         members: vec![member(0), member(1)],
-        cause: "rank 1 was lost".into(),
+        cause: "worker 1 failed: its stream closed".into(),
         start,
         source: Source::Seed,
     }
 }
 
-fn event(what: EventKind, detail: serde_json::Value) -> Record {
-    Record::Event { what, detail }
+fn event(kind: EventKind, detail: serde_json::Value) -> Record {
+    Record::Event { kind, detail }
 }
 
-/// Two stages; a generation failed in the second, and its steps beyond 3 were lost.
-fn history(folder: &Path, more: Vec<Record>) -> History {
+/// A run of two stages. A generation failed in the second stage, and its steps beyond 3 were lost.
+fn history(folder: &Path, extra: Vec<Record>) -> History {
     let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
     let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
@@ -73,26 +74,26 @@ fn history(folder: &Path, more: Vec<Record>) -> History {
     records.push(event(EventKind::Lost, json!({ "rank": 1, "host": "here", "reason": EVIL })));
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
     let at = |step| json!({ "stage": 1, "step": step });
-    let detail = json!({ "from": at(5), "to": at(3), "generation": 2, "source": "rank 0" });
+    let detail = json!({ "from": at(5), "to": at(3), "generation": 2, "source": "worker 0" });
     records.push(event(EventKind::RolledBack, detail));
     records.push(formed(2, 1, 3));
     records.extend((4..=8).map(|n| step(1, n, 2)));
     records.push(evaluated(1, 8, 2, EVIL, 2.0));
-    let (place, name) = (Place { stage: 1, step: 8 }, "1-b-00000008".to_owned());
+    let (position, name) = (Position { stage: 1, step: 8 }, "1-b-00000008".to_owned());
     let (run_id, parameters_sha256) = ("3fa2".into(), "ab".repeat(32));
-    records.push(Record::Saved(record::Checkpoint { place, generation: 2, run_id, name, parameters_sha256 }));
-    records.extend(more);
+    records.push(Record::Saved(record::Checkpoint { position, generation: 2, run_id, name, parameters_sha256 }));
+    records.extend(extra);
     journal.write(&records).unwrap();
     History::open(folder).unwrap()
 }
 
-fn report(more: Vec<Record>) -> Report {
+fn report(extra: Vec<Record>) -> Report {
     let folder = tempfile::tempdir().unwrap();
-    Report::read(&history(folder.path(), more)).unwrap()
+    Report::read(&history(folder.path(), extra)).unwrap()
 }
 
 #[test]
-fn a_report_has_what_is_in_the_journal() {
+fn a_report_summarizes_the_journal() {
     let report = report(vec![event(EventKind::Finished, json!({}))]);
     assert_eq!(report.outcome, Outcome::Finished);
     let stages: Vec<_> = report.stages.iter().map(|stage| (stage.name.as_str(), stage.steps, stage.samples)).collect();
@@ -101,7 +102,7 @@ fn a_report_has_what_is_in_the_journal() {
     assert_eq!(report.stages[1].curves["images_per_second"].mean, [8.0; 8]);
     let Recoveries { lost, count, given_up, .. } = report.recoveries;
     assert_eq!((lost, count, given_up, report.audit.clean), (1, 1, 2, true));
-    // Low repetition and high CIDEr are good; states that were given up have no best score.
+    // Low repetition and high CIDEr are best. States that were given up have no best score.
     let best: Vec<Vec<&String>> =
         report.evaluations.iter().map(|evaluation| evaluation.best.iter().collect()).collect();
     assert_eq!(best, [["rep_1"], ["cider"]]);
@@ -111,14 +112,18 @@ fn a_report_has_what_is_in_the_journal() {
     assert!(captions.images.iter().all(|image| image.before.as_deref() == Some("a cat") && image.after == EVIL));
     // The data set does not exist.
     assert!(captions.no_pictures.as_ref().unwrap().contains("annotations.json"));
-    let machine =
-        MachineGroup { host: "here".into(), device: "cpu".into(), version: "0.1.0".into(), ranks: [0, 1].into() };
+    let machine = MachineGroup {
+        host: "here".into(),
+        device: "cpu".into(),
+        version: "0.1.0".into(),
+        worker_ids: [WorkerId(0), WorkerId(1)].into(),
+    };
     assert_eq!(report.machines, [machine]);
     assert_eq!(report.checkpoints.len(), 1);
 }
 
 #[test]
-fn a_selected_state_is_marked_and_peoples_scores_are_not_compared() {
+fn a_selected_state_is_marked_and_scores_of_references_are_not_compared() {
     let folder = tempfile::tempdir().unwrap();
     let mut stages = vec![testing::stage("a", 2, 4, None, None), testing::stage("b", 8, 4, None, None)];
     stages[0].objective = Objective::Contrastive;
@@ -141,22 +146,22 @@ fn a_selected_state_is_marked_and_peoples_scores_are_not_compared() {
     let page = report.page();
     assert!(page.contains("with its state at step 4: it is the best"), "{page}");
     assert!(page.contains("step 8 (score 2) was passed over: its score is not better"));
-    assert!(page.contains("was 1 at the first evaluation"), "the first of the model's");
+    assert!(page.contains("was 1 at the first evaluation"), "the first evaluation of the model");
     assert!(page.contains(r#"class="selected""#));
 }
 
 #[test]
-fn what_others_wrote_is_text_on_the_page() {
+fn text_from_outside_is_escaped_on_the_page() {
     let page = report(vec![]).page();
     assert!(!page.contains("<script") && !page.contains("<dog>"), "something is not escaped");
-    // The caption, and the reason why a worker was lost.
+    // The caption, and the reason why a worker failed.
     assert!(page.matches("&lt;/style&gt;&lt;script&gt;alert('a dog')&lt;/script&gt;").count() >= 13);
     // There are no external resources.
     assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("url("));
 }
 
 #[test]
-fn how_a_run_stands_is_said() {
+fn the_outcome_follows_from_the_last_events() {
     assert_eq!(report(vec![]).outcome, Outcome::Unfinished);
     let failed = || event(EventKind::Failed, json!({ "reason": "the data differ" }));
     assert_eq!(report(vec![failed()]).outcome, Outcome::Failed("the data differ".into()));
@@ -167,7 +172,7 @@ fn how_a_run_stands_is_said() {
 }
 
 #[test]
-fn a_run_that_has_not_begun_can_be_reported_on() {
+fn a_report_of_a_run_without_steps_is_possible() {
     let folder = tempfile::tempdir().unwrap();
     let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None)]);
     Journal::open(folder.path(), &file).unwrap();
@@ -177,7 +182,7 @@ fn a_run_that_has_not_begun_can_be_reported_on() {
 }
 
 #[test]
-fn a_long_run_is_a_small_page() {
+fn the_page_of_a_long_run_is_small() {
     let steps = (9..=5_008).map(|n| step(1, n, 2)).collect();
     let page = report(steps).page();
     assert!(page.len() < 200_000, "{} bytes", page.len());
@@ -185,7 +190,7 @@ fn a_long_run_is_a_small_page() {
     let mut many: Vec<Record> = (3..1_003).map(|number| formed(number, 1, 8)).collect();
     many.extend((0..1_000).map(|rank| event(EventKind::Lost, json!({ "rank": rank }))));
     let page = report(many).page();
-    assert!(page.len() < 200_000 && page.contains("802 before them"), "{} bytes", page.len());
+    assert!(page.len() < 200_000 && page.contains("802 earlier generations"), "{} bytes", page.len());
 }
 
 #[test]

@@ -1,20 +1,19 @@
 //! The captions of an evaluation: collected range by range, with limits on size and content.
 //!
 //! The validation split is divided into ranges. A range counts only when all of it is reported. So
-//! the ranges that a generation completed before it ended stay complete, and each image counts
-//! once.
+//! ranges stay complete when a generation ends, and each image counts once.
 
 use std::collections::{BTreeMap, HashSet};
 
 use caption_metrics::Embeddings;
 use config::{NamedEvaluator, RunFile};
-use dataset::limits::{MAX_CAPTIONS, MAX_EMBEDDING, MAX_EVALUATION_BYTES, MAX_TEXT_BYTES, evaluation_item_bytes};
+use dataset::limits::{MAX_CAPTIONS, MAX_EMBEDDING_SIZE, MAX_EVALUATION_BYTES, MAX_TEXT_BYTES, evaluation_item_bytes};
 use proto::{EVALUATION_RANGE, v1};
 
-use super::shares;
+use super::{Rank, shares};
 
-/// The names that workers may report for a caption. They are a fixed set, because scores become
-/// metric labels.
+/// The names of scores and embeddings that workers may report. They are a fixed set, because scores
+/// become metric labels.
 #[derive(Clone, Debug)]
 pub struct ReportableScores {
     /// Names of the scores that workers compute, with models or scenes.
@@ -26,7 +25,7 @@ pub struct ReportableScores {
 impl ReportableScores {
     /// The names for the evaluations of a run.
     #[must_use]
-    pub fn of(run: &RunFile) -> Self {
+    pub fn of_run(run: &RunFile) -> Self {
         let prefixes = run.named_evaluators().iter().map(NamedEvaluator::retrieval_prefix).collect();
         Self { scores: run.scores_by_workers(), prefixes }
     }
@@ -34,37 +33,37 @@ impl ReportableScores {
 
 /// Images `begin..end` of the validation split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Images {
+pub struct ImageRange {
     /// The first image.
     pub begin: u64,
     /// The image after the last.
     pub end: u64,
 }
 
-impl From<v1::ImageRange> for Images {
+impl From<v1::ImageRange> for ImageRange {
     fn from(v1::ImageRange { begin, end }: v1::ImageRange) -> Self {
         Self { begin, end }
     }
 }
 
-impl From<Images> for v1::ImageRange {
-    fn from(Images { begin, end }: Images) -> Self {
+impl From<ImageRange> for v1::ImageRange {
+    fn from(ImageRange { begin, end }: ImageRange) -> Self {
         Self { begin, end }
     }
 }
 
 /// The ranges of a split with this number of images, each of `EVALUATION_RANGE` images but the
 /// last.
-fn ranges(images: u64) -> impl Iterator<Item = Images> {
+fn ranges(images: u64) -> impl Iterator<Item = ImageRange> {
     let begins = (0..images.div_ceil(EVALUATION_RANGE)).map(|index| index * EVALUATION_RANGE);
-    begins.map(move |begin| Images { begin, end: images.min(begin + EVALUATION_RANGE) })
+    begins.map(move |begin| ImageRange { begin, end: images.min(begin + EVALUATION_RANGE) })
 }
 
-/// The part of some ranges for `rank` of `world`.
+/// The share of these ranges for a rank.
 #[must_use]
-pub fn share(ranges: &[Images], world: u32, rank: u32) -> &[Images] {
-    let part = shares::equal(ranges.len() as u32, world, rank);
-    &ranges[part.start as usize..part.end as usize]
+pub fn share(ranges: &[ImageRange], world_size: u32, rank: Rank) -> &[ImageRange] {
+    let share = shares::equal_share(ranges.len() as u32, world_size, rank);
+    &ranges[share.start as usize..share.end as usize]
 }
 
 /// The caption of one image, with references, scores and embeddings.
@@ -87,13 +86,13 @@ pub struct Item {
 impl Item {
     /// Reads an item of a report. Fails with a message if it exceeds a limit or has an unknown
     /// name. Workers check their data against the same [limits](dataset::limits).
-    fn read(item: v1::EvaluationItem, reportable: &ReportableScores) -> Result<Self, String> {
+    fn from_report(item: v1::EvaluationItem, reportable: &ReportableScores) -> Result<Self, String> {
         let v1::EvaluationItem { image, caption, references, scores, image_id, embeddings, continued: _ } = item;
         if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
             return Err(format!("a text of more than {MAX_TEXT_BYTES} bytes in an evaluation"));
         }
-        let odd = |(name, score): &(&String, &f64)| !reportable.scores.contains(name) || !score.is_finite();
-        if let Some((name, score)) = scores.iter().find(odd) {
+        let is_invalid = |(name, score): &(&String, &f64)| !reportable.scores.contains(name) || !score.is_finite();
+        if let Some((name, score)) = scores.iter().find(is_invalid) {
             return Err(format!("score `{}` = {score}: unknown or not finite", name.escape_debug()));
         }
         let mut by_evaluator = BTreeMap::new();
@@ -101,29 +100,29 @@ impl Item {
             if !reportable.prefixes.contains(&prefix) {
                 return Err(format!("embeddings of the unknown evaluator `{}`", prefix.escape_debug()));
             }
-            let (width, other) = (image.len(), text.len());
-            if width != other || width == 0 {
-                return Err(format!("embeddings of {width} and {other} numbers: they must be equally long"));
+            let (image_size, text_size) = (image.len(), text.len());
+            if image_size != text_size || image_size == 0 {
+                return Err(format!("embeddings of {image_size} and {text_size} numbers: they must be equally long"));
             }
             if image.iter().chain(&text).any(|x| !x.is_finite()) {
                 return Err("an embedding that is not finite".into());
             }
             if by_evaluator.insert(prefix, Embeddings { image, text }).is_some() {
-                return Err("embeddings of one evaluator twice".into());
+                return Err("two embeddings of one evaluator".into());
             }
         }
         let numbers: usize = by_evaluator.values().map(|embeddings| embeddings.image.len()).sum();
-        if numbers > MAX_EMBEDDING {
-            return Err(format!("embeddings of {numbers} numbers, {MAX_EMBEDDING} at most"));
+        if numbers > MAX_EMBEDDING_SIZE {
+            return Err(format!("embeddings of {numbers} numbers, {MAX_EMBEDDING_SIZE} at most"));
         }
         let scores = scores.into_iter().collect();
         let mut item = Self { image, image_id, caption, references: Vec::new(), scores, embeddings: by_evaluator };
-        item.refer(references)?;
+        item.add_references(references)?;
         Ok(item)
     }
 
     /// Adds further references of the image, from a continued item.
-    fn refer(&mut self, references: Vec<String>) -> Result<(), String> {
+    fn add_references(&mut self, references: Vec<String>) -> Result<(), String> {
         if references.iter().any(|text| text.len() > MAX_TEXT_BYTES) {
             return Err(format!("a reference of more than {MAX_TEXT_BYTES} bytes"));
         }
@@ -135,8 +134,8 @@ impl Item {
     }
 
     /// Its size in memory, in bytes.
-    fn bytes(&self) -> usize {
-        // The name is in the set of names, too.
+    fn size_bytes(&self) -> usize {
+        // The name is also in the set of names.
         let texts = [&self.image, &self.image, &self.caption].into_iter().chain(&self.references);
         let numbers = self.embeddings.values().map(|embeddings| embeddings.image.len() + embeddings.text.len()).sum();
         evaluation_item_bytes(texts.map(String::len), numbers)
@@ -146,85 +145,94 @@ impl Item {
 /// The captions of a split that have been reported so far.
 #[derive(Debug)]
 pub struct Captions {
-    images: u64,
-    reported: BTreeMap<Images, Vec<Item>>,
-    /// Ranges of which a first part is reported.
-    partial: BTreeMap<Images, Vec<Item>>,
-    /// The names of the images of `reported`.
+    /// The number of images in the split.
+    image_count: u64,
+    /// The items of complete ranges.
+    complete: BTreeMap<ImageRange, Vec<Item>>,
+    /// The items of ranges that are not completely reported yet.
+    partial: BTreeMap<ImageRange, Vec<Item>>,
+    /// The names of the images in `complete`.
     names: HashSet<String>,
-    /// The size in memory of the items of both, in bytes.
-    bytes: usize,
-    /// The width of each evaluator's embeddings, by prefix; the first item with one sets it.
-    widths: BTreeMap<String, usize>,
+    /// The size in memory of all items, in bytes.
+    size_bytes: usize,
+    /// The size of each evaluator's embeddings, by prefix; the first item with one sets it.
+    embedding_sizes: BTreeMap<String, usize>,
     reportable: ReportableScores,
 }
 
 impl Captions {
     /// The captions of a split with this number of images, none of them reported yet.
     #[must_use]
-    pub fn new(images: u64, reportable: ReportableScores) -> Self {
-        let (reported, partial, names) = (BTreeMap::new(), BTreeMap::new(), HashSet::new());
-        Self { images, reported, partial, names, bytes: 0, widths: BTreeMap::new(), reportable }
+    pub fn new(image_count: u64, reportable: ReportableScores) -> Self {
+        Self {
+            image_count,
+            complete: BTreeMap::new(),
+            partial: BTreeMap::new(),
+            names: HashSet::new(),
+            size_bytes: 0,
+            embedding_sizes: BTreeMap::new(),
+            reportable,
+        }
     }
 
-    /// Removes incomplete ranges: they will be reported from the start, as by another worker.
-    pub fn restart(&mut self) {
+    /// Discards the items of partial ranges: workers will report these ranges from the start.
+    pub fn discard_partial_ranges(&mut self) {
         let partial = std::mem::take(&mut self.partial);
-        self.bytes -= partial.values().flatten().map(Item::bytes).sum::<usize>();
+        self.size_bytes -= partial.values().flatten().map(Item::size_bytes).sum::<usize>();
     }
 
     /// The ranges that are not complete.
     #[must_use]
-    pub fn missing(&self) -> Vec<Images> {
-        ranges(self.images).filter(|range| !self.reported.contains_key(range)).collect()
+    pub fn missing_ranges(&self) -> Vec<ImageRange> {
+        ranges(self.image_count).filter(|range| !self.complete.contains_key(range)).collect()
     }
 
     /// Whether all ranges are complete.
     #[must_use]
-    pub fn complete(&self) -> bool {
-        self.reported.len() as u64 == self.images.div_ceil(EVALUATION_RANGE)
+    pub fn is_complete(&self) -> bool {
+        self.complete.len() as u64 == self.image_count.div_ceil(EVALUATION_RANGE)
     }
 
-    /// Adds items of a missing range, the last of it unless `more` follow. Fails with a message if
-    /// an item is invalid; then the range is missing again as a whole.
-    pub fn add(&mut self, range: Images, items: Vec<v1::EvaluationItem>, more: bool) -> Result<(), String> {
-        let mut whole = self.partial.remove(&range).unwrap_or_default();
-        self.bytes -= whole.iter().map(Item::bytes).sum::<usize>();
+    /// Adds items of a missing range, which is complete unless `more` follow. Fails with a message
+    /// if an item is invalid; then all items of the range are discarded.
+    pub fn add(&mut self, range: ImageRange, items: Vec<v1::EvaluationItem>, more: bool) -> Result<(), String> {
+        let mut all_items = self.partial.remove(&range).unwrap_or_default();
+        self.size_bytes -= all_items.iter().map(Item::size_bytes).sum::<usize>();
         for item in items {
             if item.continued {
-                let before = whole.last_mut().ok_or("references of no item")?;
-                before.refer(item.references)?;
+                let before = all_items.last_mut().ok_or("references without an item")?;
+                before.add_references(item.references)?;
             } else {
-                whole.push(Item::read(item, &self.reportable)?);
+                all_items.push(Item::from_report(item, &self.reportable)?);
             }
         }
-        if whole.len() as u64 > range.end - range.begin {
-            return Err(format!("{} items for the images {}..{}", whole.len(), range.begin, range.end));
+        if all_items.len() as u64 > range.end - range.begin {
+            return Err(format!("{} items for the images {}..{}", all_items.len(), range.begin, range.end));
         }
-        let bytes = whole.iter().map(Item::bytes).sum::<usize>() + self.bytes;
-        if bytes > MAX_EVALUATION_BYTES {
+        let size_bytes = all_items.iter().map(Item::size_bytes).sum::<usize>() + self.size_bytes;
+        if size_bytes > MAX_EVALUATION_BYTES {
             return Err(format!("an evaluation of more than {MAX_EVALUATION_BYTES} bytes"));
         }
-        let mut widths = self.widths.clone();
-        // An item with embeddings that are not finite has none.
-        for (prefix, embeddings) in whole.iter().flat_map(|item| &item.embeddings) {
-            let other = embeddings.text.len();
-            let width = *widths.entry(prefix.clone()).or_insert(other);
-            if other != width {
-                return Err(format!("an embedding of {other} numbers where others of the evaluation have {width}"));
+        let mut embedding_sizes = self.embedding_sizes.clone();
+        // Workers omit embeddings that are not finite, so an item may have none.
+        for (prefix, embeddings) in all_items.iter().flat_map(|item| &item.embeddings) {
+            let size = embeddings.text.len();
+            let expected = *embedding_sizes.entry(prefix.clone()).or_insert(size);
+            if size != expected {
+                return Err(format!("an embedding of {size} numbers where others of the evaluation have {expected}"));
             }
         }
-        let mut names = HashSet::with_capacity(whole.len());
-        let again = whole.iter().find(|item| self.names.contains(&item.image) || !names.insert(item.image.clone()));
-        if let Some(Item { image, .. }) = again {
+        let mut names = HashSet::with_capacity(all_items.len());
+        let mut is_duplicate = |item: &&Item| self.names.contains(&item.image) || !names.insert(item.image.clone());
+        if let Some(Item { image, .. }) = all_items.iter().find(&mut is_duplicate) {
             return Err(format!("the image `{}` twice in an evaluation", image.escape_debug()));
         }
-        (self.bytes, self.widths) = (bytes, widths);
+        (self.size_bytes, self.embedding_sizes) = (size_bytes, embedding_sizes);
         if more {
-            self.partial.insert(range, whole);
+            self.partial.insert(range, all_items);
         } else {
             self.names.extend(names);
-            self.reported.insert(range, whole);
+            self.complete.insert(range, all_items);
         }
         Ok(())
     }
@@ -232,7 +240,7 @@ impl Captions {
     /// All items, sorted by image name.
     #[must_use]
     pub fn into_items(self) -> Vec<Item> {
-        let mut items: Vec<Item> = self.reported.into_values().flatten().collect();
+        let mut items: Vec<Item> = self.complete.into_values().flatten().collect();
         items.sort_by(|a, b| a.image.cmp(&b.image));
         items
     }
@@ -248,8 +256,9 @@ mod tests {
         v1::EvaluationItem { image: image.into(), scores: [("pac_s".into(), pac_s)].into(), ..Default::default() }
     }
 
-    fn embedded(width: usize) -> v1::EvaluationItem {
-        embedded_by("", vec![0.5; width], vec![0.5; width])
+    /// An item with embeddings of this size.
+    fn embedded(size: usize) -> v1::EvaluationItem {
+        embedded_by("", vec![0.5; size], vec![0.5; size])
     }
 
     fn embedded_by(prefix: &str, image: Vec<f32>, text: Vec<f32>) -> v1::EvaluationItem {
@@ -257,70 +266,86 @@ mod tests {
         v1::EvaluationItem { embeddings, ..item("a", 1.0) }
     }
 
-    fn of(images: u64) -> Captions {
+    fn captions_of(image_count: u64) -> Captions {
         let reportable =
             ReportableScores { scores: vec!["pac_s".into()], prefixes: vec![String::new(), "clip_s_".into()] };
-        Captions::new(images, reportable)
+        Captions::new(image_count, reportable)
     }
 
     #[test]
-    fn items_are_sorted_and_every_image_is_there_once() {
-        let mut captions = of(EVALUATION_RANGE + 2);
-        let [first, second] = captions.missing()[..] else { panic!("two ranges") };
-        assert_eq!(second, Images { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
+    fn items_are_sorted_and_contain_every_image_once() {
+        let mut captions = captions_of(EVALUATION_RANGE + 2);
+        let [first, second] = captions.missing_ranges()[..] else { panic!("two ranges") };
+        assert_eq!(second, ImageRange { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
         // Ranges may be reported in any order.
         captions.add(second, vec![item("b", 9.0)], false).unwrap();
-        assert_eq!((captions.missing(), captions.complete()), (vec![first], false));
+        assert_eq!((captions.missing_ranges(), captions.is_complete()), (vec![first], false));
         for twice in [vec![item("b", 1.0)], vec![item("c", 1.0), item("c", 2.0)]] {
             assert!(captions.add(first, twice, false).unwrap_err().ends_with("twice in an evaluation"));
         }
         captions.add(first, vec![item("c", 1.0), item("a", 0.5)], false).unwrap();
-        assert!(captions.complete());
+        assert!(captions.is_complete());
         let items = captions.into_items();
         let scores: Vec<_> = items.iter().map(|item| (item.image.as_str(), item.scores["pac_s"])).collect();
         assert_eq!(scores, [("a", 0.5), ("b", 9.0), ("c", 1.0)]);
     }
 
     #[test]
-    fn a_peer_cannot_send_without_bounds() {
-        let long = v1::EvaluationItem { caption: "x".repeat(MAX_TEXT_BYTES + 1), ..Default::default() };
-        let many = v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS + 1], ..Default::default() };
-        let wordy = v1::EvaluationItem { references: vec!["x".repeat(MAX_TEXT_BYTES + 1)], ..Default::default() };
-        let orphan = v1::EvaluationItem { continued: true, ..Default::default() };
-        let unknown = v1::EvaluationItem { scores: [("mean_length".into(), 1.0)].into(), ..Default::default() };
-        let wide = embedded(MAX_EMBEDDING + 1);
-        let lame = embedded_by("", vec![0.5; 2], vec![1.0]);
-        let empty = embedded_by("", vec![], vec![]);
-        let infinite = embedded_by("", vec![f32::INFINITY], vec![0.5]);
-        let stranger = embedded_by("judge_", vec![0.5], vec![0.5]);
-        let [mut twice, mut broad] = [1, MAX_EMBEDDING].map(embedded);
-        twice.embeddings.extend(embedded(1).embeddings);
-        broad.embeddings.extend(embedded_by("clip_s_", vec![0.5], vec![0.5]).embeddings);
-        let odd = [long, many, wordy, orphan, unknown, item("a", f64::NAN), wide, lame, empty, infinite, stranger];
-        for item in odd.into_iter().chain([twice, broad]) {
-            of(1).add(Images { begin: 0, end: 1 }, vec![item], false).unwrap_err();
+    fn items_beyond_the_limits_are_refused() {
+        let long_caption = v1::EvaluationItem { caption: "x".repeat(MAX_TEXT_BYTES + 1), ..Default::default() };
+        let many_references =
+            v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS + 1], ..Default::default() };
+        let long_reference =
+            v1::EvaluationItem { references: vec!["x".repeat(MAX_TEXT_BYTES + 1)], ..Default::default() };
+        let without_predecessor = v1::EvaluationItem { continued: true, ..Default::default() };
+        let unknown_score = v1::EvaluationItem { scores: [("mean_length".into(), 1.0)].into(), ..Default::default() };
+        let large_embedding = embedded(MAX_EMBEDDING_SIZE + 1);
+        let unequal_sizes = embedded_by("", vec![0.5; 2], vec![1.0]);
+        let empty_embedding = embedded_by("", vec![], vec![]);
+        let infinite_embedding = embedded_by("", vec![f32::INFINITY], vec![0.5]);
+        let unknown_evaluator = embedded_by("judge_", vec![0.5], vec![0.5]);
+        let [mut duplicate_embedding, mut large_sum] = [1, MAX_EMBEDDING_SIZE].map(embedded);
+        duplicate_embedding.embeddings.extend(embedded(1).embeddings);
+        large_sum.embeddings.extend(embedded_by("clip_s_", vec![0.5], vec![0.5]).embeddings);
+        let invalid = [
+            long_caption,
+            many_references,
+            long_reference,
+            without_predecessor,
+            unknown_score,
+            item("a", f64::NAN),
+            large_embedding,
+            unequal_sizes,
+            empty_embedding,
+            infinite_embedding,
+            unknown_evaluator,
+            duplicate_embedding,
+            large_sum,
+        ];
+        for item in invalid {
+            captions_of(1).add(ImageRange { begin: 0, end: 1 }, vec![item], false).unwrap_err();
         }
-        let mut captions = of(EVALUATION_RANGE * 2);
-        let [first, second] = captions.missing()[..] else { panic!("two ranges") };
-        let crowd = (0..EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
-        captions.add(first, crowd.collect(), true).unwrap();
+        let mut captions = captions_of(EVALUATION_RANGE * 2);
+        let [first, second] = captions.missing_ranges()[..] else { panic!("two ranges") };
+        let full_range = (0..EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
+        captions.add(first, full_range.collect(), true).unwrap();
         captions.add(first, vec![item("a", 1.0)], false).unwrap_err();
         let more =
             v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS], continued: true, ..Default::default() };
         captions.add(first, vec![item("a", 1.0), more.clone()], true).unwrap();
         captions.add(first, vec![more], true).unwrap_err();
-        let other = |width| v1::EvaluationItem { image: "b".into(), ..embedded(width) };
+        let other = |size| v1::EvaluationItem { image: "b".into(), ..embedded(size) };
         captions.add(first, vec![embedded(4), other(3)], false).unwrap_err();
         captions.add(first, vec![embedded(4)], false).unwrap();
         captions.add(second, vec![other(3)], false).unwrap_err();
-        // A refused report leaves no trace.
-        assert_eq!(captions.missing(), [second]);
-        captions.bytes = MAX_EVALUATION_BYTES - 100;
+        // A refused report changes nothing.
+        assert_eq!(captions.missing_ranges(), [second]);
+        captions.size_bytes = MAX_EVALUATION_BYTES - 100;
         captions.add(second, vec![other(4)], true).unwrap_err();
     }
 
     #[test]
-    fn what_data_may_hold_is_taken_in_and_parts_of_a_range_count_when_the_last_is_there() {
+    fn a_range_sent_in_parts_is_complete_after_the_last_part() {
         let text = |number: usize| format!("{number:04}{}", "x".repeat(MAX_TEXT_BYTES - 4));
         let with = |references: usize| v1::EvaluationItem {
             image: text(0),
@@ -329,45 +354,46 @@ mod tests {
             ..item("", 1.0)
         };
         for items in [vec![with(33)], vec![item("a", 1.0), with(MAX_CAPTIONS), item("b", 1.0)]] {
-            let mut captions = of(EVALUATION_RANGE);
-            let range = captions.missing()[0];
-            let mut parts = proto::parts(items.clone());
+            let mut captions = captions_of(EVALUATION_RANGE);
+            let range = captions.missing_ranges()[0];
+            let mut parts = proto::split_items(items.clone());
             let last = parts.pop().unwrap();
             for part in &parts {
                 captions.add(range, part.clone(), true).unwrap();
-                assert_eq!((captions.missing(), captions.complete()), (vec![range], false));
+                assert_eq!((captions.missing_ranges(), captions.is_complete()), (vec![range], false));
             }
-            // The worker that sent them is lost: another one begins from the start.
-            captions.restart();
-            assert_eq!(captions.bytes, 0);
+            // The worker that sent them failed: another one reports the range from the start.
+            captions.discard_partial_ranges();
+            assert_eq!(captions.size_bytes, 0);
             for part in parts {
                 captions.add(range, part, true).unwrap();
             }
             captions.add(range, last, false).unwrap();
-            assert!(captions.complete());
-            let found = captions.into_items();
-            let references = |items: Vec<Item>| items.into_iter().map(|item| item.references.len()).max();
-            assert_eq!(references(found), items.iter().map(|item| item.references.len()).max());
+            assert!(captions.is_complete());
+            let added = captions.into_items();
+            let max_references = |items: Vec<Item>| items.into_iter().map(|item| item.references.len()).max();
+            assert_eq!(max_references(added), items.iter().map(|item| item.references.len()).max());
         }
     }
 
     #[test]
-    fn a_range_may_have_no_numbers_of_some_images() {
-        let mut captions = of(EVALUATION_RANGE);
-        let range = captions.missing()[0];
-        let blind = v1::EvaluationItem { image: "b".into(), ..Default::default() };
+    fn items_may_lack_scores_and_embeddings() {
+        let mut captions = captions_of(EVALUATION_RANGE);
+        let range = captions.missing_ranges()[0];
+        let without_scores = v1::EvaluationItem { image: "b".into(), ..Default::default() };
         let last = v1::EvaluationItem { image: "c".into(), ..embedded(4) };
-        captions.add(range, vec![embedded(4), blind, last], false).unwrap();
-        assert!(captions.complete());
+        captions.add(range, vec![embedded(4), without_scores, last], false).unwrap();
+        assert!(captions.is_complete());
     }
 
     proptest! {
         #[test]
-        fn every_range_falls_to_one_rank(images in 0..5_000_u64, world in 1..40_u32) {
-            let all = of(images).missing();
-            let shares: Vec<&[Images]> = (0..world).map(|rank| share(&all, world, rank)).collect();
+        fn every_range_has_one_rank(images in 0..5_000_u64, world_size in 1..40_u32) {
+            let all = captions_of(images).missing_ranges();
+            let shares: Vec<&[ImageRange]> =
+                (0..world_size).map(|rank| share(&all, world_size, Rank(rank))).collect();
             prop_assert_eq!(shares.concat(), all.clone());
-            prop_assert!(shares.iter().all(|share| share.len() - all.len() / world as usize <= 1));
+            prop_assert!(shares.iter().all(|share| share.len() - all.len() / world_size as usize <= 1));
             let covered: Vec<u64> = all.iter().flat_map(|range| range.begin..range.end).collect();
             prop_assert_eq!(covered, (0..images).collect::<Vec<_>>());
         }

@@ -1,14 +1,14 @@
-//! Checkpoints: one member writes the state while training goes on, all members report its hash,
+//! Checkpoints: one member writes the state while training continues, all members report its hash,
 //! and the coordinator deletes checkpoints that are no longer needed.
 //!
 //! ```text
 //!   Checkpoint (to all)              CheckpointDone (of all)
-//!   ------------------> saving ----------------------------------> saved ------> retired
+//!   ------------------> saving ------------------------------> saved ------> retired
 //!                         |  \
-//!      the writer is lost |   \ CheckpointFailed
-//!      or the state given |    '----------------> unsaved: no steps are granted, and the save is
-//!      up                 v                       retried until it succeeds
-//!                        void ----> deleted when all have reported
+//!   the writer is removed |   \ CheckpointFailed
+//!   or the state is       |    '------> failed: no steps are granted, and the save is retried
+//!   given up              v             until it succeeds
+//!                     cancelled ------> deleted when all have reported
 //! ```
 //!
 //! A save belongs to the run, not to a generation: the members copied their states at the same
@@ -24,271 +24,295 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, ProtocolViolation, Run, Time, one_line,
-    plan::{Boundary, Place},
+    Action, Outcome, ProtocolViolation, Run, Time, WorkerId, one_line,
+    plan::{Boundary, Position},
     record::{Checkpoint, EventKind, Record, Source},
 };
 
 /// Maximal length of a hash from a worker, in bytes. SHA-256 as hex has 64.
-const MAX_HASH_LENGTH: usize = 128;
+const MAX_HASH_BYTES: usize = 128;
 /// Interval between attempts to save after a failure.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The save in progress.
 #[derive(Debug)]
-pub(super) struct Saving {
+pub(super) struct SaveInProgress {
     /// The number of the save in directives.
     number: u64,
     /// The state that is saved.
-    pub place: Place,
+    pub position: Position,
     pub name: String,
     generation: u64,
-    /// Whether the state still belongs to the run's history.
-    pub wanted: bool,
-    /// The id of the member that writes the files.
-    pub writer: u32,
-    /// The ids of the members that have not reported yet.
-    asked: BTreeSet<u32>,
-    /// The hash of each member's parameters, by worker id.
-    hashes: BTreeMap<u32, String>,
+    /// Whether the save is cancelled: its state does not belong to the run's history any more, or
+    /// its writer is removed.
+    pub is_cancelled: bool,
+    /// The member that writes the files.
+    pub writer: WorkerId,
+    /// The members that have not reported yet.
+    pending: BTreeSet<WorkerId>,
+    /// The hash of each member's parameters.
+    hashes: BTreeMap<WorkerId, String>,
 }
 
-/// The last attempt to save failed. Training is held until an attempt succeeds.
+/// The last attempt to save, which failed. Training waits until an attempt succeeds.
 #[derive(Debug)]
 pub(super) struct FailedSave {
-    /// Why it failed, as a message to people.
+    /// Why it failed, as a message for display.
     pub reason: String,
     /// The time of the next attempt.
-    again: Time,
+    retry_at: Time,
 }
 
-impl Saving {
+impl SaveInProgress {
     /// Whether this member has not reported yet.
-    pub fn awaits(&self, rank: u32) -> bool {
-        self.asked.contains(&rank)
+    pub fn is_pending(&self, worker_id: WorkerId) -> bool {
+        self.pending.contains(&worker_id)
     }
 }
 
 impl Run {
-    /// Orders the members to save the state at `place`, the last granted one. The member with the
-    /// lowest id writes it.
-    pub(super) fn place_checkpoint(&mut self, place: Place) {
-        let number = self.next_directive();
-        let name = self.free_name(place);
+    /// Orders the members to save the state at `position`, the last granted one. The member with
+    /// the lowest id writes it.
+    pub(super) fn start_save(&mut self, position: Position) {
+        let number = self.next_directive_number();
+        let name = self.unique_checkpoint_name(position);
         let Some(generation) = &self.generation else { return };
         let Some(writer) = generation.members.first().copied() else { return };
-        self.saving = Some(Saving {
+        self.saving = Some(SaveInProgress {
             number,
-            place,
+            position,
             name: name.clone(),
             generation: generation.number,
-            wanted: true,
+            is_cancelled: false,
             writer,
-            asked: generation.members.iter().copied().collect(),
+            pending: generation.members.iter().copied().collect(),
             hashes: BTreeMap::new(),
         });
-        self.done.insert((place, Boundary::Checkpoint));
-        self.tell(|_, _| {
+        self.passed_boundaries.insert((position, Boundary::Checkpoint));
+        self.broadcast(|_, _| {
             Directive::Checkpoint(v1::Checkpoint { checkpoint: number, name: name.clone(), journal: None })
         });
     }
 
     /// The base name of files that belong to a state, such as the captions of its evaluation.
-    pub(super) fn name_of(&self, place: Place) -> String {
-        place.checkpoint_name(&self.plan.stage(place).name, None)
+    pub(super) fn state_name(&self, position: Position) -> String {
+        position.checkpoint_name(&self.plan.stage(position).name, None)
     }
 
     /// A checkpoint name that no other writer can be using, including one that lost its connection
     /// while it wrote. Files that earlier coordinators ordered may still be incomplete.
-    fn free_name(&mut self, place: Place) -> String {
-        let first = self.attempted.insert(place) && self.first_life;
-        let attempt = (!first).then_some(self.last_generation);
-        place.checkpoint_name(&self.plan.stage(place).name, attempt)
+    fn unique_checkpoint_name(&mut self, position: Position) -> String {
+        let is_first_attempt = self.save_attempts.insert(position) && self.is_fresh;
+        let attempt = (!is_first_attempt).then_some(self.last_generation);
+        position.checkpoint_name(&self.plan.stage(position).name, attempt)
     }
 
     /// Whether the state at `granted` is saved. If it is not, orders a save unless one is in
     /// progress.
-    pub(super) fn secured(&mut self, granted: Place) -> bool {
+    pub(super) fn ensure_saved(&mut self, granted: Position) -> bool {
         if self.saving.is_some() {
             return false;
         }
         if self.is_saved(granted) {
             return true;
         }
-        self.place_checkpoint(granted);
+        self.start_save(granted);
         false
     }
 
-    /// Retries a failed save if that is due. Returns true if there is no need to any more.
-    pub(super) fn save_again(&mut self, now: Time, granted: Place) -> bool {
-        let due = self.unsaved.as_ref().is_some_and(|unsaved| now >= unsaved.again);
-        if !due || self.saving.is_some() {
+    /// Retries a failed save if that is due. Returns true if the state turns out to be saved.
+    pub(super) fn retry_save(&mut self, now: Time, granted: Position) -> bool {
+        let is_due = self.failed_save.as_ref().is_some_and(|failed| now >= failed.retry_at);
+        if !is_due || self.saving.is_some() {
             return false;
         }
         // The run may have gone back to a state that was saved before.
         if self.checkpoints.contains_key(&granted) {
-            self.can_save(granted);
+            self.clear_failed_save(granted);
             return true;
         }
-        self.place_checkpoint(granted);
+        self.start_save(granted);
         false
     }
 
-    fn can_save(&mut self, at: Place) {
-        if let Some(unsaved) = self.unsaved.take() {
-            self.event(EventKind::SavedAgain, json!({ "at": at.to_string(), "reason": unsaved.reason }));
+    /// Records that the state at `position` is saved after a failure, if there was one.
+    fn clear_failed_save(&mut self, position: Position) {
+        if let Some(failed) = self.failed_save.take() {
+            let detail = json!({ "at": position.to_string(), "reason": failed.reason });
+            self.record_event(EventKind::SavedAgain, detail);
         }
     }
 
-    pub(super) fn checkpoint_done(
+    /// Handles `CheckpointDone`: a member has hashed its state, and written it if it is the writer.
+    pub(super) fn handle_checkpoint_done(
         &mut self,
         now: Time,
-        rank: u32,
+        worker_id: WorkerId,
         report: v1::CheckpointDone,
     ) -> Result<(), ProtocolViolation> {
         let hash = report.parameters_sha256;
-        if hash.is_empty() || hash.len() > MAX_HASH_LENGTH {
+        if hash.is_empty() || hash.len() > MAX_HASH_BYTES {
             return Err("a checkpoint without a hash of the parameters".into());
         }
-        let Some(saving) = self.saving_of(rank, report.generation, report.checkpoint)? else { return Ok(()) };
-        saving.asked.remove(&rank);
-        saving.hashes.insert(rank, hash);
-        self.complete_saving(now);
+        let (generation, number) = (report.generation, report.checkpoint);
+        let Some(saving) = self.find_save(worker_id, generation, number)? else { return Ok(()) };
+        saving.pending.remove(&worker_id);
+        saving.hashes.insert(worker_id, hash);
+        self.try_complete_save(now);
         Ok(())
     }
 
-    pub(super) fn checkpoint_failed(
+    /// Handles `CheckpointFailed`: the writer could not write the state.
+    pub(super) fn handle_checkpoint_failed(
         &mut self,
         now: Time,
-        rank: u32,
+        worker_id: WorkerId,
         report: &v1::CheckpointFailed,
     ) -> Result<(), ProtocolViolation> {
-        let Some(saving) = self.saving_of(rank, report.generation, report.checkpoint)? else { return Ok(()) };
-        if saving.writer != rank {
-            return Err("it failed to write a checkpoint that another writes".into());
+        let (generation, number) = (report.generation, report.checkpoint);
+        let Some(saving) = self.find_save(worker_id, generation, number)? else { return Ok(()) };
+        if saving.writer != worker_id {
+            return Err("it failed to write a checkpoint that another worker writes".into());
         }
         let reason = format!("cannot save {}: {}", saving.name, one_line(&report.reason));
         // A failed save leaves no files to delete.
-        let Some(Saving { place, wanted: true, .. }) = self.saving.take() else { return Ok(()) };
-        self.done.remove(&(place, Boundary::Checkpoint));
-        if self.unsaved.is_none() {
-            self.event(EventKind::SaveFailed, json!({ "rank": rank, "reason": reason }));
+        let Some(SaveInProgress { position, is_cancelled: false, .. }) = self.saving.take() else { return Ok(()) };
+        self.passed_boundaries.remove(&(position, Boundary::Checkpoint));
+        if self.failed_save.is_none() {
+            self.record_event(EventKind::SaveFailed, json!({ "rank": worker_id, "reason": reason }));
         }
-        self.unsaved = Some(FailedSave { reason, again: now.saturating_add(RETRY) });
+        self.failed_save = Some(FailedSave { reason, retry_at: now.saturating_add(RETRY_INTERVAL) });
         Ok(())
     }
 
     /// The save in progress, if the member's report is about it. Reports about cancelled saves are
-    /// ignored; one about a number that was never sent breaks the protocol.
-    fn saving_of(&mut self, rank: u32, generation: u64, number: u64) -> Result<Option<&mut Saving>, ProtocolViolation> {
+    /// ignored; one about a number that was never sent violates the protocol.
+    fn find_save(
+        &mut self,
+        worker_id: WorkerId,
+        generation: u64,
+        number: u64,
+    ) -> Result<Option<&mut SaveInProgress>, ProtocolViolation> {
         if number > self.last_directive {
-            return Err(format!("checkpoint {number} was not asked for"));
+            return Err(format!("there was no directive to save checkpoint {number}"));
         }
-        let under_way = |saving: &&mut Saving| {
-            (saving.generation, saving.number) == (generation, number) && saving.asked.contains(&rank)
+        let is_reported = |saving: &&mut SaveInProgress| {
+            (saving.generation, saving.number) == (generation, number) && saving.pending.contains(&worker_id)
         };
-        Ok(self.saving.as_mut().filter(under_way))
+        Ok(self.saving.as_mut().filter(is_reported))
     }
 
-    /// The member will not report on the save in progress, unless `still` names it.
-    pub(super) fn stops_saving(&mut self, now: Time, rank: u32, still: Option<u64>) {
-        let Some(saving) = self.saving.as_mut().filter(|saving| still != Some(saving.number)) else { return };
-        if !saving.asked.remove(&rank) {
+    /// Removes a member from the save in progress: it will not report on it, unless `still_saving`
+    /// is the number of that save.
+    pub(super) fn remove_from_save(&mut self, now: Time, worker_id: WorkerId, still_saving: Option<u64>) {
+        let Some(saving) = self.saving.as_mut().filter(|saving| still_saving != Some(saving.number)) else { return };
+        if !saving.pending.remove(&worker_id) {
             return;
         }
-        if saving.writer == rank {
-            self.void_saving();
+        if saving.writer == worker_id {
+            self.cancel_save();
         }
-        self.complete_saving(now);
+        self.try_complete_save(now);
     }
 
     /// Cancels the save in progress if its state is beyond `end`, and so given up.
-    pub(super) fn saves_up_to(&mut self, end: Place) {
-        if self.saving.as_ref().is_some_and(|saving| saving.place > end) {
-            self.void_saving();
+    pub(super) fn cancel_save_beyond(&mut self, end: Position) {
+        if self.saving.as_ref().is_some_and(|saving| saving.position > end) {
+            self.cancel_save();
         }
     }
 
     /// Cancels the save in progress: its checkpoint will be deleted. Members finish it first; no
     /// other save begins before.
-    fn void_saving(&mut self) {
-        if let Some(saving) = self.saving.as_mut().filter(|saving| saving.wanted) {
-            saving.wanted = false;
-            self.done.remove(&(saving.place, Boundary::Checkpoint));
+    fn cancel_save(&mut self) {
+        if let Some(saving) = self.saving.as_mut().filter(|saving| !saving.is_cancelled) {
+            saving.is_cancelled = true;
+            self.passed_boundaries.remove(&(saving.position, Boundary::Checkpoint));
         }
     }
 
-    fn complete_saving(&mut self, now: Time) {
-        let Some(saving) = self.saving.take_if(|saving| saving.asked.is_empty()) else { return };
-        let Saving { place, name, generation, hashes, wanted, .. } = saving;
-        if !wanted {
+    /// Completes the save in progress if all members have reported.
+    fn try_complete_save(&mut self, now: Time) {
+        let Some(saving) = self.saving.take_if(|saving| saving.pending.is_empty()) else { return };
+        let SaveInProgress { position, name, generation, hashes, is_cancelled, .. } = saving;
+        if is_cancelled {
             self.actions.push(Action::DeleteCheckpoint(name));
             return;
         }
         let hash = hashes.values().next().cloned().unwrap_or_default();
         if hashes.values().any(|other| *other != hash) {
-            let list: Vec<String> = hashes.iter().map(|(rank, hash)| format!("rank {rank} {}", one(hash))).collect();
-            let reason = format!("the ranks' parameters differ at {place}: {}", list.join(", "));
-            self.event(EventKind::Diverged, json!({ "stage": place.stage, "step": place.step, "hashes": hashes }));
-            self.conclude(now, Outcome::Failed(reason));
+            let describe = |(id, hash): (&WorkerId, &String)| format!("worker {id} {}", hash.escape_debug());
+            let list: Vec<String> = hashes.iter().map(describe).collect();
+            let reason = format!("the workers' parameters differ at {position}: {}", list.join(", "));
+            let detail = json!({ "stage": position.stage, "step": position.step, "hashes": hashes });
+            self.record_event(EventKind::Diverged, detail);
+            self.end_run(now, Outcome::Failed(reason));
             return;
         }
-        self.progress += 1;
-        let saved = Checkpoint { place, generation, run_id: self.id.clone(), name, parameters_sha256: hash };
-        self.checkpoints.insert(place, saved.clone());
+        self.progress_count += 1;
+        let saved = Checkpoint { position, generation, run_id: self.id.clone(), name, parameters_sha256: hash };
+        self.checkpoints.insert(position, saved.clone());
         self.record(Record::Saved(saved));
-        self.can_save(place);
+        self.clear_failed_save(position);
         self.retire_checkpoints();
     }
 
-    /// A member reports that the checkpoint from which the generation starts is damaged: the next
-    /// generation uses an earlier one.
-    pub(super) fn damaged(&mut self, rank: u32, name: &str, reason: &str) -> Result<(), ProtocolViolation> {
-        let place = self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.name == name).map(|(place, _)| *place);
-        let (Some(place), Some(generation)) = (place, &self.generation) else {
-            return Err("a damaged checkpoint that the run does not have".into());
+    /// Discards the checkpoint from which the generation starts, because a member reports that it
+    /// is damaged. The next generation uses an earlier one.
+    pub(super) fn discard_damaged_checkpoint(
+        &mut self,
+        worker_id: WorkerId,
+        name: &str,
+        reason: &str,
+    ) -> Result<(), ProtocolViolation> {
+        let position =
+            self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.name == name).map(|(position, _)| *position);
+        let (Some(position), Some(generation)) = (position, &self.generation) else {
+            return Err("it reported a damaged checkpoint that the run does not have".into());
         };
-        let reads = generation.members.first() == Some(&rank);
-        if !reads || generation.source != Source::Checkpoint(name.to_owned()) {
-            return Err("a damaged checkpoint that it was not to read".into());
+        let is_reader = generation.members.first() == Some(&worker_id);
+        if !is_reader || generation.source != Source::Checkpoint(name.to_owned()) {
+            return Err("it reported a damaged checkpoint that it was not ordered to read".into());
         }
-        self.checkpoints.remove(&place);
-        self.done.remove(&(place, Boundary::Checkpoint));
-        self.progress += 1;
-        self.event(EventKind::Damaged, json!({ "rank": rank, "checkpoint": name, "reason": reason }));
+        self.checkpoints.remove(&position);
+        self.passed_boundaries.remove(&(position, Boundary::Checkpoint));
+        self.progress_count += 1;
+        let detail = json!({ "rank": worker_id, "checkpoint": name, "reason": reason });
+        self.record_event(EventKind::Damaged, detail);
         self.record(Record::Damaged(name.to_owned()));
         Ok(())
     }
 
     /// Deletes checkpoints except: the newest `checkpoints.keep`, the last of each stage, the best
     /// of the current stage, and those that a guard rule may roll back to. (An earlier stage has
-    /// ended with its best; its last is in `passed_over`.)
+    /// ended with its best; its last is in `unselected_checkpoints`.)
     pub(super) fn retire_checkpoints(&mut self) {
         let keep = self.file.checkpoints.keep as usize;
-        let newest: BTreeSet<Place> = self.checkpoints.keys().rev().take(keep).copied().collect();
-        let last: BTreeMap<u32, Place> = self.checkpoints.keys().map(|place| (place.stage, *place)).collect();
-        let mut needed = self.known().fallbacks();
-        needed.extend(self.known().best().map(|best| best.place));
-        let kept =
-            |place: &Place| newest.contains(place) || last.get(&place.stage) == Some(place) || needed.contains(place);
-        self.delete_checkpoints(|place| !kept(place));
+        let newest: BTreeSet<Position> = self.checkpoints.keys().rev().take(keep).copied().collect();
+        let last: BTreeMap<u32, Position> =
+            self.checkpoints.keys().map(|position| (position.stage, *position)).collect();
+        let mut needed = self.stage_view().fallbacks();
+        needed.extend(self.stage_view().best().map(|best| best.position));
+        let is_kept = |position: &Position| {
+            newest.contains(position) || last.get(&position.stage) == Some(position) || needed.contains(position)
+        };
+        self.delete_checkpoints(|position| !is_kept(position));
     }
 
     /// Deletes the files of saves that an earlier coordinator began and did not finish.
-    pub(super) fn delete_unfinished(&mut self) {
-        self.actions.extend(std::mem::take(&mut self.unfinished).into_iter().map(Action::DeleteCheckpoint));
+    pub(super) fn delete_unfinished_checkpoints(&mut self) {
+        let names = std::mem::take(&mut self.unfinished_checkpoints);
+        self.actions.extend(names.into_iter().map(Action::DeleteCheckpoint));
     }
 
-    pub(super) fn delete_checkpoints(&mut self, which: impl Fn(&Place) -> bool) {
-        let gone: Vec<Place> = self.checkpoints.keys().filter(|place| which(place)).copied().collect();
-        for checkpoint in gone.iter().filter_map(|place| self.checkpoints.remove(place)).collect::<Vec<_>>() {
+    /// Deletes the checkpoints at the positions that `is_deleted` selects.
+    pub(super) fn delete_checkpoints(&mut self, is_deleted: impl Fn(&Position) -> bool) {
+        let positions: Vec<Position> =
+            self.checkpoints.keys().filter(|position| is_deleted(position)).copied().collect();
+        let deleted: Vec<_> = positions.iter().filter_map(|position| self.checkpoints.remove(position)).collect();
+        for checkpoint in deleted {
             self.record(Record::Deleted(checkpoint.name.clone()));
             self.actions.push(Action::DeleteCheckpoint(checkpoint.name));
         }
     }
-}
-
-/// A hash as text that is safe in a log.
-fn one(hash: &str) -> String {
-    hash.escape_debug().to_string()
 }

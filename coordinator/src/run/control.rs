@@ -1,16 +1,19 @@
 //! Operator commands for a run in progress: pause, resume, checkpoint, evaluate, drain, stop.
 //!
 //! A requested checkpoint or evaluation becomes a boundary of the plan at the end of the granted
-//! steps. Membership changes therefore do not affect it. It is not in the journal: a coordinator
-//! that restarts forgets it.
+//! steps. Membership changes therefore do not affect it. The request is not in the journal: it is
+//! lost if the coordinator restarts.
 
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run,
-    plan::{Boundary, Place},
+    Outcome, Phase, Refusal, RefusalKind, Run, WorkerId,
+    plan::{Boundary, Position},
     record::EventKind,
 };
+
+/// The reason in events of an operator's commands.
+const OPERATOR_REQUEST: &str = "an operator requested it";
 
 /// A command of an operator, from `coordinator admin` or the HTTP API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub enum Command {
     /// Evaluate the state that the run is about to reach.
     Evaluate,
     /// Release the worker with this id after the step in flight.
-    Drain(u32),
+    Drain(WorkerId),
     /// Save a checkpoint, then end the coordinator. Another coordinator can resume the run.
     Stop,
 }
@@ -32,66 +35,67 @@ pub enum Command {
 impl Run {
     /// Executes a command. Returns a message that says what will happen; refuses a command that the
     /// state of the run does not allow.
-    pub(super) fn control(&mut self, command: Command) -> Result<String, Refusal> {
+    pub(super) fn execute_command(&mut self, command: Command) -> Result<String, Refusal> {
         if command == Command::Stop && matches!(self.phase, Phase::Over { outcome: Outcome::Finished, .. }) {
-            self.stopping = true;
+            self.stop_requested = true;
             return Ok("the coordinator stops; the run is finished".into());
         }
-        if let Some(refusal) = self.closed_to_workers() {
+        if let Some(refusal) = self.refusal_of_new_workers() {
             return Err(refusal);
         }
-        let no = |reason: String| Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
+        let refuse = |reason: String| Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
         match command {
-            Command::Pause => match &self.paused {
-                Some(reason) => no(format!("the run is paused already: {reason}")),
+            Command::Pause => match &self.pause_reason {
+                Some(reason) => refuse(format!("the run is already paused: {reason}")),
                 None => {
-                    let (Place { stage, step }, reason) = (self.committed, "somebody asked for it".to_owned());
-                    self.event(EventKind::Paused, json!({ "stage": stage, "step": step, "reason": reason }));
-                    self.paused = Some(reason);
-                    Ok(format!("the run pauses at {}", self.ahead()))
+                    let (Position { stage, step }, reason) = (self.committed, OPERATOR_REQUEST.to_owned());
+                    self.record_event(EventKind::Paused, json!({ "stage": stage, "step": step, "reason": reason }));
+                    self.pause_reason = Some(reason);
+                    Ok(format!("the run pauses at {}", self.next_state()))
                 }
             },
-            Command::Resume => match self.paused.take() {
-                None => no("the run is not paused: there is nothing to resume".into()),
+            Command::Resume => match self.pause_reason.take() {
+                None => refuse("the run is not paused: there is nothing to resume".into()),
                 Some(reason) => {
                     self.throughput.interrupt();
-                    self.event(EventKind::Resumed, json!({ "at": self.committed.to_string(), "reason": reason }));
-                    Ok("the run goes on".into())
+                    let detail = json!({ "at": self.committed.to_string(), "reason": reason });
+                    self.record_event(EventKind::Resumed, detail);
+                    Ok("the run continues".into())
                 }
             },
             Command::Checkpoint => {
-                let at = self.ahead();
+                let at = self.next_state();
                 if let Some(saved) = self.checkpoints.get(&at) {
-                    return no(format!("{at} is saved already: {}", saved.name));
+                    return refuse(format!("{at} is already saved as {}", saved.name));
                 }
-                self.plan.ask(Boundary::Checkpoint, at);
+                self.plan.request(Boundary::Checkpoint, at);
                 Ok(format!("{at} will be saved"))
             }
             Command::Evaluate => {
-                let at = self.ahead();
-                if self.data_set.as_ref().is_some_and(|known| known.data_set.validation_images == 0) {
-                    return no("the data has no validation split".into());
+                let at = self.next_state();
+                if self.data.as_ref().is_some_and(|data| data.data_set.validation_images == 0) {
+                    return refuse("the data have no validation split".into());
                 }
-                if self.done.contains(&(at, Boundary::Evaluation)) {
-                    return no(format!("{at} is evaluated already"));
+                if self.passed_boundaries.contains(&(at, Boundary::Evaluation)) {
+                    return refuse(format!("{at} is already evaluated"));
                 }
-                self.plan.ask(Boundary::Evaluation, at);
-                let when = if self.paused.is_some() { ", once the run is resumed" } else { "" };
+                self.plan.request(Boundary::Evaluation, at);
+                let when = if self.pause_reason.is_some() { " when the run is resumed" } else { "" };
                 Ok(format!("{at} will be evaluated{when}"))
             }
-            Command::Drain(rank) => {
-                let Some(member) = self.members.get(rank) else {
-                    return no(format!("no worker of rank {rank} is attached"));
+            Command::Drain(worker_id) => {
+                let Some(member) = self.members.get(worker_id) else {
+                    return refuse(format!("worker {worker_id} is not attached"));
                 };
-                if member.leaving.is_some() {
-                    return no(format!("rank {rank} is on its way out already"));
+                if member.leave_reason.is_some() {
+                    return refuse(format!("worker {worker_id} is already leaving"));
                 }
-                self.wants_to_go(rank, "somebody asked for it".into());
-                Ok(format!("rank {rank} goes after the step in flight"))
+                self.request_leave(worker_id, OPERATOR_REQUEST.into());
+                Ok(format!("worker {worker_id} leaves after the step in flight"))
             }
             Command::Stop => {
-                self.stopping = true;
-                Ok("the coordinator saves and stops; served again, the run goes on".into())
+                self.stop_requested = true;
+                Ok("the coordinator saves a checkpoint and stops; `coordinator serve` resumes the run".into())
             }
         }
     }
@@ -99,11 +103,11 @@ impl Run {
     /// Whether the coordinator was asked to stop.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.stopping
+        self.stop_requested
     }
 
-    /// The point up to which steps are granted: the state that the run is about to reach.
-    pub(super) fn ahead(&self) -> Place {
+    /// The position of the state that the run is about to reach: steps are granted up to here.
+    pub(super) fn next_state(&self) -> Position {
         let running = self.generation.as_ref().filter(|_| self.phase == Phase::Running);
         running.map_or(self.committed, |generation| generation.granted)
     }

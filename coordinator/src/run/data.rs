@@ -1,20 +1,21 @@
-//! The identity of the data that a run trains on, and the points at which the training data
+//! The identity of the data that a run trains on, and the positions at which the training data
 //! changed.
 
 use config::{Objective, Stage};
 use proto::v1;
 use serde_json::{Value, json};
 
-use super::plan::Place;
+use super::{WorkerId, plan::Position};
 
 /// Maximal length of a fingerprint from a worker, in bytes. SHA-256 as hex has 64.
-const MAX_FINGERPRINT: usize = 128;
+const MAX_FINGERPRINT_BYTES: usize = 128;
 
 /// The data of a run's workers: all workers of one coordinator process have the same.
 #[derive(Debug)]
 pub(super) struct RunData {
-    /// The id of the worker that described the data to this coordinator; none if the journal did.
-    pub source: Option<u32>,
+    /// The worker that described the data to this coordinator; none if the description is from the
+    /// journal.
+    pub source: Option<WorkerId>,
     /// The description: fingerprints and sizes of the splits.
     pub data_set: v1::DataSet,
 }
@@ -23,72 +24,74 @@ impl RunData {
     /// Why a worker with other data cannot join; none if it can. All workers of one coordinator
     /// process have the same data. Across a restart of the coordinator, validation data may change,
     /// and training data too if `may_change`.
-    pub(super) fn conflict(&self, rank: u32, other: &v1::DataSet, may_change: bool) -> Option<String> {
-        let Self { source, data_set: known } = self;
-        let of = source.map_or_else(|| "the run has trained on".to_owned(), |source| format!("rank {source} has"));
-        let end = |fingerprint: &str| fingerprint.escape_debug().to_string();
+    pub(super) fn conflict(&self, worker_id: WorkerId, other: &v1::DataSet, may_change: bool) -> Option<String> {
+        let Self { source, data_set: own } = self;
+        let owner = source.map_or_else(|| "the run has trained on".to_owned(), |source| format!("worker {source} has"));
+        let escape = |fingerprint: &str| fingerprint.escape_debug().to_string();
         let is_of_journal = source.is_none();
-        if known.models_fingerprint != other.models_fingerprint {
+        if own.models_fingerprint != other.models_fingerprint {
             return Some(format!(
-                "the models differ in their frozen weights or vocabularies: rank {rank} has those of fingerprint {}, {of} {}; \
-                 bring back the earlier files, or begin a new run",
-                end(&other.models_fingerprint),
-                end(&known.models_fingerprint),
+                "the models differ in their frozen weights or vocabularies: worker {worker_id} has fingerprint {}, \
+                 {owner} {}; restore the earlier files, or start a new run",
+                escape(&other.models_fingerprint),
+                escape(&own.models_fingerprint),
             ));
         }
-        if known.training_fingerprint != other.training_fingerprint && !(is_of_journal && may_change) {
+        if own.training_fingerprint != other.training_fingerprint && !(is_of_journal && may_change) {
             let remedy = match is_of_journal {
                 true => {
-                    "bring back the earlier data, or serve with --accept-changes to go on with these from a new epoch on"
+                    "restore the earlier data, or serve with --accept-changes to continue with the new data from a new \
+                     epoch"
                 }
-                false => "start all workers again with the same data",
+                false => "restart all workers with the same data",
             };
             return Some(format!(
-                "the training data differ: rank {rank} has {} images and {} captions (fingerprint {}), {of} {} and {} ({}); {remedy}",
+                "the training data differ: worker {worker_id} has {} images and {} captions (fingerprint {}), \
+                 {owner} {} and {} ({}); {remedy}",
                 other.train_images,
                 other.train_captions,
-                end(&other.training_fingerprint),
-                known.train_images,
-                known.train_captions,
-                end(&known.training_fingerprint),
+                escape(&other.training_fingerprint),
+                own.train_images,
+                own.train_captions,
+                escape(&own.training_fingerprint),
             ));
         }
-        let differs = !is_of_journal && known.validation_fingerprint != other.validation_fingerprint;
+        let differs = !is_of_journal && own.validation_fingerprint != other.validation_fingerprint;
         differs.then(|| {
             format!(
-                "the validation data differ: rank {rank} has {} images (fingerprint {}), {of} {} ({}); start all workers again \
-                 with the same data",
+                "the validation data differ: worker {worker_id} has {} images (fingerprint {}), {owner} {} ({}); \
+                 restart all workers with the same data",
                 other.validation_images,
-                end(&other.validation_fingerprint),
-                known.validation_images,
-                end(&known.validation_fingerprint),
+                escape(&other.validation_fingerprint),
+                own.validation_images,
+                escape(&own.validation_fingerprint),
             )
         })
     }
 }
 
-/// Whether the fingerprints of a description are short enough to be genuine.
-pub(super) fn has_sane_fingerprints(data_set: &v1::DataSet) -> bool {
+/// Whether the fingerprints of a description are within the limit.
+pub(super) fn has_valid_fingerprints(data_set: &v1::DataSet) -> bool {
     let v1::DataSet { training_fingerprint, validation_fingerprint, models_fingerprint, .. } = data_set;
     [training_fingerprint, validation_fingerprint, models_fingerprint]
         .iter()
-        .all(|fingerprint| fingerprint.len() <= MAX_FINGERPRINT)
+        .all(|fingerprint| fingerprint.len() <= MAX_FINGERPRINT_BYTES)
 }
 
 /// The size of a training split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Size {
+pub struct SplitSize {
     /// The number of images.
     pub images: u64,
     /// The number of their captions.
     pub captions: u64,
 }
 
-impl Size {
+impl SplitSize {
     /// The number of samples of one epoch: captions for cross-entropy, images for the other
     /// objectives.
     #[must_use]
-    pub fn epoch(self, objective: Objective) -> u64 {
+    pub fn epoch_samples(self, objective: Objective) -> u64 {
         match objective {
             Objective::CrossEntropy => self.captions,
             Objective::Contrastive | Objective::Scst | Objective::Dico => self.images,
@@ -96,7 +99,7 @@ impl Size {
     }
 }
 
-impl From<&v1::DataSet> for Size {
+impl From<&v1::DataSet> for SplitSize {
     fn from(data_set: &v1::DataSet) -> Self {
         Self { images: data_set.train_images, captions: data_set.train_captions }
     }
@@ -107,17 +110,17 @@ impl From<&v1::DataSet> for Size {
 pub struct DataChange {
     /// The first generation that trains on the new data.
     pub generation: u64,
-    /// The point from which on the run trains on the new data: the earliest start of a generation
-    /// since then. None before the first such generation.
-    pub from: Option<Place>,
+    /// The position from which the run trains on the new data: the earliest start of a generation
+    /// since the change. None before the first such generation.
+    pub from: Option<Position>,
     /// The size of the old data.
-    pub before: Size,
+    pub before: SplitSize,
 }
 
 impl DataChange {
-    /// The exchange as stored in the journal; `after` is the size of the new data.
+    /// The change as stored in the journal; `after` is the size of the new data.
     #[must_use]
-    pub fn detail(&self, after: Size) -> Value {
+    pub fn detail(&self, after: SplitSize) -> Value {
         json!({
             "split": "training",
             "generation": self.generation,
@@ -126,34 +129,37 @@ impl DataChange {
         })
     }
 
-    /// Reads an exchange from the journal; none if it concerns another split.
+    /// Reads a change from the journal; none if it concerns another split.
     #[must_use]
     pub fn from_detail(detail: &Value) -> Option<Self> {
         let before = |key: &str| detail[key][0].as_u64();
         Some(Self {
             generation: detail["generation"].as_u64()?,
             from: None,
-            before: Size { images: before("images_before_and_after")?, captions: before("captions_before_and_after")? },
+            before: SplitSize {
+                images: before("images_before_and_after")?,
+                captions: before("captions_before_and_after")?,
+            },
         })
     }
 
-    /// Records that a generation starts at this point.
-    pub fn starts(&mut self, generation: u64, at: Place) {
+    /// Records that a generation starts at this position.
+    pub fn record_start(&mut self, generation: u64, at: Position) {
         if generation >= self.generation {
             self.from = Some(self.from.map_or(at, |from| from.min(at)));
         }
     }
 }
 
-/// The point in stage `number`, after these exchanges, at which its current sequence of samples
-/// begins, and the epoch of it.
+/// The step of stage `stage_number`, after these changes, at which its current sequence of samples
+/// begins, and the number of its first epoch.
 #[must_use]
-pub fn sequence_start(exchanges: &[DataChange], number: u32, stage: &Stage) -> v1::SequenceStart {
+pub fn sequence_start(changes: &[DataChange], stage_number: u32, stage: &Stage) -> v1::SequenceStart {
     let mut start = v1::SequenceStart::default();
-    for DataChange { from, before, .. } in exchanges {
-        let Some(from) = from.filter(|from| from.stage == number) else { continue };
+    for DataChange { from, before, .. } in changes {
+        let Some(from) = from.filter(|from| from.stage == stage_number) else { continue };
         let samples = from.step.saturating_sub(start.step) * u64::from(stage.batch);
-        start.epoch += samples.div_ceil(before.epoch(stage.objective).max(1));
+        start.epoch += samples.div_ceil(before.epoch_samples(stage.objective).max(1));
         start.step = from.step;
     }
     start
@@ -164,57 +170,57 @@ mod tests {
     use super::*;
     use crate::run::testing;
 
-    fn exchange(generation: u64, images: u64) -> DataChange {
-        DataChange { generation, from: None, before: Size { images, captions: 5 * images } }
+    fn change(generation: u64, images: u64) -> DataChange {
+        DataChange { generation, from: None, before: SplitSize { images, captions: 5 * images } }
     }
 
-    fn at(step: u64) -> Place {
-        Place { stage: 1, step }
+    fn at(step: u64) -> Position {
+        Position { stage: 1, step }
     }
 
     #[test]
-    fn other_data_begin_with_a_whole_epoch() {
+    fn new_data_begin_with_a_whole_epoch() {
         let mut stage = testing::stage("dico", 100, 4, None, None);
         stage.objective = Objective::Dico;
-        let start = |exchanges: &[DataChange], number| {
-            let v1::SequenceStart { step, epoch } = sequence_start(exchanges, number, &stage);
+        let start = |changes: &[DataChange], stage_number| {
+            let v1::SequenceStart { step, epoch } = sequence_start(changes, stage_number, &stage);
             (step, epoch)
         };
-        let mut exchanges = vec![exchange(3, 10)];
-        assert_eq!(start(&exchanges, 1), (0, 0));
-        exchanges[0].starts(2, at(1));
-        assert_eq!(start(&exchanges, 1), (0, 0));
+        let mut changes = vec![change(3, 10)];
+        assert_eq!(start(&changes, 1), (0, 0));
+        changes[0].record_start(2, at(1));
+        assert_eq!(start(&changes, 1), (0, 0));
         // 7 steps of 4 of 10 images: the third epoch has begun.
-        exchanges[0].starts(3, at(7));
-        assert_eq!(start(&exchanges, 1), (7, 3));
-        assert_eq!(start(&exchanges, 2), (0, 0));
+        changes[0].record_start(3, at(7));
+        assert_eq!(start(&changes, 1), (7, 3));
+        assert_eq!(start(&changes, 2), (0, 0));
         // Steps that are repeated from an earlier state use the new data.
-        exchanges[0].starts(4, at(9));
-        exchanges[0].starts(5, at(5));
-        assert_eq!(start(&exchanges, 1), (5, 2));
-        // Another exchange: 3 steps of 4 of 6 images are two epochs.
-        exchanges.push(exchange(6, 6));
-        exchanges.iter_mut().for_each(|exchange| exchange.starts(6, at(8)));
-        assert_eq!(start(&exchanges, 1), (8, 4));
-        // Back to before both: the first has no effect.
-        exchanges.iter_mut().for_each(|exchange| exchange.starts(7, at(0)));
-        assert_eq!(start(&exchanges, 1), (0, 0));
+        changes[0].record_start(4, at(9));
+        changes[0].record_start(5, at(5));
+        assert_eq!(start(&changes, 1), (5, 2));
+        // Another change: 3 steps of 4 of 6 images are two epochs.
+        changes.push(change(6, 6));
+        changes.iter_mut().for_each(|change| change.record_start(6, at(8)));
+        assert_eq!(start(&changes, 1), (8, 4));
+        // A generation starts before both changes: the first one has no effect any more.
+        changes.iter_mut().for_each(|change| change.record_start(7, at(0)));
+        assert_eq!(start(&changes, 1), (0, 0));
     }
 
     #[test]
-    fn an_epoch_of_teacher_forcing_has_all_captions() {
+    fn an_epoch_of_cross_entropy_has_all_captions() {
         let mut stage = testing::stage("xe", 100, 4, None, None);
         stage.objective = Objective::CrossEntropy;
-        let mut exchanges = [exchange(1, 10)];
-        exchanges[0].starts(1, at(7));
-        assert_eq!(sequence_start(&exchanges, 1, &stage), v1::SequenceStart { step: 7, epoch: 1 });
+        let mut changes = [change(1, 10)];
+        changes[0].record_start(1, at(7));
+        assert_eq!(sequence_start(&changes, 1, &stage), v1::SequenceStart { step: 7, epoch: 1 });
     }
 
     #[test]
-    fn the_journal_keeps_an_exchange() {
-        let exchange = exchange(3, 10);
-        let detail = exchange.detail(Size { images: 9, captions: 45 });
-        assert_eq!(DataChange::from_detail(&detail), Some(exchange));
+    fn a_change_is_read_back_from_its_detail() {
+        let change = change(3, 10);
+        let detail = change.detail(SplitSize { images: 9, captions: 45 });
+        assert_eq!(DataChange::from_detail(&detail), Some(change));
         let of_validation = json!({ "split": "validation", "images_before_and_after": [3, 4] });
         assert_eq!(DataChange::from_detail(&of_validation), None);
     }

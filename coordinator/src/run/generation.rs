@@ -8,9 +8,9 @@
 //!        | Abandon, then Idle of all members  | (1)                     | (1), (2), (3)
 //!        '------------------------------------+-------------------------'
 //!
-//!     (1) at once: a member is lost or fails
+//!     (1) at once: a member fails or is evicted
 //!     (2) after the step in flight: a member joins or leaves; see membership_changes
-//!     (3) a stage ends with an earlier state; see oversight
+//!     (3) a stage ends with an earlier state; see stage_end
 //! ```
 
 use std::collections::BTreeSet;
@@ -19,14 +19,14 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Phase, ProtocolViolation, Run, Time,
-    admission::is_held,
+    Action, Outcome, Phase, ProtocolViolation, Rank, Run, Time, WorkerId,
+    admission::is_agreed,
     data,
     membership::MemberState,
     one_line,
-    plan::Place,
+    plan::Position,
     progress::PendingBoundary,
-    reach,
+    reachability,
     record::{EventKind, Record, Source},
     statistics::StepMerger,
     step_tracker::StepTracker,
@@ -34,209 +34,228 @@ use super::{
 
 /// The run fails after this many generations in a row that ended with the same fatal failure and
 /// without progress.
-const SAME_FATAL_FAILURES: u32 = 3;
+const MAX_SAME_FATAL_FAILURES: u32 = 3;
 /// The run fails after this many generations in a row that ended with other failures and without
 /// progress.
-const FAILURES: u32 = 5;
+const MAX_OTHER_FAILURES: u32 = 5;
 
 /// The members, the starting state and the progress of one generation.
 #[derive(Debug)]
 pub(super) struct Generation {
     pub number: u64,
     /// Worker ids in order; the index is the rank in the generation.
-    pub members: Vec<u32>,
-    pub start: Place,
+    pub members: Vec<WorkerId>,
+    /// The position at which it starts.
+    pub start: Position,
     /// The source of the state that it starts from.
     pub source: Source,
-    pub ready: BTreeSet<u32>,
-    /// The point up to which directives were sent.
-    pub granted: Place,
-    /// The point that each member has reported.
+    /// The members that have finished the rendezvous.
+    pub ready_members: BTreeSet<WorkerId>,
+    /// The position up to which directives were sent.
+    pub granted: Position,
+    /// The position that each member has reported.
     pub step_tracker: StepTracker,
     /// A batch size, and the number of its samples for each rank.
     pub shares: (u32, Vec<u32>),
-    /// The run's progress when the generation was formed.
-    pub began: u64,
+    /// The run's progress count when the generation was formed.
+    pub initial_progress_count: u64,
     /// The boundary directive that was sent and that not all members have reported; none while
     /// training.
-    pub awaiting: Option<PendingBoundary>,
-    /// Why the generation is to end. Its members were told to halt; it ends when one has halted or
-    /// all granted steps are done.
-    pub ending: Option<String>,
-    pub merger: StepMerger,
+    pub pending_boundary: Option<PendingBoundary>,
+    /// Why the generation has to end. Its members were ordered to halt; it ends when one has halted
+    /// or all granted steps are done.
+    pub halt_reason: Option<String>,
+    pub step_merger: StepMerger,
 }
 
 impl Generation {
     /// Whether all members have reported all steps that were granted.
-    pub fn quiet(&self) -> bool {
+    pub fn all_steps_reported(&self) -> bool {
         self.step_tracker.all_at(self.granted)
     }
 }
 
-/// Counts failures without progress in between, to stop a run that cannot go on.
+/// How a generation ended.
+#[derive(Clone, Debug)]
+pub(super) struct GenerationEnd {
+    /// Why it ended, as a message for display.
+    pub reason: String,
+    /// Whether it ended by a failure.
+    pub is_failure: bool,
+}
+
+/// Counts failures without progress in between, to stop a run that cannot continue.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
-    progress: u64,
-    fatal: Option<Fatal>,
+pub(super) struct FailureCounter {
+    progress_count: u64,
+    fatal: Option<FatalFailures>,
     /// The generation of the last other failure, and the number of such failures.
     other: (u64, u32),
 }
 
+/// Fatal failures with the same reason.
 #[derive(Debug)]
-struct Fatal {
+struct FatalFailures {
     reason: String,
+    /// The generation of the last one.
     generation: u64,
     count: u32,
 }
 
-impl Failures {
+impl FailureCounter {
     /// Counts a failure, at most once per generation. Returns true if the run has to fail.
-    pub(super) fn count(&mut self, progress: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
-        if progress != self.progress {
-            *self = Self { progress, ..Self::default() };
+    pub(super) fn count(&mut self, progress_count: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
+        if progress_count != self.progress_count {
+            *self = Self { progress_count, ..Self::default() };
         }
         if !is_fatal {
             if self.other.0 != generation {
                 self.other = (generation, self.other.1 + 1);
             }
-            return self.other.1 >= FAILURES;
+            return self.other.1 >= MAX_OTHER_FAILURES;
         }
         match &mut self.fatal {
             Some(fatal) if fatal.reason == reason => {
                 if fatal.generation != generation {
                     (fatal.generation, fatal.count) = (generation, fatal.count + 1);
                 }
-                fatal.count >= SAME_FATAL_FAILURES
+                fatal.count >= MAX_SAME_FATAL_FAILURES
             }
             other => {
-                *other = Some(Fatal { reason: reason.to_owned(), generation, count: 1 });
+                *other = Some(FatalFailures { reason: reason.to_owned(), generation, count: 1 });
                 false
             }
         }
     }
 }
 
-/// The point at which a generation starts, and the source of that state.
+/// The position at which a generation starts, and the source of that state.
 pub(super) struct StartPoint {
-    pub start: Place,
+    pub start: Position,
     pub source: Source,
 }
 
 impl Run {
     /// Forms the next generation if enough members have joined and all have released the last one.
-    pub(super) fn try_form(&mut self, now: Time) {
+    pub(super) fn try_form_generation(&mut self, now: Time) {
         if !self.members.all_idle() {
             return;
         }
-        self.part(now);
-        let Some(ranks) = self.next_members() else { return };
-        let StartPoint { start, source } = self.origin();
-        if self.is_missed(now, start) {
+        self.evict_unreachable(now);
+        let Some(members) = self.select_members() else { return };
+        let StartPoint { start, source } = self.select_start();
+        if self.must_wait_for_holder(now, start) {
             return;
         }
         self.flush_statistics();
         let number = self.last_generation + 1;
         (self.last_generation, self.horizon) = (number, start);
-        self.terms.record(number, self.term);
-        self.cuts.cut(number, start);
-        self.exchanges.iter_mut().for_each(|exchange| exchange.starts(number, start));
-        self.keep_evaluation(start);
-        self.go_to(start, number, &source);
-        self.delete_unfinished();
+        self.term_log.record(number, self.term);
+        self.branch_points.add(number, start);
+        self.data_changes.iter_mut().for_each(|change| change.record_start(number, start));
+        self.cancel_outdated_evaluation(start);
+        self.move_committed(start, number, &source);
+        self.delete_unfinished_checkpoints();
 
-        let machine = |rank: &u32| Some((*rank, self.members.get(*rank)?.machine.clone()));
-        let members: Vec<_> = ranks.iter().filter_map(machine).collect();
-        let cause = self.cause.0.clone();
-        let term = self.term;
-        self.record(Record::Formed { generation: number, term, members, cause, start, source: source.clone() });
-        self.rendezvous(number, &ranks, start, &source);
+        let machine = |id: &WorkerId| Some((*id, self.members.get(*id)?.machine.clone()));
+        let machines: Vec<_> = members.iter().filter_map(machine).collect();
+        let (cause, term) = (self.last_end.reason.clone(), self.term);
+        self.record(Record::Formed {
+            generation: number,
+            term,
+            members: machines,
+            cause,
+            start,
+            source: source.clone(),
+        });
+        self.send_rendezvous(number, &members, start, &source);
         self.generation = Some(Generation {
             number,
-            step_tracker: StepTracker::new(&ranks, start),
+            step_tracker: StepTracker::new(&members, start),
             shares: (0, Vec::new()),
-            began: self.progress,
-            members: ranks,
+            initial_progress_count: self.progress_count,
+            members,
             start,
             source,
-            ready: BTreeSet::new(),
+            ready_members: BTreeSet::new(),
             granted: start,
-            awaiting: None,
-            ending: None,
-            merger: StepMerger::default(),
+            pending_boundary: None,
+            halt_reason: None,
+            step_merger: StepMerger::default(),
         });
         self.phase = Phase::Forming;
     }
 
     /// The furthest state available: a member's (that of the lowest id, members that stay first),
     /// else a checkpoint's, else the seed's.
-    pub(super) fn origin(&self) -> StartPoint {
-        let usable = |position: &v1::Position| self.cuts.allow(position.into(), position.generation);
-        let held = self.members.iter().filter_map(|(rank, member)| {
-            let place = Place::from(member.position.as_ref().filter(|position| usable(position))?);
+    pub(super) fn select_start(&self) -> StartPoint {
+        let is_usable = |position: &v1::Position| self.branch_points.is_current(position.into(), position.generation);
+        let states = self.members.iter().filter_map(|(worker_id, member)| {
+            let position = Position::from(member.position.as_ref().filter(|position| is_usable(position))?);
             // Among members with the same state, one that stays is preferred.
-            Some((place, member.leaving.is_none(), std::cmp::Reverse(rank)))
+            Some((position, member.leave_reason.is_none(), std::cmp::Reverse(worker_id)))
         });
         let saved = self.checkpoints.values().next_back();
-        match (held.max(), saved) {
-            (Some((start, _, rank)), saved) if saved.is_none_or(|saved| saved.place <= start) => {
-                StartPoint { start, source: Source::Member(rank.0) }
+        match (states.max(), saved) {
+            (Some((start, _, worker_id)), saved) if saved.is_none_or(|saved| saved.position <= start) => {
+                StartPoint { start, source: Source::Member(worker_id.0) }
             }
-            (_, Some(saved)) => StartPoint { start: saved.place, source: Source::Checkpoint(saved.name.clone()) },
-            (_, None) => StartPoint { start: Place::default(), source: Source::Seed },
+            (_, Some(saved)) => StartPoint { start: saved.position, source: Source::Checkpoint(saved.name.clone()) },
+            (_, None) => StartPoint { start: Position::default(), source: Source::Seed },
         }
     }
 
     /// Moves `committed` to the start of the next generation: back if the state is lost, forward if
     /// only the reports are.
-    fn go_to(&mut self, start: Place, generation: u64, source: &Source) {
+    fn move_committed(&mut self, start: Position, generation: u64, source: &Source) {
         // Needed even if no committed step is given up: the beginning of a stage may be recorded
         // only for its evaluation.
-        self.done.retain(|(place, _)| *place <= start);
-        self.scores.retain(|place, _| *place <= start);
-        let from = self.committed;
-        if start == from {
+        self.passed_boundaries.retain(|(position, _)| *position <= start);
+        self.scores.retain(|position, _| *position <= start);
+        let before = self.committed;
+        if start == before {
             return;
         }
         let detail = json!({
-            "from": { "stage": from.stage, "step": from.step },
+            "from": { "stage": before.stage, "step": before.step },
             "to": { "stage": start.stage, "step": start.step },
             "generation": generation,
             "source": source.to_string(),
         });
-        self.event(if start < from { EventKind::RolledBack } else { EventKind::Adopted }, detail);
-        self.saves_up_to(start);
+        self.record_event(if start < before { EventKind::RolledBack } else { EventKind::Adopted }, detail);
+        self.cancel_save_beyond(start);
         self.committed = start;
-        if start < from || start.stage != from.stage {
-            self.watch();
+        if start < before || start.stage != before.stage {
+            self.restart_guard();
         }
     }
 
-    fn rendezvous(&mut self, number: u64, ranks: &[u32], start: Place, source: &Source) {
-        let in_generation = |rank: u32| ranks.iter().position(|other| *other == rank).map(|index| index as u32);
-        let address = |rank: &u32| Some((*rank, self.members.get(*rank)?.store_address.clone()));
-        let addresses: Vec<(u32, String)> = ranks.iter().filter_map(address).collect();
+    fn send_rendezvous(&mut self, number: u64, members: &[WorkerId], start: Position, source: &Source) {
+        let rank_of = |id: WorkerId| members.iter().position(|other| *other == id).map(|index| Rank(index as u32));
+        let address = |id: &WorkerId| Some((*id, self.members.get(*id)?.store_address.clone()));
+        let addresses: Vec<(WorkerId, String)> = members.iter().filter_map(address).collect();
         let (source_rank, checkpoint) = match source {
-            Source::Member(rank) => (in_generation(*rank), String::new()),
+            Source::Member(worker_id) => (rank_of(*worker_id), String::new()),
             Source::Checkpoint(name) => (None, name.clone()),
             Source::Seed => (None, String::new()),
         };
         let saved = self.checkpoints.values().find(|saved| saved.name == checkpoint);
         let (checkpoint_run_id, checkpoint_sha256) =
             saved.map(|saved| (saved.run_id.clone(), saved.parameters_sha256.clone())).unwrap_or_default();
-        let sequence_start = data::sequence_start(&self.exchanges, start.stage, self.plan.stage(start));
-        for (index, rank) in ranks.iter().enumerate() {
-            self.members.stand(*rank, MemberState::In(number));
-            let Some(session) = self.members.get(*rank).map(|member| member.session) else { continue };
+        let sequence_start = data::sequence_start(&self.data_changes, start.stage, self.plan.stage(start));
+        for (index, worker_id) in members.iter().enumerate() {
+            self.members.set_state(*worker_id, MemberState::InGeneration(number));
+            let Some(session) = self.members.get(*worker_id).map(|member| member.session) else { continue };
             let rendezvous = v1::Rendezvous {
                 rank: index as u32,
-                world_size: ranks.len() as u32,
+                world_size: members.len() as u32,
                 store_address: addresses.first().map(|(_, address)| address.clone()).unwrap_or_default(),
-                source_rank,
+                source_rank: source_rank.map(|rank| rank.0),
                 checkpoint: checkpoint.clone(),
                 checkpoint_sha256: checkpoint_sha256.clone(),
                 checkpoint_run_id: checkpoint_run_id.clone(),
                 position: Some(start.in_generation(number)),
-                peers: reach::peers(&addresses, index),
+                peers: reachability::peers_to_probe(&addresses, index),
                 sequence_start: Some(sequence_start),
                 term: self.term,
             };
@@ -245,130 +264,147 @@ impl Run {
     }
 
     /// Starts training when all members of the generation are ready.
-    pub(super) fn try_run(&mut self, now: Time) {
+    pub(super) fn try_start_training(&mut self, now: Time) {
         let Some(generation) = &self.generation else { return };
-        if generation.ready.len() < generation.members.len() {
+        if generation.ready_members.len() < generation.members.len() {
             return;
         }
         let generation = generation.number;
         self.phase = Phase::Running;
-        self.record(Record::Ready { generation, recovery: self.cause.1 });
-        self.proceed(now);
+        self.record(Record::Ready { generation, recovery: self.last_end.is_failure });
+        self.send_due_directives(now);
     }
 
     /// Whether a message of a worker belongs to the generation that forms or runs. False for an
     /// older generation; a violation of the protocol for a generation that does not exist.
-    pub(super) fn is_current(&self, rank: u32, number: u64) -> Result<bool, ProtocolViolation> {
+    pub(super) fn is_current_generation(&self, worker_id: WorkerId, number: u64) -> Result<bool, ProtocolViolation> {
         if number > self.last_generation {
             return Err(format!("generation {number} does not exist"));
         }
-        let live = matches!(self.phase, Phase::Forming | Phase::Running);
-        let standing = self.members.get(rank).map(|member| member.standing);
-        match standing {
-            Some(MemberState::In(own)) if own == number => Ok(live),
-            _ if live && number == self.last_generation => Err(format!("it is not in generation {number}")),
+        let is_active = matches!(self.phase, Phase::Forming | Phase::Running);
+        let state = self.members.get(worker_id).map(|member| member.state);
+        match state {
+            Some(MemberState::InGeneration(own)) if own == number => Ok(is_active),
+            _ if is_active && number == self.last_generation => Err(format!("it is not in generation {number}")),
             _ => Ok(false),
         }
     }
 
-    pub(super) fn ready(&mut self, rank: u32, ready: &v1::Ready) -> Result<(), ProtocolViolation> {
-        if !self.is_current(rank, ready.generation)? {
+    /// Handles `Ready`: a member has finished the rendezvous.
+    pub(super) fn handle_ready(&mut self, worker_id: WorkerId, ready: &v1::Ready) -> Result<(), ProtocolViolation> {
+        if !self.is_current_generation(worker_id, ready.generation)? {
             return Ok(());
         }
         let Some(generation) = &mut self.generation else { return Ok(()) };
-        let at = ready.position.as_ref().map(Place::from);
-        if at != Some(generation.start) {
-            let at = at.map_or_else(|| "nowhere".into(), |at| at.to_string());
-            return Err(format!("it is ready at {at} instead of {}", generation.start));
+        let reported = ready.position.as_ref().map(Position::from);
+        if reported != Some(generation.start) {
+            let reported = reported.map_or_else(|| "no position".into(), |reported| reported.to_string());
+            return Err(format!("it is ready at {reported} instead of {}", generation.start));
         }
-        generation.ready.insert(rank);
+        generation.ready_members.insert(worker_id);
         let position = generation.start.in_generation(generation.number);
-        if let Some(member) = self.members.get_mut(rank) {
+        if let Some(member) = self.members.get_mut(worker_id) {
             member.position = Some(position);
         }
         Ok(())
     }
 
-    pub(super) fn idle(&mut self, now: Time, rank: u32, idle: &v1::Idle) -> Result<(), ProtocolViolation> {
+    /// Handles `Idle`: a member has released its generation.
+    pub(super) fn handle_idle(
+        &mut self,
+        now: Time,
+        worker_id: WorkerId,
+        idle: &v1::Idle,
+    ) -> Result<(), ProtocolViolation> {
         if idle.generation > self.last_generation {
             return Err(format!("generation {} does not exist", idle.generation));
         }
-        if let Some(reason) = idle.position.as_ref().and_then(|position| self.impossible(position)) {
-            return Err(format!("it says where it cannot be: {reason}"));
+        if let Some(reason) = idle.position.as_ref().and_then(|position| self.position_error(position)) {
+            return Err(format!("it reported an impossible position: {reason}"));
         }
-        let position = idle.position.filter(is_held);
-        let Some(member) = self.members.get_mut(rank) else { return Ok(()) };
-        let own = match member.standing {
-            MemberState::In(own) | MemberState::LettingGo { generation: own, .. } => own,
+        let position = idle.position.filter(is_agreed);
+        let Some(member) = self.members.get_mut(worker_id) else { return Ok(()) };
+        let own = match member.state {
+            MemberState::InGeneration(own) | MemberState::Releasing { generation: own, .. } => own,
             MemberState::Idle => 0,
         };
         if own > idle.generation {
             return Ok(());
         }
-        let was_in = matches!(member.standing, MemberState::In(_));
+        let was_in_generation = matches!(member.state, MemberState::InGeneration(_));
         member.position = position;
-        member.beat(now, v1::Phase::Idle, position);
-        self.members.stand(rank, MemberState::Idle);
-        self.stops_saving(now, rank, idle.saving);
-        if was_in {
-            let halted = self.generation.as_ref().and_then(|generation| generation.ending.clone());
-            let by_failure = halted.is_none();
-            let reason = halted.unwrap_or_else(|| format!("rank {rank} let go of the generation"));
-            self.end_generation(now, &reason, by_failure);
+        member.record_heartbeat(now, v1::Phase::Idle, position);
+        self.members.set_state(worker_id, MemberState::Idle);
+        self.remove_from_save(now, worker_id, idle.saving);
+        if was_in_generation {
+            let halt_reason = self.generation.as_ref().and_then(|generation| generation.halt_reason.clone());
+            let is_failure = halt_reason.is_none();
+            let reason = halt_reason.unwrap_or_else(|| format!("worker {worker_id} released the generation"));
+            self.end_generation(now, &reason, is_failure);
         }
         Ok(())
     }
 
-    pub(super) fn failed(&mut self, now: Time, rank: u32, failed: &v1::Failed) -> Result<(), ProtocolViolation> {
+    /// Handles `Failed`: a member reports a failure.
+    pub(super) fn handle_failed(
+        &mut self,
+        now: Time,
+        worker_id: WorkerId,
+        failed: &v1::Failed,
+    ) -> Result<(), ProtocolViolation> {
         if failed.generation > self.last_generation {
             return Err(format!("generation {} does not exist", failed.generation));
         }
         let reason = one_line(&failed.reason);
-        let current = matches!(self.phase, Phase::Forming | Phase::Running)
-            && self.members.get(rank).is_some_and(|member| member.standing == MemberState::In(failed.generation));
-        if current && !failed.damaged_checkpoint.is_empty() {
-            self.damaged(rank, &failed.damaged_checkpoint, &reason)?;
+        let in_generation = MemberState::InGeneration(failed.generation);
+        let is_current = matches!(self.phase, Phase::Forming | Phase::Running)
+            && self.members.get(worker_id).is_some_and(|member| member.state == in_generation);
+        if is_current && !failed.damaged_checkpoint.is_empty() {
+            self.discard_damaged_checkpoint(worker_id, &failed.damaged_checkpoint, &reason)?;
         }
-        self.complain(rank, failed);
-        // Other members may have halted first, so that its collective operation failed.
-        let halted = self.generation.as_ref().is_some_and(|generation| generation.ending.is_some());
-        let too_many = if failed.fatal {
-            // Other members may have noticed first, and ended the generation: the cause counts all
-            // the same.
-            self.failures.count(self.progress, failed.generation, &reason, true)
+        self.record_unreachable(worker_id, failed);
+        // Other members may have halted first, so that this member's collective operation failed.
+        let is_halting = self.generation.as_ref().is_some_and(|generation| generation.halt_reason.is_some());
+        let must_fail = if failed.fatal {
+            // Other members may have noticed first, and ended the generation: the failure counts
+            // nevertheless.
+            self.failure_counter.count(self.progress_count, failed.generation, &reason, true)
         } else {
-            current && !halted && self.failures.count(self.progress, failed.generation, &reason, false)
+            let is_counted = is_current && !is_halting;
+            is_counted && self.failure_counter.count(self.progress_count, failed.generation, &reason, false)
         };
-        let text = format!("rank {rank} failed: {reason}");
+        let text = format!("worker {worker_id} failed: {reason}");
         if failed.fatal {
-            let session = self.members.get(rank).map(|member| member.session);
-            self.remove(now, rank, EventKind::Lost, &text);
+            let session = self.members.get(worker_id).map(|member| member.session);
+            self.remove_member(now, worker_id, EventKind::Lost, &text);
             self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
-        } else if current {
+        } else if is_current {
             // A member that reports a failure releases its generation by itself: it gets no
             // directive.
-            self.members.stand(rank, MemberState::LettingGo { generation: failed.generation, since: now });
-            self.end_generation(now, &text, !halted);
+            let state = MemberState::Releasing { generation: failed.generation, since: now };
+            self.members.set_state(worker_id, state);
+            self.end_generation(now, &text, !is_halting);
         }
-        if too_many && !matches!(self.phase, Phase::Over { .. }) {
-            self.conclude(now, Outcome::Failed(format!("generations keep failing without progress: {text}")));
+        if must_fail && !matches!(self.phase, Phase::Over { .. }) {
+            self.end_run(now, Outcome::Failed(format!("generations keep failing without progress: {text}")));
         }
         Ok(())
     }
 
     /// Ends the generation that forms or runs, if there is one: sends Abandon to all members in it.
-    pub(super) fn end_generation(&mut self, now: Time, reason: &str, by_failure: bool) {
-        let live = matches!(self.phase, Phase::Forming | Phase::Running);
-        let Some(generation) = self.generation.as_mut().filter(|_| live) else { return };
+    pub(super) fn end_generation(&mut self, now: Time, reason: &str, is_failure: bool) {
+        let is_active = matches!(self.phase, Phase::Forming | Phase::Running);
+        let Some(generation) = self.generation.as_mut().filter(|_| is_active) else { return };
         let number = generation.number;
-        generation.awaiting = None;
+        generation.pending_boundary = None;
         self.throughput.interrupt();
         self.phase = Phase::Waiting;
-        self.cause = (reason.to_owned(), by_failure);
-        for rank in generation.members.clone() {
-            let member = self.members.get(rank).filter(|member| member.standing == MemberState::In(number));
+        self.last_end = GenerationEnd { reason: reason.to_owned(), is_failure };
+        for worker_id in generation.members.clone() {
+            let in_generation = MemberState::InGeneration(number);
+            let member = self.members.get(worker_id).filter(|member| member.state == in_generation);
             let Some(session) = member.map(|member| member.session) else { continue };
-            self.members.stand(rank, MemberState::LettingGo { generation: number, since: now });
+            self.members.set_state(worker_id, MemberState::Releasing { generation: number, since: now });
             self.send(session, number, Directive::Abandon(v1::Abandon { reason: reason.to_owned() }));
         }
         self.record(Record::Ended { generation: number, reason: reason.to_owned() });
@@ -377,7 +413,7 @@ impl Run {
     /// Records the steps that only some members of the last generation reported.
     pub(super) fn flush_statistics(&mut self) {
         if let Some(generation) = &mut self.generation {
-            let steps: Vec<_> = generation.merger.drain().collect();
+            let steps: Vec<_> = generation.step_merger.drain().collect();
             for step in steps {
                 self.record_step(step);
             }

@@ -1,36 +1,36 @@
 //! Lineage: which states belong to the present history of a run, and which belong to abandoned
 //! branches.
 //!
-//! A generation that starts before a point gives up what earlier generations trained beyond that
-//! point. A member that was disconnected may come back with such a state, which may even be further
-//! than all others. The run cannot use it: other members have trained another branch since, and
-//! those steps are recorded.
+//! A generation that starts at a position gives up the states that earlier generations trained
+//! beyond it. A member that was disconnected may reconnect with a state that was given up, which
+//! may even be further than all others. The run cannot use it: other members have trained another
+//! branch since, and those steps are recorded.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::plan::Place;
+use super::plan::Position;
 
-/// The branch points that still matter: for each generation, the point beyond which states of
-/// earlier generations are given up. Points increase with generations.
+/// The branch points that still have an effect: for each generation, the position beyond which
+/// states of earlier generations are given up. Positions increase with generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BranchPoints(BTreeMap<u64, Place>);
+pub struct BranchPoints(BTreeMap<u64, Position>);
 
 impl BranchPoints {
     /// Records that the run starts from `start` in `generation`: states of earlier generations
     /// beyond `start` are given up.
-    pub fn cut(&mut self, generation: u64, start: Place) {
-        let start = self.0.get(&generation).map_or(start, |known| start.min(*known));
-        // Earlier cuts at or beyond this one are implied by it. Only cuts with earlier points
+    pub fn add(&mut self, generation: u64, start: Position) {
+        let start = self.0.get(&generation).map_or(start, |recorded| start.min(*recorded));
+        // This branch point implies earlier ones at or beyond it. Only those with earlier positions
         // remain.
         self.0.retain(|_, earlier| *earlier < start);
         self.0.insert(generation, start);
     }
 
-    /// Whether the state that `generation` reached at `place` belongs to the present history.
+    /// Whether the state that `generation` reached at `position` belongs to the present history.
     #[must_use]
-    pub fn allow(&self, place: Place, generation: u64) -> bool {
+    pub fn is_current(&self, position: Position, generation: u64) -> bool {
         let next = self.0.range(generation.saturating_add(1)..).next();
-        next.is_none_or(|(_, start)| place <= *start)
+        next.is_none_or(|(_, start)| position <= *start)
     }
 }
 
@@ -41,7 +41,7 @@ pub enum StateFate {
     Current,
     /// It was trained, but its stage ended with an earlier state: the best one.
     NotSelected,
-    /// It was lost to a failure, or the guard went back to an earlier state.
+    /// It was lost in a failure, or the guard rolled back to an earlier state.
     GivenUp,
 }
 
@@ -49,7 +49,7 @@ pub enum StateFate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selection {
     /// The state that it ended with.
-    pub place: Place,
+    pub position: Position,
     /// The last generation of the stage.
     pub generation: u64,
 }
@@ -58,33 +58,36 @@ pub struct Selection {
 #[derive(Clone, Debug, Default)]
 pub struct Lineage {
     current: BranchPoints,
-    /// By stage: the selection, and the cuts that were made before it.
+    /// By stage: the selection, and the branch points before it.
     selections: BTreeMap<u32, (Selection, BranchPoints)>,
 }
 
 impl Lineage {
-    /// From all cuts, each with the first generation whose states it does not concern, and all
+    /// The lineage with these branch points, each with the generation that starts there, and these
     /// selections.
     #[must_use]
-    pub fn new(cuts: &BTreeSet<(u64, Place)>, selections: &BTreeSet<Selection>) -> Self {
+    pub fn new(branch_points: &BTreeSet<(u64, Position)>, selections: &BTreeSet<Selection>) -> Self {
         let up_to = |generation: u64| {
-            let mut own = BranchPoints::default();
-            cuts.iter().filter(|(first, _)| *first <= generation).for_each(|(first, place)| own.cut(*first, *place));
-            own
+            let mut earlier = BranchPoints::default();
+            let points = branch_points.iter().filter(|(first, _)| *first <= generation);
+            points.for_each(|(first, position)| earlier.add(*first, *position));
+            earlier
         };
         let selections =
-            selections.iter().map(|selection| (selection.place.stage, (*selection, up_to(selection.generation))));
+            selections.iter().map(|selection| (selection.position.stage, (*selection, up_to(selection.generation))));
         Self { current: up_to(u64::MAX), selections: selections.collect() }
     }
 
-    /// The fate of the state that `generation` reached at `place`.
+    /// The fate of the state that `generation` reached at `position`.
     #[must_use]
-    pub fn fate(&self, place: Place, generation: u64) -> StateFate {
-        if self.current.allow(place, generation) {
+    pub fn fate(&self, position: Position, generation: u64) -> StateFate {
+        if self.current.is_current(position, generation) {
             return StateFate::Current;
         }
-        let was_current = self.selections.get(&place.stage).is_some_and(|(selection, before)| {
-            generation <= selection.generation && place > selection.place && before.allow(place, generation)
+        let was_current = self.selections.get(&position.stage).is_some_and(|(selection, before)| {
+            generation <= selection.generation
+                && position > selection.position
+                && before.is_current(position, generation)
         });
         if was_current { StateFate::NotSelected } else { StateFate::GivenUp }
     }
@@ -98,26 +101,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_counts_if_no_later_generation_started_before_it(
+        fn a_state_is_current_if_no_later_generation_started_before_it(
             starts in prop::collection::vec(0..9_u64, 0..12), step in 0..9_u64, generation in 0..14_u64,
         ) {
-            let mut cuts = BranchPoints::default();
-            let at = |step| Place { stage: 0, step };
+            let mut branch_points = BranchPoints::default();
+            let at = |step| Position { stage: 0, step };
             for (number, start) in (1..).zip(&starts) {
-                cuts.cut(number, at(*start));
+                branch_points.add(number, at(*start));
             }
-            let cut = (1..).zip(&starts).any(|(number, start)| number > generation && *start < step);
-            prop_assert_eq!(cuts.allow(at(step), generation), !cut);
+            let is_given_up = (1..).zip(&starts).any(|(number, start)| number > generation && *start < step);
+            prop_assert_eq!(branch_points.is_current(at(step), generation), !is_given_up);
         }
     }
 
     #[test]
-    fn what_a_stage_trained_beyond_its_best_state_is_not_given_up() {
-        let at = |stage, step| Place { stage, step };
-        // The second generation starts again at step 4; the stage ends with step 6 of 10, and twice a generation starts there.
-        let cuts = [(1, at(0, 0)), (2, at(0, 4)), (3, at(0, 6)), (3, at(0, 6)), (4, at(0, 6))];
-        let selection = Selection { place: at(0, 6), generation: 2 };
-        let lineage = Lineage::new(&cuts.into(), &[selection].into());
+    fn states_beyond_the_selected_state_are_not_given_up() {
+        let at = |stage, step| Position { stage, step };
+        // The second generation starts at step 4. The stage ends with step 6 of 10, and two
+        // generations start there.
+        let branch_points = [(1, at(0, 0)), (2, at(0, 4)), (3, at(0, 6)), (3, at(0, 6)), (4, at(0, 6))];
+        let selection = Selection { position: at(0, 6), generation: 2 };
+        let lineage = Lineage::new(&branch_points.into(), &[selection].into());
         let fates = |generation, steps: [u64; 4]| steps.map(|step| lineage.fate(at(0, step), generation));
         assert_eq!(
             fates(1, [4, 5, 6, 7]),

@@ -10,122 +10,130 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Run, Time,
+    Action, Run, Time, WorkerId,
     generation::{Generation, StartPoint},
     membership::{Member, MemberState},
     one_line,
-    plan::Place,
+    plan::Position,
     progress::PendingBoundary,
     record::{EventKind, Source},
 };
 
 /// Upper bound of a worker's delay between two attempts to join.
-const BACK_OFF: Time = Time::from_secs(5);
+const MAX_REJOIN_BACKOFF: Time = Time::from_secs(5);
 
 impl Run {
     /// Handles `Leaving`: a member announces that it wants to leave.
-    pub(super) fn leaving(&mut self, rank: u32, leaving: &v1::Leaving) {
-        self.wants_to_go(rank, one_line(&leaving.reason));
+    pub(super) fn handle_leaving(&mut self, worker_id: WorkerId, leaving: &v1::Leaving) {
+        self.request_leave(worker_id, one_line(&leaving.reason));
     }
 
-    /// Marks a member as leaving. [`Self::dismiss`] releases it once nothing depends on it.
-    pub(super) fn wants_to_go(&mut self, rank: u32, reason: String) {
-        if self.members.get(rank).is_some_and(|member| member.leaving.is_none()) {
-            self.event(EventKind::Leaving, json!({ "rank": rank, "reason": reason }));
-            self.members.wants_to_go(rank, reason);
+    /// Marks a member as leaving. [`Self::release_leaving_members`] releases it once nothing
+    /// depends on it.
+    pub(super) fn request_leave(&mut self, worker_id: WorkerId, reason: String) {
+        if self.members.get(worker_id).is_some_and(|member| member.leave_reason.is_none()) {
+            self.record_event(EventKind::Leaving, json!({ "rank": worker_id, "reason": reason }));
+            self.members.mark_leaving(worker_id, reason);
         }
     }
 
     /// The members of the next generation: all that do not leave, if they are at least
     /// `workers.min`, and a leaving member that holds the only copy of the furthest state. None if
     /// too few stay.
-    pub(super) fn next_members(&self) -> Option<Vec<u32>> {
-        let indispensable = self.indispensable();
-        if self.stopping {
-            // Only to save what is nowhere else.
-            return indispensable.map(|rank| vec![rank]);
+    pub(super) fn select_members(&self) -> Option<Vec<WorkerId>> {
+        let sole_holder = self.leaving_sole_holder();
+        if self.stop_requested {
+            // The generation only saves the holder's state.
+            return sole_holder.map(|worker_id| vec![worker_id]);
         }
-        if self.members.staying() < self.file.workers.min as usize && indispensable.is_none() {
+        if self.members.staying_count() < self.file.workers.min as usize && sole_holder.is_none() {
             return None;
         }
-        if let Some(rank) = indispensable
-            && self.is_isolated(rank)
+        if let Some(worker_id) = sole_holder
+            && self.is_isolated(worker_id)
         {
-            return Some(vec![rank]);
+            return Some(vec![worker_id]);
         }
-        let is_in = |(rank, member): &(u32, &Member)| member.leaving.is_none() || Some(*rank) == indispensable;
-        Some(self.members.iter().filter(is_in).map(|(rank, _)| rank).collect())
+        let is_selected =
+            |(id, member): &(WorkerId, &Member)| member.leave_reason.is_none() || Some(*id) == sole_holder;
+        Some(self.members.iter().filter(is_selected).map(|(worker_id, _)| worker_id).collect())
     }
 
     /// Whether a generation that starts from `start` would give up steps that a disconnected member
     /// may still hold. The coordinator waits for such a member for as long as a worker needs to
-    /// notice that its connection is lost (`heartbeat_timeout`) and to join again ([`BACK_OFF`]).
-    pub(super) fn is_missed(&self, now: Time, start: Place) -> bool {
-        let given_up = start < self.committed && self.cuts.allow(self.committed, self.last_generation);
-        given_up && now < self.missed_since.saturating_add(self.heartbeat_timeout()).saturating_add(BACK_OFF)
+    /// notice that its connection is lost (`heartbeat_timeout`) and to join again
+    /// ([`MAX_REJOIN_BACKOFF`]).
+    pub(super) fn must_wait_for_holder(&self, now: Time, start: Position) -> bool {
+        let gives_up_steps =
+            start < self.committed && self.branch_points.is_current(self.committed, self.last_generation);
+        let deadline = self.holder_lost_at.saturating_add(self.heartbeat_timeout()).saturating_add(MAX_REJOIN_BACKOFF);
+        gives_up_steps && now < deadline
     }
 
     /// The member that leaves, or is stopped with the coordinator, while it holds the only copy of
     /// the furthest state.
-    pub(super) fn indispensable(&self) -> Option<u32> {
-        if self.members.staying() == self.members.len() && !self.stopping {
+    pub(super) fn leaving_sole_holder(&self) -> Option<WorkerId> {
+        if self.members.staying_count() == self.members.len() && !self.stop_requested {
             return None;
         }
-        let StartPoint { start, source: Source::Member(rank) } = self.origin() else { return None };
-        let leaves = self.stopping || self.members.get(rank).is_some_and(|member| member.leaving.is_some());
-        (leaves && !self.is_saved(start)).then_some(rank)
+        let StartPoint { start, source: Source::Member(worker_id) } = self.select_start() else { return None };
+        let leaves =
+            self.stop_requested || self.members.get(worker_id).is_some_and(|member| member.leave_reason.is_some());
+        (leaves && !self.is_saved(start)).then_some(worker_id)
     }
 
     /// Whether a state can be restored without a member: from the seed or from a checkpoint.
-    pub(super) fn is_saved(&self, place: Place) -> bool {
-        place == Place::default() || self.checkpoints.contains_key(&place)
+    pub(super) fn is_saved(&self, position: Position) -> bool {
+        position == Position::default() || self.checkpoints.contains_key(&position)
     }
 
-    /// Whether other members cannot reach a member.
-    pub(super) fn is_isolated(&self, rank: u32) -> bool {
-        self.members.get(rank).is_some_and(|member| member.isolated)
+    /// Whether a member is isolated: other members cannot reach it.
+    pub(super) fn is_isolated(&self, worker_id: WorkerId) -> bool {
+        self.members.get(worker_id).is_some_and(|member| member.is_isolated)
     }
 
-    /// Whether the members of a generation are all to leave once their state is saved: no member
-    /// takes it over.
-    pub(super) fn only_saves(&self, generation: &Generation) -> bool {
-        self.members.staying() == 0 || generation.members.iter().all(|rank| self.is_isolated(*rank))
+    /// Whether a generation exists only to save its state: all its members leave afterwards, and no
+    /// other member takes the state over.
+    pub(super) fn is_save_only(&self, generation: &Generation) -> bool {
+        self.members.staying_count() == 0 || generation.members.iter().all(|id| self.is_isolated(*id))
     }
 
     /// Releases the leaving members that are idle and that nothing depends on.
-    pub(super) fn dismiss(&mut self, now: Time) {
-        if self.members.staying() == self.members.len() {
+    pub(super) fn release_leaving_members(&mut self, now: Time) {
+        if self.members.staying_count() == self.members.len() {
             return;
         }
-        let kept = [self.indispensable(), self.saving.as_ref().map(|saving| saving.writer)];
-        let free = |(rank, member): &(u32, &Member)| {
-            member.leaving.is_some() && member.standing == MemberState::Idle && !kept.contains(&Some(*rank))
+        let needed = [self.leaving_sole_holder(), self.saving.as_ref().map(|saving| saving.writer)];
+        let can_leave = |(id, member): &(WorkerId, &Member)| {
+            member.leave_reason.is_some() && member.state == MemberState::Idle && !needed.contains(&Some(*id))
         };
-        let going = self.members.iter().filter(free);
-        let going: Vec<_> = going.map(|(rank, member)| (rank, member.session, member.leaving.clone())).collect();
-        for (rank, session, reason) in going {
+        let released = self.members.iter().filter(can_leave);
+        let released: Vec<_> = released.map(|(id, member)| (id, member.session, member.leave_reason.clone())).collect();
+        for (worker_id, session, reason) in released {
             let reason = reason.unwrap_or_default();
-            self.leave(session, &reason, !self.is_isolated(rank));
+            self.send_leave(session, &reason, !self.is_isolated(worker_id));
             self.actions.push(Action::Close { session, refusal: None });
-            self.remove(now, rank, EventKind::Left, &reason);
+            self.remove_member(now, worker_id, EventKind::Left, &reason);
         }
     }
 
-    /// Why the running generation has to halt; none if it may go on.
+    /// Why the running generation has to halt; none if it may continue.
     pub(super) fn reason_to_halt(&self, generation: &Generation) -> Option<String> {
-        let under_way = !generation.quiet() || matches!(generation.awaiting, Some(PendingBoundary::Captions { .. }));
-        if self.stopping && under_way {
+        let has_work_in_flight = !generation.all_steps_reported()
+            || matches!(generation.pending_boundary, Some(PendingBoundary::Captions { .. }));
+        if self.stop_requested && has_work_in_flight {
             return Some("the coordinator stops".to_owned());
         }
-        if self.members.staying() < self.members.len() {
-            let leaves = |rank: &&u32| self.members.get(**rank).is_some_and(|member| member.leaving.is_some());
-            let only_saves = self.only_saves(generation);
-            if let Some(rank) = generation.members.iter().find(leaves)
-                && (!only_saves || under_way)
+        if self.members.staying_count() < self.members.len() {
+            let is_leaving =
+                |id: &&WorkerId| self.members.get(**id).is_some_and(|member| member.leave_reason.is_some());
+            let is_save_only = self.is_save_only(generation);
+            if let Some(worker_id) = generation.members.iter().find(is_leaving)
+                && (!is_save_only || has_work_in_flight)
             {
-                return Some(format!("rank {rank} leaves"));
+                return Some(format!("worker {worker_id} leaves"));
             }
-            if only_saves {
+            if is_save_only {
                 return None;
             }
         }
@@ -134,24 +142,24 @@ impl Run {
         }
         // Workers that join again and again must not keep the others from making progress: a
         // generation halts for a join only after it has made progress itself.
-        let scoring = matches!(generation.awaiting, Some(PendingBoundary::Scores));
-        let held_up = self.paused.is_some() || self.unsaved.is_some() || scoring;
-        if self.progress == generation.began && !held_up {
+        let is_scoring = matches!(generation.pending_boundary, Some(PendingBoundary::Scores));
+        let is_held = self.pause_reason.is_some() || self.failed_save.is_some() || is_scoring;
+        if self.progress_count == generation.initial_progress_count && !is_held {
             return None;
         }
-        let is_new = |(rank, member): &(u32, &Member)| {
-            member.leaving.is_none()
-                && member.standing == MemberState::Idle
-                && generation.members.binary_search(rank).is_err()
+        let is_new = |(id, member): &(WorkerId, &Member)| {
+            member.leave_reason.is_none()
+                && member.state == MemberState::Idle
+                && generation.members.binary_search(id).is_err()
         };
-        self.members.iter().find(is_new).map(|(rank, _)| format!("rank {rank} joined"))
+        self.members.iter().find(is_new).map(|(worker_id, _)| format!("worker {worker_id} joined"))
     }
 
-    /// Tells all members of the running generation to stop after what is in flight.
-    pub(super) fn halt(&mut self, reason: String) {
-        self.tell(|_, _| Directive::Halt(v1::Halt { reason: reason.clone() }));
+    /// Orders all members of the running generation to stop after the work in flight.
+    pub(super) fn halt_generation(&mut self, reason: String) {
+        self.broadcast(|_, _| Directive::Halt(v1::Halt { reason: reason.clone() }));
         if let Some(generation) = &mut self.generation {
-            generation.ending = Some(reason);
+            generation.halt_reason = Some(reason);
         }
     }
 }

@@ -2,32 +2,34 @@
 //! etcd's raft. Events and the time are its input, [`Action`]s its output.
 //!
 //! ```text
-//!   Event: Join, Attach, Message, Closed, Scored, Tick, Control, Shutdown
+//!   Event: Join, Attach, Message, Closed, CaptionsSaved, Scored, Tick, Control, Shutdown
 //!      |
 //!      v
-//!   Run ---- membership   worker ids, sessions and heartbeats
-//!      |---- plan         the boundaries: checkpoints, evaluations, ends of stages
-//!      |---- data         the identity of the training data, and its exchanges
-//!      |---- generation   waiting -> forming -> running -> waiting -> ... -> over
-//!      |---- admission    checks of workers that join, and their first state
-//!      |---- membership_changes      membership changes: when a generation halts for a join or a leave
-//!      |---- reach        evicts members that others cannot reach
-//!      |---- progress     grants, boundaries, commits of the running generation (step_tracker, shares)
-//!      |---- stalls       evicts members that make no progress
-//!      |---- statistics   merging the reports of a step
-//!      |---- checkpoint   states being saved, states on disk, and their retention
-//!      |---- evaluation   captions (captions) and their scores
-//!      |---- control      commands of operators
-//!      |---- oversight    guard (guard), model selection (model_selection), and early stopping
+//!   Run ---- messages            messages of workers
+//!      |---- membership          worker ids, sessions and heartbeats
+//!      |---- admission           checks of workers that join, and of their state
+//!      |---- failure_detection   removes members that are silent, evicted or leaving
+//!      |---- plan                the boundaries: checkpoints, evaluations, ends of stages
+//!      |---- data                the identity of the training data, and its changes
+//!      |---- generation          waiting -> forming -> running -> waiting -> ... -> over
+//!      |---- membership_changes  when a generation halts for a join or a leave
+//!      |---- reachability        evicts members that others cannot reach
+//!      |---- stall_detection     evicts members that make no progress
+//!      |---- progress            grants, boundaries, commits (step_tracker, shares)
+//!      |---- statistics          merges the reports of a step
+//!      |---- checkpoint          saves in progress, saved states, and their retention
+//!      |---- evaluation          captions (captions) and their scores
+//!      |---- control             commands of operators
+//!      |---- stage_end           guard (guard), model selection (model_selection), early stopping
 //!      v
 //!   Action: Admit, Done, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //! ```
 //!
-//! Three points of the run matter: `committed` (applied by at least one member: the samples up to
-//! here are consumed), `granted` (sent to the workers; at most `control.window` steps ahead), and
-//! each member's own progress between the two. Every history that a worker can hold consumes each
-//! sample up to its position exactly once, because state comes only from a member, a checkpoint or
-//! the seed, and each of them names its point in the plan.
+//! Three positions of the run matter: `committed` (applied by at least one member: the samples up
+//! to here are consumed), `granted` (sent to the workers; at most `control.window` steps ahead),
+//! and each member's own progress between the two. Every history that a worker can hold consumes
+//! each sample up to its position exactly once, because state comes only from a member, a
+//! checkpoint or the seed, and each of them names its position in the plan.
 
 mod admission;
 pub mod captions;
@@ -35,248 +37,69 @@ mod checkpoint;
 mod control;
 pub mod data;
 mod evaluation;
+mod events;
+mod failure_detection;
 mod generation;
 pub mod guard;
 pub mod lineage;
 pub mod membership;
 mod membership_changes;
+mod messages;
 pub mod model_selection;
-mod oversight;
 pub mod plan;
 mod progress;
-pub mod reach;
+mod reachability;
 pub mod record;
+mod refusal;
 pub mod shares;
 #[cfg(test)]
 pub(crate) mod simulation;
-mod stalls;
+mod stage_end;
+mod stall_detection;
 pub mod statistics;
 mod status;
 pub mod step_tracker;
-pub mod terms;
+pub mod term_log;
 #[cfg(test)]
 pub(crate) mod testing;
 mod throughput;
+mod types;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::PathBuf,
     time::Duration,
 };
 
 use config::RunFile;
-use proto::{v1, v1::worker_message::Message};
+use proto::v1;
 use serde_json::json;
 
-use captions::Item;
-use checkpoint::{FailedSave, Saving};
+use checkpoint::{FailedSave, SaveInProgress};
 pub use control::Command;
 use data::{DataChange, RunData};
 use evaluation::Evaluation;
-use generation::{Failures, Generation};
+pub use events::{Action, Event, Outcome};
+use generation::{FailureCounter, Generation, GenerationEnd};
 use guard::Guard;
 use lineage::BranchPoints;
-use membership::{MemberState, Membership, OverdueReason};
+use membership::Membership;
 use model_selection::Scores;
-use plan::{Boundaries, Place, Plan};
-use reach::UnreachablePairs;
+use plan::{Boundaries, Plan, Position};
+use reachability::UnreachablePairs;
 use record::{Checkpoint, EventKind, Record, RestoredRun};
+pub use refusal::{Refusal, RefusalKind};
 use statistics::StepStatistics;
-use terms::TermLog;
+use term_log::TermLog;
 use throughput::Throughput;
-
-/// Time since the coordinator started.
-pub type Time = Duration;
+pub use types::{Rank, RequestId, SessionId, Time, WorkerId};
 
 /// How long the coordinator waits for its members to disconnect when the run is over.
-const FAREWELL: Duration = Duration::from_secs(5);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximal length of a reason sent by a worker, in characters.
-const MAX_REASON_LENGTH: usize = 500;
+const MAX_REASON_CHARS: usize = 500;
 
-/// Identifies a pending request, so that the service can deliver its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub u64);
-
-/// Identifies the stream (gRPC session) of a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(pub u64);
-
-/// An input of the state machine.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A worker asks to join.
-    Join {
-        /// For the answer.
-        request: RequestId,
-        /// The worker's address, for limits; for IPv6 the /64 prefix.
-        address: IpAddr,
-        /// A fresh random session token, used if the worker is admitted.
-        token: String,
-        /// The worker's request.
-        join: v1::JoinRequest,
-    },
-    /// An admitted worker has opened its stream.
-    Attach {
-        /// The stream.
-        session: SessionId,
-        /// The stream's first message, with the session token.
-        attach: v1::Attach,
-    },
-    /// A worker has sent a message on its stream.
-    Message {
-        /// The stream.
-        session: SessionId,
-        /// The message.
-        message: Message,
-    },
-    /// A stream has closed.
-    Closed {
-        /// The stream.
-        session: SessionId,
-    },
-    /// Saving the captions of an evaluation that is to be scored has failed, or has succeeded after
-    /// a failure.
-    CaptionsSaved {
-        /// The number of the evaluation.
-        evaluation: u64,
-        /// Why saving failed, as a message to people.
-        saved: Result<(), String>,
-    },
-    /// An evaluation is scored: the answer to [`Action::Score`].
-    Scored {
-        /// The number of the evaluation.
-        evaluation: u64,
-        /// Scores by name.
-        metrics: BTreeMap<String, f64>,
-        /// The items, with their own scores added.
-        items: Vec<Item>,
-    },
-    /// Time has passed. Sent at regular intervals, so that missing heartbeats are noticed.
-    Tick,
-    /// An operator sends a command.
-    Control {
-        /// For the answer.
-        request: RequestId,
-        /// The command.
-        command: Command,
-    },
-    /// The coordinator was asked to stop.
-    Shutdown,
-}
-
-/// An output of the state machine. The service executes actions in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    /// Admit a worker that asked to join.
-    Admit {
-        /// The join.
-        request: RequestId,
-        /// The answer.
-        response: v1::JoinResponse,
-    },
-    /// Confirm a command: it is done, or will be.
-    Done {
-        /// The command's request.
-        request: RequestId,
-        /// What will happen, as a message to people.
-        message: String,
-    },
-    /// Refuse a request.
-    Refuse {
-        /// The request: a join or a command.
-        request: RequestId,
-        /// The answer.
-        refusal: Refusal,
-    },
-    /// Send a directive to a worker.
-    Send {
-        /// Its stream.
-        session: SessionId,
-        /// The directive.
-        directive: v1::Directive,
-    },
-    /// Close a worker's stream after what was sent on it; with an error if one is given.
-    Close {
-        /// Its stream.
-        session: SessionId,
-        /// The error.
-        refusal: Option<Refusal>,
-    },
-    /// Append a record to the journal. A [`Record::must_be_durable`] record is on disk before the
-    /// next action is executed.
-    Record(Record),
-    /// Save the captions of an evaluation, score them, and report them with [`Event::Scored`].
-    /// While they cannot be saved, report the reason with [`Event::CaptionsSaved`].
-    Score {
-        /// The number of the evaluation.
-        evaluation: u64,
-        /// Its items, by image name.
-        items: Vec<Item>,
-        /// The path of the file for the captions.
-        captions: PathBuf,
-    },
-    /// Delete the checkpoint of this name.
-    DeleteCheckpoint(String),
-    /// Stop serving. Always the last action.
-    Exit(Outcome),
-}
-
-/// How a coordinator process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The run is complete.
-    Finished,
-    /// The coordinator was asked to stop; another one can resume the run.
-    Stopped,
-    /// The run cannot go on, for this reason.
-    Failed(String),
-}
-
-/// A request that is refused, and why. Becomes a gRPC status or an HTTP error.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The kind, which decides the gRPC status code.
-    pub kind: RefusalKind,
-    /// The reason, as a message to people.
-    pub reason: String,
-}
-
-/// Kinds of refusals: the gRPC status codes of the same names, but for the last four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalKind {
-    /// The message is invalid.
-    InvalidArgument,
-    /// The peer speaks another version of the protocol, or the run's state does not allow the
-    /// request.
-    FailedPrecondition,
-    /// A live worker has this id.
-    AlreadyExists,
-    /// The run has `workers.max` live workers.
-    ResourceExhausted,
-    /// The session token is unknown.
-    Unauthenticated,
-    /// The coordinator is about to stop.
-    Unavailable,
-    /// The run is over: `NOT_FOUND`.
-    Over,
-    /// The id belongs to a worker that may be dead or is about to leave: `ABORTED`. The worker
-    /// retries.
-    Held,
-    /// The other members compute on another kind of device: `PERMISSION_DENIED`.
-    OtherDevice,
-    /// The worker's state is not part of the run's history, and it has to join with no state:
-    /// `DATA_LOSS`.
-    Disowned,
-}
-
-impl Refusal {
-    pub(crate) fn new(kind: RefusalKind, reason: String) -> Self {
-        Self { kind, reason }
-    }
-}
-
-/// Why a worker's message breaks the protocol. The coordinator closes the worker's stream with it.
+/// Why a worker's message violates the protocol. The coordinator closes the worker's stream with
+/// it.
 type ProtocolViolation = String;
 
 /// The phase of the generation's life cycle; see [`generation`].
@@ -284,7 +107,7 @@ type ProtocolViolation = String;
 enum Phase {
     /// No generation: waiting for members to join or to release the last one.
     Waiting,
-    /// The members of a new generation meet (rendezvous).
+    /// The members of a new generation are in their rendezvous.
     Forming,
     /// The members of the generation train.
     Running,
@@ -295,12 +118,12 @@ enum Phase {
 /// The state of a run; see the [module](self).
 #[derive(Debug)]
 pub struct Run {
-    /// Random and unique to the run.
+    /// The run's id: random and unique.
     id: String,
-    /// The random term of this coordinator process: see [`terms`].
+    /// The random term of this coordinator process: see [`term_log`].
     term: u64,
     /// Which term formed which generation.
-    terms: TermLog,
+    term_log: TermLog,
     file: RunFile,
     /// The run file as sent to workers.
     file_json: String,
@@ -312,319 +135,221 @@ pub struct Run {
     generation: Option<Generation>,
     /// Number of the last generation.
     last_generation: u64,
-    /// The furthest point that any generation was told to train to.
-    horizon: Place,
+    /// The furthest position that workers may have reached: steps are granted up to here.
+    horizon: Position,
     /// Decides which states belong to the present history.
-    cuts: BranchPoints,
-    committed: Place,
+    branch_points: BranchPoints,
+    committed: Position,
     /// Counts events of progress, to distinguish repeated failures with progress between them from
-    /// a run that cannot go on.
-    progress: u64,
-    done: Boundaries,
-    checkpoints: BTreeMap<Place, Checkpoint>,
+    /// a run that cannot continue.
+    progress_count: u64,
+    /// The boundaries that the present history has passed.
+    passed_boundaries: Boundaries,
+    checkpoints: BTreeMap<Position, Checkpoint>,
     /// The last checkpoints of stages that ended with earlier states. Kept for the user; the run
     /// never resumes from them.
-    passed_over: Vec<Checkpoint>,
-    /// The checkpoint that is being saved.
-    saving: Option<Saving>,
-    /// Why the last attempt to save failed; none if it succeeded.
-    unsaved: Option<FailedSave>,
-    /// States that this coordinator has ordered a member to save.
-    attempted: BTreeSet<Place>,
-    /// Whether no earlier coordinator can have ordered a save: the run is fresh.
-    first_life: bool,
-    /// When a member that held a state was last lost; initially the coordinator's start.
-    missed_since: Time,
-    /// Names of checkpoints whose start an earlier coordinator recorded, but not their end.
-    unfinished: BTreeSet<String>,
+    unselected_checkpoints: Vec<Checkpoint>,
+    /// The save in progress.
+    saving: Option<SaveInProgress>,
+    /// The last attempt to save, if it failed.
+    failed_save: Option<FailedSave>,
+    /// Positions of states that this coordinator has ordered the members to save.
+    save_attempts: BTreeSet<Position>,
+    /// Whether the run is fresh: no earlier coordinator can have ordered a save.
+    is_fresh: bool,
+    /// When a member with a training state was last removed; initially the coordinator's start.
+    holder_lost_at: Time,
+    /// Names of checkpoints that an earlier coordinator began to save or delete, and did not
+    /// finish.
+    unfinished_checkpoints: BTreeSet<String>,
     /// The scores of evaluations of the present history.
     scores: Scores,
     /// The evaluation in progress.
     evaluation: Option<Evaluation>,
     /// Checks the values of the current stage against its bounds.
     guard: Guard,
-    /// Why the run is paused, by the guard or an operator; none if it is not.
-    paused: Option<String>,
+    /// Why the guard or an operator has paused the run; none if it is not paused.
+    pause_reason: Option<String>,
     /// Number of the last evaluation or checkpoint directive.
     last_directive: u64,
-    failures: Failures,
+    failure_counter: FailureCounter,
     /// Pairs of members that could not reach each other since the last generation was formed.
-    complaints: UnreachablePairs,
-    data_set: Option<RunData>,
-    /// Earlier training data of the run, in order.
-    exchanges: Vec<DataChange>,
+    unreachable_pairs: UnreachablePairs,
+    /// The data of the workers; none before the first worker of a fresh run.
+    data: Option<RunData>,
+    /// Changes of the training data, in order.
+    data_changes: Vec<DataChange>,
     /// Whether the first worker may bring training data other than the data in the journal.
-    may_exchange_data: bool,
-    /// Why the last generation ended, and whether it failed.
-    cause: (String, bool),
-    latest: Option<StepStatistics>,
+    accepts_changed_data: bool,
+    /// How the last generation ended.
+    last_end: GenerationEnd,
+    /// The statistics of the last recorded step.
+    latest_step: Option<StepStatistics>,
     throughput: Throughput,
-    stopping: bool,
-    exited: bool,
+    /// Whether the coordinator was asked to stop.
+    stop_requested: bool,
+    /// Whether [`Action::Exit`] was sent.
+    has_exited: bool,
+    /// The actions of the event that is being handled.
     actions: Vec<Action>,
 }
 
 impl Run {
     /// A run of a checked run file, resumed from the state that an earlier coordinator's journal
-    /// gives. `term` is random and different for each coordinator process: see [`terms`].
+    /// gives. `term` is random and different for each coordinator process: see [`term_log`].
     #[must_use]
     pub fn new(file: RunFile, restored: RestoredRun, term: u64) -> Self {
         let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
-        let plan = Plan::new(&file, restored.ends);
+        let plan = Plan::new(&file, restored.stage_ends);
+        let by_position = |checkpoint: Checkpoint| (checkpoint.position, checkpoint);
         let mut run = Self {
             id: restored.run_id,
             term,
-            terms: restored.terms,
+            term_log: restored.term_log,
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
-            horizon: plan.horizon(restored.committed, &restored.done),
+            horizon: plan.horizon(restored.committed, &restored.passed_boundaries),
             plan,
             file,
             members: Membership::default(),
-            phase: if restored.finished { finished } else { Phase::Waiting },
+            phase: if restored.is_finished { finished } else { Phase::Waiting },
             generation: None,
             last_generation: restored.last_generation,
-            cuts: restored.cuts,
+            branch_points: restored.branch_points,
             committed: restored.committed,
-            progress: 0,
-            done: restored.done,
-            checkpoints: restored.checkpoints.into_iter().map(|checkpoint| (checkpoint.place, checkpoint)).collect(),
-            passed_over: restored.passed_over,
+            progress_count: 0,
+            passed_boundaries: restored.passed_boundaries,
+            checkpoints: restored.checkpoints.into_iter().map(by_position).collect(),
+            unselected_checkpoints: restored.unselected_checkpoints,
             saving: None,
-            unsaved: None,
-            attempted: BTreeSet::new(),
-            first_life: restored.last_generation == 0,
-            missed_since: Time::ZERO,
-            unfinished: restored.unfinished,
+            failed_save: None,
+            save_attempts: BTreeSet::new(),
+            is_fresh: restored.last_generation == 0,
+            holder_lost_at: Time::ZERO,
+            unfinished_checkpoints: restored.unfinished_checkpoints,
             scores: restored.scores,
             evaluation: None,
             guard: Guard::new(0, &[]),
-            paused: restored.paused,
+            pause_reason: restored.pause_reason,
             // Workers may still be executing directives that an earlier coordinator numbered.
             last_directive: restored.last_generation << 32,
-            failures: Failures::default(),
-            complaints: UnreachablePairs::default(),
-            data_set: restored.data_set.map(|data_set| RunData { source: None, data_set }),
-            exchanges: restored.exchanges,
-            may_exchange_data: false,
-            cause: ("start".into(), false),
-            latest: None,
+            failure_counter: FailureCounter::default(),
+            unreachable_pairs: UnreachablePairs::default(),
+            data: restored.data_set.map(|data_set| RunData { source: None, data_set }),
+            data_changes: restored.data_changes,
+            accepts_changed_data: false,
+            last_end: GenerationEnd { reason: "start".into(), is_failure: false },
+            latest_step: None,
             throughput: Throughput::default(),
-            stopping: false,
-            exited: false,
+            stop_requested: false,
+            has_exited: false,
             actions: Vec::new(),
         };
-        run.watch();
-        for (place, means) in restored.measured {
-            // Rules that fire here were acted upon when their values were new.
-            run.guard.step(place, |metric| means.get(metric).copied());
+        run.restart_guard();
+        for (position, means) in restored.step_means {
+            // The actions of rules that fire here were executed when their values were new.
+            run.guard.check_step(position, |metric| means.get(metric).copied());
         }
         run
     }
 
-    /// The same run, except that the first worker may bring training data other than the run's
-    /// before.
+    /// The same run, except that the first worker may bring training data other than the data in
+    /// the journal.
     #[must_use]
-    pub fn exchanging_data(self) -> Self {
-        Self { may_exchange_data: true, ..self }
+    pub fn accepting_changed_data(self) -> Self {
+        Self { accepts_changed_data: true, ..self }
     }
 
-    /// The rules that fire when a step has measured this value.
+    /// The guard rules that fire on this value of a step.
     #[cfg(test)]
-    pub(crate) fn on_measured(&mut self, place: Place, metric: &str, mean: f64) -> Vec<guard::TriggeredRule> {
-        self.guard.step(place, |name| (name == metric).then_some(mean))
+    pub(crate) fn check_step_value(
+        &mut self,
+        position: Position,
+        metric: &str,
+        mean: f64,
+    ) -> Vec<guard::TriggeredRule> {
+        self.guard.check_step(position, |name| (name == metric).then_some(mean))
     }
 
     /// Handles an event. Returns the actions to execute, in order.
     pub fn on_event(&mut self, now: Time, event: Event) -> Vec<Action> {
         match event {
-            Event::Join { request, address, token, join } => match self.join(now, address, &join, token) {
+            Event::Join { request, address, token, join } => match self.handle_join(now, address, &join, token) {
                 Ok(response) => self.actions.push(Action::Admit { request, response }),
                 Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
             },
             Event::Attach { session, attach } => {
-                if let Err(refusal) = self.attach(now, session, attach) {
+                if let Err(refusal) = self.handle_attach(now, session, attach) {
                     self.actions.push(Action::Close { session, refusal: Some(refusal) });
                 }
             }
-            Event::Message { session, message } => self.message(now, session, message),
-            Event::Closed { session } => {
-                if let Some(rank) = self.members.rank_of(session) {
-                    match self.phase {
-                        // It was told to leave.
-                        Phase::Over { .. } => self.remove(now, rank, EventKind::Left, "the run is over"),
-                        _ => self.lose(now, rank, "its stream closed"),
-                    }
-                }
-            }
-            Event::CaptionsSaved { evaluation, saved } => self.captions_saved(evaluation, saved),
-            Event::Scored { evaluation, metrics, items } => self.scored(evaluation, metrics, items),
-            Event::Tick => self.tick(now),
-            Event::Control { request, command } => match self.control(command) {
+            Event::Message { session, message } => self.handle_message(now, session, message),
+            Event::Closed { session } => self.handle_closed(now, session),
+            Event::CaptionsSaved { evaluation, saved } => self.handle_captions_saved(evaluation, saved),
+            Event::Scored { evaluation, metrics, items } => self.handle_scores(evaluation, metrics, items),
+            Event::Tick => self.check_timeouts(now),
+            Event::Control { request, command } => match self.execute_command(command) {
                 Ok(message) => self.actions.push(Action::Done { request, message }),
                 Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
             },
-            Event::Shutdown => self.stopping = true,
+            Event::Shutdown => self.stop_requested = true,
         }
-        self.settle(now);
+        self.reconcile(now);
         std::mem::take(&mut self.actions)
     }
 
-    fn heartbeat_timeout(&self) -> Duration {
-        Duration::try_from_secs_f64(self.file.control.heartbeat_timeout).unwrap_or(Duration::MAX)
-    }
-
-    // ----------------------------------------------------------------------------------------------------- messages
-
-    fn message(&mut self, now: Time, session: SessionId, message: Message) {
-        // Not a member: its stream is being closed, and its last messages are ignored.
-        let Some(rank) = self.members.rank_of(session) else { return };
-        if let Some(member) = self.members.get_mut(rank) {
-            member.heard = now;
+    /// Reconciles the run with its new state after an event: ends stages, releases members, forms
+    /// and starts generations, sends directives.
+    fn reconcile(&mut self, now: Time) {
+        self.try_end_stage(now);
+        if !matches!(self.phase, Phase::Over { .. }) {
+            self.release_leaving_members(now);
         }
-        if let Err(violation) = self.understand(now, rank, message) {
-            let reason = format!("rank {rank} broke the protocol: {}", one_line(&violation));
-            let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
-            self.actions.push(Action::Close { session, refusal: Some(refusal) });
-            self.remove(now, rank, EventKind::Lost, &reason);
+        let can_stop = self.stop_requested && matches!(self.phase, Phase::Waiting | Phase::Forming);
+        if can_stop && (self.failed_save.is_some() || self.leaving_sole_holder().is_none()) {
+            self.end_run(now, Outcome::Stopped);
         }
-    }
-
-    fn understand(&mut self, now: Time, rank: u32, message: Message) -> Result<(), ProtocolViolation> {
-        match message {
-            Message::Attach(_) => Err("attached twice".into()),
-            Message::Heartbeat(heartbeat) => {
-                if let Some(reason) = heartbeat.position.as_ref().and_then(|position| self.impossible(position)) {
-                    return Err(format!("it says where it cannot be: {reason}"));
-                }
-                if let Some(member) = self.members.get_mut(rank) {
-                    member.beat(now, heartbeat.phase(), heartbeat.position);
-                }
-                Ok(())
+        match &self.phase {
+            Phase::Waiting => self.try_form_generation(now),
+            Phase::Forming => self.try_start_training(now),
+            Phase::Running => self.send_due_directives(now),
+            Phase::Over { .. } => {}
+        }
+        if let Phase::Over { outcome, until } = &self.phase
+            && (self.members.is_empty() || now >= *until)
+            && !self.has_exited
+        {
+            self.has_exited = true;
+            let outcome = outcome.clone();
+            if outcome == Outcome::Finished {
+                // No generation will be formed any more.
+                self.delete_unfinished_checkpoints();
             }
-            Message::Ready(ready) => self.ready(rank, &ready),
-            Message::StepDone(report) => self.step_done(now, rank, &report),
-            Message::EvaluationItems(items) => {
-                self.moves(now, rank);
-                self.evaluation_items(rank, items)
-            }
-            Message::CheckpointDone(done) => {
-                self.moves(now, rank);
-                self.checkpoint_done(now, rank, done)
-            }
-            Message::Advanced(advanced) => self.advanced(rank, &advanced),
-            Message::Idle(idle) => self.idle(now, rank, &idle),
-            Message::Failed(failed) => self.failed(now, rank, &failed),
-            Message::CheckpointFailed(failed) => {
-                self.moves(now, rank);
-                self.checkpoint_failed(now, rank, &failed)
-            }
-            Message::Leaving(leaving) => {
-                self.leaving(rank, &leaving);
-                Ok(())
-            }
-            Message::Finished(_) => {
-                if let Some(member) = self.members.get(rank) {
-                    self.actions.push(Action::Close { session: member.session, refusal: None });
-                }
-                self.remove(now, rank, EventKind::Left, "finished");
-                Ok(())
-            }
+            self.actions.push(Action::Exit(outcome));
         }
     }
-
-    // ------------------------------------------------------------------------------------------------------ leaving
-
-    fn tick(&mut self, now: Time) {
-        let heartbeat_timeout = self.heartbeat_timeout();
-        self.members.expire(now);
-        for (rank, overdue) in self.members.overdue(now, heartbeat_timeout) {
-            match overdue {
-                OverdueReason::Silent => {
-                    let reason = format!("it was not heard for {} s", heartbeat_timeout.as_secs_f64());
-                    let session = self.members.get(rank).map(|member| member.session);
-                    self.lose(now, rank, &reason);
-                    self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
-                }
-                OverdueReason::HoldingOn(generation) => {
-                    self.evict(now, rank, &format!("it did not let go of generation {generation}"));
-                }
-            }
-        }
-        self.unstall(now);
-    }
-
-    /// Removes a member that failed.
-    fn lose(&mut self, now: Time, rank: u32, why: &str) {
-        self.remove(now, rank, EventKind::Lost, &format!("rank {rank} was lost: {why}"));
-    }
-
-    /// The name of the checkpoint with the final state of a finished run.
-    fn result(&self) -> Option<&str> {
-        self.checkpoints.get(&self.committed).map(|checkpoint| checkpoint.name.as_str())
-    }
-
-    /// Evicts a member: tells it to end with an error, and closes its stream.
-    fn evict(&mut self, now: Time, rank: u32, reason: &str) {
-        if let Some(member) = self.members.get(rank) {
-            let session = member.session;
-            self.leave(session, reason, false);
-            self.actions.push(Action::Close { session, refusal: None });
-        }
-        self.remove(now, rank, EventKind::Lost, &format!("rank {rank} was sent away: {reason}"));
-    }
-
-    /// Removes a member, records the event, and ends the generation that it was in.
-    fn remove(&mut self, now: Time, rank: u32, what: EventKind, reason: &str) {
-        let Some(member) = self.members.remove(rank) else { return };
-        self.event(what, json!({ "rank": rank, "host": member.machine.host, "reason": reason }));
-        if self.last_generation == 0 && self.members.is_empty() {
-            // Nothing was trained yet: the next worker may bring other data.
-            self.data_set = None;
-        }
-        if member.position.is_some() {
-            self.missed_since = now;
-        }
-        self.stops_saving(now, rank, None);
-        if matches!(member.standing, MemberState::In(_)) {
-            self.end_generation(now, reason, true);
-        }
-    }
-
-    /// Tells a worker to end; without an error if `orderly`.
-    fn leave(&mut self, session: SessionId, reason: &str, orderly: bool) {
-        let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned(), orderly });
-        self.send(session, self.last_generation, leave);
-    }
-
-    fn send(&mut self, session: SessionId, generation: u64, directive: v1::directive::Directive) {
-        let directive = v1::Directive { generation, directive: Some(directive) };
-        self.actions.push(Action::Send { session, directive });
-    }
-
-    // --------------------------------------------------------------------------------------------------------- ends
 
     /// Ends the run with this outcome: tells all workers, and waits for them to disconnect.
-    fn conclude(&mut self, now: Time, outcome: Outcome) {
+    fn end_run(&mut self, now: Time, outcome: Outcome) {
         let sessions: BTreeSet<SessionId> = self.members.iter().map(|(_, member)| member.session).collect();
-        let stopping = match &self.unsaved {
+        let stop_reason = match &self.failed_save {
             None => "the coordinator is shutting down".to_owned(),
-            Some(unsaved) => {
-                format!("the coordinator is shutting down, and the last steps are lost: {}", unsaved.reason)
+            Some(failed) => {
+                format!("the coordinator is shutting down, and the last steps are lost: {}", failed.reason)
             }
         };
-        let all_is_saved = self.unsaved.is_none();
+        let is_all_saved = self.failed_save.is_none();
         for session in sessions {
             match &outcome {
                 Outcome::Finished => {
                     self.send(session, self.last_generation, v1::directive::Directive::Finish(v1::Finish {}));
                 }
-                Outcome::Stopped => self.leave(session, &stopping, all_is_saved),
-                Outcome::Failed(reason) => self.leave(session, &format!("the run has failed: {reason}"), false),
+                Outcome::Stopped => self.send_leave(session, &stop_reason, is_all_saved),
+                Outcome::Failed(reason) => self.send_leave(session, &format!("the run has failed: {reason}"), false),
             }
         }
-        let (what, reason) = match &outcome {
+        let (kind, reason) = match &outcome {
             Outcome::Finished => (EventKind::Finished, "the run is finished"),
-            Outcome::Stopped => (EventKind::Stopped, stopping.as_str()),
+            Outcome::Stopped => (EventKind::Stopped, stop_reason.as_str()),
             Outcome::Failed(reason) => (EventKind::Failed, reason.as_str()),
         };
         self.flush_statistics();
@@ -634,54 +359,37 @@ impl Run {
             self.record(Record::Ended { generation, reason });
         }
         let mut detail = json!({ "at": self.committed.to_string(), "reason": reason });
-        if what == EventKind::Finished {
-            detail["result"] = json!(self.result());
+        if kind == EventKind::Finished {
+            detail["result"] = json!(self.result_checkpoint());
         }
-        self.event(what, detail);
-        self.phase = Phase::Over { outcome, until: now.saturating_add(FAREWELL) };
+        self.record_event(kind, detail);
+        self.phase = Phase::Over { outcome, until: now.saturating_add(DISCONNECT_TIMEOUT) };
+    }
+
+    /// The name of the checkpoint with the final state of a finished run.
+    fn result_checkpoint(&self) -> Option<&str> {
+        self.checkpoints.get(&self.committed).map(|checkpoint| checkpoint.name.as_str())
+    }
+
+    fn heartbeat_timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.file.control.heartbeat_timeout).unwrap_or(Duration::MAX)
+    }
+
+    fn send(&mut self, session: SessionId, generation: u64, directive: v1::directive::Directive) {
+        let directive = v1::Directive { generation, directive: Some(directive) };
+        self.actions.push(Action::Send { session, directive });
     }
 
     fn record(&mut self, record: Record) {
         self.actions.push(Action::Record(record));
     }
 
-    fn event(&mut self, what: EventKind, detail: serde_json::Value) {
-        self.record(Record::Event { what, detail });
-    }
-
-    /// Reconciles the run with its new state after an event: ends stages, releases members, forms
-    /// and starts generations, sends directives.
-    fn settle(&mut self, now: Time) {
-        self.end_stage(now);
-        if !matches!(self.phase, Phase::Over { .. }) {
-            self.dismiss(now);
-        }
-        let idle = self.stopping && matches!(self.phase, Phase::Waiting | Phase::Forming);
-        if idle && (self.unsaved.is_some() || self.indispensable().is_none()) {
-            self.conclude(now, Outcome::Stopped);
-        }
-        match &self.phase {
-            Phase::Waiting => self.try_form(now),
-            Phase::Forming => self.try_run(now),
-            Phase::Running => self.proceed(now),
-            Phase::Over { .. } => {}
-        }
-        if let Phase::Over { outcome, until } = &self.phase
-            && (self.members.is_empty() || now >= *until)
-            && !self.exited
-        {
-            self.exited = true;
-            let outcome = outcome.clone();
-            if outcome == Outcome::Finished {
-                // No generation will be formed any more.
-                self.delete_unfinished();
-            }
-            self.actions.push(Action::Exit(outcome));
-        }
+    fn record_event(&mut self, kind: EventKind, detail: serde_json::Value) {
+        self.record(Record::Event { kind, detail });
     }
 }
 
 /// A worker's text as one line of limited length.
 fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_LENGTH).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
 }

@@ -1,8 +1,8 @@
-//! The plan: what the run has to do at each point, derived from the run file and from the stages
+//! The plan: the run's next action at each position, derived from the run file and from the stages
 //! that ended early.
 //!
-//! The batch size of a stage is constant, so a point of the run determines the data: step `s` of a
-//! stage consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted
+//! The batch size of a stage is constant, so a position in the run determines the data: step `s` of
+//! a stage consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted
 //! sequence.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,25 +10,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use config::{RunFile, Stage};
 use proto::v1;
 
-/// A point of the run: `step` updates of stage `stage` are applied. Ordered by progress of the run.
+/// A position in the run: `step` updates of stage `stage` are applied. Ordered by progress of the
+/// run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place {
+pub struct Position {
     /// The number of the stage, from 0.
     pub stage: u32,
     /// The number of updates of the stage that are applied.
     pub step: u64,
 }
 
-impl Place {
-    /// The point after `steps` more updates of the same stage.
+impl Position {
+    /// The position after `steps` more updates of the same stage.
     #[must_use]
     pub fn after(self, steps: u64) -> Self {
         Self { stage: self.stage, step: self.step.saturating_add(steps) }
     }
 
-    /// The name of a checkpoint of this point, in the stage with this name. If an earlier attempt
-    /// to save it may still be writing, `attempt` is the generation of the new attempt, and makes
-    /// the name unique.
+    /// The name of a checkpoint at this position, in the stage with this name. If an earlier
+    /// attempt to save it may still be writing, `attempt` is the generation of the new attempt, and
+    /// makes the name unique.
     #[must_use]
     pub fn checkpoint_name(self, stage: &str, attempt: Option<u64>) -> String {
         let attempt = attempt.map(|generation| format!(".{generation}")).unwrap_or_default();
@@ -42,33 +43,33 @@ impl Place {
     }
 }
 
-impl From<&v1::Position> for Place {
+impl From<&v1::Position> for Position {
     fn from(position: &v1::Position) -> Self {
         Self { stage: position.stage, step: position.step }
     }
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "stage {} step {}", self.stage, self.step)
     }
 }
 
-/// An interruption of training at a point.
+/// An interruption of training at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Boundary {
     /// Save the state.
     Checkpoint,
-    /// Write captions of the validation images, and score them.
+    /// Caption the validation images, and score the captions.
     Evaluation,
 }
 
 /// The boundaries that the present history has passed.
-pub type Boundaries = BTreeSet<(Place, Boundary)>;
+pub type Boundaries = BTreeSet<(Position, Boundary)>;
 
 /// The next action of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextAction {
     /// Train for `steps` updates without interruption.
     Train {
         /// The number of updates up to the next boundary; at least 1.
@@ -96,23 +97,23 @@ pub struct Plan {
     stages: Vec<Stage>,
     ends: StageEnds,
     /// The last boundary of each kind that an operator requested.
-    asked: BTreeMap<Boundary, Place>,
+    requested: BTreeMap<Boundary, Position>,
 }
 
 impl Plan {
     /// The plan of a checked run file, in which these stages have ended early.
     #[must_use]
     pub fn new(file: &RunFile, ends: StageEnds) -> Self {
-        Self { stages: file.stages.clone(), ends, asked: BTreeMap::new() }
+        Self { stages: file.stages.clone(), ends, requested: BTreeMap::new() }
     }
 
-    /// Adds a boundary at this point, at an operator's request.
-    pub fn ask(&mut self, boundary: Boundary, at: Place) {
-        self.asked.insert(boundary, at);
+    /// Adds a boundary at this position, at an operator's request.
+    pub fn request(&mut self, boundary: Boundary, at: Position) {
+        self.requested.insert(boundary, at);
     }
 
-    /// Ends the stage at this point.
-    pub fn end(&mut self, at: Place) {
+    /// Ends the stage at this position.
+    pub fn end_stage(&mut self, at: Position) {
         self.ends.insert(at.stage, at.step);
     }
 
@@ -122,98 +123,99 @@ impl Plan {
         self.ends.contains_key(&stage)
     }
 
-    /// Whether the run file has this point.
+    /// Whether the run file has this position.
     #[must_use]
-    pub fn contains(&self, at: Place) -> bool {
+    pub fn contains(&self, at: Position) -> bool {
         self.stages.get(at.stage as usize).is_some_and(|stage| at.step <= stage.steps)
     }
 
-    /// Whether the run passes this point, given where its stages have ended.
+    /// Whether the run passes this position, given the ends of its stages.
     #[must_use]
-    pub fn reaches(&self, at: Place) -> bool {
+    pub fn reaches(&self, at: Position) -> bool {
         at.step <= self.steps(at.stage)
     }
 
     /// Whether `next` is the beginning of a stage and `at` the end of the stage before: the same
     /// state.
     #[must_use]
-    pub fn is_next_beginning(&self, at: Place, next: Place) -> bool {
+    pub fn is_next_beginning(&self, at: Position, next: Position) -> bool {
         next.step == 0 && next.stage == at.stage + 1 && at.step >= self.steps(at.stage)
     }
 
-    /// The furthest point that workers may have reached, in a run whose journal has `at` as
-    /// committed and these boundaries as `done`. No evaluation is passed before it is recorded, and
-    /// each stage ends with one.
+    /// The furthest position that workers may have reached, in a run whose journal has `committed`
+    /// and `passed_boundaries`. No evaluation is passed before it is recorded, and each stage ends
+    /// with one.
     #[must_use]
-    pub fn horizon(&self, at: Place, done: &Boundaries) -> Place {
-        let evaluated = |place: Place| done.contains(&(place, Boundary::Evaluation));
-        let mut at = at;
+    pub fn horizon(&self, committed: Position, passed_boundaries: &Boundaries) -> Position {
+        let is_evaluated = |position: Position| passed_boundaries.contains(&(position, Boundary::Evaluation));
+        let mut at = committed;
         loop {
-            let end = Place { step: self.steps(at.stage), ..at };
-            let is_over = self.has_ended(at.stage) || evaluated(end);
+            let end = Position { step: self.steps(at.stage), ..at };
+            let is_over = self.has_ended(at.stage) || is_evaluated(end);
             if at.step < end.step || !is_over || at.stage as usize + 1 == self.stages.len() {
                 let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(at);
-                let whole = Place { step: *steps, ..at };
+                let planned_end = Position { step: *steps, ..at };
                 if self.has_ended(at.stage) {
-                    // It may have gone further than the point at which it ended.
-                    return whole;
+                    // Workers may have trained beyond the position at which the stage ended.
+                    return planned_end;
                 }
                 let every = evaluate_every.unwrap_or(u64::MAX);
-                let regular = Place { step: at.step.div_ceil(every).saturating_mul(every), ..at };
-                let passed = evaluated(regular) || (regular.step == 0 && !evaluate_first);
-                return if passed { regular.after(every) } else { regular }.min(whole);
+                let evaluation = Position { step: at.step.div_ceil(every).saturating_mul(every), ..at };
+                let is_passed = is_evaluated(evaluation) || (evaluation.step == 0 && !evaluate_first);
+                return if is_passed { evaluation.after(every) } else { evaluation }.min(planned_end);
             }
-            at = Place { stage: at.stage + 1, step: 0 };
+            at = Position { stage: at.stage + 1, step: 0 };
         }
     }
 
-    /// The settings of the stage at a point of the run.
+    /// The settings of the stage at a position.
     ///
     /// # Panics
-    /// If the run has no such point; see [`Plan::contains`].
+    /// If the run has no such stage; see [`Plan::contains`].
     #[must_use]
-    pub fn stage(&self, at: Place) -> &Stage {
+    pub fn stage(&self, at: Position) -> &Stage {
         &self.stages[at.stage as usize]
     }
 
-    /// The action at `at`, given the boundaries that are `done`. A checkpoint comes before an
-    /// evaluation at the same point: if the evaluation crashes a worker, no state is lost; and if
-    /// the state proves to be the best, it is saved. A stage that was ended early is not evaluated
-    /// at its end: its end is decided, and scores would not change that.
+    /// The next action at `at`, given the boundaries that the run has passed. A checkpoint comes
+    /// before an evaluation at the same position: if the evaluation crashes a worker, no state is
+    /// lost; and if the state proves to be the best, it is saved. A stage that was ended early is
+    /// not evaluated at its end: its end is decided, and scores would not change that.
     #[must_use]
-    pub fn next(&self, at: Place, done: &Boundaries) -> Next {
+    pub fn next_action(&self, at: Position, passed_boundaries: &Boundaries) -> NextAction {
         let stage = self.stage(at);
         let end = self.steps(at.stage);
-        let last = at.step >= end;
-        let falls = |every: Option<u64>| {
-            let regular = every.is_some_and(|every| at.step.is_multiple_of(every));
-            at.step > 0 && (last || regular)
+        let is_last = at.step >= end;
+        let is_scheduled = |every: Option<u64>| {
+            let is_multiple = every.is_some_and(|every| at.step.is_multiple_of(every));
+            at.step > 0 && (is_last || is_multiple)
         };
-        let due = |boundary| !done.contains(&(at, boundary));
-        let asked = |boundary| self.asked.get(&boundary) == Some(&at);
-        let evaluated = falls(stage.evaluate_every) || (stage.evaluate_first && at.step == 0);
-        let evaluated = evaluated || asked(Boundary::Evaluation);
-        let evaluated = evaluated && !(last && self.has_ended(at.stage));
-        let saved = falls(stage.checkpoint_every) || (evaluated && stage.metric.is_some());
-        let saved = saved || asked(Boundary::Checkpoint);
-        if saved && due(Boundary::Checkpoint) {
-            Next::Checkpoint
-        } else if evaluated && due(Boundary::Evaluation) {
-            Next::Evaluate
-        } else if !last {
-            let until = |every: u64| every - at.step % every;
-            let boundaries = [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(until);
-            let asked = self.asked.values().filter(|asked| asked.stage == at.stage);
-            let asked = asked.filter_map(|asked| asked.step.checked_sub(at.step).filter(|steps| *steps > 0));
-            Next::Train { steps: boundaries.chain(asked).fold(end - at.step, u64::min) }
+        let is_due = |boundary| !passed_boundaries.contains(&(at, boundary));
+        let is_requested = |boundary| self.requested.get(&boundary) == Some(&at);
+        let evaluates = is_scheduled(stage.evaluate_every) || (stage.evaluate_first && at.step == 0);
+        let evaluates = evaluates || is_requested(Boundary::Evaluation);
+        let evaluates = evaluates && !(is_last && self.has_ended(at.stage));
+        let saves = is_scheduled(stage.checkpoint_every) || (evaluates && stage.metric.is_some());
+        let saves = saves || is_requested(Boundary::Checkpoint);
+        if saves && is_due(Boundary::Checkpoint) {
+            NextAction::Checkpoint
+        } else if evaluates && is_due(Boundary::Evaluation) {
+            NextAction::Evaluate
+        } else if !is_last {
+            let steps_until = |every: u64| every - at.step % every;
+            let scheduled = [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(steps_until);
+            let requested = self.requested.values().filter(|position| position.stage == at.stage);
+            let requested = requested.filter_map(|position| position.step.checked_sub(at.step));
+            let requested = requested.filter(|steps| *steps > 0);
+            NextAction::Train { steps: scheduled.chain(requested).fold(end - at.step, u64::min) }
         } else if (at.stage as usize) + 1 < self.stages.len() {
-            Next::Advance { stage: at.stage + 1 }
+            NextAction::Advance { stage: at.stage + 1 }
         } else {
-            Next::Finish
+            NextAction::Finish
         }
     }
 
-    /// The number of updates of a stage, up to where it ended if it ended early.
+    /// The number of updates of a stage, up to its end if it ended early.
     #[must_use]
     pub fn steps(&self, stage: u32) -> u64 {
         let planned = self.stages[stage as usize].steps;
@@ -222,7 +224,7 @@ impl Plan {
 
     /// The number of samples that training has consumed at `at`.
     #[must_use]
-    pub fn samples_before(&self, at: Place) -> u64 {
+    pub fn samples_before(&self, at: Position) -> u64 {
         let batch = |stage: u32| u64::from(self.stages[stage as usize].batch);
         let earlier = (0..at.stage).map(|stage| self.steps(stage).saturating_mul(batch(stage)));
         earlier.chain([at.step.saturating_mul(batch(at.stage))]).fold(0, u64::saturating_add)
@@ -236,18 +238,18 @@ mod tests {
     use super::*;
     use crate::run::testing;
 
-    /// Walks the plan from its beginning, and does what it says.
-    fn walk(plan: &Plan) -> Vec<(Place, Next)> {
-        let (mut at, mut done, mut said) = (Place::default(), Boundaries::new(), Vec::new());
+    /// Executes the plan from its beginning; returns all actions.
+    fn execute(plan: &Plan) -> Vec<(Position, NextAction)> {
+        let (mut at, mut passed, mut actions) = (Position::default(), Boundaries::new(), Vec::new());
         loop {
-            let next = plan.next(at, &done);
-            said.push((at, next));
+            let next = plan.next_action(at, &passed);
+            actions.push((at, next));
             match next {
-                Next::Train { steps } => at = at.after(steps),
-                Next::Checkpoint => _ = done.insert((at, Boundary::Checkpoint)),
-                Next::Evaluate => _ = done.insert((at, Boundary::Evaluation)),
-                Next::Advance { stage } => at = Place { stage, step: 0 },
-                Next::Finish => return said,
+                NextAction::Train { steps } => at = at.after(steps),
+                NextAction::Checkpoint => _ = passed.insert((at, Boundary::Checkpoint)),
+                NextAction::Evaluate => _ = passed.insert((at, Boundary::Evaluation)),
+                NextAction::Advance { stage } => at = Position { stage, step: 0 },
+                NextAction::Finish => return actions,
             }
         }
     }
@@ -255,80 +257,80 @@ mod tests {
     #[test]
     fn a_stage_ends_with_a_checkpoint_then_an_evaluation() {
         let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]), StageEnds::new());
-        let at = |step| Place { stage: 0, step };
+        let at = |step| Position { stage: 0, step };
         let expected = [
-            (at(0), Next::Train { steps: 2 }),
-            (at(2), Next::Checkpoint),
-            (at(2), Next::Train { steps: 2 }),
-            (at(4), Next::Checkpoint),
-            (at(4), Next::Evaluate),
-            (at(4), Next::Train { steps: 1 }),
-            (at(5), Next::Checkpoint),
-            (at(5), Next::Evaluate),
-            (at(5), Next::Finish),
+            (at(0), NextAction::Train { steps: 2 }),
+            (at(2), NextAction::Checkpoint),
+            (at(2), NextAction::Train { steps: 2 }),
+            (at(4), NextAction::Checkpoint),
+            (at(4), NextAction::Evaluate),
+            (at(4), NextAction::Train { steps: 1 }),
+            (at(5), NextAction::Checkpoint),
+            (at(5), NextAction::Evaluate),
+            (at(5), NextAction::Finish),
         ];
-        assert_eq!(walk(&plan), expected);
+        assert_eq!(execute(&plan), expected);
     }
 
     #[test]
-    fn what_is_asked_for_is_a_boundary_like_any_other() {
+    fn an_operator_can_request_boundaries() {
         let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), StageEnds::new());
-        let at = |step| Place { stage: 0, step };
-        plan.ask(Boundary::Checkpoint, at(2));
-        plan.ask(Boundary::Evaluation, at(2));
+        let at = |step| Position { stage: 0, step };
+        plan.request(Boundary::Checkpoint, at(2));
+        plan.request(Boundary::Evaluation, at(2));
         let expected = [
-            (at(0), Next::Train { steps: 2 }),
-            (at(2), Next::Checkpoint),
-            (at(2), Next::Evaluate),
-            (at(2), Next::Train { steps: 3 }),
+            (at(0), NextAction::Train { steps: 2 }),
+            (at(2), NextAction::Checkpoint),
+            (at(2), NextAction::Evaluate),
+            (at(2), NextAction::Train { steps: 3 }),
         ];
-        assert_eq!(walk(&plan)[..4], expected);
+        assert_eq!(execute(&plan)[..4], expected);
     }
 
     #[test]
-    fn stages_follow_each_other_and_count_their_samples() {
+    fn stages_follow_each_other_and_their_samples_are_counted() {
         let stages = vec![testing::stage("a", 3, 4, None, None), testing::stage("b", 2, 5, None, None)];
         let plan = Plan::new(&testing::run_file(stages), StageEnds::new());
-        let said = walk(&plan);
-        assert!(said.contains(&(Place { stage: 0, step: 3 }, Next::Advance { stage: 1 })));
-        assert_eq!(said.last(), Some(&(Place { stage: 1, step: 2 }, Next::Finish)));
-        assert_eq!(plan.samples_before(Place { stage: 1, step: 2 }), 3 * 4 + 2 * 5);
+        let actions = execute(&plan);
+        assert!(actions.contains(&(Position { stage: 0, step: 3 }, NextAction::Advance { stage: 1 })));
+        assert_eq!(actions.last(), Some(&(Position { stage: 1, step: 2 }, NextAction::Finish)));
+        assert_eq!(plan.samples_before(Position { stage: 1, step: 2 }), 3 * 4 + 2 * 5);
     }
 
     #[test]
-    fn a_stage_with_a_metric_saves_all_that_it_evaluates() {
+    fn a_stage_with_a_metric_saves_every_state_that_it_evaluates() {
         let stage =
             Stage { metric: Some("cider".into()), evaluate_first: true, ..testing::stage("a", 3, 4, None, Some(2)) };
         let plan = Plan::new(&testing::run_file(vec![stage]), StageEnds::new());
-        let at = |step| Place { stage: 0, step };
+        let at = |step| Position { stage: 0, step };
         let expected = [
-            (at(0), Next::Checkpoint),
-            (at(0), Next::Evaluate),
-            (at(0), Next::Train { steps: 2 }),
-            (at(2), Next::Checkpoint),
-            (at(2), Next::Evaluate),
-            (at(2), Next::Train { steps: 1 }),
-            (at(3), Next::Checkpoint),
-            (at(3), Next::Evaluate),
-            (at(3), Next::Finish),
+            (at(0), NextAction::Checkpoint),
+            (at(0), NextAction::Evaluate),
+            (at(0), NextAction::Train { steps: 2 }),
+            (at(2), NextAction::Checkpoint),
+            (at(2), NextAction::Evaluate),
+            (at(2), NextAction::Train { steps: 1 }),
+            (at(3), NextAction::Checkpoint),
+            (at(3), NextAction::Evaluate),
+            (at(3), NextAction::Finish),
         ];
-        assert_eq!(walk(&plan), expected);
+        assert_eq!(execute(&plan), expected);
     }
 
     #[test]
-    fn a_stage_that_was_ended_is_over_there() {
+    fn a_stage_that_was_ended_early_is_not_evaluated_again() {
         let stage = Stage { evaluate_first: true, ..testing::stage("a", 6, 4, None, Some(2)) };
         let file = testing::run_file(vec![stage, testing::stage("b", 1, 5, None, None)]);
-        let at = |step| Place { stage: 0, step };
+        let at = |step| Position { stage: 0, step };
         let mut plan = Plan::new(&file, StageEnds::new());
-        plan.end(at(4));
-        let done = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
-        assert_eq!(plan.next(at(4), &done), Next::Advance { stage: 1 });
-        assert_eq!(plan.samples_before(Place { stage: 1, step: 1 }), 4 * 4 + 5);
-        // No further evaluation; but the final state of a stage is always saved.
-        assert_eq!(plan.next(at(4), &Boundaries::new()), Next::Checkpoint);
-        plan.end(at(0));
-        assert_eq!(plan.next(at(0), &Boundaries::new()), Next::Advance { stage: 1 });
+        plan.end_stage(at(4));
+        let passed = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
+        assert_eq!(plan.next_action(at(4), &passed), NextAction::Advance { stage: 1 });
+        assert_eq!(plan.samples_before(Position { stage: 1, step: 1 }), 4 * 4 + 5);
+        // There is no further evaluation, but the final state of a stage is always saved.
+        assert_eq!(plan.next_action(at(4), &Boundaries::new()), NextAction::Checkpoint);
+        plan.end_stage(at(0));
+        assert_eq!(plan.next_action(at(0), &Boundaries::new()), NextAction::Advance { stage: 1 });
     }
 
     proptest! {
@@ -337,10 +339,11 @@ mod tests {
             steps in 1..60_u64, checkpoint in prop::option::of(1..20_u64), evaluate in prop::option::of(1..20_u64),
         ) {
             let file = testing::run_file(vec![testing::stage("a", steps, 4, checkpoint, evaluate)]);
-            let said = walk(&Plan::new(&file, StageEnds::new()));
-            let trained: u64 = said.iter().map(|(_, next)| if let Next::Train { steps } = next { *steps } else { 0 }).sum();
+            let actions = execute(&Plan::new(&file, StageEnds::new()));
+            let steps_of = |action: &NextAction| if let NextAction::Train { steps } = action { *steps } else { 0 };
+            let trained: u64 = actions.iter().map(|(_, action)| steps_of(action)).sum();
             prop_assert_eq!(trained, steps);
-            let evaluated = said.iter().filter(|(_, next)| *next == Next::Evaluate).count() as u64;
+            let evaluated = actions.iter().filter(|(_, action)| *action == NextAction::Evaluate).count() as u64;
             prop_assert_eq!(evaluated, evaluate.map_or(0, |every| (steps - 1) / every) + 1);
         }
     }

@@ -7,11 +7,11 @@ use config::Sharding;
 use proto::{v1, v1::directive::Directive};
 
 use super::{
-    Outcome, Phase, ProtocolViolation, Run, Time,
-    captions::Images,
+    Outcome, Phase, ProtocolViolation, Rank, Run, Time, WorkerId,
+    captions::ImageRange,
     generation::Generation,
     membership::MemberState,
-    plan::{Next, Place},
+    plan::{NextAction, Position},
     record::Record,
     shares,
     statistics::StepStatistics,
@@ -22,128 +22,130 @@ use super::{
 pub(super) enum PendingBoundary {
     /// The members write captions.
     Captions {
-        /// The ranges of images that were assigned to each worker id and are not reported yet.
-        asked: BTreeMap<u32, BTreeSet<Images>>,
+        /// The ranges of images that were assigned to each member and are not reported yet.
+        pending: BTreeMap<WorkerId, BTreeSet<ImageRange>>,
     },
     /// The coordinator scores the captions; no member is involved.
     Scores,
-    /// The members enter the next stage.
-    Advance { stage: u32, done: BTreeSet<u32> },
+    /// The members enter the next stage; these have reported it.
+    Advance { stage: u32, advanced: BTreeSet<WorkerId> },
 }
 
 impl Run {
-    /// Sends directives for as long as the next one may be sent. Halts, ends or concludes the
-    /// generation where that is due. Called after each event.
-    pub(super) fn proceed(&mut self, now: Time) {
+    /// Sends directives while the next one may be sent. Halts or ends the generation, or ends the
+    /// run, if that is due. Called after each event.
+    pub(super) fn send_due_directives(&mut self, now: Time) {
         while let Some(generation) = self.generation.as_ref().filter(|_| self.phase == Phase::Running) {
-            let (granted, quiet) = (generation.granted, generation.quiet());
-            let next = self.plan.next(granted, &self.done);
-            let (halted, paused) = (generation.ending.clone(), self.paused.is_some());
-            if halted.is_none()
-                && (next != Next::Finish || paused)
+            let (granted, all_reported) = (generation.granted, generation.all_steps_reported());
+            let next = self.plan.next_action(granted, &self.passed_boundaries);
+            let (halt_reason, is_paused) = (generation.halt_reason.clone(), self.pause_reason.is_some());
+            if halt_reason.is_none()
+                && (next != NextAction::Finish || is_paused)
                 && let Some(reason) = self.reason_to_halt(generation)
             {
-                self.halt(reason);
+                self.halt_generation(reason);
                 continue;
             }
             // Scoring needs no member, and the next generation can use the scores: joining and
             // leaving members do not wait for it.
-            let scoring = matches!(generation.awaiting, Some(PendingBoundary::Scores));
-            if generation.awaiting.is_some() && !scoring {
+            let is_scoring = matches!(generation.pending_boundary, Some(PendingBoundary::Scores));
+            if generation.pending_boundary.is_some() && !is_scoring {
                 return;
             }
-            if next == Next::Finish && !paused {
-                if quiet && self.saving.is_none() {
-                    self.conclude(now, Outcome::Finished);
+            if next == NextAction::Finish && !is_paused {
+                if all_reported && self.saving.is_none() {
+                    self.end_run(now, Outcome::Finished);
                 }
                 return;
             }
-            if self.stopping {
-                // If the state cannot be saved, the operator has been told, and the last checkpoint
-                // has to do.
-                if quiet && (self.unsaved.is_some() || self.secured(granted)) {
-                    self.conclude(now, Outcome::Stopped);
+            if self.stop_requested {
+                // If the state cannot be saved, the operator has been told, and the next
+                // coordinator resumes from the last checkpoint.
+                if all_reported && (self.failed_save.is_some() || self.ensure_saved(granted)) {
+                    self.end_run(now, Outcome::Stopped);
                 }
                 return;
             }
-            if let Some(reason) = halted {
-                if quiet {
+            if let Some(reason) = halt_reason {
+                if all_reported {
                     self.end_generation(now, &reason, false);
                 }
                 return;
             }
-            if self.unsaved.is_some() {
-                if quiet && self.save_again(now, granted) {
+            if self.failed_save.is_some() {
+                if all_reported && self.retry_save(now, granted) {
                     continue;
                 }
                 return;
             }
-            if self.only_saves(generation) {
-                if self.secured(granted) && quiet {
+            if self.is_save_only(generation) {
+                if self.ensure_saved(granted) && all_reported {
                     self.end_generation(now, "all members leave", false);
                 }
                 return;
             }
-            if paused {
-                self.secured(granted);
+            if is_paused {
+                self.ensure_saved(granted);
                 return;
             }
-            if scoring || !self.advance(granted, next) {
+            if is_scoring || !self.send_next_directive(granted, next) {
                 return;
             }
         }
     }
 
     /// Sends the directive that comes next at `granted`. Returns false if it cannot be sent yet.
-    fn advance(&mut self, granted: Place, next: Next) -> bool {
+    fn send_next_directive(&mut self, granted: Position, next: NextAction) -> bool {
         // Only one checkpoint is saved at a time. Where a stage may end with the state that is
         // being saved, training waits for the save.
-        let saving = self.saving.as_ref().map(|saving| saving.place);
+        let saving = self.saving.as_ref().map(|saving| saving.position);
+        let has_metric = self.plan.stage(granted).metric.is_some();
         match next {
-            Next::Train { .. } if saving == Some(granted) && self.plan.stage(granted).metric.is_some() => return false,
-            Next::Train { steps } => {
+            NextAction::Train { .. } if saving == Some(granted) && has_metric => return false,
+            NextAction::Train { steps } => {
                 let Some(generation) = &self.generation else { return false };
-                let steps = self.grantable(generation, steps);
+                let steps = self.grantable_steps(generation, steps);
                 if steps == 0 {
                     return false;
                 }
-                self.grant(steps);
+                self.grant_steps(steps);
             }
-            Next::Checkpoint | Next::Advance { .. } if saving.is_some() => return false,
-            Next::Checkpoint => self.place_checkpoint(granted),
-            Next::Evaluate => self.evaluate(granted),
-            Next::Advance { stage } => {
-                let awaiting = PendingBoundary::Advance { stage, done: BTreeSet::new() };
-                self.horizon = Place { stage, step: 0 };
-                self.place(awaiting, &Directive::Advance(v1::Advance { stage }));
+            NextAction::Checkpoint | NextAction::Advance { .. } if saving.is_some() => return false,
+            NextAction::Checkpoint => self.start_save(granted),
+            NextAction::Evaluate => self.start_evaluation(granted),
+            NextAction::Advance { stage } => {
+                self.horizon = Position { stage, step: 0 };
+                let boundary = PendingBoundary::Advance { stage, advanced: BTreeSet::new() };
+                self.send_boundary(boundary, &Directive::Advance(v1::Advance { stage }));
             }
-            Next::Finish => unreachable!("the caller deals with it"),
+            NextAction::Finish => unreachable!("send_due_directives ends the run"),
         }
         true
     }
 
     /// How many of the next `steps` may be granted: up to `control.window` steps beyond those that
-    /// all members have reported. Members train in step_tracker, so only their reports can be late.
+    /// all members have reported. Members train in lockstep, so only their reports can be late.
     /// Returns 0 if less than half a window is open, because a directive for every step would only
     /// add traffic.
-    fn grantable(&self, generation: &Generation, steps: u64) -> u32 {
+    fn grantable_steps(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
-        let reported = generation.step_tracker.last().map_or(granted, |last| last.step);
+        let reported = generation.step_tracker.min_position().map_or(granted, |position| position.step);
         let open = reported.saturating_add(window.into()).saturating_sub(granted).min(u64::from(u32::MAX));
-        let enough = u64::from(window.div_ceil(2)).min(steps);
-        if open < enough { 0 } else { open.min(steps) as u32 }
+        let min_grant = u64::from(window.div_ceil(2)).min(steps);
+        if open < min_grant { 0 } else { open.min(steps) as u32 }
     }
 
-    fn grant(&mut self, steps: u32) {
+    /// Grants this number of steps: sends each member its share of the batch.
+    fn grant_steps(&mut self, steps: u32) {
         let Some(from) = self.generation.as_ref().map(|generation| generation.granted) else { return };
-        let shares: Vec<_> = shares::ranges(&self.shares(self.plan.stage(from).batch)).collect();
+        let shares: Vec<_> = shares::ranges(&self.share_sizes(self.plan.stage(from).batch)).collect();
         if let Some(generation) = &mut self.generation {
             generation.granted = from.after(steps.into());
             self.horizon = generation.granted;
         }
-        self.tell(|index, _| {
-            let share = shares.get(index as usize).cloned().unwrap_or_default();
+        self.broadcast(|rank, _| {
+            let share = shares.get(rank.index()).cloned().unwrap_or_default();
             Directive::Train(v1::Train {
                 stage: from.stage,
                 first_step: from.step,
@@ -155,129 +157,142 @@ impl Run {
     }
 
     /// The number of samples of a batch for each rank of the generation.
-    fn shares(&mut self, batch: u32) -> Vec<u32> {
+    fn share_sizes(&mut self, batch: u32) -> Vec<u32> {
         let Some(generation) = &mut self.generation else { return Vec::new() };
-        let (of, sizes) = &mut generation.shares;
-        if *of != batch {
-            (*of, *sizes) = (batch, shares::even(batch, generation.members.len()));
+        let (shared_batch, sizes) = &mut generation.shares;
+        if *shared_batch != batch {
+            (*shared_batch, *sizes) = (batch, shares::equal_sizes(batch, generation.members.len()));
         }
         if self.file.control.sharding == Sharding::Proportional {
-            let speeds = generation.members.iter().map(|rank| self.members.get(*rank)?.speed);
+            let speeds = generation.members.iter().map(|id| self.members.get(*id)?.speed);
             if let Some(speeds) = speeds.collect::<Option<Vec<f64>>>() {
-                *sizes = shares::follow(sizes, &speeds);
+                *sizes = shares::rebalance(sizes, &speeds);
             }
         }
         sizes.clone()
     }
 
     /// Sends a boundary directive to all members, and waits for their reports.
-    pub(super) fn place(&mut self, awaiting: PendingBoundary, directive: &Directive) {
+    pub(super) fn send_boundary(&mut self, boundary: PendingBoundary, directive: &Directive) {
         if let Some(generation) = &mut self.generation {
-            generation.awaiting = Some(awaiting);
+            generation.pending_boundary = Some(boundary);
         }
-        self.tell(|_, _| directive.clone());
+        self.broadcast(|_, _| directive.clone());
     }
 
-    /// Sends a directive to all members of the generation. The closure gets the member's rank in
-    /// the generation and the world size.
-    pub(super) fn tell(&mut self, directive: impl Fn(u32, u32) -> Directive) {
+    /// Sends a directive to all members of the generation. The closure gets the member's rank and
+    /// the world size.
+    pub(super) fn broadcast(&mut self, directive: impl Fn(Rank, u32) -> Directive) {
         let Some(generation) = &self.generation else { return };
-        let (number, ranks) = (generation.number, generation.members.clone());
-        for (index, rank) in (0..).zip(&ranks) {
-            if let Some(session) = self.members.get(*rank).map(|member| member.session) {
-                self.send(session, number, directive(index, ranks.len() as u32));
+        let (number, members) = (generation.number, generation.members.clone());
+        for (rank, worker_id) in (0..).map(Rank).zip(&members) {
+            if let Some(session) = self.members.get(*worker_id).map(|member| member.session) {
+                self.send(session, number, directive(rank, members.len() as u32));
             }
         }
     }
 
-    pub(super) fn next_directive(&mut self) -> u64 {
+    /// A new number for an evaluation or checkpoint directive.
+    pub(super) fn next_directive_number(&mut self) -> u64 {
         self.last_directive += 1;
         self.last_directive
     }
 
-    // ------------------------------------------------------------------------------------------------------- steps
+    // --------------------------------------------------------------------------------- steps
 
-    pub(super) fn step_done(&mut self, now: Time, rank: u32, report: &v1::StepDone) -> Result<(), ProtocolViolation> {
-        let position = report.position.ok_or("a step without position")?;
-        let place = Place::from(&position);
-        if position.generation > self.last_generation {
-            return Err(format!("generation {} does not exist", position.generation));
+    /// Handles `StepDone`: a member has applied a step. The first report of a step commits it.
+    pub(super) fn handle_step_done(
+        &mut self,
+        now: Time,
+        worker_id: WorkerId,
+        report: &v1::StepDone,
+    ) -> Result<(), ProtocolViolation> {
+        let reported = report.position.ok_or("a step without position")?;
+        let position = Position::from(&reported);
+        if reported.generation > self.last_generation {
+            return Err(format!("generation {} does not exist", reported.generation));
         }
         // Reports of the generation that ended last are accepted until the next one forms: those
         // steps are applied.
-        let standing = self.members.get(rank).map(|member| member.standing);
-        let own = match standing {
-            Some(MemberState::In(generation) | MemberState::LettingGo { generation, .. }) => generation,
+        let state = self.members.get(worker_id).map(|member| member.state);
+        let own = match state {
+            Some(MemberState::InGeneration(generation) | MemberState::Releasing { generation, .. }) => generation,
             _ => return Ok(()),
         };
-        let generation = self.generation.as_mut().filter(|generation| generation.number == position.generation);
-        let Some(generation) = generation.filter(|_| own == position.generation) else { return Ok(()) };
-        let Some(reached) = generation.step_tracker.of(rank) else { return Ok(()) };
+        let generation = self.generation.as_mut().filter(|generation| generation.number == reported.generation);
+        let Some(generation) = generation.filter(|_| own == reported.generation) else { return Ok(()) };
+        let Some(previous) = generation.step_tracker.position_of(worker_id) else { return Ok(()) };
         if matches!(self.phase, Phase::Over { .. }) {
             return Ok(());
         }
-        if place != reached.after(1) || place > generation.granted {
+        if position != previous.after(1) || position > generation.granted {
             let granted = generation.granted;
-            return Err(format!("reported {place} after {reached}, with steps granted up to {granted}"));
+            return Err(format!("it reported {position} after {previous}, with steps granted up to {granted}"));
         }
-        if report.samples > self.plan.stage(place).batch {
-            return Err(format!("{} samples in a step", report.samples));
+        if report.samples > self.plan.stage(position).batch {
+            return Err(format!("it reported {} samples in a step, more than the batch", report.samples));
         }
-        let read = StepStatistics::read(rank, report, &position)?;
-        generation.step_tracker.advance(rank, place);
-        let whole = generation.merger.add(generation.members.len(), read);
-        if let Some(member) = self.members.get_mut(rank) {
-            member.position = Some(position);
-            member.measure(report);
+        let statistics = StepStatistics::from_report(worker_id, report, &reported)?;
+        generation.step_tracker.advance(worker_id, position);
+        let merged = generation.step_merger.add(generation.members.len(), statistics);
+        if let Some(member) = self.members.get_mut(worker_id) {
+            member.position = Some(reported);
+            member.record_step_timing(report);
         }
-        self.commit(place);
-        self.throughput.reached(now, place);
-        if let Some(step) = whole {
-            self.guard_step(&step);
+        self.commit(position);
+        self.throughput.record_position(now, position);
+        if let Some(step) = merged {
+            self.check_step(&step);
             self.record_step(step);
         }
         Ok(())
     }
 
-    fn commit(&mut self, place: Place) {
-        if place > self.committed {
-            let entered = place.stage != self.committed.stage;
-            self.committed = place;
-            self.progress += 1;
-            if entered {
-                self.watch();
+    /// Moves `committed` forward to this position.
+    fn commit(&mut self, position: Position) {
+        if position > self.committed {
+            let is_new_stage = position.stage != self.committed.stage;
+            self.committed = position;
+            self.progress_count += 1;
+            if is_new_stage {
+                self.restart_guard();
             }
         }
     }
 
     pub(super) fn record_step(&mut self, step: StepStatistics) {
-        self.latest = Some(step.clone());
+        self.latest_step = Some(step.clone());
         self.record(Record::Step(step));
     }
 
-    pub(super) fn advanced(&mut self, rank: u32, advanced: &v1::Advanced) -> Result<(), ProtocolViolation> {
-        if !self.is_current(rank, advanced.generation)? {
+    /// Handles `Advanced`: a member has entered a stage.
+    pub(super) fn handle_advanced(
+        &mut self,
+        worker_id: WorkerId,
+        report: &v1::Advanced,
+    ) -> Result<(), ProtocolViolation> {
+        if !self.is_current_generation(worker_id, report.generation)? {
             return Ok(());
         }
         let Some(generation) = &mut self.generation else { return Ok(()) };
-        let (number, world) = (generation.number, generation.members.len());
-        let Some(PendingBoundary::Advance { stage, done }) = &mut generation.awaiting else {
-            return Err("it advanced to a stage unasked".into());
+        let (number, world_size) = (generation.number, generation.members.len());
+        let Some(PendingBoundary::Advance { stage, advanced }) = &mut generation.pending_boundary else {
+            return Err("it advanced to a stage without a directive".into());
         };
-        if *stage != advanced.stage || generation.step_tracker.of(rank) != Some(generation.granted) {
-            return Err(format!("it advanced to stage {} instead of {stage}, or too early", advanced.stage));
+        if *stage != report.stage || generation.step_tracker.position_of(worker_id) != Some(generation.granted) {
+            return Err(format!("it advanced to stage {} instead of {stage}, or too early", report.stage));
         }
-        done.insert(rank);
-        let place = Place { stage: *stage, step: 0 };
-        if done.len() == world {
-            generation.awaiting = None;
-            generation.granted = place;
-            generation.step_tracker.set_all(place);
+        advanced.insert(worker_id);
+        let position = Position { stage: *stage, step: 0 };
+        if advanced.len() == world_size {
+            generation.pending_boundary = None;
+            generation.granted = position;
+            generation.step_tracker.set_all(position);
         }
-        if let Some(member) = self.members.get_mut(rank) {
-            member.position = Some(place.in_generation(number));
+        if let Some(member) = self.members.get_mut(worker_id) {
+            member.position = Some(position.in_generation(number));
         }
-        self.commit(place);
+        self.commit(position);
         Ok(())
     }
 }

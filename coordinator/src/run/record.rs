@@ -6,15 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::v1;
 
 use super::{
+    WorkerId,
     captions::Item,
     data::DataChange,
     guard::TriggeredRule,
     lineage::BranchPoints,
     membership::Machine,
     model_selection::Scores,
-    plan::{Boundaries, Place, StageEnds},
+    plan::{Boundaries, Position, StageEnds},
     statistics::StepStatistics,
-    terms::TermLog,
+    term_log::TermLog,
 };
 
 /// The means of a step's measurements, by name.
@@ -24,7 +25,7 @@ pub type StepMeans = BTreeMap<String, f64>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A member, by its worker id.
-    Member(u32),
+    Member(WorkerId),
     /// A checkpoint, by its name.
     Checkpoint(String),
     /// The run's seed.
@@ -34,7 +35,7 @@ pub enum Source {
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Member(rank) => write!(f, "rank {rank}"),
+            Self::Member(worker_id) => write!(f, "worker {worker_id}"),
             Self::Checkpoint(name) => write!(f, "checkpoint {name}"),
             Self::Seed => f.write_str("seed"),
         }
@@ -44,13 +45,13 @@ impl std::fmt::Display for Source {
 /// A complete checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The point of the run that it holds.
-    pub place: Place,
+    /// The position of the state that it contains.
+    pub position: Position,
     /// The generation that saved it.
     pub generation: u64,
     /// The run's id at that time; a recovered run gets a new one.
     pub run_id: String,
-    /// Its name among the run's checkpoints; see [`Place::checkpoint_name`].
+    /// Its name among the run's checkpoints; see [`Position::checkpoint_name`].
     pub name: String,
     /// The SHA-256 of the parameters, as reported by all members.
     pub parameters_sha256: String,
@@ -61,7 +62,7 @@ pub struct Checkpoint {
 pub enum EventKind {
     /// A worker attached, and is a member.
     Joined,
-    /// A member failed: it disconnected, was silent or was evicted.
+    /// A member failed or was evicted.
     Lost,
     /// A member announced that it leaves.
     Leaving,
@@ -69,9 +70,9 @@ pub enum EventKind {
     Left,
     /// Committed steps were given up.
     RolledBack,
-    /// Steps that no member had reported turned out to be applied.
+    /// Members had applied steps that none of them had reported.
     Adopted,
-    /// A state could not be saved: training is held.
+    /// A state could not be saved: training waits.
     SaveFailed,
     /// States can be saved again: training continues.
     SavedAgain,
@@ -124,10 +125,10 @@ impl EventKind {
         Self::Recovered,
     ];
 
-    /// Whether an operator should look into it.
+    /// Whether an operator should investigate it.
     #[must_use]
-    pub fn is_trouble(self) -> bool {
-        let good = [
+    pub fn needs_attention(self) -> bool {
+        let routine = [
             Self::Joined,
             Self::Leaving,
             Self::Left,
@@ -138,7 +139,7 @@ impl EventKind {
             Self::SettingsChanged,
             Self::DataChanged,
         ];
-        !good.contains(&self)
+        !routine.contains(&self)
     }
 
     /// The name in the journal.
@@ -178,11 +179,11 @@ pub enum Record {
         /// The term of the coordinator process that formed it.
         term: u64,
         /// The worker id and machine of each member, in order of id.
-        members: Vec<(u32, Machine)>,
+        members: Vec<(WorkerId, Machine)>,
         /// Why the previous generation ended.
         cause: String,
-        /// The point at which it starts.
-        start: Place,
+        /// The position at which it starts.
+        start: Position,
         /// The source of its initial state.
         source: Source,
     },
@@ -200,7 +201,7 @@ pub enum Record {
         /// Why.
         reason: String,
     },
-    /// A step was reported by all members, or by all that can report.
+    /// A step was reported by all members, or by all that can still report.
     Step(StepStatistics),
     /// A checkpoint is complete. Durable before training continues.
     Saved(Checkpoint),
@@ -213,7 +214,7 @@ pub enum Record {
     /// it.
     Evaluated {
         /// The state that was evaluated.
-        place: Place,
+        position: Position,
         /// The last generation that took part.
         generation: u64,
         /// Scores by name.
@@ -223,15 +224,15 @@ pub enum Record {
     },
     /// A guard rule has fired.
     Guard {
-        /// The point of the step or evaluation that broke the rule.
-        place: Place,
+        /// The position of the step or evaluation.
+        position: Position,
         /// The rule and the value.
-        firing: TriggeredRule,
+        rule: TriggeredRule,
     },
     /// An event of another kind. Decisions are durable before they are carried out.
     Event {
         /// The kind.
-        what: EventKind,
+        kind: EventKind,
         /// The details, as in the journal.
         detail: serde_json::Value,
     },
@@ -243,10 +244,12 @@ impl Record {
     pub fn must_be_durable(&self) -> bool {
         match self {
             Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Damaged(_) | Self::Evaluated { .. } => true,
-            // Workers that were told that the run is finished do not come back: a coordinator
-            // without this record would wait for them.
-            Self::Event { what: EventKind::Finished, .. } => true,
-            Self::Event { what, .. } => matches!(what, EventKind::StageEnded | EventKind::Paused | EventKind::Resumed),
+            // Workers do not reconnect after the end of the run: a coordinator without this record
+            // would wait for them.
+            Self::Event { kind: EventKind::Finished, .. } => true,
+            Self::Event { kind, .. } => {
+                matches!(kind, EventKind::StageEnded | EventKind::Paused | EventKind::Resumed)
+            }
             Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
         }
     }
@@ -258,34 +261,34 @@ pub struct RestoredRun {
     /// The run's id; random.
     pub run_id: String,
     /// Which term formed which generation.
-    pub terms: TermLog,
+    pub term_log: TermLog,
     /// The number of the last generation; 0 if there was none.
     pub last_generation: u64,
     /// Decides which states belong to the present history.
-    pub cuts: BranchPoints,
-    /// The furthest committed point.
-    pub committed: Place,
+    pub branch_points: BranchPoints,
+    /// The furthest committed position.
+    pub committed: Position,
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
     /// The last checkpoint of each stage that ended with an earlier state.
-    pub passed_over: Vec<Checkpoint>,
-    /// Names of other files of this run in the checkpoint folder: checkpoints that are incomplete
-    /// or were to be deleted. Found by listing that folder; the journal does not have them.
-    pub unfinished: BTreeSet<String>,
+    pub unselected_checkpoints: Vec<Checkpoint>,
+    /// Names of further checkpoints of this run that are incomplete or were about to be deleted.
+    /// Found by listing the checkpoint folder; the journal does not have them.
+    pub unfinished_checkpoints: BTreeSet<String>,
     /// The boundaries that the present history has passed.
-    pub done: Boundaries,
+    pub passed_boundaries: Boundaries,
     /// The scores of the present history's evaluations.
     pub scores: Scores,
     /// The means of the last steps of the current stage, as many as its guard needs.
-    pub measured: Vec<(Place, StepMeans)>,
+    pub step_means: Vec<(Position, StepMeans)>,
     /// The stages that ended early.
-    pub ends: StageEnds,
+    pub stage_ends: StageEnds,
     /// Why the run is paused; none if it is not.
-    pub paused: Option<String>,
-    /// The description of the workers' data; none if no worker ever attached.
+    pub pause_reason: Option<String>,
+    /// The description of the workers' data; none if no worker has ever attached.
     pub data_set: Option<v1::DataSet>,
-    /// Earlier training data, in order.
-    pub exchanges: Vec<DataChange>,
+    /// Changes of the training data, in order.
+    pub data_changes: Vec<DataChange>,
     /// Whether the run is complete.
-    pub finished: bool,
+    pub is_finished: bool,
 }

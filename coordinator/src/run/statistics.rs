@@ -1,5 +1,5 @@
-//! Statistics of steps: the reports of a generation's members on their shares, merged into one for
-//! the whole step.
+//! Statistics of steps: merges the reports of the members on their shares into one report for the
+//! step.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use dataset::limits::MAX_TEXT_BYTES;
 use proto::v1;
 use statistics::{Summary, names};
 
-use super::plan::Place;
+use super::{WorkerId, plan::Position};
 
 /// Maximal number of candidates of an example; run files allow fewer beams.
 const MAX_CANDIDATES: usize = 1024;
@@ -15,8 +15,8 @@ const MAX_CANDIDATES: usize = 1024;
 /// The statistics of a step over all shares that were reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepStatistics {
-    /// The point that the step reached.
-    pub place: Place,
+    /// The position that the step reached.
+    pub position: Position,
     /// The generation that trained it.
     pub generation: u64,
     /// The sum of the loss.
@@ -35,73 +35,74 @@ pub struct StepStatistics {
     pub seconds: f64,
     /// The longest time that a member spent in the all-reduce, in seconds.
     pub all_reduce_seconds: f64,
-    /// Distributions over all shares; the keys are of `statistics::names::ALL`.
+    /// Distributions over all shares; the keys are of `statistics::names::TRAINING_METRICS`.
     pub summaries: BTreeMap<&'static str, Summary>,
     /// The time of the members by phase, summed over members, in seconds; the keys are of
     /// `statistics::names::PHASES`.
     pub phase_seconds: BTreeMap<&'static str, f64>,
     /// The candidates of one image with their rewards and weights, if the objective has candidates.
     pub example: Option<v1::Example>,
-    /// The computing time of the members.
-    pub pace: Pace,
+    /// The compute times of the members.
+    pub compute_times: ComputeTimes,
 }
 
-/// The computing time of a step's members, without the all-reduce.
+/// The compute times of a step's members, without the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// The id of the slowest member, and its time in seconds.
-    slowest: (u32, f64),
-    /// The sum over all members in seconds, and their number.
-    total: f64,
-    members: u32,
+pub struct ComputeTimes {
+    /// The slowest member, and its time in seconds.
+    slowest: (WorkerId, f64),
+    /// The sum over all members, in seconds.
+    total_seconds: f64,
+    member_count: u32,
 }
 
-impl Pace {
-    fn of(rank: u32, seconds: f64) -> Self {
-        Self { slowest: (rank, seconds), total: seconds, members: 1 }
+impl ComputeTimes {
+    fn of_member(worker_id: WorkerId, seconds: f64) -> Self {
+        Self { slowest: (worker_id, seconds), total_seconds: seconds, member_count: 1 }
     }
 
     fn merge(&mut self, other: Self) {
         if other.slowest.1 > self.slowest.1 {
             self.slowest = other.slowest;
         }
-        self.total += other.total;
-        self.members += other.members;
+        self.total_seconds += other.total_seconds;
+        self.member_count += other.member_count;
     }
 
-    /// The id of the slowest member, and how many seconds longer than the average of the others it
-    /// took. None for a single member.
+    /// The slowest member, and how many seconds longer than the average of the others it took. None
+    /// for a single member.
     #[must_use]
-    pub fn lag(&self) -> Option<(u32, f64)> {
-        let (rank, seconds) = self.slowest;
-        let others = self.members.checked_sub(1).filter(|others| *others > 0)?;
-        Some((rank, seconds - (self.total - seconds) / f64::from(others)))
+    pub fn lag(&self) -> Option<(WorkerId, f64)> {
+        let (worker_id, seconds) = self.slowest;
+        let others = self.member_count.checked_sub(1).filter(|others| *others > 0)?;
+        Some((worker_id, seconds - (self.total_seconds - seconds) / f64::from(others)))
     }
 }
 
 impl StepStatistics {
-    /// Reads the report of the member with this id. Fails with a message if the report is invalid.
-    pub fn read(rank: u32, report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
+    /// Reads the report of a member. Fails with a message if the report is invalid.
+    pub fn from_report(worker_id: WorkerId, report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
         let mut summaries = BTreeMap::new();
-        for (name, summary) in &report.summaries {
-            let known = names::ALL.into_iter().find(|known| known == name);
-            let known = known.ok_or_else(|| format!("unknown summary `{}`", name.escape_debug()))?;
-            summaries.insert(known, Summary::try_from(summary).map_err(|error| format!("`{known}` is a {error}"))?);
+        for (reported, summary) in &report.summaries {
+            let name = names::TRAINING_METRICS.into_iter().find(|name| name == reported);
+            let name = name.ok_or_else(|| format!("unknown summary `{}`", reported.escape_debug()))?;
+            summaries.insert(name, Summary::try_from(summary).map_err(|error| format!("`{name}` is a {error}"))?);
         }
         let mut phase_seconds = BTreeMap::new();
-        for (phase, seconds) in &report.phase_seconds {
-            let known = names::PHASES.into_iter().find(|known| known == phase);
-            phase_seconds.insert(known.ok_or_else(|| format!("unknown phase `{}`", phase.escape_debug()))?, *seconds);
+        for (reported, seconds) in &report.phase_seconds {
+            let phase = names::PHASES.into_iter().find(|phase| phase == reported);
+            let phase = phase.ok_or_else(|| format!("unknown phase `{}`", reported.escape_debug()))?;
+            phase_seconds.insert(phase, *seconds);
         }
-        if report.example.as_ref().is_some_and(|example| !is_modest(example)) {
-            return Err("an example with too many or too long candidates, or with no numbers for them".into());
+        if report.example.as_ref().is_some_and(|example| !is_valid_example(example)) {
+            return Err("an example with too many candidates, too long texts, or numbers that are not finite".into());
         }
         let durations = [report.seconds, report.all_reduce_seconds, report.loss_weight];
         if phase_seconds.values().chain(&durations).any(|value| !value.is_finite() || *value < 0.0) {
-            return Err("a step's seconds and weight must be finite and not negative".into());
+            return Err("the seconds and weight of a step must be finite and not negative".into());
         }
         Ok(Self {
-            place: position.into(),
+            position: position.into(),
             generation: position.generation,
             loss_sum: report.loss_sum,
             loss_weight: report.loss_weight,
@@ -114,7 +115,7 @@ impl StepStatistics {
             summaries,
             phase_seconds,
             example: report.example.clone(),
-            pace: Pace::of(rank, (report.seconds - report.all_reduce_seconds).max(0.0)),
+            compute_times: ComputeTimes::of_member(worker_id, (report.seconds - report.all_reduce_seconds).max(0.0)),
         })
     }
 
@@ -144,7 +145,7 @@ impl StepStatistics {
 
     /// The time of the average member by phase, in seconds.
     pub fn phases(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        let members = f64::from(self.pace.members);
+        let members = f64::from(self.compute_times.member_count);
         self.phase_seconds.iter().map(move |(phase, seconds)| (*phase, seconds / members))
     }
 
@@ -158,7 +159,7 @@ impl StepStatistics {
         self.gradient_norm = self.gradient_norm.max(other.gradient_norm);
         self.seconds = self.seconds.max(other.seconds);
         self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
-        self.pace.merge(other.pace);
+        self.compute_times.merge(other.compute_times);
         self.example = self.example.take().or(other.example);
         for (phase, seconds) in other.phase_seconds {
             *self.phase_seconds.entry(phase).or_default() += seconds;
@@ -171,38 +172,39 @@ impl StepStatistics {
 
 /// Whether an example is small enough to be stored and shown, and has only finite numbers. Workers
 /// send no others.
-fn is_modest(example: &v1::Example) -> bool {
-    let short = |text: &str| text.len() <= MAX_TEXT_BYTES;
-    let modest = |candidate: &v1::Candidate| {
-        short(&candidate.caption) && candidate.reward.is_finite() && candidate.gamma.is_finite()
+fn is_valid_example(example: &v1::Example) -> bool {
+    let is_short = |text: &str| text.len() <= MAX_TEXT_BYTES;
+    let is_valid = |candidate: &v1::Candidate| {
+        is_short(&candidate.caption) && candidate.reward.is_finite() && candidate.gamma.is_finite()
     };
-    short(&example.image) && example.candidates.len() <= MAX_CANDIDATES && example.candidates.iter().all(modest)
+    is_short(&example.image) && example.candidates.len() <= MAX_CANDIDATES && example.candidates.iter().all(is_valid)
 }
 
 /// Merges the reports of a generation's steps that not all members have reported yet. Their number
 /// is bounded, because steps are granted only a window ahead of the slowest member.
 #[derive(Debug, Default)]
 pub struct StepMerger {
-    pending: BTreeMap<Place, (usize, StepStatistics)>,
+    /// The number of reports and the merged statistics of each step.
+    pending: BTreeMap<Position, (usize, StepStatistics)>,
 }
 
 impl StepMerger {
-    /// Adds one member's report. Returns the step's statistics once all `world` members have
+    /// Adds one member's report. Returns the step's statistics once all `world_size` members have
     /// reported it.
-    pub fn add(&mut self, world: usize, report: StepStatistics) -> Option<StepStatistics> {
-        let place = report.place;
-        let reports = match self.pending.get_mut(&place) {
-            Some((reports, step)) => {
+    pub fn add(&mut self, world_size: usize, report: StepStatistics) -> Option<StepStatistics> {
+        let position = report.position;
+        let report_count = match self.pending.get_mut(&position) {
+            Some((count, step)) => {
                 step.merge(report);
-                *reports += 1;
-                *reports
+                *count += 1;
+                *count
             }
             None => {
-                self.pending.insert(place, (1, report));
+                self.pending.insert(position, (1, report));
                 1
             }
         };
-        if reports < world { None } else { self.pending.remove(&place).map(|(_, step)| step) }
+        if report_count < world_size { None } else { self.pending.remove(&position).map(|(_, step)| step) }
     }
 
     /// Removes and returns, in order, the statistics of the steps that will get no further reports.
@@ -222,14 +224,14 @@ mod tests {
         run::{record::Record, testing},
     };
 
-    /// Numbers that a peer can send.
+    /// Any number that a peer can send.
     fn number() -> impl Strategy<Value = f64> {
-        let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e308, -1e308, -1.0, 0.0, f64::MIN_POSITIVE];
-        prop_oneof![prop::sample::select(odd.to_vec()), 0.0..100.0_f64, any::<f64>()]
+        let special = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e308, -1e308, -1.0, 0.0, f64::MIN_POSITIVE];
+        prop_oneof![prop::sample::select(special.to_vec()), 0.0..100.0_f64, any::<f64>()]
     }
 
     fn summary() -> impl Strategy<Value = v1::Summary> {
-        let honest = prop::collection::vec(-1e9..1e9_f64, 0..9).prop_map(|values| (&Summary::of(values)).into());
+        let consistent = prop::collection::vec(-1e9..1e9_f64, 0..9).prop_map(|values| (&Summary::of(values)).into());
         let count = || prop_oneof![0..9_u64, Just(u64::MAX), Just(1 << 40)];
         let buckets = || prop::collection::hash_map(any::<i32>(), count(), 0..50);
         let any = (count(), [number(), number(), number(), number()], buckets(), buckets(), count()).prop_map(
@@ -244,7 +246,7 @@ mod tests {
                 zero,
             },
         );
-        prop_oneof![honest, any]
+        prop_oneof![consistent, any]
     }
 
     fn any_report() -> impl Strategy<Value = v1::StepDone> {
@@ -278,20 +280,20 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn whatever_ranks_report_is_refused_or_becomes_a_row(reports in prop::collection::vec(any_report(), 1..4)) {
+        fn any_report_is_refused_or_becomes_a_row_of_the_journal(reports in prop::collection::vec(any_report(), 1..4)) {
             let at = v1::Position { stage: 0, step: 1, generation: 1 };
-            let read = (0..).zip(&reports).filter_map(|(rank, report)| StepStatistics::read(rank, report, &at).ok());
-            let read: Vec<_> = read.collect();
-            let (mut merger, world) = (StepMerger::default(), read.len());
-            let merged: Vec<_> = read.into_iter().filter_map(|report| merger.add(world, report)).collect();
-            prop_assert_eq!(merged.len(), usize::from(world > 0));
+            let read = |(id, report)| StepStatistics::from_report(WorkerId(id), report, &at).ok();
+            let accepted: Vec<_> = (0..).zip(&reports).filter_map(read).collect();
+            let (mut merger, world_size) = (StepMerger::default(), accepted.len());
+            let merged: Vec<_> = accepted.into_iter().filter_map(|report| merger.add(world_size, report)).collect();
+            prop_assert_eq!(merged.len(), usize::from(world_size > 0));
             let file = testing::run_file(vec![testing::stage("a", 2, 8, None, None)]);
             let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
             let records: Vec<_> = merged.into_iter().map(Record::Step).collect();
             journal.write(&records).unwrap();
             let history: History = journal.into_history();
-            for row in history.recorded(crate::run::plan::Place::default(), 9).unwrap() {
-                prop_assert!(row.numbers.into_iter().flatten().all(|number| !number.is_nan()), "{:?}", row);
+            for row in history.step_records(Position::default(), 9).unwrap() {
+                prop_assert!(row.scalars.into_iter().flatten().all(|number| !number.is_nan()), "{:?}", row);
             }
         }
     }
@@ -310,14 +312,14 @@ mod tests {
     }
 
     #[test]
-    fn shares_merge_into_the_whole() {
+    fn reports_of_all_members_are_merged() {
         let at = v1::Position { stage: 0, step: 1, generation: 1 };
         let mut merger = StepMerger::default();
-        let read = |rank, report: &v1::StepDone| StepStatistics::read(rank, report, &at).unwrap();
+        let read = |id, report: &v1::StepDone| StepStatistics::from_report(WorkerId(id), report, &at).unwrap();
         assert_eq!(merger.add(2, read(7, &report(1.0, &[0.2, 0.4]))), None);
         let step = merger.add(2, read(5, &report(3.0, &[0.6, 0.8]))).unwrap();
-        assert_eq!(step.pace.lag(), Some((5, 2.0)));
-        assert_eq!(Pace::of(5, 2.0).lag(), None, "nobody waits for the only one");
+        assert_eq!(step.compute_times.lag(), Some((WorkerId(5), 2.0)));
+        assert_eq!(ComputeTimes::of_member(WorkerId(5), 2.0).lag(), None, "a single member has no lag");
         assert_eq!((step.loss(), step.samples, step.seconds), (Some(1.0), 4, 3.0));
         assert_eq!((step.tokens_per_second(), step.phases().collect::<Vec<_>>()), (20.0 / 3.0, vec![("learn", 2.0)]));
         assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);
@@ -326,29 +328,30 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_names_and_the_most_beams_are_an_example() {
+    fn an_example_with_the_longest_texts_and_most_beams_is_accepted() {
         let text = || "ü".repeat(MAX_TEXT_BYTES / 2);
         let candidates = vec![v1::Candidate { caption: text(), reward: 1e30, gamma: 0.0 }; 64];
         let example = Some(v1::Example { image: text(), candidates });
         let report = v1::StepDone { example, ..Default::default() };
-        StepStatistics::read(0, &report, &v1::Position::default()).unwrap();
+        StepStatistics::from_report(WorkerId(0), &report, &v1::Position::default()).unwrap();
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_reports_are_refused() {
         let at = v1::Position::default();
-        let unknown = v1::StepDone { summaries: [("x".into(), v1::Summary::default())].into(), ..Default::default() };
-        let broken = v1::StepDone {
+        let unknown_summary =
+            v1::StepDone { summaries: [("x".into(), v1::Summary::default())].into(), ..Default::default() };
+        let inconsistent_summary = v1::StepDone {
             summaries: [("kl".into(), v1::Summary { count: 1, ..Default::default() })].into(),
             ..Default::default()
         };
-        let endless = v1::Candidate { caption: "a ".repeat(MAX_TEXT_BYTES), ..Default::default() };
-        let example = Some(v1::Example { image: String::new(), candidates: vec![endless] });
-        let verbose = v1::StepDone { example, ..Default::default() };
-        let strange = v1::StepDone { phase_seconds: [("nap".into(), 1.0)].into(), ..Default::default() };
-        let slow = v1::StepDone { seconds: f64::NAN, ..Default::default() };
-        for report in [unknown, broken, verbose, strange, slow] {
-            StepStatistics::read(0, &report, &at).unwrap_err();
+        let long_candidate = v1::Candidate { caption: "a ".repeat(MAX_TEXT_BYTES), ..Default::default() };
+        let example = Some(v1::Example { image: String::new(), candidates: vec![long_candidate] });
+        let long_example = v1::StepDone { example, ..Default::default() };
+        let unknown_phase = v1::StepDone { phase_seconds: [("nap".into(), 1.0)].into(), ..Default::default() };
+        let invalid_duration = v1::StepDone { seconds: f64::NAN, ..Default::default() };
+        for report in [unknown_summary, inconsistent_summary, long_example, unknown_phase, invalid_duration] {
+            StepStatistics::from_report(WorkerId(0), &report, &at).unwrap_err();
         }
     }
 }

@@ -1,61 +1,62 @@
-//! Step tracker: how far each member of a generation is. Each event asks which member is last and
-//! whether all are at the same point; both answers cost the same for three members as for ten
-//! thousand.
+//! Step tracker: the position that each member of a generation has reached. Each event needs the
+//! lowest position and whether all members are at the same one; the cost of both does not depend on
+//! the number of members.
 
 use std::collections::BTreeMap;
 
-use super::plan::Place;
+use super::{WorkerId, plan::Position};
 
-/// The last point that each member has reported.
+/// The last position that each member has reported.
 #[derive(Debug)]
 pub struct StepTracker {
-    reached: BTreeMap<u32, Place>,
-    /// The number of members at each point.
-    at: BTreeMap<Place, usize>,
+    positions: BTreeMap<WorkerId, Position>,
+    /// The number of members at each position; positions without members are absent.
+    member_counts: BTreeMap<Position, usize>,
 }
 
 impl StepTracker {
-    /// All of `ranks` at the same point.
+    /// Tracks these members, all at the same position.
     #[must_use]
-    pub fn new(ranks: &[u32], start: Place) -> Self {
-        let reached: BTreeMap<_, _> = ranks.iter().map(|rank| (*rank, start)).collect();
-        Self { at: [(start, reached.len())].into(), reached }
+    pub fn new(members: &[WorkerId], start: Position) -> Self {
+        let positions: BTreeMap<_, _> = members.iter().map(|worker_id| (*worker_id, start)).collect();
+        Self { member_counts: [(start, positions.len())].into(), positions }
     }
 
-    /// The last point that a member has reported; none if it is not in the generation.
+    /// The last position that a member has reported; none if it is not in the generation.
     #[must_use]
-    pub fn of(&self, rank: u32) -> Option<Place> {
-        self.reached.get(&rank).copied()
+    pub fn position_of(&self, worker_id: WorkerId) -> Option<Position> {
+        self.positions.get(&worker_id).copied()
     }
 
-    /// The point of the member that is furthest behind.
+    /// The position of the member that is furthest behind.
     #[must_use]
-    pub fn last(&self) -> Option<Place> {
-        self.at.keys().next().copied()
+    pub fn min_position(&self) -> Option<Position> {
+        self.member_counts.keys().next().copied()
     }
 
-    /// Whether all members have reported exactly this point.
+    /// Whether all members have reported exactly this position.
     #[must_use]
-    pub fn all_at(&self, place: Place) -> bool {
-        self.at.len() <= 1 && self.last().is_none_or(|last| last == place)
+    pub fn all_at(&self, position: Position) -> bool {
+        self.member_counts.len() <= 1 && self.min_position().is_none_or(|min| min == position)
     }
 
-    /// Records that a member has reported the next point.
-    pub fn advance(&mut self, rank: u32, to: Place) {
-        let Some(from) = self.reached.get_mut(&rank).map(|reached| std::mem::replace(reached, to)) else { return };
-        if let Some(count) = self.at.get_mut(&from) {
+    /// Records that a member has reported the next position.
+    pub fn advance(&mut self, worker_id: WorkerId, to: Position) {
+        let Some(position) = self.positions.get_mut(&worker_id) else { return };
+        let from = std::mem::replace(position, to);
+        if let Some(count) = self.member_counts.get_mut(&from) {
             *count -= 1;
             if *count == 0 {
-                self.at.remove(&from);
+                self.member_counts.remove(&from);
             }
         }
-        *self.at.entry(to).or_default() += 1;
+        *self.member_counts.entry(to).or_default() += 1;
     }
 
-    /// Sets all members to this point, as when all have entered a stage.
-    pub fn set_all(&mut self, place: Place) {
-        self.reached.values_mut().for_each(|reached| *reached = place);
-        self.at = [(place, self.reached.len())].into();
+    /// Sets all members to this position, as when all have entered a stage.
+    pub fn set_all(&mut self, position: Position) {
+        self.positions.values_mut().for_each(|own| *own = position);
+        self.member_counts = [(position, self.positions.len())].into();
     }
 }
 
@@ -65,26 +66,27 @@ mod tests {
 
     use super::*;
 
-    fn at(step: u64) -> Place {
-        Place { stage: 0, step }
+    fn at(step: u64) -> Position {
+        Position { stage: 0, step }
     }
 
     proptest! {
         #[test]
-        fn it_answers_as_a_look_at_every_member_would(moves in prop::collection::vec(0..4_u32, 0..60)) {
-            let mut step_tracker = StepTracker::new(&[0, 1, 2, 3], at(0));
+        fn the_answers_equal_those_of_a_scan_over_all_members(advances in prop::collection::vec(0..4_usize, 0..60)) {
+            let members = [0, 1, 2, 3].map(WorkerId);
+            let mut step_tracker = StepTracker::new(&members, at(0));
             let mut steps = [0; 4];
-            for rank in moves {
-                steps[rank as usize] += 1;
-                step_tracker.advance(rank, at(steps[rank as usize]));
-                prop_assert_eq!(step_tracker.last(), steps.iter().min().map(|step| at(*step)));
+            for index in advances {
+                steps[index] += 1;
+                step_tracker.advance(members[index], at(steps[index]));
+                prop_assert_eq!(step_tracker.min_position(), steps.iter().min().map(|step| at(*step)));
                 for step in 0..5 {
                     prop_assert_eq!(step_tracker.all_at(at(step)), steps.iter().all(|own| *own == step));
                 }
-                prop_assert_eq!(step_tracker.of(rank), Some(at(steps[rank as usize])));
+                prop_assert_eq!(step_tracker.position_of(members[index]), Some(at(steps[index])));
             }
             step_tracker.set_all(at(99));
-            prop_assert!(step_tracker.all_at(at(99)) && step_tracker.of(7).is_none());
+            prop_assert!(step_tracker.all_at(at(99)) && step_tracker.position_of(WorkerId(7)).is_none());
         }
     }
 }

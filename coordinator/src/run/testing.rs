@@ -6,15 +6,16 @@ use config::{RunFile, Stage};
 
 /// A stage that trains with cross-entropy.
 pub fn stage(name: &str, steps: u64, batch: u32, checkpoint_every: Option<u64>, evaluate_every: Option<u64>) -> Stage {
-    Stage { name: name.into(), steps, batch, checkpoint_every, evaluate_every, ..base().stages.remove(0) }
+    let template = template().stages.remove(0);
+    Stage { name: name.into(), steps, batch, checkpoint_every, evaluate_every, ..template }
 }
 
 /// A run of one to four workers with these stages.
 pub fn run_file(stages: Vec<Stage>) -> RunFile {
-    RunFile { stages, ..base() }
+    RunFile { stages, ..template() }
 }
 
-fn base() -> RunFile {
+fn template() -> RunFile {
     let text = "
 name: test
 output: /nowhere
@@ -24,5 +25,5 @@ captioner: { preset: tiny }
 evaluator: { preset: tiny }
 stages: [{ name: base, objective: cross_entropy, steps: 1, batch: 4, optimizer: { learning_rate: 1.0e-3 } }]
 ";
-    RunFile::parse(Path::new("test.yaml"), text).expect("the text above is a run file")
+    RunFile::parse(Path::new("test.yaml"), text).expect("the template is a valid run file")
 }

@@ -1,8 +1,8 @@
-//! Files with the captions of evaluations, in COCO's results format.
+//! Writes the captions of evaluations as files in COCO's results format.
 
 use std::{fs::File, path::Path};
 
-use caption_metrics::results::{self, Captioned};
+use caption_metrics::results::{self, CaptionResult};
 
 use crate::run::captions::Item;
 
@@ -19,8 +19,8 @@ pub fn save(path: &Path, items: &[Item]) -> std::io::Result<()> {
         }
         _ => error,
     })?;
-    let captions: Vec<Captioned> =
-        items.iter().map(|item| Captioned::new(item.image_id, &item.image, &item.caption)).collect();
+    let captions: Vec<CaptionResult> =
+        items.iter().map(|item| CaptionResult::new(item.image_id, &item.image, &item.caption)).collect();
     results::write(path, &captions)?;
     File::open(folder)?.sync_all()
 }

@@ -8,28 +8,28 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Maximal time that one iteration of the event loop counts.
-const MAX_TURN: Duration = Duration::from_millis(500);
+/// Maximal time that one iteration of the event loop adds to the clock.
+const MAX_ITERATION_TIME: Duration = Duration::from_millis(500);
 
 /// Time since the start, without the time in which the coordinator was blocked.
 pub struct Clock {
-    turn: Instant,
+    last_iteration: Instant,
     now: Duration,
 }
 
 impl Clock {
     /// A clock that starts at `now`.
     pub fn start(now: Instant) -> Self {
-        Self { turn: now, now: Duration::ZERO }
+        Self { last_iteration: now, now: Duration::ZERO }
     }
 
     /// Begins an iteration of the event loop at `now`.
-    pub fn turn(&mut self, now: Instant) {
-        self.now += (now - self.turn).min(MAX_TURN);
-        self.turn = now;
+    pub fn begin_iteration(&mut self, now: Instant) {
+        self.now += (now - self.last_iteration).min(MAX_ITERATION_TIME);
+        self.last_iteration = now;
     }
 
-    /// The time of this iteration.
+    /// The run's time at the start of this iteration.
     pub fn now(&self) -> Duration {
         self.now
     }
@@ -40,12 +40,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_slept_through_does_not_count() {
+    fn time_of_a_suspension_does_not_count() {
         let mut now = Instant::now();
         let mut clock = Clock::start(now);
         for seconds in [0.1, 0.4, 3600.0] {
             now += Duration::from_secs_f64(seconds);
-            clock.turn(now);
+            clock.begin_iteration(now);
         }
         assert_eq!(clock.now(), Duration::from_secs(1));
     }

@@ -19,8 +19,8 @@ use tracing::{info, warn};
 
 use super::{
     clock::Clock,
-    evaluations::WrittenEvaluation,
-    http::Readiness,
+    evaluations::CompletedEvaluation,
+    http::{Readiness, readiness_of},
     metrics::Metrics,
     recorder::Recorder,
     refusals::{Reason, Refusals},
@@ -29,44 +29,45 @@ use crate::run::{
     Action, Command, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics,
 };
 
-/// Interval of ticks: the precision of timeouts.
-const TICK: Duration = Duration::from_millis(100);
+/// Interval of ticks, which is the precision of the run's timeouts.
+const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// Minimal interval between log lines about progress.
-const PROGRESS: Duration = Duration::from_secs(1);
-/// Maximal number of inputs handled before the next tick is checked for.
-const TURN: usize = 256;
+const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximal number of inputs that one iteration of the event loop handles.
+const MAX_INPUTS_PER_ITERATION: usize = 256;
 
 /// An input of the driver, from the network or the operating system.
 pub enum Input {
-    /// A worker asks to join.
+    /// A worker requests to join.
     Join {
-        /// The worker's address, for limits; see [`Peer::client_address`](super::door::Peer::client_address).
+        /// The worker's address, for limits; see
+        /// [`Peer::client_address`](super::acceptor::Peer::client_address).
         address: IpAddr,
         token: String,
         join: v1::JoinRequest,
         reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
     },
     /// A worker opens its stream.
-    Attach { session: SessionId, attach: v1::Attach, line: Outbox },
+    Attach { session: SessionId, attach: v1::Attach, handle: SessionHandle },
     /// Another event of the run.
     Event(Event),
-    /// An operator sends a command; the reply says what will happen.
+    /// An operator sends a command. The reply is a message that says what will happen.
     Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
-    /// A client asks for the status.
+    /// A client requests the status.
     Status { reply: oneshot::Sender<v1::StatusResponse> },
-    /// The coordinator is asked to stop.
+    /// The coordinator receives a request to stop.
     Shutdown,
 }
 
-/// The outbox of a worker's stream. Dropping it ends the stream.
-pub struct Outbox {
+/// The driver's side of a worker's stream. Dropping it ends the stream.
+pub struct SessionHandle {
     pub peer: SocketAddr,
-    pub outbound: mpsc::Sender<Result<v1::Directive, Status>>,
-    /// Dropped with the outbox: tells the task that reads the worker's messages to end.
-    pub _hold: oneshot::Sender<()>,
+    pub directives: mpsc::Sender<Result<v1::Directive, Status>>,
+    /// Its drop ends the task that reads the worker's messages.
+    pub _close_on_drop: oneshot::Sender<()>,
 }
 
-/// The run with everything that its actions need.
+/// The run, and what the driver needs to execute its actions.
 pub struct Driver {
     pub run: Run,
     pub recorder: Recorder,
@@ -77,10 +78,10 @@ pub struct Driver {
     pub readiness: watch::Sender<Readiness>,
     /// The run's checkpoints.
     pub checkpoints: Arc<Checkpoints>,
-    /// For events from other tasks and threads.
+    /// The sender of the driver's own input channel, for the tasks that it spawns.
     pub inputs: mpsc::Sender<Input>,
     /// The final status, for requests after the run's end.
-    pub ended: watch::Sender<Option<v1::StatusResponse>>,
+    pub final_status: watch::Sender<Option<v1::StatusResponse>>,
     /// Whether to keep serving when the run is finished, until an operator stops the coordinator.
     pub stay: bool,
 }
@@ -89,52 +90,52 @@ impl Driver {
     /// Drives the run to its end. Returns how it ended.
     ///
     /// # Errors
-    /// When the journal cannot be written.
-    pub async fn drive(self, mut waiting: mpsc::Receiver<Input>) -> anyhow::Result<Outcome> {
-        let mut ticks = time::interval(TICK);
+    /// The journal cannot be written.
+    pub async fn drive(self, mut queue: mpsc::Receiver<Input>) -> anyhow::Result<Outcome> {
+        let mut ticks = time::interval(TICK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut turn = EventLoop {
+        let mut event_loop = EventLoop {
             driver: self,
             clock: Clock::start(Instant::now()),
-            asked: BTreeMap::new(),
-            last: 0,
-            lines: BTreeMap::new(),
-            examination: None,
-            reported: None,
-            noted: false,
+            pending_requests: BTreeMap::new(),
+            last_request_id: 0,
+            sessions: BTreeMap::new(),
+            evaluation_task: None,
+            last_progress_log: None,
+            has_new_records: false,
         };
-        let mut inputs = Vec::with_capacity(TURN);
-        let mut over = None;
+        let mut inputs = Vec::with_capacity(MAX_INPUTS_PER_ITERATION);
+        let mut run_outcome = None;
         loop {
             let mut outcome = None;
-            let mut ticked = false;
+            let mut is_tick = false;
             tokio::select! {
-                _ = waiting.recv_many(&mut inputs, TURN) => {
-                    turn.clock.turn(Instant::now());
+                _ = queue.recv_many(&mut inputs, MAX_INPUTS_PER_ITERATION) => {
+                    event_loop.clock.begin_iteration(Instant::now());
                     for input in inputs.drain(..) {
-                        let ended = turn.take(input).await?;
-                        outcome = outcome.or(ended);
+                        outcome = outcome.or(event_loop.handle_input(input).await?);
                     }
                 }
                 _ = ticks.tick() => {
-                    ticked = true;
-                    turn.clock.turn(Instant::now());
-                    outcome = turn.event(Event::Tick).await?;
-                    turn.driver.refusals.log_suppressed(Instant::now());
+                    is_tick = true;
+                    event_loop.clock.begin_iteration(Instant::now());
+                    outcome = event_loop.handle_event(Event::Tick).await?;
+                    event_loop.driver.refusals.log_suppressed(Instant::now());
                 }
             }
-            // The status of a run with thousands of members takes longer than most inputs.
-            if ticked || outcome.is_some() || (turn.noted && waiting.is_empty()) {
-                turn.publish();
+            // Publishing the state of thousands of members takes longer than handling most inputs,
+            // so it waits until the queue is empty, for at most one tick.
+            if is_tick || outcome.is_some() || (event_loop.has_new_records && queue.is_empty()) {
+                event_loop.publish();
             }
-            let Driver { run, stay, .. } = &turn.driver;
-            let stays = *stay && !run.is_stopping();
-            over = over.or(outcome);
-            if let Some(outcome) = over.take_if(|outcome| *outcome != Outcome::Finished || !stays) {
-                turn.driver.ended.send_replace(Some(turn.driver.run.status(turn.clock.now())));
-                let head = turn.driver.recorder.head().await?;
-                turn.driver.recorder.finish().await?;
-                info!(%head, "the journal is closed; `coordinator audit --head` finds out whether it is changed later");
+            let Driver { run, stay, .. } = &event_loop.driver;
+            let keeps_serving = *stay && !run.is_stopping();
+            run_outcome = run_outcome.or(outcome);
+            if let Some(outcome) = run_outcome.take_if(|outcome| *outcome != Outcome::Finished || !keeps_serving) {
+                event_loop.driver.final_status.send_replace(Some(event_loop.driver.run.status(event_loop.clock.now())));
+                let head = event_loop.driver.recorder.head().await?;
+                event_loop.driver.recorder.finish().await?;
+                info!(%head, "the journal is closed; `coordinator audit --head HEAD` detects later changes");
                 return Ok(outcome);
             }
         }
@@ -147,36 +148,36 @@ enum PendingRequest {
     Control(oneshot::Sender<Result<String, Status>>),
 }
 
+/// The state of the event loop.
 struct EventLoop {
     driver: Driver,
     clock: Clock,
-    asked: BTreeMap<RequestId, PendingRequest>,
-    /// The last request id.
-    last: u64,
-    lines: BTreeMap<SessionId, Outbox>,
-    /// The task that saves and scores captions.
-    examination: Option<AbortHandle>,
+    pending_requests: BTreeMap<RequestId, PendingRequest>,
+    last_request_id: u64,
+    sessions: BTreeMap<SessionId, SessionHandle>,
+    /// The task that saves and scores the captions of an evaluation.
+    evaluation_task: Option<AbortHandle>,
     /// When progress was last logged.
-    reported: Option<Instant>,
-    /// Whether anything was recorded since metrics and readiness were last updated.
-    noted: bool,
+    last_progress_log: Option<Instant>,
+    /// Whether a record was written since metrics and readiness were last updated.
+    has_new_records: bool,
 }
 
 impl EventLoop {
-    async fn take(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
+    async fn handle_input(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
         let event = match input {
             Input::Join { address, token, join, reply } => {
-                let request = self.number();
-                self.asked.insert(request, PendingRequest::Join(reply));
+                let request = self.next_request_id();
+                self.pending_requests.insert(request, PendingRequest::Join(reply));
                 Event::Join { request, address, token, join }
             }
             Input::Control { command, reply } => {
-                let request = self.number();
-                self.asked.insert(request, PendingRequest::Control(reply));
+                let request = self.next_request_id();
+                self.pending_requests.insert(request, PendingRequest::Control(reply));
                 Event::Control { request, command }
             }
-            Input::Attach { session, attach, line } => {
-                self.lines.insert(session, line);
+            Input::Attach { session, attach, handle } => {
+                self.sessions.insert(session, handle);
                 Event::Attach { session, attach }
             }
             Input::Event(event) => event,
@@ -186,38 +187,37 @@ impl EventLoop {
                 return Ok(None);
             }
             Input::Shutdown => {
-                info!("asked to stop");
+                info!("received a request to stop");
                 Event::Shutdown
             }
         };
         if let Event::Closed { session } = &event {
-            self.lines.remove(session);
+            self.sessions.remove(session);
         }
-        self.event(event).await
+        self.handle_event(event).await
     }
 
-    /// A fresh request id.
-    fn number(&mut self) -> RequestId {
-        self.last += 1;
-        RequestId(self.last)
+    fn next_request_id(&mut self) -> RequestId {
+        self.last_request_id += 1;
+        RequestId(self.last_request_id)
     }
 
-    async fn event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
+    async fn handle_event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
         let mut outcome = None;
         for action in self.driver.run.on_event(self.clock.now(), event) {
             match action {
                 // If the worker has disconnected, its reservation expires.
                 Action::Admit { request, response } => {
-                    if let Some(PendingRequest::Join(reply)) = self.asked.remove(&request) {
+                    if let Some(PendingRequest::Join(reply)) = self.pending_requests.remove(&request) {
                         _ = reply.send(Ok(response));
                     }
                 }
                 Action::Done { request, message } => {
-                    if let Some(PendingRequest::Control(reply)) = self.asked.remove(&request) {
+                    if let Some(PendingRequest::Control(reply)) = self.pending_requests.remove(&request) {
                         _ = reply.send(Ok(message));
                     }
                 }
-                Action::Refuse { request, refusal } => match self.asked.remove(&request) {
+                Action::Refuse { request, refusal } => match self.pending_requests.remove(&request) {
                     Some(PendingRequest::Join(reply)) => _ = reply.send(Err(refusal.into())),
                     Some(PendingRequest::Control(reply)) => _ = reply.send(Err(refusal.into())),
                     None => {}
@@ -230,97 +230,103 @@ impl EventLoop {
                     self.send(session, Ok(directive));
                 }
                 Action::Close { session, refusal } => {
-                    if let (Some(refusal), Some(line)) = (refusal, self.lines.get(&session)) {
+                    if let (Some(refusal), Some(handle)) = (refusal, self.sessions.get(&session)) {
                         let status = Status::from(refusal);
-                        self.driver.refusals.note(line.peer, Reason::of_session(status.code()), status.message());
+                        self.driver.refusals.record(
+                            handle.peer,
+                            Reason::from_session_status(status.code()),
+                            status.message(),
+                        );
                         self.send(session, Err(status));
                     }
-                    self.lines.remove(&session);
+                    self.sessions.remove(&session);
                 }
                 Action::Record(record) => {
-                    self.noted = true;
-                    self.tell(&record);
+                    self.has_new_records = true;
+                    self.log_record(&record);
                     self.driver.metrics.record(&record);
-                    let durable = record.must_be_durable();
+                    let must_be_durable = record.must_be_durable();
                     self.driver.recorder.write(record).await?;
-                    if durable {
+                    if must_be_durable {
                         self.driver.recorder.sync().await?;
                     }
                 }
                 Action::Score { evaluation, items, captions: path } => {
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
-                    let task = tokio::spawn(WrittenEvaluation { evaluation, items, path }.examine(scoring, inputs));
-                    // There is one evaluation at a time: an unfinished earlier one was cancelled.
-                    if let Some(earlier) = self.examination.replace(task.abort_handle()) {
-                        earlier.abort();
+                    let task =
+                        tokio::spawn(CompletedEvaluation { evaluation, items, path }.save_and_score(scoring, inputs));
+                    // The run has one evaluation at a time: it has cancelled an unfinished earlier
+                    // one.
+                    if let Some(cancelled) = self.evaluation_task.replace(task.abort_handle()) {
+                        cancelled.abort();
                     }
                 }
-                Action::DeleteCheckpoint(name) => self.delete(name),
-                Action::Exit(how) => outcome = Some(how),
+                Action::DeleteCheckpoint(name) => self.delete_checkpoint(name),
+                Action::Exit(exit) => outcome = Some(exit),
             }
         }
         Ok(outcome)
     }
 
-    /// Sends a message to a worker without waiting. A worker that does not read its stream counts
-    /// as lost, and its stream is ended.
+    /// Sends a message to a worker without waiting. Disconnects a worker that does not read its
+    /// stream.
     fn send(&mut self, session: SessionId, message: Result<v1::Directive, Status>) {
-        let Some(line) = self.lines.get(&session) else { return };
-        if line.outbound.try_send(message).is_err() {
-            self.lines.remove(&session);
+        let Some(handle) = self.sessions.get(&session) else { return };
+        if handle.directives.try_send(message).is_err() {
+            self.sessions.remove(&session);
             let inputs = self.driver.inputs.clone();
-            // On another task, because this one empties the channel.
+            // On another task: this task is the channel's reader, and would wait for itself.
             tokio::spawn(async move { _ = inputs.send(Input::Event(Event::Closed { session })).await });
         }
     }
 
-    fn delete(&self, name: String) {
+    fn delete_checkpoint(&self, name: String) {
         let checkpoints = Arc::clone(&self.driver.checkpoints);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = checkpoints.delete(&name) {
-                warn!(%error, "could not delete an old checkpoint");
+                warn!(%error, "cannot delete an old checkpoint");
             }
         });
     }
 
     fn publish(&mut self) {
-        self.noted = false;
+        self.has_new_records = false;
         self.driver.metrics.publish(&self.driver.run);
-        let readiness = self.driver.run.readiness();
-        self.driver.readiness.send_if_modified(|known| std::mem::replace(known, readiness.clone()) != readiness);
+        let readiness = readiness_of(&self.driver.run);
+        self.driver.readiness.send_if_modified(|last| std::mem::replace(last, readiness.clone()) != readiness);
     }
 
-    /// Logs the records that operators are interested in.
-    fn tell(&mut self, record: &Record) {
+    /// Logs a record, if it is of interest to operators.
+    fn log_record(&mut self, record: &Record) {
         match record {
             Record::Formed { generation, members, start, source, cause, .. } => {
-                let ranks = ranges(members.iter().map(|(rank, _)| *rank));
-                info!(generation, members = members.len(), ranks, at = %start, %source, cause, "forming a generation");
+                let worker_ids = ranges(members.iter().map(|(worker_id, _)| worker_id.0));
+                info!(generation, members = members.len(), worker_ids, at = %start, %source, cause, "forming a generation");
             }
             Record::Ready { generation, .. } => info!(generation, "training"),
             Record::Ended { generation, reason } => info!(generation, reason, "the generation ended"),
-            Record::Step(step) => self.tell_progress(step),
-            Record::Saved(saved) => info!(at = %saved.place, name = saved.name, "checkpoint"),
+            Record::Step(step) => self.log_progress(step),
+            Record::Saved(saved) => info!(at = %saved.position, name = saved.name, "checkpoint"),
             Record::Damaged(name) => warn!(name, "a checkpoint cannot be used"),
             Record::Deleted(name) => info!(name, "deleting an old checkpoint"),
-            Record::Evaluated { place, metrics, .. } => info!(at = %place, ?metrics, "evaluation"),
-            Record::Guard { place, firing } => {
-                warn!(at = %place, action = firing.action.name(), "the guard: {firing}");
+            Record::Evaluated { position, metrics, .. } => info!(at = %position, ?metrics, "evaluation"),
+            Record::Guard { position, rule } => {
+                warn!(at = %position, action = rule.action.name(), "the guard: {rule}");
             }
-            Record::Event { what, detail } if !what.is_trouble() => info!(%detail, "{}", what.name()),
-            Record::Event { what, detail } => warn!(%detail, "{}", what.name()),
+            Record::Event { kind, detail } if !kind.needs_attention() => info!(%detail, "{}", kind.name()),
+            Record::Event { kind, detail } => warn!(%detail, "{}", kind.name()),
         }
     }
 
-    fn tell_progress(&mut self, step: &StepStatistics) {
-        if self.reported.is_some_and(|reported| reported.elapsed() < PROGRESS) {
+    fn log_progress(&mut self, step: &StepStatistics) {
+        if self.last_progress_log.is_some_and(|last| last.elapsed() < PROGRESS_LOG_INTERVAL) {
             return;
         }
-        self.reported = Some(Instant::now());
-        let status = self.driver.run.outline();
+        self.last_progress_log = Some(Instant::now());
+        let status = self.driver.run.status_summary();
         info!(
             stage = status.stage_name,
-            step = format_args!("{}/{}", step.place.step, status.steps),
+            step = format_args!("{}/{}", step.position.step, status.steps),
             loss = step.loss(),
             reward = step.reward(),
             images_per_second = step.images_per_second().round(),
@@ -331,15 +337,15 @@ impl EventLoop {
 
 /// Ascending numbers as text: `0-3,7,9-10`.
 fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
-    let mut runs: Vec<(u32, u32)> = Vec::new();
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
-        match runs.last_mut() {
+        match ranges.last_mut() {
             Some((_, last)) if number.checked_sub(1) == Some(*last) => *last = number,
-            _ => runs.push((number, number)),
+            _ => ranges.push((number, number)),
         }
     }
-    let run = |(first, last): (u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
-    runs.into_iter().map(run).collect::<Vec<_>>().join(",")
+    let text = |(first, last): (u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    ranges.into_iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -347,7 +353,7 @@ mod tests {
     use super::ranges;
 
     #[test]
-    fn ranks_are_logged_as_ranges() {
+    fn consecutive_numbers_are_written_as_ranges() {
         assert_eq!(ranges([0, 1, 2, 3, 7, 9, 10]), "0-3,7,9-10");
         assert_eq!(ranges([]), "");
     }

@@ -1,7 +1,7 @@
-//! Saves the captions of an evaluation as a file, then scores them. While they cannot be saved, the
-//! run gets the reason, and waits.
+//! Saves the captions of an evaluation as a file, then scores them. While the captions cannot be
+//! saved, the run is paused, with the reason.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use caption_metrics::Metrics;
 use tokio::{sync::mpsc, time};
@@ -11,57 +11,66 @@ use super::{captions, driver::Input, score};
 use crate::run::{Event, captions::Item};
 
 /// Interval between attempts to save captions.
-const RETRY: Duration = Duration::from_secs(1);
+const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The complete captions of an evaluation.
-pub struct WrittenEvaluation {
+pub struct CompletedEvaluation {
     /// The number of the evaluation.
     pub evaluation: u64,
-    /// All captions, by image name.
+    /// All captions, sorted by image name.
     pub items: Vec<Item>,
-    /// The path of the file for them.
+    /// The path of the file for the captions.
     pub path: PathBuf,
 }
 
-impl WrittenEvaluation {
+impl CompletedEvaluation {
     /// Saves and scores the captions, and sends the results to the driver.
-    pub async fn examine(self, scoring: Arc<Metrics>, inputs: mpsc::Sender<Input>) {
+    pub async fn save_and_score(self, scoring: Arc<Metrics>, inputs: mpsc::Sender<Input>) {
         let Self { evaluation, items, path } = self;
         let items = Arc::new(items);
-        let mut told = None;
-        while let Err(reason) = save(path.clone(), Arc::clone(&items)).await {
-            if told.as_ref() != Some(&reason) {
-                tell(&inputs, Event::CaptionsSaved { evaluation, saved: Err(reason.clone()) }).await;
-                told = Some(reason);
+        // The reason that the run has; it is sent again only when it changes.
+        let mut reported_reason = None;
+        while let Err(error) = save(path.clone(), Arc::clone(&items)).await {
+            let reason = error.to_string();
+            if reported_reason.as_ref() != Some(&reason) {
+                send_event(&inputs, Event::CaptionsSaved { evaluation, saved: Err(reason.clone()) }).await;
+                reported_reason = Some(reason);
             }
-            time::sleep(RETRY).await;
+            time::sleep(SAVE_RETRY_INTERVAL).await;
         }
-        if told.is_some() {
-            tell(&inputs, Event::CaptionsSaved { evaluation, saved: Ok(()) }).await;
+        if reported_reason.is_some() {
+            send_event(&inputs, Event::CaptionsSaved { evaluation, saved: Ok(()) }).await;
         }
         let items = Arc::unwrap_or_clone(items);
         let scored = tokio::task::spawn_blocking(move || score::score(&scoring, items));
         let (metrics, items) = scored.await.unwrap_or_else(|panic| {
-            // An evaluation without scores is better than a run that waits for ever.
-            warn!(%panic, "an evaluation could not be scored");
+            // Without a result the run would wait for ever.
+            warn!(%panic, "cannot score an evaluation: it is recorded without scores");
             Default::default()
         });
-        tell(&inputs, Event::Scored { evaluation, metrics, items }).await;
+        send_event(&inputs, Event::Scored { evaluation, metrics, items }).await;
     }
 }
 
-/// Sends an event to the driver. Ignores failure: the coordinator is shutting down then.
-async fn tell(inputs: &mpsc::Sender<Input>, event: Event) {
+/// Sends an event to the driver. Ignores a failure, because the coordinator is shutting down then.
+async fn send_event(inputs: &mpsc::Sender<Input>, event: Event) {
     _ = inputs.send(Input::Event(event)).await;
 }
 
-/// Saves captions. Fails with a message to people.
-async fn save(path: PathBuf, items: Arc<Vec<Item>>) -> Result<(), String> {
+/// The captions of an evaluation cannot be saved.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot save captions as {}: {source}", path.display())]
+struct SaveCaptionsError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+async fn save(path: PathBuf, items: Arc<Vec<Item>>) -> Result<(), SaveCaptionsError> {
     let saved = tokio::task::spawn_blocking(move || {
-        captions::save(&path, &items).map_err(|error| format!("cannot save captions as {}: {error}", path.display()))
+        captions::save(&path, &items).map_err(|source| SaveCaptionsError { path, source })
     });
     saved.await.unwrap_or_else(|panic| {
-        warn!(%panic, "the captions of an evaluation could not be saved");
+        warn!(%panic, "cannot save the captions of an evaluation");
         Ok(())
     })
 }

@@ -1,6 +1,6 @@
-//! A limit on the number of open items (connections, sessions) that clients share fairly: one item
-//! too many evicts the oldest item of the client address with the most items. A client that opens
-//! many items therefore does not lock out other clients.
+//! A limit on the number of open items (connections, sessions) that clients share fairly: an item
+//! beyond the limit evicts the oldest item of the client address with the most items. A client that
+//! opens many items therefore does not lock out other clients.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,9 +10,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::door::Peer;
+use super::acceptor::Peer;
 
-/// Open items, the oldest first.
+/// Open items with their peers, the oldest first.
 #[derive(Debug)]
 pub struct FairLimit<T> {
     max: usize,
@@ -20,25 +20,25 @@ pub struct FairLimit<T> {
 }
 
 impl<T> FairLimit<T> {
-    /// No items; at most `max` can be open at once.
+    /// An empty collection for at most `max` open items.
     pub fn new(max: usize) -> Self {
         Self { max, open: VecDeque::new() }
     }
 
-    /// Adds an item; returns the item that is evicted for it, if there are too many.
+    /// Adds an item. Returns the item that is evicted for it, if the limit is exceeded.
     pub fn insert(&mut self, peer: Peer, item: T) -> Option<(Peer, T)> {
         self.open.push_back((peer, item));
         let evicted = (self.open.len() > self.max).then(|| self.oldest_of_largest_client())?;
         self.open.remove(evicted)
     }
 
-    /// Adds an item if there is room, or if a client has more items than this one would have: then
-    /// that client loses its oldest. So clients cannot take turns in evicting each other. Returns
-    /// whether the item was added.
+    /// Adds an item if the limit is not reached, or if another client has more items than this
+    /// client would have: then the oldest item of that client is evicted. Clients can therefore not
+    /// evict each other in turns. Returns whether the item was added.
     pub fn try_insert(&mut self, peer: Peer, item: T) -> bool {
         let counts = self.counts();
-        let own = counts.get(&peer.client_address()).copied().unwrap_or_default() + 1;
-        let is_allowed = self.open.len() < self.max || counts.values().any(|count| *count > own);
+        let own_count = counts.get(&peer.client_address()).copied().unwrap_or_default() + 1;
+        let is_allowed = self.open.len() < self.max || counts.values().any(|count| *count > own_count);
         if is_allowed {
             self.insert(peer, item);
         }
@@ -50,15 +50,15 @@ impl<T> FairLimit<T> {
         self.open.retain(|(_, item)| is_open(item));
     }
 
-    /// Index of the oldest item of the address with the most items.
+    /// The index of the oldest item of the client with the most items.
     fn oldest_of_largest_client(&self) -> usize {
         let counts = self.counts();
-        let most = counts.values().copied().max();
-        let is_of_largest = |(peer, _): &(Peer, T)| counts.get(&peer.client_address()).copied() == most;
+        let max_count = counts.values().copied().max();
+        let is_of_largest = |(peer, _): &(Peer, T)| counts.get(&peer.client_address()).copied() == max_count;
         self.open.iter().position(is_of_largest).unwrap_or_default()
     }
 
-    /// Number of items of each address.
+    /// The number of items of each client address.
     fn counts(&self) -> HashMap<IpAddr, usize> {
         let mut counts = HashMap::new();
         self.open.iter().for_each(|(peer, _)| *counts.entry(peer.client_address()).or_default() += 1);
@@ -72,26 +72,26 @@ impl<T> FairLimit<T> {
 pub struct StreamLimit(Mutex<FairLimit<oneshot::Sender<()>>>);
 
 impl StreamLimit {
-    /// At most `max` streams at once.
+    /// A limit of `max` open streams.
     pub fn new(max: usize) -> Self {
         Self(Mutex::new(FairLimit::new(max)))
     }
 
-    /// The streams that are still open.
+    /// Forgets streams that have closed. Returns the open ones.
     fn open_streams(&self) -> MutexGuard<'_, FairLimit<oneshot::Sender<()>>> {
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         streams.retain(|stream| !stream.is_closed());
         streams
     }
 
-    /// Opens a stream, as [`FairLimit::insert`] does.
+    /// Opens a stream: see [`FairLimit::insert`].
     pub fn open(&self, peer: Peer) -> oneshot::Receiver<()> {
         let (evict, evicted) = oneshot::channel();
         self.open_streams().insert(peer, evict);
         evicted
     }
 
-    /// Opens a stream if it may, as [`FairLimit::try_insert`] does.
+    /// Opens a stream if the limit allows it: see [`FairLimit::try_insert`].
     pub fn try_open(&self, peer: Peer) -> Option<oneshot::Receiver<()>> {
         let (evict, evicted) = oneshot::channel();
         self.open_streams().try_insert(peer, evict).then_some(evicted)
@@ -102,11 +102,11 @@ impl StreamLimit {
 mod tests {
     use super::*;
 
-    /// Inserts one item for each address; returns the index of the item that the last one evicts.
-    fn evicted(max: usize, addresses: &[u8]) -> Option<usize> {
+    /// Inserts an item for each address. Returns the index of the item that the last one evicts.
+    fn evicted_by_last(max: usize, addresses: &[u8]) -> Option<usize> {
         let mut limit = FairLimit::new(max);
-        let insert = |(index, last): (usize, &u8)| {
-            let peer = Peer(([10, 0, 0, *last], 7).into());
+        let insert = |(index, host): (usize, &u8)| {
+            let peer = Peer(([10, 0, 0, *host], 7).into());
             limit.insert(peer, index).map(|(_, index)| index)
         };
         addresses.iter().enumerate().map(insert).last().flatten()
@@ -114,23 +114,26 @@ mod tests {
 
     #[test]
     fn the_client_with_the_most_items_loses_its_oldest() {
-        assert_eq!(evicted(3, &[1, 1, 1]), None);
-        assert_eq!(evicted(2, &[1, 1, 1]), Some(0));
-        assert_eq!(evicted(5, &[1, 2, 3, 2, 3, 3]), Some(2), "older items of other clients stay");
-        assert_eq!(evicted(3, &[1, 2, 2, 3]), Some(1), "a new client is let in");
-        assert_eq!(evicted(3, &[1, 2, 2, 1]), Some(0));
+        assert_eq!(evicted_by_last(3, &[1, 1, 1]), None);
+        assert_eq!(evicted_by_last(2, &[1, 1, 1]), Some(0));
+        assert_eq!(evicted_by_last(5, &[1, 2, 3, 2, 3, 3]), Some(2), "older items of other clients stay");
+        assert_eq!(evicted_by_last(3, &[1, 2, 2, 3]), Some(1), "a new client is admitted");
+        assert_eq!(evicted_by_last(3, &[1, 2, 2, 1]), Some(0));
     }
 
     #[test]
-    fn an_item_that_needs_no_place_evicts_only_from_larger_clients() {
+    fn try_insert_evicts_only_items_of_clients_with_more_items() {
         let mut limit = FairLimit::new(4);
-        let mut try_insert = |last| limit.try_insert(Peer(([10, 0, 0, last], 7).into()), last);
-        for (last, expected) in
+        let mut try_insert = |host| limit.try_insert(Peer(([10, 0, 0, host], 7).into()), host);
+        for (host, expected) in
             [(1, true), (1, true), (1, true), (1, true), (1, false), (2, true), (2, true), (2, false)]
         {
-            assert_eq!(try_insert(last), expected, "{last}");
+            assert_eq!(try_insert(host), expected, "{host}");
         }
-        assert!(try_insert(3) && !try_insert(1), "each of the others has more than the one that is added");
+        assert!(
+            try_insert(3) && !try_insert(1),
+            "a third client is admitted; the first already has as many items as the others"
+        );
     }
 
     #[test]

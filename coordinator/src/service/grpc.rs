@@ -11,7 +11,7 @@ use std::{
 };
 
 use futures::Stream;
-use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message as WorkerSays};
+use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time,
@@ -20,84 +20,86 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
-    door::Peer,
-    driver::{Input, Outbox},
+    acceptor::Peer,
+    driver::{Input, SessionHandle},
     fair_limit::StreamLimit,
     http::Readiness,
     refusals::{Reason, Refusals},
 };
 use crate::{
     random,
-    run::{Command, Event, Refusal, RefusalKind, SessionId},
+    run::{Command, Event, Refusal, RefusalKind, SessionId, WorkerId},
 };
 
-/// Maximal number of directives that wait for a worker to read; beyond it the worker counts as
-/// lost.
-const WAITING_DIRECTIVES: usize = 1024;
-/// How long a new stream may take until its first message, Attach.
-const ATTACH_WITHIN: Duration = Duration::from_secs(30);
+/// Maximal number of directives that wait for a worker to read them. Beyond it the worker is
+/// disconnected.
+const MAX_QUEUED_DIRECTIVES: usize = 1024;
+/// Time limit for the first message of a stream, Attach.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximal number of streams without Attach. Workers send it at once; the limit bounds the memory
 /// that other clients can make the coordinator use.
 const MAX_UNATTACHED: usize = 1024;
 
-/// The read-only calls.
+/// The paths of the read-only calls.
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
-/// Maximal number of open [`Admin::watch`] streams. They need no token, and each one polls the run.
-pub(super) const MAX_WATCHES: usize = 64;
-/// How long an answer on such a stream may wait for the client to read.
+/// Maximal number of open [`Admin::watch`] streams. They need no token, and each of them polls the
+/// run.
+pub(super) const MAX_WATCH_STREAMS: usize = 64;
+/// How long an update on a watch stream may wait for the client to read.
 const WATCH_STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Minimal interval between two answers on a stream.
-const MIN_INTERVAL: Duration = Duration::from_millis(50);
+/// Minimal interval between two updates on a watch stream.
+const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a status request may wait while the coordinator waits for its disk.
-const STATUS_WITHIN: Duration = Duration::from_secs(3);
+/// Time limit of a status request: the driver may be waiting for its disk.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The implementation of both services.
 #[derive(Clone)]
 pub struct Grpc {
     driver: mpsc::Sender<Input>,
     refusals: Refusals,
-    /// The reason to report when the driver does not answer.
-    readiness: watch::Receiver<Readiness>,
-    /// The final status of the run.
-    ended: watch::Receiver<Option<v1::StatusResponse>>,
-    /// The last session id.
-    last: Arc<AtomicU64>,
-    /// Sessions without Attach.
+    /// The journal's readiness: why the driver may not answer.
+    journal_readiness: watch::Receiver<Readiness>,
+    /// The final status, once the run is over.
+    final_status: watch::Receiver<Option<v1::StatusResponse>>,
+    last_session_id: Arc<AtomicU64>,
+    /// Sessions that have not sent Attach.
     unattached: Arc<StreamLimit>,
-    watches: Arc<StreamLimit>,
+    watch_streams: Arc<StreamLimit>,
 }
 
 impl Grpc {
-    /// Services for this driver.
+    /// Services that pass calls to this driver.
     pub fn new(
         driver: mpsc::Sender<Input>,
         refusals: Refusals,
-        readiness: watch::Receiver<Readiness>,
-        ended: watch::Receiver<Option<v1::StatusResponse>>,
+        journal_readiness: watch::Receiver<Readiness>,
+        final_status: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
         let unattached = Arc::new(StreamLimit::new(MAX_UNATTACHED));
-        let watches = Arc::new(StreamLimit::new(MAX_WATCHES));
-        Self { driver, refusals, readiness, ended, last: Arc::default(), unattached, watches }
+        let watch_streams = Arc::new(StreamLimit::new(MAX_WATCH_STREAMS));
+        let last_session_id = Arc::default();
+        Self { driver, refusals, journal_readiness, final_status, last_session_id, unattached, watch_streams }
     }
 
-    fn next(&self) -> u64 {
-        self.last.fetch_add(1, Ordering::Relaxed) + 1
+    fn next_session_id(&self) -> SessionId {
+        SessionId(self.last_session_id.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
-    async fn look(&self) -> Result<v1::StatusResponse, Status> {
-        match time::timeout(STATUS_WITHIN, self.ask(|reply| Input::Status { reply })).await {
+    async fn current_status(&self) -> Result<v1::StatusResponse, Status> {
+        match time::timeout(STATUS_TIMEOUT, self.send_request(|reply| Input::Status { reply })).await {
             Ok(Ok(status)) => Ok(status),
-            Ok(Err(gone)) => self.ended.borrow().clone().ok_or(gone),
+            Ok(Err(over)) => self.final_status.borrow().clone().ok_or(over),
             Err(_) => {
-                let reason = self.readiness.borrow().clone().err().unwrap_or_else(|| "it is busy".into());
+                let not_ready = self.journal_readiness.borrow().clone().err();
+                let reason = not_ready.map_or_else(|| "it is busy".to_owned(), |not_ready| not_ready.to_string());
                 Err(Status::unavailable(format!("the coordinator does not answer: {reason}")))
             }
         }
     }
 
-    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
+    async fn send_request<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
         let over = || Status::unavailable("the coordinator is shutting down");
         let (reply, answer) = oneshot::channel();
         self.driver.send(input(reply)).await.map_err(|_| over())?;
@@ -107,7 +109,7 @@ impl Grpc {
 
 /// The peer of a call.
 fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
-    request.extensions().get().copied().ok_or_else(|| Status::internal("a call that came through no connection"))
+    request.extensions().get().copied().ok_or_else(|| Status::internal("the call has no peer address"))
 }
 
 impl From<Refusal> for Status {
@@ -119,10 +121,10 @@ impl From<Refusal> for Status {
             RefusalKind::ResourceExhausted => Code::ResourceExhausted,
             RefusalKind::Unauthenticated => Code::Unauthenticated,
             RefusalKind::Unavailable => Code::Unavailable,
-            RefusalKind::Over => Code::NotFound,
-            RefusalKind::Held => Code::Aborted,
-            RefusalKind::OtherDevice => Code::PermissionDenied,
-            RefusalKind::Disowned => Code::DataLoss,
+            RefusalKind::RunOver => Code::NotFound,
+            RefusalKind::RetryLater => Code::Aborted,
+            RefusalKind::DeviceMismatch => Code::PermissionDenied,
+            RefusalKind::ForeignState => Code::DataLoss,
         };
         Self::new(code, refusal.reason)
     }
@@ -135,21 +137,22 @@ impl Coordinator for Grpc {
     type SessionStream = Directives;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let token = random::name().map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
+        let token =
+            random::hex_id().map_err(|error| Status::internal(format!("cannot generate a session token: {error}")))?;
         let (address, join) = (peer_of(&request)?.client_address(), request.into_inner());
-        let answer = self.ask(|reply| Input::Join { address, token, join, reply }).await?;
+        let answer = self.send_request(|reply| Input::Join { address, token, join, reply }).await?;
         Ok(Response::new(answer?))
     }
 
     async fn session(&self, request: Request<Streaming<v1::WorkerMessage>>) -> Result<Response<Directives>, Status> {
-        // Answered at once: an error in the first message is reported in the stream, so that a
-        // worker does not have to send it before it gets the response headers.
-        let (outbound, directives) = mpsc::channel(WAITING_DIRECTIVES);
+        // The call is answered before its first message arrives, so that the worker gets the
+        // response headers at once. An error in that message is reported on the stream.
+        let (outbound, directives) = mpsc::channel(MAX_QUEUED_DIRECTIVES);
         let peer = peer_of(&request)?;
         let evicted = self.unattached.open(peer);
-        let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), SessionId(self.next()));
+        let (driver, refusals, id) = (self.driver.clone(), self.refusals.clone(), self.next_session_id());
         let session = Session { driver, refusals, id, peer: peer.0, inbound: request.into_inner() };
-        tokio::spawn(session.listen(outbound, evicted));
+        tokio::spawn(session.serve(outbound, evicted));
         Ok(Response::new(Box::pin(ReceiverStream::new(directives))))
     }
 }
@@ -159,33 +162,35 @@ impl Admin for Grpc {
     type WatchStream = ReceiverStream<Result<v1::StatusResponse, Status>>;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        self.look().await.map(Response::new)
+        self.current_status().await.map(Response::new)
     }
 
     async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let peer = peer_of(&request)?;
-        let interval = Duration::from_millis(request.into_inner().interval_ms.into()).max(MIN_INTERVAL);
-        let busy = || {
-            Status::resource_exhausted(format!("{MAX_WATCHES} others watch this run: end one of them, or try again"))
+        let interval = Duration::from_millis(request.into_inner().interval_ms.into()).max(MIN_WATCH_INTERVAL);
+        let limit_reached = || {
+            Status::resource_exhausted(format!(
+                "{MAX_WATCH_STREAMS} clients watch this run, which is the limit: stop one of them, or try again later"
+            ))
         };
-        let mut evicted = self.watches.try_open(peer).ok_or_else(busy)?;
-        let (answers, stream) = mpsc::channel(1);
+        let mut evicted = self.watch_streams.try_open(peer).ok_or_else(limit_reached)?;
+        let (updates, stream) = mpsc::channel(1);
         let grpc = self.clone();
         tokio::spawn(async move {
-            let mut ended = grpc.ended.clone();
+            let mut final_status = grpc.final_status.clone();
             loop {
-                let is_over = ended.borrow_and_update().is_some();
-                // A client that does not read its stream counts as disconnected, too.
-                if answers.send_timeout(grpc.look().await, WATCH_STALL_TIMEOUT).await.is_err() || is_over {
+                let is_over = final_status.borrow_and_update().is_some();
+                // A client that does not read its stream is treated as disconnected.
+                if updates.send_timeout(grpc.current_status().await, WATCH_STALL_TIMEOUT).await.is_err() || is_over {
                     return;
                 }
                 tokio::select! {
                     () = time::sleep(interval) => {}
-                    Ok(()) = ended.changed() => {}
-                    () = answers.closed() => return,
+                    Ok(()) = final_status.changed() => {}
+                    () = updates.closed() => return,
                     _ = &mut evicted => {
-                        // A client that does not read is not told.
-                        _ = answers.try_send(Err(busy()));
+                        // Fails if the client does not read its stream.
+                        _ = updates.try_send(Err(limit_reached()));
                         return;
                     }
                 }
@@ -201,18 +206,18 @@ impl Admin for Grpc {
             v1::Command::Resume => Command::Resume,
             v1::Command::Checkpoint => Command::Checkpoint,
             v1::Command::Evaluate => Command::Evaluate,
-            v1::Command::Drain => Command::Drain(request.rank),
+            v1::Command::Drain => Command::Drain(WorkerId(request.worker_id)),
             v1::Command::Stop => Command::Stop,
             v1::Command::Unspecified => {
-                return Err(Status::invalid_argument("this coordinator does not know such a command"));
+                return Err(Status::invalid_argument("unknown command: the client may be newer than this coordinator"));
             }
         };
-        let message = self.ask(|reply| Input::Control { command, reply }).await??;
+        let message = self.send_request(|reply| Input::Control { command, reply }).await??;
         Ok(Response::new(v1::ControlResponse { message }))
     }
 }
 
-/// The stream of a worker.
+/// The coordinator's side of a worker's stream.
 struct Session {
     driver: mpsc::Sender<Input>,
     refusals: Refusals,
@@ -222,77 +227,78 @@ struct Session {
 }
 
 impl Session {
-    /// Passes the worker's messages to the driver, until one of them ends the session.
-    async fn listen(
+    /// Waits for Attach, then passes the worker's messages to the driver until the session ends.
+    async fn serve(
         mut self,
         outbound: mpsc::Sender<Result<v1::Directive, Status>>,
         mut evicted: oneshot::Receiver<()>,
     ) {
         let first = tokio::select! {
-            first = time::timeout(ATTACH_WITHIN, self.inbound.message()) => first,
+            first = time::timeout(ATTACH_TIMEOUT, self.inbound.message()) => first,
             _ = &mut evicted => {
-                let why = "too many sessions have yet to attach, and this was the oldest of its address: attach at once";
-                Ok(Err(Status::resource_exhausted(why)))
+                let message = "too many sessions wait for their first message, Attach, and this was the oldest of its \
+                               address: send Attach when the session opens";
+                Ok(Err(Status::resource_exhausted(message)))
             }
         };
-        let refused = match first {
-            Ok(Ok(Some(v1::WorkerMessage { message: Some(WorkerSays::Attach(attach)) }))) => {
+        let error = match first {
+            Ok(Ok(Some(v1::WorkerMessage { message: Some(Message::Attach(attach)) }))) => {
                 drop(evicted);
-                return self.attached(outbound, attach).await;
+                return self.forward_messages(outbound, attach).await;
             }
             Ok(Ok(None)) => return,
             Ok(Err(status)) => status,
             Ok(Ok(Some(_))) | Err(_) => Status::invalid_argument("the first message of a session must be Attach"),
         };
-        if self.is_refusal(&refused) {
-            // The worker may have disconnected.
-            _ = outbound.send(Err(refused)).await;
+        if self.record_if_refusal(&error) {
+            // Fails if the worker has disconnected.
+            _ = outbound.send(Err(error)).await;
         }
     }
 
-    async fn attached(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, attach: v1::Attach) {
+    async fn forward_messages(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, attach: v1::Attach) {
         let (session, peer) = (self.id, self.peer);
-        let (hold, mut dropped) = oneshot::channel();
-        // A weak sender, so that the stream ends when the driver drops the outbox.
-        let line = Outbox { peer, outbound: outbound.clone(), _hold: hold };
+        let (close_on_drop, mut closed_by_driver) = oneshot::channel();
+        // This task keeps a weak sender, so that the stream ends when the driver drops the handle.
+        let handle = SessionHandle { peer, directives: outbound.clone(), _close_on_drop: close_on_drop };
         let outbound = outbound.downgrade();
-        if self.driver.send(Input::Attach { session, attach, line }).await.is_err() {
+        if self.driver.send(Input::Attach { session, attach, handle }).await.is_err() {
             return;
         }
         loop {
             let message = tokio::select! {
                 message = self.inbound.message() => message,
-                // The driver has ended the session.
-                _ = &mut dropped => return,
+                _ = &mut closed_by_driver => return,
             };
             let event = match message {
                 Ok(Some(v1::WorkerMessage { message: Some(message) })) => Event::Message { session, message },
-                // A message of a newer worker; incompatible versions are refused when they join.
+                // A kind of message that this coordinator does not know: the worker is newer, but
+                // of a compatible version.
                 Ok(Some(v1::WorkerMessage { message: None })) => continue,
                 Ok(None) => Event::Closed { session },
                 Err(status) => {
-                    if let Some(outbound) = outbound.upgrade().filter(|_| self.is_refusal(&status)) {
-                        // A worker that does not read its stream is not told.
+                    if let Some(outbound) = outbound.upgrade().filter(|_| self.record_if_refusal(&status)) {
+                        // Fails if the worker does not read its stream.
                         _ = outbound.try_send(Err(status));
                     }
                     Event::Closed { session }
                 }
             };
-            let closed = matches!(event, Event::Closed { .. });
-            if self.driver.send(Input::Event(event)).await.is_err() || closed {
+            let is_closed = matches!(event, Event::Closed { .. });
+            if self.driver.send(Input::Event(event)).await.is_err() || is_closed {
                 return;
             }
         }
     }
 
-    /// Whether a stream's error is about a message, not about the connection. Then it is logged and
-    /// counted as a refusal.
-    fn is_refusal(&self, status: &Status) -> bool {
-        // tonic's errors about messages have no source; those about connections have one.
-        let refused = std::error::Error::source(status).is_none();
-        if refused {
-            self.refusals.note(self.peer, Reason::of_session(status.code()), status.message());
+    /// Logs and counts a stream's error as a refusal, if the error is about a message and not about
+    /// the connection. Returns whether it is.
+    fn record_if_refusal(&self, status: &Status) -> bool {
+        // tonic's errors about messages have no source, and its errors about connections have one.
+        let is_refusal = std::error::Error::source(status).is_none();
+        if is_refusal {
+            self.refusals.record(self.peer, Reason::from_session_status(status.code()), status.message());
         }
-        refused
+        is_refusal
     }
 }

@@ -2,23 +2,25 @@
 //! metrics.
 //!
 //! ```text
-//!   workers ==gRPC==> door -> access -> grpc --Input--> driver --Event--> run::Run
-//!      ^               |        |        |                |  <--Action------'
-//!      |               '--------'--------'--> refusals    |
-//!      '======== directives ==============================|
-//!                                                         |--Record--> recorder (a thread; SQLite)
-//!                                                         |--Record--> metrics --> http <-- Prometheus, the page
-//!                                                         '--items---> evaluations (captions, score) --Event--> driver
+//!   workers ==gRPC==> acceptor -> auth -> grpc --Input--> driver --Event--> run::Run
+//!      ^                  |         |       |             |  <--Action------'
+//!      |                  '---------'-------'-> refusals  |
+//!      '============ directives ==========================|
+//!                                                         |--Record--> recorder (thread; SQLite)
+//!                                                         |--Record--> metrics --> http <-- page,
+//!                                                         |                              Prometheus
+//!                                                         '--items--> evaluations -Event-> driver
 //! ```
 
-mod access;
+mod acceptor;
+mod auth;
 mod captions;
 mod clock;
-mod disk;
-mod door;
+mod disk_space;
 mod driver;
 mod evaluations;
 mod fair_limit;
+mod final_scrape;
 mod grpc;
 mod http;
 mod log_limit;
@@ -26,7 +28,6 @@ mod metrics;
 mod recorder;
 mod refusals;
 mod score;
-mod scrapes;
 #[cfg(test)]
 mod tests;
 
@@ -44,27 +45,28 @@ use crate::{
     journal::Journal,
     run::{Outcome, Run},
 };
-use access::AuthLayer;
-pub use access::Tokens;
-use disk::Disk;
-use door::Acceptor;
+use acceptor::Acceptor;
+use auth::AuthLayer;
+pub use auth::Tokens;
+use disk_space::Disk;
 use driver::Driver;
+use final_scrape::ScrapeTracker;
 use http::{AllowedHosts, AppState};
 use metrics::Metrics;
 use recorder::Recorder;
-use scrapes::Scrapes;
 
-/// Maximal number of inputs that wait for the driver; senders wait beyond it.
-const WAITING_INPUTS: usize = 4096;
+/// Capacity of the driver's input channel. Senders wait while it is full.
+const MAX_QUEUED_INPUTS: usize = 4096;
 /// How long open connections may take to close after the last answer.
-const CLOSING: time::Duration = time::Duration::from_secs(1);
+const CLOSE_TIMEOUT: time::Duration = time::Duration::from_secs(1);
 /// Maximal number of concurrent calls on one connection.
-const MAX_STREAMS: u32 = 128;
-/// Maximal size of a call's headers, in bytes; the token is the longest one.
-const MAX_HEADERS: u32 = 16 << 10;
-/// HTTP/2 keepalive: after this time without traffic the peer is pinged, and it has this long to
-/// answer.
-const ASKED_AFTER: [time::Duration; 2] = [time::Duration::from_secs(30), time::Duration::from_secs(20)];
+const MAX_CALLS_PER_CONNECTION: u32 = 128;
+/// Maximal total size of a call's headers, in bytes. The token is the longest header.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// HTTP/2 keepalive: the server pings a peer after this time without traffic.
+const KEEPALIVE_INTERVAL: time::Duration = time::Duration::from_secs(30);
+/// A peer that does not answer a ping within this time is disconnected.
+const KEEPALIVE_TIMEOUT: time::Duration = time::Duration::from_secs(20);
 
 /// The parts of a coordinator.
 pub struct Service {
@@ -76,7 +78,7 @@ pub struct Service {
     pub journal: Journal,
     /// The journal's folder.
     pub state: PathBuf,
-    /// The run's checkpoints, to delete those that are no longer needed.
+    /// The run's checkpoints. The service deletes those that are no longer needed.
     pub checkpoints: Checkpoints,
     /// Computes the scores of captions.
     pub scoring: caption_metrics::Metrics,
@@ -105,9 +107,9 @@ pub struct Security {
 pub struct StopHandle(mpsc::Sender<driver::Input>);
 
 impl StopHandle {
-    /// Asks the coordinator to save, release its workers and exit.
+    /// Requests that the coordinator saves the run, releases its workers and exits.
     pub async fn stop(&self) {
-        // Fails if it has stopped already.
+        // Fails if the coordinator has stopped already.
         _ = self.0.send(driver::Input::Shutdown).await;
     }
 }
@@ -115,83 +117,84 @@ impl StopHandle {
 impl Service {
     /// Starts the service. The handle stops it; the future serves until the run is over.
     pub fn start(self) -> (StopHandle, impl Future<Output = anyhow::Result<Outcome>>) {
-        let (inputs, waiting) = mpsc::channel(WAITING_INPUTS);
+        let (inputs, queue) = mpsc::channel(MAX_QUEUED_INPUTS);
         let stop = StopHandle(inputs.clone());
-        (stop, self.serve(inputs, waiting))
+        (stop, self.serve(inputs, queue))
     }
 
     async fn serve(
         self,
         inputs: mpsc::Sender<driver::Input>,
-        waiting: mpsc::Receiver<driver::Input>,
+        queue: mpsc::Receiver<driver::Input>,
     ) -> anyhow::Result<Outcome> {
         let mut metrics = Metrics::new(&self.file);
         let Security { tls, tokens } = self.security;
         let (tokens, refusals) = (Arc::new(tokens), metrics.refusals());
-        let desk =
+        let app_state =
             AppState::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
         let run = self.run;
         // Metrics and readiness are available from the first request on.
         metrics.publish(&run);
-        let (readiness, ready) = watch::channel(run.readiness());
-        let (writable, disk) = watch::channel(Ok(()));
-        let (over, closing) = watch::channel(());
-        let closed = |mut closing: watch::Receiver<()>| async move { _ = closing.changed().await };
+        let (run_readiness, run_readiness_receiver) = watch::channel(http::readiness_of(&run));
+        let (journal_readiness, journal_readiness_receiver) = watch::channel(Ok(()));
+        // Dropping the sender shuts the servers down.
+        let (shutdown_sender, shutdown) = watch::channel(());
+        let shut_down = |mut shutdown: watch::Receiver<()>| async move { _ = shutdown.changed().await };
 
-        let desk = Arc::new(desk);
-        tokio::spawn(Arc::clone(&desk).keep(closed(closing.clone())));
-        let scrapes = Scrapes::new();
+        let app_state = Arc::new(app_state);
+        tokio::spawn(Arc::clone(&app_state).run_updates(shut_down(shutdown.clone())));
+        let scrape_tracker = ScrapeTracker::new();
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
-        let hosts = AllowedHosts::of(self.http.local_addr()?);
-        let routes = http::routes(Arc::clone(&desk), metrics.handle(), [disk.clone(), ready], grpc_port, hosts);
-        let routes = scrapes.noted(routes);
-        let http = tokio::spawn(http::serve(self.http, routes, refusals.clone(), closing.clone()));
-        let door = Acceptor { listener: self.grpc, tls, refusals: refusals.clone() };
-        let reception = AuthLayer { tokens, refusals: refusals.clone() };
-        let (ended, last_status) = watch::channel(None);
-        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), disk, last_status);
+        let allowed_hosts = AllowedHosts::for_server(self.http.local_addr()?);
+        let readiness = [journal_readiness_receiver.clone(), run_readiness_receiver];
+        let routes = http::routes(Arc::clone(&app_state), metrics.handle(), readiness, grpc_port, allowed_hosts);
+        let routes = scrape_tracker.track(routes);
+        let http_server = tokio::spawn(http::serve(self.http, routes, refusals.clone(), shutdown.clone()));
+        let acceptor = Acceptor { listener: self.grpc, tls, refusals: refusals.clone() };
+        let auth_layer = AuthLayer { tokens, refusals: refusals.clone() };
+        let (final_status, final_status_receiver) = watch::channel(None);
+        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), journal_readiness_receiver, final_status_receiver);
         let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MAX_BYTES_TO_COORDINATOR);
         let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
-        let routes = routes.layer(middleware::from_fn_with_state(reception, access::receive));
-        let [idle, patience] = ASKED_AFTER.map(Some);
-        let grpc = Server::builder()
-            .max_concurrent_streams(MAX_STREAMS)
-            .http2_max_header_list_size(MAX_HEADERS)
-            .http2_keepalive_interval(idle)
-            .http2_keepalive_timeout(patience)
+        let routes = routes.layer(middleware::from_fn_with_state(auth_layer, auth::authorize));
+        let grpc_server = Server::builder()
+            .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_routes(routes.into())
-            .serve_with_incoming_shutdown(door.open(), closed(closing));
-        let grpc = tokio::spawn(grpc);
+            .serve_with_incoming_shutdown(acceptor.start(), shut_down(shutdown));
+        let grpc_server = tokio::spawn(grpc_server);
 
         let folders = [("state", Some(self.state)), ("checkpoints", self.checkpoints.folder().map(Into::into))];
         let disks =
             folders.into_iter().filter_map(|(what, folder)| Some(Disk { folder: folder?, gauges: metrics.disk(what) }));
-        let watch = tokio::spawn(disk::watch(disks.collect()));
+        let disk_watch = tokio::spawn(disk_space::watch(disks.collect()));
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
-        let recorder = Recorder::start(self.journal, writable);
+        let recorder = Recorder::start(self.journal, journal_readiness);
         let driver = Driver {
             run,
             recorder,
             metrics,
             refusals,
             scoring,
-            readiness,
+            readiness: run_readiness,
             checkpoints,
             inputs,
-            ended,
+            final_status,
             stay: self.stay,
         };
-        let outcome = driver.drive(waiting).await;
+        let outcome = driver.drive(queue).await;
         if let Ok(outcome) = &outcome {
-            desk.farewell(outcome);
+            app_state.send_outcome(outcome);
         }
-        watch.abort();
+        disk_watch.abort();
         if let (false, Ok(Outcome::Finished | Outcome::Failed(_))) = (self.stay, &outcome) {
-            scrapes.one_more().await;
+            scrape_tracker.wait_for_final_scrape().await;
         }
-        drop(over);
-        // Connections that their peers do not close are cut.
-        _ = time::timeout(CLOSING, async { _ = tokio::join!(grpc, http) }).await;
+        drop(shutdown_sender);
+        // After the timeout, connections that their peers keep open are dropped.
+        _ = time::timeout(CLOSE_TIMEOUT, async { _ = tokio::join!(grpc_server, http_server) }).await;
         outcome
     }
 }

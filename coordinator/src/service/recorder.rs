@@ -1,69 +1,73 @@
-//! The recorder: a thread that writes the journal, so that only actions that need durability wait
-//! for the disk.
+//! The recorder: a thread that writes the journal, so that the driver waits for the disk only where
+//! a record must be durable.
 
 use std::time::Duration;
 
 use checkpoint_store::JournalHead;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::http::Readiness;
+use super::http::{NotReady, Readiness};
 use crate::{
     journal::{Error, Journal},
     run::record::Record,
 };
 
-/// Maximal number of records that wait for the disk; the driver waits beyond it.
-const WAITING_RECORDS: usize = 8192;
+/// Capacity of the queue of records. The driver waits while it is full.
+const MAX_QUEUED_RECORDS: usize = 8192;
 /// Interval between attempts to write.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximal number of records in one transaction.
-const BATCH: usize = 1024;
+const MAX_RECORDS_PER_TRANSACTION: usize = 1024;
 
+/// A request to the thread.
 enum WriteRequest {
     Write(Box<Record>),
-    /// Reply with the last record when everything before is on disk.
+    /// Reply with the journal's head when all earlier records are on disk.
     Sync(oneshot::Sender<JournalHead>),
 }
 
 /// The handle of the thread.
 pub struct Recorder {
-    orders: mpsc::Sender<WriteRequest>,
+    requests: mpsc::Sender<WriteRequest>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
-    /// The last record; none while records wait for the disk.
+    /// The journal's last record; none while records are queued.
     head: Option<JournalHead>,
 }
 
 impl Recorder {
-    /// Starts the thread. While the disk is full, `readiness` has the reason.
+    /// Starts the thread. While the journal cannot be written, `readiness` has the reason.
     pub fn start(journal: Journal, readiness: watch::Sender<Readiness>) -> Self {
-        let (orders, waiting) = mpsc::channel(WAITING_RECORDS);
+        let (requests, queue) = mpsc::channel(MAX_QUEUED_RECORDS);
         let head = Some(journal.head());
-        Self { orders, thread: Some(std::thread::spawn(move || write(journal, waiting, &readiness))), head }
+        Self { requests, thread: Some(std::thread::spawn(move || write_all(journal, queue, &readiness))), head }
     }
 
-    /// Queues a record. Fails if the thread has ended.
+    /// Queues a record.
+    ///
+    /// # Errors
+    /// The thread has ended because the journal cannot be written.
     pub async fn write(&mut self, record: Record) -> Result<(), Error> {
         self.head = None;
-        match self.orders.send(WriteRequest::Write(Box::new(record))).await {
+        match self.requests.send(WriteRequest::Write(Box::new(record))).await {
             Ok(()) => Ok(()),
-            Err(_) => self.broken(),
+            Err(_) => self.thread_result(),
         }
     }
 
     /// Waits until all records are on disk.
     pub async fn sync(&mut self) -> Result<(), Error> {
-        let (answer, answered) = oneshot::channel();
-        if self.orders.send(WriteRequest::Sync(answer)).await.is_err() {
-            return self.broken();
+        let (reply, response) = oneshot::channel();
+        if self.requests.send(WriteRequest::Sync(reply)).await.is_err() {
+            return self.thread_result();
         }
-        match answered.await {
+        match response.await {
             Ok(head) => self.head = Some(head),
-            Err(_) => return self.broken(),
+            Err(_) => return self.thread_result(),
         }
         Ok(())
     }
 
-    /// Waits until all records are on disk. Returns the last one.
+    /// Waits until all records are on disk. Returns the journal's head.
     pub async fn head(&mut self) -> Result<JournalHead, Error> {
         if self.head.is_none() {
             self.sync().await?;
@@ -74,19 +78,19 @@ impl Recorder {
     /// Waits until all records are on disk and the journal is closed.
     pub async fn finish(mut self) -> Result<(), Error> {
         self.sync().await?;
-        drop(self.orders);
+        drop(self.requests);
         let thread = self.thread.take();
         let join = move || thread.map(std::thread::JoinHandle::join);
         match tokio::task::spawn_blocking(join).await {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(panic))) => std::panic::resume_unwind(panic),
-            // The thread ended before; its error was reported then.
+            // The thread has ended before, and its error was returned then.
             Ok(None) | Err(_) => Ok(()),
         }
     }
 
-    /// The error for which the thread has ended; it ends by itself only when it cannot write.
-    fn broken(&mut self) -> Result<(), Error> {
+    /// The result of the thread, which has ended. It ends by itself only when it cannot write.
+    fn thread_result(&mut self) -> Result<(), Error> {
         match self.thread.take().map(std::thread::JoinHandle::join) {
             Some(Ok(result)) => result,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
@@ -95,39 +99,44 @@ impl Recorder {
     }
 }
 
-fn write(
+/// Serves requests until all senders are dropped.
+fn write_all(
     mut journal: Journal,
-    mut waiting: mpsc::Receiver<WriteRequest>,
+    mut queue: mpsc::Receiver<WriteRequest>,
     readiness: &watch::Sender<Readiness>,
 ) -> Result<(), Error> {
-    let mut orders = Vec::new();
-    while waiting.blocking_recv_many(&mut orders, BATCH) > 0 {
-        let (mut records, mut answers) = (Vec::new(), Vec::new());
-        for order in orders.drain(..) {
-            match order {
+    let mut requests = Vec::new();
+    while queue.blocking_recv_many(&mut requests, MAX_RECORDS_PER_TRANSACTION) > 0 {
+        let (mut records, mut replies) = (Vec::new(), Vec::new());
+        for request in requests.drain(..) {
+            match request {
                 WriteRequest::Write(record) => records.push(*record),
-                WriteRequest::Sync(answer) => answers.push(answer),
+                WriteRequest::Sync(reply) => replies.push(reply),
             }
         }
         if !records.is_empty() {
-            insist(&mut journal, &records, readiness)?;
+            write_with_retry(&mut journal, &records, readiness)?;
         }
-        // The client may have given up.
-        answers.into_iter().for_each(|answer| _ = answer.send(journal.head()));
+        // Fails if the driver no longer waits.
+        replies.into_iter().for_each(|reply| _ = reply.send(journal.head()));
     }
     Ok(())
 }
 
-/// Retries until the records are written: a full disk holds the run, and no record is lost.
-fn insist(journal: &mut Journal, records: &[Record], readiness: &watch::Sender<Readiness>) -> Result<(), Error> {
+/// Retries until the records are written, so that a full disk pauses the run and no record is lost.
+fn write_with_retry(
+    journal: &mut Journal,
+    records: &[Record],
+    readiness: &watch::Sender<Readiness>,
+) -> Result<(), Error> {
     while let Err(error) = journal.write(records) {
-        if !error.may_pass() {
+        if !error.is_transient() {
             return Err(error);
         }
-        let reason = format!("{error}: the run holds until it can be written (make room where the journal is)");
+        let reason = format!("{error}: the run is paused until the journal can be written (free space on its disk)");
         tracing::warn!("{reason}");
-        _ = readiness.send_replace(Err(format!("paused: {reason}")));
-        std::thread::sleep(RETRY);
+        _ = readiness.send_replace(Err(NotReady(format!("paused: {reason}"))));
+        std::thread::sleep(RETRY_INTERVAL);
     }
     readiness.send_if_modified(|readiness| std::mem::replace(readiness, Ok(())).is_err());
     Ok(())
@@ -153,7 +162,7 @@ mod tests {
             if mount.as_ref().is_ok_and(|output| output.status.success()) {
                 return Some(Self(folder));
             }
-            eprintln!("SKIPPED: a full disk needs a file system that this process may not mount: {mount:?}");
+            eprintln!("SKIPPED: this process may not mount the file system that the test fills: {mount:?}");
             None
         }
     }
@@ -164,29 +173,29 @@ mod tests {
         }
     }
 
-    fn events(state: &Path) -> usize {
+    fn count_events(state: &Path) -> usize {
         crate::journal::history::History::open(state).unwrap().events().unwrap().len()
     }
 
     #[tokio::test]
-    async fn a_full_disk_holds_until_there_is_room_and_nothing_is_lost() {
+    async fn writes_to_a_full_disk_are_retried_and_no_record_is_lost() {
         let Some(disk) = SmallDisk::mount() else { return };
         let state = disk.0.path().join("state");
         let journal = Journal::open(&state, &testing::run_file(vec![testing::stage("a", 2, 8, None, None)])).unwrap();
-        let hoard = disk.0.path().join("hoard");
-        std::fs::write(&hoard, vec![1; 700 << 10]).unwrap();
-        let (readiness, mut ready) = watch::channel(Ok(()));
+        let filler = disk.0.path().join("filler");
+        std::fs::write(&filler, vec![1; 700 << 10]).unwrap();
+        let (readiness, mut receiver) = watch::channel(Ok(()));
         let mut recorder = Recorder::start(journal, readiness);
         let detail = json!({ "reason": "x".repeat(100 << 10) });
         for _ in 0..5 {
-            let record = Record::Event { what: EventKind::Lost, detail: detail.clone() };
+            let record = Record::Event { kind: EventKind::Lost, detail: detail.clone() };
             recorder.write(record).await.unwrap();
         }
-        ready.wait_for(Result::is_err).await.unwrap();
-        let reason = ready.borrow().clone().unwrap_err();
-        assert!(reason.contains("full") && reason.contains("make room"), "{reason}");
-        std::fs::remove_file(hoard).unwrap();
+        receiver.wait_for(Result::is_err).await.unwrap();
+        let reason = receiver.borrow().clone().unwrap_err().to_string();
+        assert!(reason.contains("full") && reason.contains("free space"), "{reason}");
+        std::fs::remove_file(filler).unwrap();
         tokio::time::timeout(Duration::from_secs(60), recorder.sync()).await.unwrap().unwrap();
-        assert_eq!(events(&state), 5);
+        assert_eq!(count_events(&state), 5);
     }
 }

@@ -15,13 +15,13 @@ use tracing::{info, warn};
 
 use super::log_limit::LogLimit;
 
-/// The end of the path of a call that opens a session.
-const SESSION: &str = "/Session";
+/// The last part of the path of the call that opens a session.
+const SESSION_METHOD: &str = "/Session";
 
-/// Why a peer or call is refused. A fixed set, because it is a metric's label.
+/// Why a peer or a call is refused. A fixed set, because it is the label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Too many connections, or sessions without Attach.
+    /// There are too many connections, or too many sessions without Attach.
     Busy,
     /// An HTTP request with a `Host` that this coordinator does not serve.
     Host,
@@ -29,12 +29,13 @@ pub enum Reason {
     Timeout,
     /// No certificate, or an invalid one.
     Certificate,
-    /// Neither TLS nor HTTP/2, or too late.
+    /// The peer does not speak TLS and HTTP/2, or exceeds the time limit of the handshake.
     Handshake,
     JoinToken,
     AdminToken,
     SessionToken,
     ProtocolVersion,
+    /// Another worker has the worker id (`--rank`).
     RankTaken,
     /// The run has `workers.max` workers.
     Full,
@@ -95,14 +96,14 @@ impl Reason {
         }
     }
 
-    /// The reason for which a call of `path` was answered with an error.
-    pub fn of_call(path: &str, code: Code) -> Self {
+    /// The reason for which the call `path` was answered with this status code.
+    pub fn from_call_status(path: &str, code: Code) -> Self {
         match code {
-            Code::FailedPrecondition if is_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
+            Code::FailedPrecondition if is_call_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
             Code::FailedPrecondition => Self::State,
             Code::AlreadyExists => Self::RankTaken,
             Code::PermissionDenied => Self::Device,
-            Code::ResourceExhausted if path.ends_with(SESSION) => Self::Busy,
+            Code::ResourceExhausted if path.ends_with(SESSION_METHOD) => Self::Busy,
             Code::ResourceExhausted => Self::Full,
             Code::Unavailable | Code::NotFound => Self::Over,
             Code::OutOfRange => Self::Oversized,
@@ -111,8 +112,8 @@ impl Reason {
         }
     }
 
-    /// The reason for which a session was ended with an error.
-    pub fn of_session(code: Code) -> Self {
+    /// The reason for which a session was ended with this status code.
+    pub fn from_session_status(code: Code) -> Self {
         match code {
             Code::Unauthenticated => Self::SessionToken,
             Code::PermissionDenied => Self::Device,
@@ -125,24 +126,24 @@ impl Reason {
     }
 }
 
-/// Whether a path belongs to a call of this service.
-pub fn is_of(path: &str, service: &str) -> bool {
+/// Whether `path` is the path of a call of this gRPC service.
+pub fn is_call_of(path: &str, service: &str) -> bool {
     path.strip_prefix('/').and_then(|path| path.strip_prefix(service)).is_some_and(|call| call.starts_with('/'))
 }
 
-/// Counts and logs refusals. Clones share their state.
+/// Counts and logs refusals. Clones share one state.
 #[derive(Clone)]
 pub struct Refusals(Arc<Inner>);
 
 struct Inner {
     counters: [Counter; Reason::ALL.len()],
-    limits: Mutex<Limits>,
+    log_limits: Mutex<LogLimits>,
 }
 
-/// The limits of log lines.
+/// Rate limits of log lines.
 #[derive(Default)]
-struct Limits {
-    refused: [LogLimit; Reason::ALL.len()],
+struct LogLimits {
+    refusals: [LogLimit; Reason::ALL.len()],
     retries: LogLimit,
 }
 
@@ -154,38 +155,38 @@ impl Refusals {
             counter.absolute(0);
             counter
         });
-        Self(Arc::new(Inner { counters, limits: Mutex::default() }))
+        Self(Arc::new(Inner { counters, log_limits: Mutex::default() }))
     }
 
-    fn limits(&self) -> MutexGuard<'_, Limits> {
-        self.0.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    fn log_limits(&self) -> MutexGuard<'_, LogLimits> {
+        self.0.log_limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts and logs a refusal.
-    pub fn note(&self, peer: SocketAddr, reason: Reason, why: impl Display) {
-        if self.limits().refused[reason as usize].allows(Instant::now()) {
-            warn!(%peer, reason = reason.name(), "refused: {why}");
+    pub fn record(&self, peer: SocketAddr, reason: Reason, message: impl Display) {
+        if self.log_limits().refusals[reason as usize].try_acquire(Instant::now()) {
+            warn!(%peer, reason = reason.name(), "refused: {message}");
         }
         self.0.counters[reason as usize].increment(1);
     }
 
-    /// Logs that a worker was told to retry, which is no refusal.
-    pub fn note_retry(&self, peer: SocketAddr, why: impl Display) {
-        if self.limits().retries.allows(Instant::now()) {
-            info!(%peer, "told to ask again: {why}");
+    /// Logs that a worker has to retry its call, which does not count as a refusal.
+    pub fn record_retry(&self, peer: SocketAddr, message: impl Display) {
+        if self.log_limits().retries.try_acquire(Instant::now()) {
+            info!(%peer, "the worker has to retry: {message}");
         }
     }
 
-    /// Logs how many lines were suppressed. The driver calls it on each tick.
+    /// Logs how many log lines were suppressed. The driver calls it at each tick.
     pub fn log_suppressed(&self, now: Instant) {
-        let mut limits = self.limits();
-        for (reason, limit) in Reason::ALL.into_iter().zip(&mut limits.refused) {
+        let mut limits = self.log_limits();
+        for (reason, limit) in Reason::ALL.into_iter().zip(&mut limits.refusals) {
             if let Some(count) = limit.end_period(now) {
                 warn!(reason = reason.name(), count, "suppressed log lines about further refusals");
             }
         }
         if let Some(count) = limits.retries.end_period(now) {
-            info!(count, "suppressed log lines about further workers that were told to ask again");
+            info!(count, "suppressed log lines about further workers that have to retry");
         }
     }
 }
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_counter_and_a_name_of_its_own() {
+    fn every_reason_has_its_own_counter_and_name() {
         assert!(Reason::ALL.into_iter().enumerate().all(|(index, reason)| reason as usize == index));
         let names: std::collections::BTreeSet<_> = Reason::ALL.map(Reason::name).into();
         assert_eq!(names.len(), Reason::ALL.len());

@@ -1,5 +1,5 @@
-//! Scores of an evaluation: adds the metrics that need all captions at once to those from the
-//! workers.
+//! Scores of an evaluation. Workers compute the scores of single captions; this module adds the
+//! metrics that need all captions at once.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use caption_metrics::{ImageEvaluation, Metrics};
 
 use crate::run::captions::Item;
 
-/// All scores of an evaluation, and the items with their own scores. Drops the items' embeddings,
-/// which are only needed for retrieval metrics.
+/// Computes the scores of an evaluation, and adds to each item its own scores. Drops the items'
+/// embeddings, which only the retrieval metrics need.
 #[must_use]
 pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec<Item>) {
-    let (mut items, examined): (Vec<Item>, Vec<ImageEvaluation>) = items.into_iter().map(examined).unzip();
-    let report = metrics.evaluate(&examined);
+    let (mut items, evaluations): (Vec<Item>, Vec<ImageEvaluation>) = items.into_iter().map(split_evaluation).unzip();
+    let report = metrics.evaluate(&evaluations);
     report.notes.iter().for_each(|note| tracing::warn!("evaluation: {note}"));
     for (name, scores) in report.items {
         for (item, score) in items.iter_mut().zip(scores) {
@@ -22,23 +22,24 @@ pub fn score(metrics: &Metrics, items: Vec<Item>) -> (BTreeMap<String, f64>, Vec
     (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), items)
 }
 
-fn examined(mut item: Item) -> (Item, ImageEvaluation) {
-    let examined = ImageEvaluation {
+/// Moves the embeddings of an item into the input of the metrics.
+fn split_evaluation(mut item: Item) -> (Item, ImageEvaluation) {
+    let evaluation = ImageEvaluation {
         item: caption_metrics::Item { candidate: item.caption.clone(), references: item.references.clone() },
         scores: item.scores.clone(),
         embeddings: std::mem::take(&mut item.embeddings),
     };
-    (item, examined)
+    (item, evaluation)
 }
 
 #[cfg(test)]
 mod tests {
-    use caption_metrics::{Embeddings, Files};
+    use caption_metrics::{Embeddings, MetricFiles};
 
     use super::*;
 
     #[test]
-    fn an_evaluation_has_the_workers_scores_and_those_against_references() {
+    fn an_evaluation_has_scores_of_workers_and_scores_against_references() {
         let item = |pac_s: f64, embedding: [f32; 2]| Item {
             caption: "a red ball on the green grass".into(),
             references: vec!["a red ball on the green grass".into()],
@@ -46,7 +47,7 @@ mod tests {
             embeddings: [(String::new(), Embeddings { image: embedding.into(), text: embedding.into() })].into(),
             ..Item::default()
         };
-        let metrics = Metrics::open(&Files::default()).unwrap();
+        let metrics = Metrics::open(&MetricFiles::default()).unwrap();
         let (scores, items) = score(&metrics, vec![item(0.5, [1.0, 0.0]), item(1.0, [0.0, 1.0])]);
         assert_eq!((scores["pac_s"], scores["retrieval_r1"]), (0.75, 1.0));
         assert!(scores["bleu_4"] > 0.999, "{scores:?}");

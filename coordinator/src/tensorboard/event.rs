@@ -1,9 +1,9 @@
-//! The subset of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that is needed, by
-//! field number.
+//! The messages of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that the export
+//! needs, with their field numbers.
 
 use prost::{Message, Oneof};
 
-/// The version of event files in which a START event purges later steps.
+/// The version of event files. A START event purges later steps since this version.
 const FILE_VERSION: &str = "brain.Event:2";
 /// `SessionLog.SessionStatus.START`.
 const START: i32 = 1;
@@ -20,7 +20,7 @@ pub struct Event {
     #[prost(int64, tag = "2")]
     pub(super) step: i64,
     #[prost(oneof = "EventContent", tags = "3, 5, 7")]
-    pub(super) what: Option<EventContent>,
+    pub(super) content: Option<EventContent>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
@@ -97,19 +97,19 @@ impl Event {
     /// The first event of a file.
     #[must_use]
     pub fn version(wall_time: f64) -> Self {
-        Self { wall_time, step: 0, what: Some(EventContent::FileVersion(FILE_VERSION.to_owned())) }
+        Self { wall_time, step: 0, content: Some(EventContent::FileVersion(FILE_VERSION.to_owned())) }
     }
 
-    /// A START event: everything that was written for this step and later ones is purged.
+    /// A START event. It purges the values of this step and later ones.
     #[must_use]
     pub fn start(wall_time: f64, step: i64) -> Self {
-        Self { wall_time, step, what: Some(EventContent::SessionLog(SessionLog { status: START })) }
+        Self { wall_time, step, content: Some(EventContent::SessionLog(SessionLog { status: START })) }
     }
 
     /// An event with the values of a step.
     #[must_use]
     pub fn summary(wall_time: f64, step: i64, summary: Summary) -> Self {
-        Self { wall_time, step, what: Some(EventContent::Summary(summary)) }
+        Self { wall_time, step, content: Some(EventContent::Summary(summary)) }
     }
 }
 
@@ -123,7 +123,7 @@ impl Summary {
 impl Value {
     /// A scalar value.
     pub fn scalar(tag: impl Into<String>, value: f64) -> Self {
-        // TensorBoard stores single precision.
+        // TensorBoard stores scalars in single precision.
         Self { tag: tag.into(), metadata: None, content: Some(Content::SimpleValue(value as f32)) }
     }
 

@@ -1,5 +1,5 @@
-//! The TFRecord framing of event files: length, its checksum, data, their checksum; all
-//! little-endian.
+//! The TFRecord framing of event files: length, checksum of the length, data, checksum of the data.
+//! Integers are little-endian.
 
 use std::io::{Result, Write};
 
@@ -19,9 +19,9 @@ pub fn write(out: &mut impl Write, message: &impl Message) -> Result<()> {
     out.write_all(&masked_crc(&bytes).to_le_bytes())
 }
 
-/// CRC-32C, masked as TFRecord requires, for data that contain checksums themselves.
+/// The CRC-32C, masked as TFRecord requires it: the data may contain checksums themselves.
 fn masked_crc(bytes: &[u8]) -> u32 {
-    // A 32-bit sum in 64 bits.
+    // The function returns the 32-bit checksum as 64 bits.
     let sum = crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32;
     sum.rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_crc_32c() {
+    fn checksums_are_crc_32c() {
         // The values of RFC 3720, B.4, and the check value of the catalogue of CRCs.
         let ascending: Vec<u8> = (0..32).collect();
         let known = [(&[0; 32][..], 0x8a91_36aa), (&[0xff; 32], 0x62a8_ab43), (&ascending, 0x46dd_794e)];
@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_framed_as_tensorflow_frames_it() {
+    fn a_record_has_tensorflows_framing() {
         // The first record of every event file of TensorFlow, with the time 0.
         let event = super::super::event::Event::version(0.0);
         let mut record = Vec::new();

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     journal::Journal,
     run::{
+        WorkerId,
         captions::Item,
         record::{EventKind, Record, Source},
         statistics::StepStatistics,
@@ -47,7 +48,7 @@ impl TwoStages {
 
     /// The events of the only file.
     fn events(&self) -> Vec<Event> {
-        let files = own_files(&self.out()).unwrap();
+        let files = exported_files(&self.out()).unwrap();
         assert_eq!(files.len(), 1, "{files:?}");
         let mut bytes = &std::fs::read(&files[0]).unwrap()[..];
         let mut events = Vec::new();
@@ -59,11 +60,11 @@ impl TwoStages {
         events
     }
 
-    /// The values of `tag` by step, as TensorBoard shows them in the end.
+    /// The values of `tag` by step that TensorBoard shows.
     fn curve(&self, tag: &str) -> BTreeMap<i64, f32> {
         let mut curve = BTreeMap::new();
         for event in self.events() {
-            match event.what {
+            match event.content {
                 Some(EventContent::SessionLog(_)) => curve.retain(|step, _| *step < event.step),
                 Some(EventContent::Summary(summary)) => {
                     for value in summary.value.into_iter().filter(|value| value.tag == tag) {
@@ -78,7 +79,7 @@ impl TwoStages {
     }
 }
 
-fn formed(generation: u64, start: Place) -> Record {
+fn formed(generation: u64, start: Position) -> Record {
     Record::Formed { generation, term: 0, members: vec![], cause: "test".into(), start, source: Source::Seed }
 }
 
@@ -91,7 +92,7 @@ fn step(stage: u32, step: u64, generation: u64, loss: f64) -> Record {
         summaries: [("reward_chosen".into(), (&Distribution::of([0.5])).into())].into(),
         ..v1::StepDone::default()
     };
-    Record::Step(StepStatistics::read(0, &report, &v1::Position { stage, step, generation }).unwrap())
+    Record::Step(StepStatistics::from_report(WorkerId(0), &report, &v1::Position { stage, step, generation }).unwrap())
 }
 
 fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
@@ -102,7 +103,7 @@ fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
         ..Item::default()
     }];
     Record::Evaluated {
-        place: Place { stage, step },
+        position: Position { stage, step },
         generation: 1,
         metrics: [("cider".into(), 1.5), ("pac_s".into(), f64::NAN)].into(),
         items,
@@ -110,24 +111,24 @@ fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
 }
 
 #[test]
-fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
-    let mut place = TwoStages::new();
-    place.write([formed(1, Place::default())]);
-    // The first stage ends early, which does not shift later steps.
-    place.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
-    place.write([evaluated(1, 3, "a | <b>dog</b>")]);
-    let (export, written) = Export::create(&place.out(), &place.history()).unwrap();
+fn steps_of_all_stages_have_one_counter_and_their_metrics() {
+    let mut run = TwoStages::new();
+    run.write([formed(1, Position::default())]);
+    // The first stage ends early. That does not shift the steps of the second.
+    run.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
+    run.write([evaluated(1, 3, "a | <b>dog</b>")]);
+    let (export, written) = Export::create(&run.out(), &run.history()).unwrap();
     assert_eq!(written, WrittenCounts { steps: 11, evaluations: 1 });
-    let steps: Vec<i64> = place.curve("run/stage").into_keys().collect();
+    let steps: Vec<i64> = run.curve("run/stage").into_keys().collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13]);
-    // NaN values are left out.
-    assert_eq!(place.curve("train/loss").into_values().collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
-    assert_eq!(place.curve("speed/images_per_second")[&1], 8.0);
-    assert!((place.curve("train/reward_chosen_p50")[&13] - 0.5).abs() < 0.01);
-    assert_eq!((place.curve("evaluation/cider"), place.curve("evaluation/pac_s")), ([(13, 1.5)].into(), [].into()));
-    let events = place.events();
-    assert!(matches!(&events[0].what, Some(EventContent::FileVersion(version)) if version == "brain.Event:2"));
-    let mut texts = events.iter().filter_map(|event| match &event.what {
+    // The export leaves out NaN.
+    assert_eq!(run.curve("train/loss").into_values().collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    assert_eq!(run.curve("speed/images_per_second")[&1], 8.0);
+    assert!((run.curve("train/reward_chosen_p50")[&13] - 0.5).abs() < 0.01);
+    assert_eq!((run.curve("evaluation/cider"), run.curve("evaluation/pac_s")), ([(13, 1.5)].into(), [].into()));
+    let events = run.events();
+    assert!(matches!(&events[0].content, Some(EventContent::FileVersion(version)) if version == "brain.Event:2"));
+    let mut texts = events.iter().filter_map(|event| match &event.content {
         Some(EventContent::Summary(summary)) => summary.value.iter().find(|value| value.tag == "captions"),
         _ => None,
     });
@@ -135,54 +136,54 @@ fn steps_of_all_stages_are_in_one_order_and_hold_what_was_measured() {
     let text = String::from_utf8(tensor.string_val[0].clone()).unwrap();
     let row = text.lines().last().unwrap();
     assert_eq!(row, "| 1&#46;jpg | a &#124; &#60;b&#62;dog&#60;&#47;b&#62; | a dog |");
-    // The writer of the file holds a lock.
-    let error = Export::create(&place.out(), &place.history()).unwrap_err();
+    // The first export has locked the file.
+    let error = Export::create(&run.out(), &run.history()).unwrap_err();
     assert!(error.to_string().contains("--out"), "{error}");
     drop(export);
-    Export::create(&place.out(), &place.history()).unwrap();
-    assert_eq!(place.curve("run/stage").len(), 11);
+    Export::create(&run.out(), &run.history()).unwrap();
+    assert_eq!(run.curve("run/stage").len(), 11);
 }
 
 #[test]
-fn what_is_given_up_is_purged_and_nothing_is_written_twice() {
-    let mut place = TwoStages::new();
-    place.write([formed(1, Place::default())]);
-    place.write((1..=6).map(|n| step(0, n, 1, 1.0)));
-    place.write([evaluated(0, 5, "a dog")]);
-    let history = place.history();
-    let (mut export, _) = Export::create(&place.out(), &history).unwrap();
-    assert_eq!(export.catch_up(&history).unwrap(), WrittenCounts::default());
-    place.write([step(0, 7, 1, 1.0)]);
-    assert_eq!(export.catch_up(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
+fn given_up_steps_are_purged_and_no_step_is_written_twice() {
+    let mut run = TwoStages::new();
+    run.write([formed(1, Position::default())]);
+    run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
+    run.write([evaluated(0, 5, "a dog")]);
+    let history = run.history();
+    let (mut export, _) = Export::create(&run.out(), &history).unwrap();
+    assert_eq!(export.write_new(&history).unwrap(), WrittenCounts::default());
+    run.write([step(0, 7, 1, 1.0)]);
+    assert_eq!(export.write_new(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     // The next generation gives up the steps after 4.
-    place.write([formed(2, Place { stage: 0, step: 4 }), step(0, 5, 2, 2.0)]);
-    assert_eq!(export.catch_up(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
+    run.write([formed(2, Position { stage: 0, step: 4 }), step(0, 5, 2, 2.0)]);
+    assert_eq!(export.write_new(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     let losses =
         |of: &TwoStages| of.curve("train/loss").into_iter().map(|(step, loss)| (step, loss as i64)).collect::<Vec<_>>();
-    assert_eq!(losses(&place), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]);
-    assert_eq!(place.curve("evaluation/cider"), BTreeMap::new());
+    assert_eq!(losses(&run), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]);
+    assert_eq!(run.curve("evaluation/cider"), BTreeMap::new());
     // The guard ends the stage with step 2.
     let detail = json!({ "stage": 0, "step": 2, "generation": 2, "cause": "guard", "reason": "test" });
-    place.write([Record::Event { what: EventKind::StageEnded, detail }, formed(3, Place { stage: 0, step: 2 })]);
-    place.write([step(1, 1, 3, 3.0)]);
-    export.catch_up(&history).unwrap();
-    assert_eq!(losses(&place), [(1, 1), (2, 1), (11, 3)]);
-    let purges = place.events().iter().filter(|event| matches!(event.what, Some(EventContent::SessionLog(_)))).count();
-    assert_eq!(purges, 3, "one at the beginning, and one each time that something was given up");
+    run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(3, Position { stage: 0, step: 2 })]);
+    run.write([step(1, 1, 3, 3.0)]);
+    export.write_new(&history).unwrap();
+    assert_eq!(losses(&run), [(1, 1), (2, 1), (11, 3)]);
+    let purges = run.events().iter().filter(|event| matches!(event.content, Some(EventContent::SessionLog(_)))).count();
+    assert_eq!(purges, 3, "one at the beginning, and one each time that steps were given up");
 }
 
 #[test]
-fn what_was_trained_beyond_the_selected_state_stays() {
-    let mut place = TwoStages::new();
-    place.write([formed(1, Place::default())]);
-    place.write((1..=6).map(|n| step(0, n, 1, 1.0)));
-    place.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
-    let history = place.history();
-    let (mut export, _) = Export::create(&place.out(), &history).unwrap();
+fn steps_beyond_the_selected_state_are_not_purged() {
+    let mut run = TwoStages::new();
+    run.write([formed(1, Position::default())]);
+    run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
+    run.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
+    let history = run.history();
+    let (mut export, _) = Export::create(&run.out(), &history).unwrap();
     let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
-    place.write([Record::Event { what: EventKind::StageEnded, detail }, formed(2, Place { stage: 0, step: 2 })]);
-    place.write([step(1, 1, 2, 3.0)]);
-    export.catch_up(&history).unwrap();
-    assert_eq!(place.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);
-    assert_eq!(place.curve("evaluation/cider").into_keys().collect::<Vec<_>>(), [2, 6]);
+    run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(2, Position { stage: 0, step: 2 })]);
+    run.write([step(1, 1, 2, 3.0)]);
+    export.write_new(&history).unwrap();
+    assert_eq!(run.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);
+    assert_eq!(run.curve("evaluation/cider").into_keys().collect::<Vec<_>>(), [2, 6]);
 }

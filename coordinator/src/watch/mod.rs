@@ -1,9 +1,9 @@
-//! Live view of a run (`coordinator watch`): as a screen that is redrawn, or as lines.
+//! The live view of a run (`coordinator watch`): a screen that is redrawn, or lines.
 
+mod collected_status;
 mod lines;
 mod screen;
-mod seen;
 
+pub use collected_status::CollectedStatus;
 pub use lines::line;
 pub use screen::{Screen, Scroll};
-pub use seen::CollectedStatus;

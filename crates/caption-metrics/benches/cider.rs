@@ -1,6 +1,6 @@
-//! CIDEr-D, as a reward in training and over an evaluation. Captions are made up.
+//! CIDEr-D as a reward in training, and of an evaluation. Captions are generated.
 
-use caption_metrics::cider::{Candidate, Cider};
+use caption_metrics::cider::{Candidate, CiderReward};
 use caption_metrics::{Corpus, Item, cider_d};
 use divan::{Bencher, counter::ItemsCount};
 
@@ -11,27 +11,27 @@ fn main() {
     divan::main();
 }
 
-/// The candidates of one image, where frequencies come from so many.
+/// The candidates of one image, with document frequencies of `images` images.
 #[divan::bench(args = [5_000])]
 fn rewards(bencher: Bencher<'_, '_>, images: usize) {
-    let mut caption = captions();
+    let mut caption = caption_generator();
     let references: Vec<Vec<String>> = (0..images).map(|_| (0..REFERENCES).map(|_| caption()).collect()).collect();
-    let cider = Cider::new(&references);
-    let candidates: Vec<_> = (0..CANDIDATES).map(|_| Candidate { text: caption(), ended: true }).collect();
+    let cider = CiderReward::new(&references);
+    let candidates: Vec<_> = (0..CANDIDATES).map(|_| Candidate { text: caption(), has_end_token: true }).collect();
     bencher.counter(ItemsCount::new(CANDIDATES)).bench_local(|| cider.rewards(7, &candidates));
 }
 
-/// All images of an evaluation.
+/// The captions of all images of an evaluation.
 #[divan::bench(args = [1_000], sample_count = 10)]
 fn evaluation(bencher: Bencher<'_, '_>, images: usize) {
-    let mut caption = captions();
+    let mut caption = caption_generator();
     let mut item = || Item { candidate: caption(), references: (0..REFERENCES).map(|_| caption()).collect() };
     let corpus = Corpus::new(&(0..images).map(|_| item()).collect::<Vec<_>>());
     bencher.counter(ItemsCount::new(images)).bench_local(|| cider_d(&corpus));
 }
 
-/// Captions of words that are as rare as they are many.
-fn captions() -> impl FnMut() -> String {
+/// Generates captions whose word frequencies follow Zipf's law.
+fn caption_generator() -> impl FnMut() -> String {
     // A linear congruential generator's upper bits.
     let mut state = 1_u64;
     let mut next = move || {

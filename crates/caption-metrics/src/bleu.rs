@@ -3,40 +3,42 @@
 use crate::ngrams::{self, MAX_ORDER};
 use crate::{Corpus, Scores};
 
-/// Added to numerators, so that the geometric mean of a caption without matches is not exactly 0.
-const TINY: f64 = 1e-15;
-/// Added to denominators against division by zero.
-const SMALL: f64 = 1e-9;
+/// Added to numerators, so that the geometric mean for a caption without matches is not exactly 0.
+const NUMERATOR_EPSILON: f64 = 1e-15;
+/// Added to denominators to avoid division by zero.
+const DENOMINATOR_EPSILON: f64 = 1e-9;
 
-/// BLEU-1 to BLEU-4 (0 to 1), as `Bleu(4)` of pycocoevalcap: clipped n-gram precisions (`Papineni et al.`, "BLEU: a Method for
-/// Automatic Evaluation of Machine Translation", ACL 2002), each `(correct + 1e-15) / (guess + 1e-9)`, their geometric
-/// mean, and the penalty `exp(1 - 1 / ratio)` where the candidate is shorter than the reference whose length is
-/// closest (of two equally close, the shorter).
+/// BLEU-1 to BLEU-4 (0 to 1), as `Bleu(4)` of pycocoevalcap: the geometric mean of clipped n-gram
+/// precisions, each `(correct + 1e-15) / (guess + 1e-9)` (`Papineni et al.`, "BLEU: a Method for
+/// Automatic Evaluation of Machine Translation", ACL 2002), times the brevity penalty
+/// `exp(1 - 1 / ratio)` if the candidate is shorter than the reference with the closest length (the
+/// shorter of two equally close ones).
 ///
-/// `corpus` comes from counts and lengths summed over the items. An item without references matches nothing and has
-/// reference length 0, so that its tokens still weigh on the corpus.
+/// Corpus values are computed from counts and lengths summed over the items. An item without
+/// references matches nothing and has reference length 0, so that its tokens lower the corpus
+/// value.
 #[must_use]
 pub fn bleu(corpus: &Corpus) -> [Scores; 4] {
     let mut total = Statistics::default();
     let mut by_order = [(); MAX_ORDER].map(|()| Vec::with_capacity(corpus.len()));
-    let mut scratch = Scratch::default();
+    let mut builder = StatisticsBuilder::default();
     for (candidate, references) in corpus.words() {
-        let statistics = scratch.statistics(candidate, references);
+        let statistics = builder.statistics(candidate, references);
         for (values, value) in by_order.iter_mut().zip(statistics.bleu()) {
             values.push(value);
         }
         total.add(&statistics);
     }
-    let mut pooled = total.bleu().into_iter();
-    by_order.map(|items| Scores { corpus: pooled.next().unwrap_or_default(), items })
+    let mut corpus_values = total.bleu().into_iter();
+    by_order.map(|items| Scores { corpus: corpus_values.next().unwrap_or_default(), items })
 }
 
-/// What BLEU needs to know of one item, or summed over several.
+/// The statistics that BLEU is computed from, of one item or summed over several.
 #[derive(Debug, Default, PartialEq)]
 struct Statistics {
-    /// N-grams of the candidate found in the references, by order.
+    /// The number of the candidate's n-grams that match the references, by order.
     correct: [u64; MAX_ORDER],
-    /// N-grams of the candidate, by order.
+    /// The number of n-grams of the candidate, by order.
     guess: [u64; MAX_ORDER],
     candidate_length: u64,
     reference_length: u64,
@@ -53,26 +55,28 @@ impl Statistics {
     }
 
     fn bleu(&self) -> [f64; MAX_ORDER] {
-        let ratio = (self.candidate_length as f64 + TINY) / (self.reference_length as f64 + SMALL);
+        let ratio =
+            (self.candidate_length as f64 + NUMERATOR_EPSILON) / (self.reference_length as f64 + DENOMINATOR_EPSILON);
         let penalty = if ratio < 1.0 { (1.0 - 1.0 / ratio).exp() } else { 1.0 };
         let mut product = 1.0;
         std::array::from_fn(|order| {
-            product *= (self.correct[order] as f64 + TINY) / (self.guess[order] as f64 + SMALL);
+            product *=
+                (self.correct[order] as f64 + NUMERATOR_EPSILON) / (self.guess[order] as f64 + DENOMINATOR_EPSILON);
             product.powf(1.0 / (order + 1) as f64) * penalty
         })
     }
 }
 
-/// Buffers kept from item to item.
+/// Computes statistics of items, with buffers that are reused between items.
 #[derive(Default)]
-struct Scratch {
-    candidate: ngrams::Sparse<u32>,
-    reference: ngrams::Sparse<u32>,
-    /// For each n-gram of the candidate, the highest count in any one reference.
-    allowed: Vec<u32>,
+struct StatisticsBuilder {
+    candidate: ngrams::SparseVector<u32>,
+    reference: ngrams::SparseVector<u32>,
+    /// For each n-gram of the candidate, the maximal count in any single reference.
+    max_counts: Vec<u32>,
 }
 
-impl Scratch {
+impl StatisticsBuilder {
     fn statistics<'a>(&mut self, candidate: &[u32], references: impl Iterator<Item = &'a [u32]> + Clone) -> Statistics {
         let closest = references.clone().map(<[_]>::len).min_by_key(|&len| (len.abs_diff(candidate.len()), len));
         let mut statistics = Statistics {
@@ -83,16 +87,16 @@ impl Scratch {
         };
 
         ngrams::count(candidate, &mut self.candidate);
-        self.allowed.clear();
-        self.allowed.resize(self.candidate.len(), 0);
+        self.max_counts.clear();
+        self.max_counts.resize(self.candidate.len(), 0);
         for reference in references {
             ngrams::count(reference, &mut self.reference);
             ngrams::join(&self.candidate, &self.reference, |index, _, count| {
-                self.allowed[index] = self.allowed[index].max(count);
+                self.max_counts[index] = self.max_counts[index].max(count);
             });
         }
-        for (&(ngram, count), &allowed) in self.candidate.iter().zip(&self.allowed) {
-            statistics.correct[ngram.order()] += u64::from(count.min(allowed));
+        for (&(ngram, count), &max_count) in self.candidate.iter().zip(&self.max_counts) {
+            statistics.correct[ngram.order()] += u64::from(count.min(max_count));
         }
         statistics
     }
@@ -139,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_closest_lengths_the_shorter_counts() {
+    fn the_shorter_of_two_equally_close_references_counts() {
         // 2 and 6 are as far from 4; with 6 there would be a penalty.
         assert_near(values(&[item("a b c d", &["a b c d e f", "a b"])]), [1.0; 4]);
     }

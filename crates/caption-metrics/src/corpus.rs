@@ -1,34 +1,38 @@
-//! Captions as token ids: tokenised once, then read by every metric.
+//! Captions as token ids, tokenized once for all metrics.
 
 use std::collections::HashMap;
 
 use crate::Item;
-use crate::tokens::Tokeniser;
+use crate::ptb_tokenizer::PtbTokenizer;
 
-/// The items of a job, tokenised and interned once. All metrics over references are functions of it.
+/// Items as token ids. All n-gram metrics are functions of it.
 ///
-/// A token of the reference tokeniser may hold a no-break space. pycocoevalcap's ROUGE-L splits captions at plain spaces
-/// only and sees such a token whole; BLEU and CIDEr split at any white space and see its parts. Both readings are kept.
+/// A token of the reference tokenizer may contain a no-break space. pycocoevalcap's ROUGE-L splits
+/// captions at plain spaces only, so such a token is one token there; BLEU and CIDEr split at any
+/// white space. The corpus has both versions.
 pub struct Corpus {
-    /// Tokens as they are.
-    tokens: Groups,
-    /// Tokens split at white space.
-    words: Groups,
+    /// Captions as tokens.
+    tokens: CaptionGroups,
+    /// Captions as words: tokens split at white space.
+    words: CaptionGroups,
     vocabulary: Vocabulary,
 }
 
 impl Corpus {
-    /// Tokenises all captions of `items`.
+    /// Tokenizes all captions of `items`.
     #[must_use]
     pub fn new(items: &[Item]) -> Self {
-        let mut tokeniser = Tokeniser::default();
-        let mut corpus =
-            Self { tokens: Groups::default(), words: Groups::default(), vocabulary: Vocabulary::default() };
+        let mut tokenizer = PtbTokenizer::default();
+        let mut corpus = Self {
+            tokens: CaptionGroups::default(),
+            words: CaptionGroups::default(),
+            vocabulary: Vocabulary::default(),
+        };
         for item in items {
-            corpus.tokens.begin();
-            corpus.words.begin();
+            corpus.tokens.begin_group();
+            corpus.words.begin_group();
             for caption in std::iter::once(&item.candidate).chain(&item.references) {
-                tokeniser.each(caption, |token| corpus.push(token));
+                tokenizer.for_each_token(caption, |token| corpus.push(token));
                 corpus.tokens.end_caption();
                 corpus.words.end_caption();
             }
@@ -36,18 +40,18 @@ impl Corpus {
         corpus
     }
 
-    /// Adds a token to the caption that is being written.
+    /// Adds a token to the current caption.
     fn push(&mut self, token: &str) {
-        let whole = self.vocabulary.id(token);
-        self.tokens.push(whole);
+        let id = self.vocabulary.intern(token);
+        self.tokens.push(id);
         if token.contains(char::is_whitespace) {
-            token.split_whitespace().for_each(|word| self.words.push(self.vocabulary.id(word)));
+            token.split_whitespace().for_each(|word| self.words.push(self.vocabulary.intern(word)));
         } else {
-            self.words.push(whole);
+            self.words.push(id);
         }
     }
 
-    /// How many items there are.
+    /// The number of items.
     #[must_use]
     pub fn len(&self) -> usize {
         self.words.len()
@@ -63,27 +67,27 @@ impl Corpus {
     pub(crate) fn tokens(
         &self,
     ) -> impl ExactSizeIterator<Item = (&[u32], impl ExactSizeIterator<Item = &[u32]> + Clone)> {
-        self.tokens.iter().map(candidate_first)
+        self.tokens.iter().map(split_candidate)
     }
 
     /// Each item's candidate and references, as words.
     pub(crate) fn words(
         &self,
     ) -> impl ExactSizeIterator<Item = (&[u32], impl ExactSizeIterator<Item = &[u32]> + Clone)> {
-        self.words.iter().map(candidate_first)
+        self.words.iter().map(split_candidate)
     }
 
-    /// The id of a word, where any caption has it.
+    /// The id of a word; none if no caption has it.
     pub(crate) fn id(&self, word: &str) -> Option<u32> {
         self.vocabulary.get(word)
     }
 }
 
-fn candidate_first<'a, I: Iterator<Item = &'a [u32]>>(mut captions: I) -> (&'a [u32], I) {
+fn split_candidate<'a, I: Iterator<Item = &'a [u32]>>(mut captions: I) -> (&'a [u32], I) {
     (captions.next().unwrap_or_default(), captions)
 }
 
-/// Numbers tokens in order of appearance, from 1; 0 is no token's id.
+/// Assigns ids to tokens in order of appearance, from 1; 0 is never an id.
 #[derive(Default)]
 pub(crate) struct Vocabulary(HashMap<Box<str>, u32>);
 
@@ -92,57 +96,57 @@ impl Vocabulary {
         self.0.get(token).copied()
     }
 
-    /// The id of `token`, a new one at its first appearance.
-    pub(crate) fn id(&mut self, token: &str) -> u32 {
+    /// The id of `token`; a new id for a new token.
+    pub(crate) fn intern(&mut self, token: &str) -> u32 {
         self.get(token).unwrap_or_else(|| {
-            let id = self.last() + 1;
+            let id = self.last_id() + 1;
             self.0.insert(token.into(), id);
             id
         })
     }
 
-    /// The id that was given last; 0 if none was.
-    pub(crate) fn last(&self) -> u32 {
+    /// The last assigned id; 0 if there is none.
+    pub(crate) fn last_id(&self) -> u32 {
         u32::try_from(self.0.len()).expect("fewer than 2^32 different tokens")
     }
 }
 
-/// Captions as ids, in groups, all in one block of memory.
+/// Groups of captions as ids, in one block of memory.
 #[derive(Default)]
-pub(crate) struct Groups {
+pub(crate) struct CaptionGroups {
     ids: Vec<u32>,
-    /// Where each caption ends in `ids`.
-    ends: Vec<usize>,
-    /// The position in `ends` of each group's first caption.
-    firsts: Vec<usize>,
+    /// The end of each caption in `ids`.
+    caption_ends: Vec<usize>,
+    /// The index in `caption_ends` of each group's first caption.
+    group_starts: Vec<usize>,
 }
 
-impl Groups {
+impl CaptionGroups {
     /// Begins a group.
-    pub(crate) fn begin(&mut self) {
-        self.firsts.push(self.ends.len());
+    pub(crate) fn begin_group(&mut self) {
+        self.group_starts.push(self.caption_ends.len());
     }
 
-    /// Adds an id to the caption that is being written.
+    /// Adds an id to the current caption.
     pub(crate) fn push(&mut self, id: u32) {
         self.ids.push(id);
     }
 
-    /// Ends a caption of the group that was begun last.
+    /// Ends the current caption, which belongs to the last group.
     pub(crate) fn end_caption(&mut self) {
-        self.ends.push(self.ids.len());
+        self.caption_ends.push(self.ids.len());
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.firsts.len()
+        self.group_starts.len()
     }
 
     /// The captions of a group.
     pub(crate) fn get(&self, group: usize) -> impl ExactSizeIterator<Item = &[u32]> + Clone {
-        let next = self.firsts.get(group + 1).copied().unwrap_or(self.ends.len());
-        (self.firsts[group]..next).map(|index| {
-            let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
-            &self.ids[start..self.ends[index]]
+        let next = self.group_starts.get(group + 1).copied().unwrap_or(self.caption_ends.len());
+        (self.group_starts[group]..next).map(|index| {
+            let start = index.checked_sub(1).map_or(0, |previous| self.caption_ends[previous]);
+            &self.ids[start..self.caption_ends[index]]
         })
     }
 
@@ -158,7 +162,7 @@ mod tests {
     use crate::item;
 
     #[test]
-    fn captions_come_back_by_item() {
+    fn captions_are_grouped_by_item() {
         let corpus = Corpus::new(&[item("a b", &["b", "c a"]), item("", &[]), item("c", &[""])]);
         let expected: [(&[u32], Vec<&[u32]>); 3] = [(&[1, 2], vec![&[2], &[3, 1]]), (&[], vec![]), (&[3], vec![&[]])];
         let words: Vec<_> = corpus.words().map(|(candidate, references)| (candidate, references.collect())).collect();
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn token_with_a_space_inside_is_several_words() {
+    fn a_token_with_an_inner_space_is_several_words() {
         let mut corpus = Corpus::new(&[item("a", &["b"])]);
         for token in ["b\u{a0}c", "c", "b\u{a0}c"] {
             corpus.push(token);

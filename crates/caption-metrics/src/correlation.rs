@@ -1,88 +1,89 @@
-//! How well scores go together with what people think: Kendall's rank correlation, and accuracy on pairs.
+//! Correlation of scores with human judgements: Kendall's tau, and accuracy on pairs of captions.
 
 use std::cmp::Ordering;
 
-/// Kendall's tau-b and tau-c (Stuart's) of two lists of equal length, as `scipy.stats.kendalltau` defines them. None where one of
-/// them has one value only.
+/// Kendall's tau-b and tau-c (Stuart's) of two lists of equal length, as `scipy.stats.kendalltau`
+/// defines them. None if a list has fewer than two distinct values.
 ///
-/// Takes time n log n (Knight 1966): pairs that are ordered differently are counted as exchanges of a merge sort.
+/// Takes time n log n (Knight 1966): discordant pairs are counted as exchanges of a merge sort.
 ///
 /// # Panics
 /// The lists are of different length.
 #[must_use]
-pub fn kendall(one: &[f64], other: &[f64]) -> Option<[f64; 2]> {
-    assert_eq!(one.len(), other.len(), "each score has one judgement");
-    let mut pairs: Vec<(f64, f64)> = one.iter().copied().zip(other.iter().copied()).collect();
+pub fn kendall_tau(scores: &[f64], ratings: &[f64]) -> Option<[f64; 2]> {
+    assert_eq!(scores.len(), ratings.len(), "each score has one judgement");
+    let mut pairs: Vec<(f64, f64)> = scores.iter().copied().zip(ratings.iter().copied()).collect();
     pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let tied_in_one = tied(pairs.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len));
-    let tied_in_both = tied(pairs.chunk_by(|a, b| a == b).map(<[_]>::len));
-    let values_of_one = pairs.chunk_by(|a, b| a.0 == b.0).count();
-    let mut seconds: Vec<f64> = pairs.iter().map(|pair| pair.1).collect();
-    let exchanged = sort_counting(&mut seconds);
-    let tied_in_other = tied(seconds.chunk_by(|a, b| a == b).map(<[_]>::len));
-    let values_of_other = seconds.chunk_by(|a, b| a == b).count();
+    let tied_scores = count_pairs_in_runs(pairs.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len));
+    let tied_in_both = count_pairs_in_runs(pairs.chunk_by(|a, b| a == b).map(<[_]>::len));
+    let distinct_scores = pairs.chunk_by(|a, b| a.0 == b.0).count();
+    let mut ratings_by_score: Vec<f64> = pairs.iter().map(|pair| pair.1).collect();
+    let discordant = sort_counting_inversions(&mut ratings_by_score);
+    let tied_ratings = count_pairs_in_runs(ratings_by_score.chunk_by(|a, b| a == b).map(<[_]>::len));
+    let distinct_ratings = ratings_by_score.chunk_by(|a, b| a == b).count();
 
-    let fewest = values_of_one.min(values_of_other);
-    if fewest < 2 {
+    let fewer_values = distinct_scores.min(distinct_ratings);
+    if fewer_values < 2 {
         return None;
     }
-    let all = pair_count(pairs.len());
-    let agreeing = all - tied_in_one - tied_in_other + tied_in_both - 2.0 * exchanged as f64;
-    let tau_b = agreeing / ((all - tied_in_one) * (all - tied_in_other)).sqrt();
-    let (count, fewest) = (pairs.len() as f64, fewest as f64);
-    let tau_c = 2.0 * agreeing / (count * count * (fewest - 1.0) / fewest);
+    let pair_total = pair_count(pairs.len());
+    let concordance = pair_total - tied_scores - tied_ratings + tied_in_both - 2.0 * discordant as f64;
+    let tau_b = concordance / ((pair_total - tied_scores) * (pair_total - tied_ratings)).sqrt();
+    let (count, fewer_values) = (pairs.len() as f64, fewer_values as f64);
+    let tau_c = 2.0 * concordance / (count * count * (fewer_values - 1.0) / fewer_values);
     Some([tau_b.clamp(-1.0, 1.0), tau_c])
 }
 
-/// Pairs within runs of these lengths.
-fn tied(lengths: impl Iterator<Item = usize>) -> f64 {
+/// The number of pairs within runs of these lengths.
+fn count_pairs_in_runs(lengths: impl Iterator<Item = usize>) -> f64 {
     lengths.map(pair_count).sum()
 }
 
-/// Pairs among so many.
+/// The number of pairs of `count` elements.
 fn pair_count(count: usize) -> f64 {
     count as f64 * (count as f64 - 1.0) / 2.0
 }
 
-/// Sorts, and counts the pairs that were in the wrong order.
-fn sort_counting(values: &mut [f64]) -> u64 {
+/// Sorts `values` and returns the number of pairs that were in the wrong order.
+fn sort_counting_inversions(values: &mut [f64]) -> u64 {
     let middle = values.len() / 2;
     if middle == 0 {
         return 0;
     }
     let (left, right) = values.split_at_mut(middle);
-    let mut exchanged = sort_counting(left) + sort_counting(right);
+    let mut inversions = sort_counting_inversions(left) + sort_counting_inversions(right);
     let mut merged = Vec::with_capacity(left.len() + right.len());
-    let (mut rest, mut next) = (&left[..], &right[..]);
-    while let ([first, left @ ..], [second, right @ ..]) = (rest, next) {
+    let (mut left_rest, mut right_rest) = (&left[..], &right[..]);
+    while let ([first, left @ ..], [second, right @ ..]) = (left_rest, right_rest) {
         if second.total_cmp(first) == Ordering::Less {
-            exchanged += rest.len() as u64;
+            inversions += left_rest.len() as u64;
             merged.push(*second);
-            next = right;
+            right_rest = right;
         } else {
             merged.push(*first);
-            rest = left;
+            left_rest = left;
         }
     }
-    merged.extend_from_slice(rest);
-    merged.extend_from_slice(next);
+    merged.extend_from_slice(left_rest);
+    merged.extend_from_slice(right_rest);
     values.copy_from_slice(&merged);
-    exchanged
+    inversions
 }
 
-/// The share of pairs of which the preferred one has the higher score; equal scores count half.
+/// The fraction of pairs in which the preferred caption has the higher score; equal scores count
+/// half. None without pairs.
 #[must_use]
-pub fn accuracy(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<f64> {
-    let (mut right, mut count) = (0.0, 0_usize);
+pub fn pairwise_accuracy(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<f64> {
+    let (mut correct, mut count) = (0.0, 0_usize);
     for (preferred, other) in pairs {
-        right += match preferred.total_cmp(&other) {
+        correct += match preferred.total_cmp(&other) {
             Ordering::Greater => 1.0,
             Ordering::Equal => 0.5,
             Ordering::Less => 0.0,
         };
         count += 1;
     }
-    (count > 0).then(|| right / count as f64)
+    (count > 0).then(|| correct / count as f64)
 }
 
 #[cfg(test)]
@@ -91,58 +92,58 @@ mod tests {
 
     use super::*;
 
-    /// By definition: all pairs are looked at.
-    fn counted(one: &[f64], other: &[f64]) -> Option<[f64; 2]> {
-        let (mut agreeing, mut untied_one, mut untied_other) = (0.0, 0.0, 0.0);
-        for i in 0..one.len() {
+    /// Tau-b and tau-c by their definitions over all pairs.
+    fn tau_by_definition(scores: &[f64], ratings: &[f64]) -> Option<[f64; 2]> {
+        let (mut concordance, mut untied_scores, mut untied_ratings) = (0.0, 0.0, 0.0);
+        for i in 0..scores.len() {
             for j in 0..i {
-                let [a, b] = [one[i] - one[j], other[i] - other[j]];
-                agreeing += if a * b == 0.0 { 0.0 } else { (a * b).signum() };
-                untied_one += f64::from(a != 0.0);
-                untied_other += f64::from(b != 0.0);
+                let [a, b] = [scores[i] - scores[j], ratings[i] - ratings[j]];
+                concordance += if a * b == 0.0 { 0.0 } else { (a * b).signum() };
+                untied_scores += f64::from(a != 0.0);
+                untied_ratings += f64::from(b != 0.0);
             }
         }
         let values =
-            |of: &[f64]| of.iter().map(|value| value.to_bits()).collect::<std::collections::BTreeSet<_>>().len();
-        let fewest = values(one).min(values(other)) as f64;
-        let count = one.len() as f64;
-        let both = [
-            agreeing / f64::sqrt(untied_one * untied_other),
-            2.0 * agreeing / (count * count * (fewest - 1.0) / fewest),
+            |list: &[f64]| list.iter().map(|value| value.to_bits()).collect::<std::collections::BTreeSet<_>>().len();
+        let fewer_values = values(scores).min(values(ratings)) as f64;
+        let count = scores.len() as f64;
+        let taus = [
+            concordance / f64::sqrt(untied_scores * untied_ratings),
+            2.0 * concordance / (count * count * (fewer_values - 1.0) / fewer_values),
         ];
-        (fewest > 1.0).then_some(both)
+        (fewer_values > 1.0).then_some(taus)
     }
 
     proptest! {
         #[test]
-        fn correlations_are_those_of_all_pairs(
-            pairs in prop::collection::vec((0..6_u8, 0..4_u8), 0..60), fine in prop::collection::vec(-1.0..1.0_f64, 60),
+        fn taus_equal_those_by_definition(
+            pairs in prop::collection::vec((0..6_u8, 0..4_u8), 0..60), distinct in prop::collection::vec(-1.0..1.0_f64, 60),
         ) {
-            let one: Vec<f64> = pairs.iter().map(|pair| f64::from(pair.0)).collect();
-            let other: Vec<f64> = pairs.iter().map(|pair| f64::from(pair.1)).collect();
-            for (a, b) in [(&one[..], &other[..]), (&fine[..one.len()], &other[..]), (&one[..], &one[..])] {
-                match (kendall(a, b), counted(a, b)) {
-                    (Some(found), Some(expected)) => {
-                        prop_assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{found:?} {expected:?}");
+            let scores: Vec<f64> = pairs.iter().map(|pair| f64::from(pair.0)).collect();
+            let ratings: Vec<f64> = pairs.iter().map(|pair| f64::from(pair.1)).collect();
+            for (a, b) in [(&scores[..], &ratings[..]), (&distinct[..scores.len()], &ratings[..]), (&scores[..], &scores[..])] {
+                match (kendall_tau(a, b), tau_by_definition(a, b)) {
+                    (Some(taus), Some(expected)) => {
+                        prop_assert!(taus.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{taus:?} {expected:?}");
                     }
-                    (found, expected) => prop_assert_eq!(found, expected),
+                    (taus, expected) => prop_assert_eq!(taus, expected),
                 }
             }
         }
     }
 
     #[test]
-    fn values_are_those_of_scipy() {
+    fn taus_equal_those_of_scipy() {
         // scipy.stats.kendalltau([12, 2, 1, 12, 2], [1, 4, 7, 1, 0], variant=...)
-        let found = kendall(&[12.0, 2.0, 1.0, 12.0, 2.0], &[1.0, 4.0, 7.0, 1.0, 0.0]).unwrap();
-        assert!((found[0] + 0.471_404_520_791_031_7).abs() < 1e-15 && (found[1] + 0.48).abs() < 1e-15, "{found:?}");
-        assert_eq!(kendall(&[1.0, 1.0], &[1.0, 2.0]), None);
-        assert_eq!(kendall(&[], &[]), None);
+        let taus = kendall_tau(&[12.0, 2.0, 1.0, 12.0, 2.0], &[1.0, 4.0, 7.0, 1.0, 0.0]).unwrap();
+        assert!((taus[0] + 0.471_404_520_791_031_7).abs() < 1e-15 && (taus[1] + 0.48).abs() < 1e-15, "{taus:?}");
+        assert_eq!(kendall_tau(&[1.0, 1.0], &[1.0, 2.0]), None);
+        assert_eq!(kendall_tau(&[], &[]), None);
     }
 
     #[test]
-    fn ties_of_pairs_count_half() {
-        assert_eq!(accuracy([(2.0, 1.0), (1.0, 2.0), (1.0, 1.0), (3.0, 1.0)]), Some(0.625));
-        assert_eq!(accuracy([]), None);
+    fn tied_pairs_count_half() {
+        assert_eq!(pairwise_accuracy([(2.0, 1.0), (1.0, 2.0), (1.0, 1.0), (3.0, 1.0)]), Some(0.625));
+        assert_eq!(pairwise_accuracy([]), None);
     }
 }

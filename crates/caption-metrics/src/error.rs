@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
-/// Why captions could not be scored, in one line that names the file and, where there is one, the remedy.
+/// An error of reading caption files or computing metrics. Its message is one line with the file
+/// and, if there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -8,18 +9,18 @@ pub enum Error {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file is not in its format, or does not go with the other.
+    /// The content of a file is invalid, or does not match the other file.
     #[error("{}: {problem}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The problem, and its position in the file if known.
         problem: String,
     },
-    /// The program that computes SPICE failed.
+    /// The Java program that computes SPICE failed.
     #[error("SPICE: {0}")]
     Spice(String),
 }
@@ -29,7 +30,7 @@ impl Error {
         Self::File { path: path.into(), source }
     }
 
-    pub(crate) fn format(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
-        Self::Format { path: path.into(), problem: problem.into() }
+    pub(crate) fn format(path: impl Into<PathBuf>, problem: impl ToString) -> Self {
+        Self::Format { path: path.into(), problem: problem.to_string() }
     }
 }

@@ -1,5 +1,5 @@
-//! Captions of our own, with the values that pycocoevalcap 1.2 printed for them (its PTB tokeniser, BLEU, ROUGE-L
-//! and CIDEr).
+//! Compares metrics of some captions with the values that pycocoevalcap 1.2 printed for them (its
+//! PTB tokenizer, BLEU, ROUGE-L and CIDEr).
 
 use crate::{Corpus, Scores, bleu, cider_d, item, rouge_l};
 
@@ -56,13 +56,14 @@ fn corpus() -> Corpus {
     Corpus::new(&items)
 }
 
-/// Equal to all digits but the last few: the tiny values of BLEU without matches count, too.
+/// Asserts a small relative difference, so that the tiny values of BLEU without matches are
+/// compared too.
 fn assert_near(got: f64, expected: f64) {
     assert!((got - expected).abs() <= 1e-12 * expected.abs(), "{got:e} is not {expected:e}");
 }
 
 #[test]
-fn bleu_is_that_of_the_reference() {
+fn bleu_equals_pycocoevalcap() {
     for (order, Scores { corpus, items }) in bleu(&corpus()).into_iter().enumerate() {
         assert_near(corpus, BLEU[order]);
         assert_eq!(items.len(), BLEU_ITEMS.len());
@@ -71,7 +72,7 @@ fn bleu_is_that_of_the_reference() {
 }
 
 #[test]
-fn cider_d_is_that_of_the_reference() {
+fn cider_d_equals_pycocoevalcap() {
     let Scores { corpus, items } = cider_d(&corpus());
     assert_near(corpus, CIDER);
     assert_eq!(items.len(), CIDER_ITEMS.len());
@@ -79,7 +80,7 @@ fn cider_d_is_that_of_the_reference() {
 }
 
 #[test]
-fn rouge_l_is_that_of_the_reference() {
+fn rouge_l_equals_pycocoevalcap() {
     let Scores { corpus, items } = rouge_l(&corpus());
     assert_near(corpus, ROUGE);
     assert_eq!(items.len(), ROUGE_ITEMS.len());

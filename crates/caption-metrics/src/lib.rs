@@ -1,9 +1,11 @@
-//! Caption metrics, comparable with published numbers: each follows what the reference implementation, pycocoevalcap
-//! 1.2, really computes, quirks included, and is checked against values it printed.
+//! Caption metrics whose values are comparable with published ones. Each metric computes exactly
+//! what the reference implementation, pycocoevalcap 1.2, computes, including its quirks, and is
+//! tested against values that it printed.
 //!
-//! Captions are given as plain text and tokenised by [`tokens`], once for all metrics over references ([`Corpus`]).
-//! [`Metrics`] computes all that the files at hand allow. Nothing here panics on odd captions: no items, no references
-//! and empty captions all have defined scores.
+//! Captions are plain text. [`ptb_tokenizer`] tokenizes them once for all metrics over references
+//! ([`Corpus`]). [`Metrics`] computes all metrics for which the user has the files. No caption
+//! causes a panic: an empty list of items, items without references, and empty captions have
+//! defined scores.
 
 mod bleu;
 pub mod cider;
@@ -17,12 +19,12 @@ mod fluency;
 pub mod meteor;
 mod metrics;
 mod ngrams;
+pub mod ptb_tokenizer;
 mod report;
 pub mod results;
 pub mod retrieval;
 mod rouge;
 pub mod spice;
-pub mod tokens;
 
 pub use bleu::bleu;
 pub use cider::cider_d;
@@ -30,31 +32,32 @@ pub use corpus::Corpus;
 pub use error::Error;
 pub use evaluation::{Embeddings, ImageEvaluation};
 pub use fluency::{Fluency, fluency};
-pub use metrics::{Files, Metrics};
-pub use report::{Form, Name, Report};
+pub use metrics::{MetricFiles, Metrics};
+pub use report::{MetricName, Report, ReportFormat};
 pub use rouge::rouge_l;
 
-/// One image: the caption to be judged and the human ones to judge it by. An image must not be listed twice, because
-/// CIDEr's document frequencies count it once per item.
+/// A candidate with the references of its image. An image must not occur in two items, because
+/// CIDEr's document frequencies count each item as one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// The caption to be judged.
+    /// The caption to be scored.
     pub candidate: String,
     /// The human captions of the same image, in any order.
     pub references: Vec<String>,
 }
 
-/// A metric's values for one call.
+/// The values of a metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// The value for all items together; for BLEU it is not the mean of `items`. 0 where there are none.
+    /// The value for all items together, 0 without items. For BLEU and METEOR it is not the mean of
+    /// `items`.
     pub corpus: f64,
-    /// One value per item, in the order given.
+    /// One value per item, in the order of the items.
     pub items: Vec<f64>,
 }
 
 impl Scores {
-    /// Of a metric whose value for all items is their mean.
+    /// The scores of a metric whose corpus value is the mean over items.
     #[must_use]
     pub fn mean(items: Vec<f64>) -> Self {
         let corpus = if items.is_empty() { 0.0 } else { items.iter().sum::<f64>() / items.len() as f64 };
@@ -70,9 +73,9 @@ fn item(candidate: &str, references: &[&str]) -> Item {
     Item { candidate: candidate.into(), references: references.iter().map(|&text| text.into()).collect() }
 }
 
-/// Items of few words, so that n-grams repeat and match.
+/// Arbitrary items with few different words, so that n-grams repeat and match.
 #[cfg(test)]
-fn some_items() -> impl proptest::strategy::Strategy<Value = Vec<Item>> {
+fn any_items() -> impl proptest::strategy::Strategy<Value = Vec<Item>> {
     use proptest::collection::vec;
     use proptest::strategy::Strategy;
 

@@ -1,13 +1,13 @@
 use std::path::PathBuf;
 
-use crate::meteor::{Stage, Tables, meteor};
+use crate::meteor::{MatchStage, MeteorTables, meteor};
 use crate::spice::Spice;
 use crate::{Corpus, Error, Fluency, Item, Report, bleu, cider_d, fluency, rouge_l};
 
-/// What some metrics need and nobody may distribute. Without its files METEOR matches words and stems only, and SPICE is
-/// left out.
+/// Files that METEOR and SPICE need and that may not be distributed with this program. Without them
+/// METEOR matches words and stems only, and SPICE is not computed.
 #[derive(Debug, Clone)]
-pub struct Files {
+pub struct MetricFiles {
     /// `meteor-1.5.jar`, for its function words and synonyms.
     pub meteor_jar: Option<PathBuf>,
     /// METEOR's `paraphrase-en.gz`.
@@ -18,15 +18,15 @@ pub struct Files {
     pub java: PathBuf,
 }
 
-impl Default for Files {
-    /// No files, and the `java` that is in the search path.
+impl Default for MetricFiles {
+    /// No files, and the `java` in the search path.
     fn default() -> Self {
         Self::new([&None; 3])
     }
 }
 
-impl Files {
-    /// These files, and the `java` that is in the search path.
+impl MetricFiles {
+    /// These files, and the `java` in the search path.
     #[must_use]
     pub fn new([meteor_jar, meteor_paraphrases, spice_jar]: [&Option<PathBuf>; 3]) -> Self {
         let [meteor_jar, meteor_paraphrases, spice_jar] =
@@ -35,49 +35,49 @@ impl Files {
     }
 }
 
-/// All metrics that captions and references allow.
+/// Computes all metrics of captions and references.
 pub struct Metrics {
-    meteor: Tables,
+    meteor: MeteorTables,
     spice: Option<Spice>,
 }
 
 impl Metrics {
-    /// Reads `files`, once for any number of jobs.
+    /// Reads `files`, once for any number of calls of [`score`](Self::score).
     ///
     /// # Errors
-    /// A file is named but cannot be read.
-    pub fn open(files: &Files) -> Result<Self, Error> {
-        let meteor = Tables::open(files.meteor_jar.as_deref(), files.meteor_paraphrases.as_deref())?;
+    /// A file cannot be read.
+    pub fn open(files: &MetricFiles) -> Result<Self, Error> {
+        let meteor = MeteorTables::open(files.meteor_jar.as_deref(), files.meteor_paraphrases.as_deref())?;
         let spice = files.spice_jar.as_ref().map(|jar| Spice::open(&files.java, jar)).transpose()?;
         Ok(Self { meteor, spice })
     }
 
-    /// Scores the candidates of `items` by every metric. Where the program that computes SPICE fails the others are there all the
-    /// same, and a note says why it is not.
+    /// Scores the candidates of `items` by all metrics. If the program that computes SPICE fails,
+    /// the report has the other metrics and a note with the error.
     ///
-    /// Where no item has references, only what needs none is scored, and a note says so.
+    /// If no item has references, only metrics without references are computed, and a note says so.
     #[must_use]
     pub fn score(&self, items: &[Item]) -> Report {
         let mut report = self.score_without_spice(items);
-        if !has_references(items) {
+        if !any_has_references(items) {
             return report;
         }
         match self.spice.as_ref().map(|spice| spice.score(items)) {
             Some(Ok(scores)) => report.add("spice", scores),
-            Some(Err(error)) => report.notes.push(format!("spice: left out: {error}")),
+            Some(Err(error)) => report.notes.push(format!("spice: not computed: {error}")),
             None => {}
         }
         report
     }
 
-    /// All metrics that are computed in this process.
+    /// Scores by all metrics that are computed in this process.
     pub(crate) fn score_without_spice(&self, items: &[Item]) -> Report {
         let corpus = Corpus::new(items);
         let mut report = Report::default();
-        if has_references(items) {
+        if any_has_references(items) {
             self.score_against_references(items, &corpus, &mut report);
         } else {
-            report.notes.push("no image has references: only scores that need none are there".into());
+            report.notes.push("no image has references: only metrics without references are computed".into());
         }
         let Fluency { repeated, incorrect_endings, distinct, vocabulary_size, mean_length } = fluency(&corpus);
         for (name, scores) in ["rep_1", "rep_2", "rep_3", "rep_4"].into_iter().zip(repeated) {
@@ -100,16 +100,17 @@ impl Metrics {
         report.add("rouge_l", rouge_l(corpus));
         report.add("cider", cider_d(corpus));
         if items.len() == 1 {
-            let note = "cider: 0, because it weighs n-grams by how few images have them in their references, and there is \
-                        only one image; score several images together";
+            let note = "cider: 0, because its n-gram weights need the references of several images and there is only \
+                        one image; score several images together";
             report.notes.push(note.to_owned());
         }
         report.add("meteor", meteor(items, &self.meteor));
-        let missing: Vec<&str> = [(Stage::Synonym, "meteor-1.5.jar"), (Stage::Paraphrase, "paraphrase-en.gz")]
-            .into_iter()
-            .filter(|(stage, _)| !self.meteor.stages().any(|active| active == *stage))
-            .map(|(_, file)| file)
-            .collect();
+        let missing: Vec<&str> =
+            [(MatchStage::Synonym, "meteor-1.5.jar"), (MatchStage::Paraphrase, "paraphrase-en.gz")]
+                .into_iter()
+                .filter(|(stage, _)| !self.meteor.stages().any(|active| active == *stage))
+                .map(|(_, file)| file)
+                .collect();
         if !missing.is_empty() {
             let missing = missing.join(" and ");
             report.notes.push(format!("meteor: without {missing} its values are not comparable with published ones"));
@@ -117,49 +118,49 @@ impl Metrics {
     }
 }
 
-/// Whether there is anything to compare candidates with. Of no items at all, all metrics are 0.
-fn has_references(items: &[Item]) -> bool {
+/// Whether any item has references. True without items, for which all metrics are 0.
+fn any_has_references(items: &[Item]) -> bool {
     items.is_empty() || items.iter().any(|item| !item.references.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use statistics::names::EVALUATION;
+    use statistics::names::EVALUATION_METRICS;
 
     use super::*;
-    use crate::{item, retrieval, some_items};
+    use crate::{any_items, item, retrieval};
 
     fn score(items: &[Item]) -> Report {
-        Metrics::open(&Files::default()).unwrap().score(items)
+        Metrics::open(&MetricFiles::default()).unwrap().score(items)
     }
 
     #[test]
-    fn names_are_those_of_evaluation_scores() {
-        let known = |name: &str| EVALUATION.iter().any(|(known, _)| *known == name);
+    fn metric_names_are_in_the_list_of_evaluation_metrics() {
+        let is_known = |name: &str| EVALUATION_METRICS.iter().any(|(metric, _)| *metric == name);
         let report = score(&[item("a dog", &["the dog"])]);
         assert_eq!((report.corpus.len(), report.items.len()), (16, 12));
-        assert!(report.corpus.keys().chain(report.items.keys()).all(|name| known(name)));
+        assert!(report.corpus.keys().chain(report.items.keys()).all(|name| is_known(name)));
         assert!(report.items.keys().all(|name| report.corpus.contains_key(name)));
-        assert!(retrieval::scores(&[1]).iter().all(|(name, _)| known(name)));
+        assert!(retrieval::scores(&[1]).iter().all(|(name, _)| is_known(name)));
     }
 
     #[test]
-    fn a_note_says_why_cider_of_one_image_is_0() {
+    fn a_note_explains_that_cider_of_a_single_image_is_zero() {
         let dog = item("a dog", &["a dog"]);
-        let alone = score(std::slice::from_ref(&dog));
-        assert_eq!(alone.corpus["cider"], 0.0);
-        assert!(alone.notes.iter().any(|note| note.starts_with("cider: 0, because")), "{:?}", alone.notes);
-        let two = score(&[dog, item("a cat", &["two cats"])]);
+        let single = score(std::slice::from_ref(&dog));
+        assert_eq!(single.corpus["cider"], 0.0);
+        assert!(single.notes.iter().any(|note| note.starts_with("cider: 0, because")), "{:?}", single.notes);
+        let pair = score(&[dog, item("a cat", &["two cats"])]);
         assert!(
-            two.corpus["cider"] > 0.0 && !two.notes.iter().any(|note| note.starts_with("cider")),
+            pair.corpus["cider"] > 0.0 && !pair.notes.iter().any(|note| note.starts_with("cider")),
             "{:?}",
-            two.notes
+            pair.notes
         );
     }
 
     #[test]
-    fn endless_captions_are_scored() {
+    fn very_long_captions_are_scored() {
         for repeated in ["a@", "a ", "a-", "1/", "'", "a. ", "dogs", "Σ日", "é", "a,b "] {
             let long = repeated.repeat(200_000 / repeated.len());
             let items = [item(&long, &[&long]), item("a dog", &[&long])];
@@ -170,43 +171,43 @@ mod tests {
     }
 
     #[test]
-    fn captions_without_references_have_scores_that_need_none() {
+    fn captions_without_references_have_fluency_scores_only() {
         let report = score(&[item("a dog and a", &[]), item("a cat", &[])]);
         let names: Vec<_> = report.items.keys().map(|name| name.as_ref()).collect();
         assert_eq!(names, ["incorrect_endings", "rep_1", "rep_2", "rep_3", "rep_4"]);
         assert_eq!((report.corpus["mean_length"], report.corpus.contains_key("cider")), (3.0, false));
-        assert_eq!(report.notes, ["no image has references: only scores that need none are there"]);
+        assert_eq!(report.notes, ["no image has references: only metrics without references are computed"]);
     }
 
     #[test]
     fn spice_needs_its_files() {
         assert!(!score(&[]).corpus.contains_key("spice"));
-        let missing = Files { spice_jar: Some("no/such.jar".into()), ..Files::default() };
+        let missing = MetricFiles { spice_jar: Some("no/such.jar".into()), ..MetricFiles::default() };
         assert!(Metrics::open(&missing).is_err_and(|error| error.to_string().starts_with("no/such.jar: ")));
     }
 
     proptest! {
         #[test]
-        fn order_of_items_and_references_does_not_matter(items in some_items(), turn in 0_usize..6) {
-            let turn = turn.min(items.len());
-            let mut turned = items.clone();
-            turned.rotate_left(turn);
-            turned.iter_mut().for_each(|item| item.references.reverse());
-            let (report, turned) = (score(&items), score(&turned));
-            // Of references that score alike METEOR counts the statistics of the first.
+        fn order_of_items_and_references_does_not_matter(items in any_items(), shift in 0_usize..6) {
+            let shift = shift.min(items.len());
+            let mut rotated = items.clone();
+            rotated.rotate_left(shift);
+            rotated.iter_mut().for_each(|item| item.references.reverse());
+            let (report, rotated) = (score(&items), score(&rotated));
+            // If references have equal scores, METEOR uses the statistics of the first.
             for (name, value) in report.corpus.iter().filter(|(name, _)| **name != "meteor") {
-                prop_assert!((value - turned.corpus[name]).abs() < 1e-9, "{name}");
+                prop_assert!((value - rotated.corpus[name]).abs() < 1e-9, "{name}");
             }
             for (name, mut values) in report.items {
-                values.rotate_left(turn);
-                for (value, turned) in values.iter().zip(&turned.items[&name]) {
-                    prop_assert!((value - turned).abs() < 1e-9, "{name}");
+                values.rotate_left(shift);
+                for (value, rotated) in values.iter().zip(&rotated.items[&name]) {
+                    prop_assert!((value - rotated).abs() < 1e-9, "{name}");
                 }
             }
         }
 
         #[test]
-        fn values_are_finite_and_in_range(items in some_items()) {
+        fn values_are_finite_and_in_range(items in any_items()) {
             let report = score(&items);
             for (name, values) in &report.items {
                 prop_assert_eq!(values.len(), items.len());

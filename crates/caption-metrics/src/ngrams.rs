@@ -2,21 +2,21 @@
 
 use std::hash::{Hash, Hasher};
 
-/// The longest n-grams that BLEU and CIDEr-D look at.
+/// The maximal order of the n-grams of BLEU and CIDEr-D.
 pub(crate) const MAX_ORDER: usize = 4;
 
-/// One to four token ids, 32 bits each from the top, padded with 0, which is no token's id. One number is quick to
-/// compare, and sorting is most of what counting takes.
+/// One to four token ids, 32 bits each from the top, padded with 0, which is no token's id. One
+/// number is fast to compare, and most of the time of counting is sorting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ngram(u128);
 
 impl Ngram {
     fn new(ids: &[u32]) -> Self {
-        let joined = ids.iter().fold(0, |joined, &id| joined << u32::BITS | u128::from(id));
-        Self(joined << (u32::BITS as usize * (MAX_ORDER - ids.len())))
+        let packed = ids.iter().fold(0, |packed, &id| packed << u32::BITS | u128::from(id));
+        Self(packed << (u32::BITS as usize * (MAX_ORDER - ids.len())))
     }
 
-    /// Its length less one: an index into arrays of [`MAX_ORDER`].
+    /// The number of tokens minus one: an index into arrays of length [`MAX_ORDER`].
     pub(crate) fn order(self) -> usize {
         MAX_ORDER - 1 - (self.0.trailing_zeros() / u32::BITS) as usize
     }
@@ -29,8 +29,8 @@ impl Hash for Ngram {
     }
 }
 
-/// Hashes the two words of an [`Ngram`] by folded multiplication. Ids are handed out by us in order of appearance, so
-/// resistance against chosen keys is not needed.
+/// Hashes the two 64-bit halves of an [`Ngram`] by folded multiplication. Ids are assigned in order
+/// of appearance, so resistance against chosen keys is not necessary.
 #[derive(Default)]
 pub(crate) struct NgramHasher(u64);
 
@@ -51,33 +51,33 @@ impl Hasher for NgramHasher {
     }
 }
 
-/// A sparse vector over n-grams, sorted by n-gram, each at most once.
-pub(crate) type Sparse<T> = Vec<(Ngram, T)>;
+/// A sparse vector over n-grams, sorted by n-gram, without duplicates.
+pub(crate) type SparseVector<T> = Vec<(Ngram, T)>;
 
 /// The n-grams of all orders in `caption`.
 pub(crate) fn all(caption: &[u32]) -> impl Iterator<Item = Ngram> {
     (1..=MAX_ORDER).flat_map(|order| caption.windows(order).map(Ngram::new))
 }
 
-/// Counts the n-grams of all orders in `caption` into `counts`, whose old contents go.
-pub(crate) fn count(caption: &[u32], counts: &mut Sparse<u32>) {
+/// Counts the n-grams of all orders in `caption`; replaces the contents of `counts`.
+pub(crate) fn count(caption: &[u32], counts: &mut SparseVector<u32>) {
     counts.clear();
     counts.extend(all(caption).map(|ngram| (ngram, 1)));
     counts.sort_unstable_by_key(|&(ngram, _)| ngram);
     counts.dedup_by(|(next, more), (ngram, count)| {
-        let same = next == ngram;
-        *count += *more * u32::from(same);
-        same
+        let is_same = next == ngram;
+        *count += *more * u32::from(is_same);
+        is_same
     });
 }
 
-/// Calls `each` with the index in `left`, and both values, of every n-gram that is in both.
+/// Calls `each` for every n-gram that is in both vectors, with its index in `left` and both values.
 pub(crate) fn join<L: Copy, R: Copy>(left: &[(Ngram, L)], right: &[(Ngram, R)], mut each: impl FnMut(usize, L, R)) {
     let mut right = right.iter().peekable();
-    for (index, &(ngram, l)) in left.iter().enumerate() {
+    for (index, &(ngram, left_value)) in left.iter().enumerate() {
         while right.next_if(|(other, _)| *other < ngram).is_some() {}
-        if let Some(&(_, r)) = right.next_if(|(other, _)| *other == ngram) {
-            each(index, l, r);
+        if let Some(&(_, right_value)) = right.next_if(|(other, _)| *other == ngram) {
+            each(index, left_value, right_value);
         }
     }
 }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_every_order_once_per_position() {
+    fn ngrams_of_all_orders_are_counted() {
         let mut counts = vec![(Ngram::new(&[9]), 9)];
         count(&[1, 2, 1, 2], &mut counts);
         let expected: [(&[u32], u32); 7] =
@@ -98,10 +98,12 @@ mod tests {
     }
 
     #[test]
-    fn join_meets_common_ngrams_only() {
+    fn join_visits_common_ngrams_only() {
         let sparse = |ids: &[u32]| ids.iter().map(|&id| (Ngram::new(&[id]), id * 10)).collect::<Vec<_>>();
-        let mut met = Vec::new();
-        join(&sparse(&[1, 3, 4, 7]), &sparse(&[2, 3, 5, 7, 8]), |index, l, r| met.push((index, l, r)));
-        assert_eq!(met, [(1, 30, 30), (3, 70, 70)]);
+        let mut joined = Vec::new();
+        join(&sparse(&[1, 3, 4, 7]), &sparse(&[2, 3, 5, 7, 8]), |index, left_value, right_value| {
+            joined.push((index, left_value, right_value))
+        });
+        assert_eq!(joined, [(1, 30, 30), (3, 70, 70)]);
     }
 }

@@ -1,4 +1,5 @@
-//! Captions in COCO's result format (<https://cocodataset.org/#format-results>, captions): `[{"image_id": 42, "caption": "..."}]`.
+//! Captions in COCO's result format (<https://cocodataset.org/#format-results>, captions):
+//! `[{"image_id": 42, "caption": "..."}]`.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,7 +9,7 @@ use serde::Serialize;
 
 /// A caption of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Captioned {
+pub struct CaptionResult {
     image_id: ImageId,
     caption: String,
 }
@@ -20,8 +21,8 @@ enum ImageId {
     Name(String),
 }
 
-impl Captioned {
-    /// A caption of the image with this number; of one without a number its name stands in.
+impl CaptionResult {
+    /// A caption of an image; the image's id is its number or, without a number, its name.
     #[must_use]
     pub fn new(number: Option<u64>, name: &str, caption: &str) -> Self {
         let image_id = number.map_or_else(|| ImageId::Name(name.to_owned()), ImageId::Number);
@@ -29,11 +30,11 @@ impl Captioned {
     }
 }
 
-/// Writes a file that appears under its name only when it is complete.
+/// Writes a file of captions atomically.
 ///
 /// # Errors
-/// It cannot be written.
-pub fn write(path: &Path, captions: &[Captioned]) -> io::Result<()> {
+/// The file cannot be written.
+pub fn write(path: &Path, captions: &[CaptionResult]) -> io::Result<()> {
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
     name.push(".partial");
     let partial = path.with_file_name(name);
@@ -48,10 +49,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_as_coco_wants_them() {
+    fn files_have_the_coco_result_format() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("captions.json");
-        write(&path, &[Captioned::new(Some(42), "a.jpg", "a \"dog\""), Captioned::new(None, "b", "")]).unwrap();
+        write(&path, &[CaptionResult::new(Some(42), "a.jpg", "a \"dog\""), CaptionResult::new(None, "b", "")]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, r#"[{"image_id":42,"caption":"a \"dog\""},{"image_id":"b","caption":""}]"#);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -1,50 +1,53 @@
-//! How well a caption finds its image among all images of a set: the retrieval measures of papers on CLIP-based rewards.
+//! Caption-to-image retrieval: how well a caption's embedding finds its image among all images of a
+//! set, as in papers on CLIP-based rewards.
 
 use crate::Scores;
 
-/// Sums that a dot product runs side by side, so that the compiler can use vectors.
+/// The number of parallel sums of a dot product, so that the compiler can vectorize it.
 const LANES: usize = 16;
-/// Bytes of images that are compared with all texts before the next ones, so that they stay in the cache.
-const BLOCK: usize = 128 << 10;
+/// The size of a block of image embeddings. A block is compared with all texts before the next
+/// block, so that it stays in the cache.
+const BLOCK_BYTES: usize = 128 << 10;
 
-/// The rank of each caption's own image among all images, by the dot product of embeddings: 1 and the number of images
-/// that are strictly more similar to the caption than its own, so that ties do no harm. `texts` and `images` hold
-/// embeddings of `width` numbers and length 1, one after the other; caption i is of image i.
+/// The retrieval rank of each caption's own image among all images, by the dot product of
+/// embeddings: 1 plus the number of images that are strictly more similar to the caption, so that
+/// ties do not lower the rank. `texts` and `images` contain embeddings of `width` numbers and
+/// length 1, one after the other; caption i belongs to image i.
 ///
-/// A similarity that is no number counts against the caption. Products are summed in f32 in an order that depends on
-/// `width` alone.
+/// A similarity of NaN counts against the caption. Products are summed in f32 in an order that
+/// depends on `width` only.
 ///
 /// # Panics
-/// `width` is 0, or `texts` and `images` are not equally many whole embeddings.
+/// `width` is 0, or `texts` and `images` do not contain the same number of whole embeddings.
 #[must_use]
 pub fn ranks(texts: &[f32], images: &[f32], width: usize) -> Vec<usize> {
     assert!(width > 0 && texts.len() == images.len() && texts.len().is_multiple_of(width), "texts and images differ");
-    let own: Vec<f32> =
+    let own_similarity: Vec<f32> =
         texts.chunks_exact(width).zip(images.chunks_exact(width)).map(|(text, image)| dot(text, image)).collect();
-    let mut ranks = vec![1; own.len()];
-    let block = (BLOCK / size_of::<f32>()).div_ceil(width);
-    for (number, images) in images.chunks(block * width).enumerate() {
+    let mut ranks = vec![1; own_similarity.len()];
+    let block = (BLOCK_BYTES / size_of::<f32>()).div_ceil(width);
+    for (block_index, images) in images.chunks(block * width).enumerate() {
         for (caption, text) in texts.chunks_exact(width).enumerate() {
-            let better = |&(index, image): &(usize, &[f32])| {
-                let no_better = dot(text, image) <= own[caption];
-                !no_better && number * block + index != caption
+            let is_more_similar = |&(index, image): &(usize, &[f32])| {
+                let is_less_or_equal = dot(text, image) <= own_similarity[caption];
+                !is_less_or_equal && block_index * block + index != caption
             };
-            ranks[caption] += images.chunks_exact(width).enumerate().filter(better).count();
+            ranks[caption] += images.chunks_exact(width).enumerate().filter(is_more_similar).count();
         }
     }
     ranks
 }
 
-/// Recall at 1, 5 and 10, and the mean reciprocal rank (all 0 to 1), by the names of evaluation scores.
+/// Recall at 1, 5 and 10, and the mean reciprocal rank (all 0 to 1), by metric.
 #[must_use]
 pub fn scores(ranks: &[usize]) -> [(&'static str, Scores); 4] {
-    let of = |value: &dyn Fn(usize) -> f64| Scores::mean(ranks.iter().map(|&rank| value(rank)).collect());
-    let recall = |limit: usize| of(&|rank| f64::from(u8::from(rank <= limit)));
+    let scores_of = |value: &dyn Fn(usize) -> f64| Scores::mean(ranks.iter().map(|&rank| value(rank)).collect());
+    let recall = |limit: usize| scores_of(&|rank| f64::from(u8::from(rank <= limit)));
     [
         ("retrieval_r1", recall(1)),
         ("retrieval_r5", recall(5)),
         ("retrieval_r10", recall(10)),
-        ("retrieval_mrr", of(&|rank| 1.0 / rank as f64)),
+        ("retrieval_mrr", scores_of(&|rank| 1.0 / rank as f64)),
     ]
 }
 
@@ -70,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_image_is_ranked_among_all() {
+    fn the_own_image_is_ranked_among_all_images() {
         // The second text is closest to the first image, then to the third, then to its own.
         let texts = [1.0, 0.0, 0.8, 0.6, 0.0, 1.0];
         let images = [1.0, 0.0, 0.0, 1.0, 0.6, 0.8];
@@ -79,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_do_no_harm_and_what_is_no_number_does() {
+    fn ties_do_not_lower_ranks_but_nan_does() {
         assert_eq!(ranks(&[1.0, 1.0], &[1.0, 1.0], 1), [1, 1]);
         assert_eq!(ranks(&[f32::NAN, 1.0, 1.0], &[1.0, f32::NAN, 1.0], 1), [3, 3, 2]);
         assert_eq!(ranks(&[], &[], 3), [0; 0]);
@@ -87,12 +90,12 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "texts and images differ")]
-    fn numbers_of_embeddings_must_agree() {
+    fn different_numbers_of_embeddings_cause_a_panic() {
         let _ = ranks(&[1.0, 2.0], &[1.0], 1);
     }
 
     #[test]
-    fn ranks_become_recalls() {
+    fn recalls_follow_from_ranks() {
         let [r1, r5, r10, mrr] = scores(&[1, 5, 10, 20]);
         assert_eq!(r1, ("retrieval_r1", Scores { corpus: 0.25, items: vec![1.0, 0.0, 0.0, 0.0] }));
         assert_eq!((r5.1.corpus, r10.1.corpus), (0.5, 0.75));
@@ -103,7 +106,7 @@ mod tests {
     proptest! {
         /// Small whole numbers, whose products are exact in any order.
         #[test]
-        fn ranks_are_those_of_sorting(
+        fn ranks_equal_those_by_sorting(
             (width, numbers) in (1_usize..40).prop_flat_map(|width| {
                 (Just(width), proptest::collection::vec((-2_i8..=2, -2_i8..=2), width * 9))
             })
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_do_not_change_ranks() {
+    fn ranks_do_not_depend_on_blocks() {
         // More images than a block holds, with similarities that fall in order of distance.
         let (width, number) = (1 << 12, 20);
         let mut images = vec![0.0; width * number];

@@ -1,9 +1,10 @@
-//! SPICE (Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation", ECCV 2016), by the authors' own
-//! program, which is run as pycocoevalcap's `spice.py` runs it.
+//! SPICE (Anderson et al., "SPICE: Semantic Propositional Image Caption Evaluation", ECCV 2016).
+//! Runs the authors' Java program as pycocoevalcap's `spice.py` does.
 //!
-//! The program is `spice-1.0.jar` with the libraries and the Stanford models (`stanford-corenlp-3.6.0.jar` and
-//! `stanford-corenlp-3.6.0-models.jar`) in the folder `lib` beside it. None of these can be distributed here: what the
-//! tests check is how the program is called and how its answer is read, with a stand-in in the place of Java.
+//! The program is `spice-1.0.jar`, with the libraries and the Stanford models
+//! (`stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`) in the folder `lib`
+//! beside it. Their licences do not allow this repository to contain them. The tests replace Java
+//! with a script; they check how the program is called and how its output is parsed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,18 +13,18 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::tokens::tokenise;
+use crate::ptb_tokenizer::tokenize;
 use crate::{Error, Item, Scores};
 
-/// How long the program may take: parsing takes minutes for thousands of captions.
+/// The time limit of the program. It takes minutes for thousands of captions.
 const TIME_LIMIT: Duration = Duration::from_secs(3600);
-/// How often to see whether the program has ended.
-const POLL: Duration = Duration::from_millis(20);
+/// The interval at which to check whether the program has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What the jar looks for beside it, and does not come with.
-const MODELS: [&str; 2] = ["lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"];
+/// Files that the jar needs beside it and that its distribution does not contain.
+const REQUIRED_FILES: [&str; 2] = ["lib/stanford-corenlp-3.6.0.jar", "lib/stanford-corenlp-3.6.0-models.jar"];
 
-/// The program.
+/// Runs the SPICE program.
 #[derive(Debug, Clone)]
 pub struct Spice {
     java: PathBuf,
@@ -31,17 +32,17 @@ pub struct Spice {
     time_limit: Duration,
 }
 
-/// An item as the program reads it.
+/// An item in the program's input file.
 #[derive(Serialize)]
-struct Task {
+struct SpiceInput {
     image_id: usize,
     test: String,
     refs: Vec<String>,
 }
 
-/// An item as the program reports it.
+/// An item in the program's output file.
 #[derive(Deserialize)]
-struct Outcome {
+struct SpiceOutput {
     image_id: usize,
     scores: ByCategory,
 }
@@ -58,14 +59,14 @@ struct FMeasure {
 }
 
 impl Spice {
-    /// Finds `jar` and the Stanford models; `java` is the command that runs it.
+    /// Checks that `jar` and the Stanford models exist; `java` is the command that runs the jar.
     ///
     /// # Errors
-    /// One of these files is not there.
+    /// One of these files does not exist.
     pub fn open(java: &Path, jar: &Path) -> Result<Self, Error> {
         // The program is run in the jar's folder.
         let jar = jar.canonicalize().map_err(|source| Error::file(jar, source))?;
-        if let Some(missing) = MODELS.iter().map(|name| jar.with_file_name(name)).find(|path| !path.exists()) {
+        if let Some(missing) = REQUIRED_FILES.iter().map(|name| jar.with_file_name(name)).find(|path| !path.exists()) {
             let problem = "no such file; SPICE needs it from stanford-corenlp-full-2015-12-09.zip (nlp.stanford.edu)";
             return Err(Error::format(missing, problem));
         }
@@ -77,43 +78,44 @@ impl Spice {
         Ok(Self { java, jar, time_limit: TIME_LIMIT })
     }
 
-    /// SPICE (0 to 1): the F-measure over the tuples of scene graphs. Captions go in as pycocoevalcap gives them, in
-    /// tokens with spaces between. `corpus` is the mean over items. An item without references scores 0, and so does one
-    /// for which the program has no value.
+    /// SPICE (0 to 1): the F-measure over the tuples of scene graphs. The program gets tokenized
+    /// captions, as from pycocoevalcap. The corpus value is the mean over items. An item without
+    /// references, or for which the program has no value, scores 0.
     ///
     /// # Errors
-    /// Java cannot be started, fails, takes more than an hour, or leaves no answer for an item.
+    /// Java cannot be started, fails, takes more than an hour, or has no output for an item.
     pub fn score(&self, items: &[Item]) -> Result<Scores, Error> {
-        let line = |caption: &String| tokenise(caption).join(" ");
+        let tokenized = |caption: &String| tokenize(caption).join(" ");
         let with_references = items.iter().enumerate().filter(|(_, item)| !item.references.is_empty());
-        let tasks: Vec<Task> = with_references
-            .map(|(image_id, item)| Task {
+        let inputs: Vec<SpiceInput> = with_references
+            .map(|(image_id, item)| SpiceInput {
                 image_id,
-                test: line(&item.candidate),
-                refs: item.references.iter().map(line).collect(),
+                test: tokenized(&item.candidate),
+                refs: item.references.iter().map(tokenized).collect(),
             })
             .collect();
         let mut values: Vec<Option<f64>> = items.iter().map(|item| item.references.is_empty().then_some(0.0)).collect();
-        if !tasks.is_empty() {
-            for Outcome { image_id, scores } in self.run(&tasks)? {
+        if !inputs.is_empty() {
+            for SpiceOutput { image_id, scores } in self.run(&inputs)? {
                 let value = values.get_mut(image_id);
-                *value.ok_or_else(|| Error::Spice(format!("its answer is of an unknown image {image_id}")))? =
+                *value
+                    .ok_or_else(|| Error::Spice(format!("its output has a score of an unknown image {image_id}")))? =
                     Some(scores.all.f.unwrap_or(0.0));
             }
         }
         let missing = values.iter().filter(|value| value.is_none()).count();
         let values: Option<Vec<f64>> = values.into_iter().collect();
-        values.map(Scores::mean).ok_or_else(|| Error::Spice(format!("its answer lacks {missing} of the captions")))
+        values.map(Scores::mean).ok_or_else(|| Error::Spice(format!("its output lacks scores of {missing} captions")))
     }
 
-    fn run(&self, tasks: &[Task]) -> Result<Vec<Outcome>, Error> {
+    fn run(&self, inputs: &[SpiceInput]) -> Result<Vec<SpiceOutput>, Error> {
         let folder = tempfile::tempdir().map_err(|source| Error::file(std::env::temp_dir(), source))?;
         let [input, output, cache, messages] =
             ["input.json", "output.json", "cache", "messages.txt"].map(|name| folder.path().join(name));
-        let text = serde_json::to_vec_pretty(tasks).map_err(|error| Error::Spice(error.to_string()))?;
+        let text = serde_json::to_vec_pretty(inputs).map_err(|error| Error::Spice(error.to_string()))?;
         std::fs::write(&input, text).map_err(|source| Error::file(&input, source))?;
         std::fs::create_dir(&cache).map_err(|source| Error::file(&cache, source))?;
-        // A file, because a pipe that nobody reads would stop the program when it is full.
+        // A file, because the program would block on a full pipe.
         let stderr = File::create(&messages).map_err(|source| Error::file(&messages, source))?;
 
         let mut command = Command::new(&self.java);
@@ -121,37 +123,37 @@ impl Spice {
         command.arg("-cache").arg(&cache).arg("-out").arg(&output).args(["-subset", "-silent"]);
         command.current_dir(self.jar.parent().unwrap_or(Path::new("/")));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-        let status = self.wait(command)?;
+        let status = self.run_to_end(command)?;
         if !status.success() {
             let messages = std::fs::read(&messages).unwrap_or_default();
             let messages = String::from_utf8_lossy(&messages);
-            // Java tells where an exception comes from in indented lines after it.
-            let told = |line: &&str| line.starts_with(|c: char| !c.is_whitespace());
-            let last = messages.lines().rfind(told).unwrap_or("it said nothing");
+            // Java prints the stack trace of an exception in indented lines after its message.
+            let is_not_indented = |line: &&str| line.starts_with(|c: char| !c.is_whitespace());
+            let last = messages.lines().rfind(is_not_indented).unwrap_or("it printed no message");
             return Err(Error::Spice(format!("{} failed ({status}): {}", self.jar.display(), last.trim_end())));
         }
-        let answer = std::fs::read(&output).map_err(|_| Error::Spice("the program left no answer".into()))?;
-        serde_json::from_slice(&answer).map_err(|error| Error::Spice(format!("its answer cannot be read: {error}")))
+        let output = std::fs::read(&output).map_err(|_| Error::Spice("the program wrote no output file".into()))?;
+        serde_json::from_slice(&output).map_err(|error| Error::Spice(format!("its output cannot be parsed: {error}")))
     }
 
-    /// Starts the program and waits for its end.
-    fn wait(&self, mut command: Command) -> Result<ExitStatus, Error> {
-        let failed = |source| {
+    /// Starts the program, waits for its end, and kills it at the time limit.
+    fn run_to_end(&self, mut command: Command) -> Result<ExitStatus, Error> {
+        let start_failed = |source| {
             Error::Spice(format!("{} cannot be started: {source}; install Java 8 or newer", self.java.display()))
         };
         let start = Instant::now();
-        let mut child = command.spawn().map_err(failed)?;
+        let mut child = command.spawn().map_err(start_failed)?;
         loop {
             match child.try_wait() {
                 Ok(Some(status)) => return Ok(status),
-                Ok(None) if start.elapsed() < self.time_limit => std::thread::sleep(POLL),
+                Ok(None) if start.elapsed() < self.time_limit => std::thread::sleep(POLL_INTERVAL),
                 unfinished => {
-                    // It may have ended just now; then there is nothing to kill.
+                    // Killing fails if the program has just ended.
                     let _ = child.kill();
                     let _ = child.wait();
                     let limit = self.time_limit.as_secs();
-                    let late = || Error::Spice(format!("the program was stopped: it took more than {limit} s"));
-                    return Err(unfinished.map_or_else(failed, |_| late()));
+                    let timed_out = || Error::Spice(format!("the program was stopped: it took more than {limit} s"));
+                    return Err(unfinished.map_or_else(start_failed, |_| timed_out()));
                 }
             }
         }
@@ -165,36 +167,36 @@ mod tests {
     use super::*;
     use crate::item;
 
-    /// A folder with empty jars, and a shell script that `tests/java` runs in the place of Java: it finds the input at
-    /// `$4` and is to write `$8`.
-    fn stand_in(script: &str) -> (TempDir, Spice) {
+    /// A folder with empty jars, and a shell script that `tests/java` runs instead of Java. The
+    /// script reads the input file `$4` and writes the output file `$8`.
+    fn fake_spice(script: &str) -> (TempDir, Spice) {
         let folder = tempfile::tempdir().unwrap();
         let jar = folder.path().join("spice-1.0.jar");
         std::fs::write(&jar, "").unwrap();
-        models(folder.path());
-        std::fs::write(folder.path().join("stand-in.sh"), script).unwrap();
+        create_required_files(folder.path());
+        std::fs::write(folder.path().join("fake-spice.sh"), script).unwrap();
         let java = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/java");
         let spice = Spice::open(&java, &jar).unwrap();
         (folder, spice)
     }
 
-    fn models(folder: &Path) {
+    fn create_required_files(folder: &Path) {
         std::fs::create_dir(folder.join("lib")).unwrap();
-        MODELS.iter().for_each(|name| std::fs::write(folder.join(name), "").unwrap());
+        REQUIRED_FILES.iter().for_each(|name| std::fs::write(folder.join(name), "").unwrap());
     }
 
     fn items() -> Vec<Item> {
         vec![item("A dog's bowl.", &["The dog, and \"its\" bowl.", "A bowl"]), item("a", &[]), item("", &["A cat."])]
     }
 
-    fn problem(script: &str) -> String {
-        stand_in(script).1.score(&items()).unwrap_err().to_string()
+    fn error_message(script: &str) -> String {
+        fake_spice(script).1.score(&items()).unwrap_err().to_string()
     }
 
     #[test]
-    fn program_is_called_as_the_reference_calls_it() {
-        let (folder, spice) = stand_in(
-            r#"cp "$4" given.json && [ -d "$6" ] && dirname "$4" > place && echo "$1 $2 $3 $5 $7 $9 ${10} $#" > arguments
+    fn the_program_is_called_as_in_pycocoevalcap() {
+        let (folder, spice) = fake_spice(
+            r#"cp "$4" given.json && [ -d "$6" ] && dirname "$4" > input-folder && echo "$1 $2 $3 $5 $7 $9 ${10} $#" > arguments
                echo '[{"image_id": 2, "scores": {"All": {"f": null}, "Color": {"f": null}}},
                       {"image_id": 0, "scores": {"All": {"pr": 1.0, "re": 0.1, "f": 0.25}}}]' > "$8""#,
         );
@@ -208,33 +210,36 @@ mod tests {
             {"image_id": 2, "test": "", "refs": ["a cat"]},
         ]);
         assert_eq!(given, expected);
-        assert!(!Path::new(read("place").trim()).exists());
+        assert!(!Path::new(read("input-folder").trim()).exists());
     }
 
     #[test]
-    fn failures_are_told() {
+    fn failures_are_reported() {
         let trace =
             r"printf 'Exception in main\n\tat a.b\nCaused by: no memory\n\tat c.d\n\t... 3 more\n\n' >&2; exit 3";
-        let failed = problem(trace);
+        let failed = error_message(trace);
         assert!(failed.ends_with("spice-1.0.jar failed (exit status: 3): Caused by: no memory"), "{failed}");
-        assert!(problem("exit 1").ends_with("(exit status: 1): it said nothing"));
-        assert_eq!(problem("exit 0"), "SPICE: the program left no answer");
-        assert!(problem("echo '[{]' > \"$8\"").contains("its answer cannot be read: key must be a string at line 1"));
-        assert_eq!(problem("echo '[]' > \"$8\""), "SPICE: its answer lacks 2 of the captions");
-        let unknown = problem(r#"echo '[{"image_id": 9, "scores": {"All": {"f": 1}}}]' > "$8""#);
-        assert_eq!(unknown, "SPICE: its answer is of an unknown image 9");
+        assert!(error_message("exit 1").ends_with("(exit status: 1): it printed no message"));
+        assert_eq!(error_message("exit 0"), "SPICE: the program wrote no output file");
+        assert!(
+            error_message("echo '[{]' > \"$8\"")
+                .contains("its output cannot be parsed: key must be a string at line 1")
+        );
+        assert_eq!(error_message("echo '[]' > \"$8\""), "SPICE: its output lacks scores of 2 captions");
+        let unknown = error_message(r#"echo '[{"image_id": 9, "scores": {"All": {"f": 1}}}]' > "$8""#);
+        assert_eq!(unknown, "SPICE: its output has a score of an unknown image 9");
     }
 
     #[test]
-    fn program_that_hangs_is_stopped() {
-        let (_folder, mut spice) = stand_in("exec sleep 600");
+    fn a_program_that_hangs_is_stopped() {
+        let (_folder, mut spice) = fake_spice("exec sleep 600");
         spice.time_limit = Duration::from_millis(50);
         let problem = spice.score(&items()).unwrap_err().to_string();
         assert_eq!(problem, "SPICE: the program was stopped: it took more than 0 s");
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_files_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let jar = folder.path().join("spice-1.0.jar");
         let error = Spice::open(Path::new("java"), &jar).unwrap_err().to_string();
@@ -242,7 +247,7 @@ mod tests {
         std::fs::write(&jar, "").unwrap();
         let error = Spice::open(Path::new("java"), &jar).unwrap_err().to_string();
         assert!(error.contains("lib/stanford-corenlp-3.6.0.jar: no such file; SPICE needs it"), "{error}");
-        models(folder.path());
+        create_required_files(folder.path());
         let spice = Spice::open(Path::new("no-such-java"), &jar).unwrap();
         let error = spice.score(&items()).unwrap_err().to_string();
         assert!(error.starts_with("SPICE: no-such-java cannot be started: No such file"), "{error}");

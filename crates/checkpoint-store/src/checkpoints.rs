@@ -11,20 +11,20 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::files::{AT_ONCE, PART};
 use crate::seal::{self, Entry, SealError};
-use crate::{Error, Files, names};
-use object_io::{Access, Blocking, Location};
+use crate::writer::{MAX_CONCURRENT_PARTS, PART_BYTES};
+use crate::{CheckpointWriter, Error, names};
+use object_io::{Access, BlockingRuntime, Location};
 
-/// The checkpoints of a run, in a folder or bucket prefix of their own.
+/// The checkpoints of a run, in their own folder or bucket prefix.
 #[derive(Debug)]
 pub struct Checkpoints {
-    place: String,
+    location: String,
     pub(crate) store: Arc<dyn ObjectStore>,
     prefix: Key,
     /// The folder; none for a bucket.
     folder: Option<PathBuf>,
-    pub(crate) blocking: Blocking,
+    pub(crate) runtime: BlockingRuntime,
 }
 
 /// The content of a checkpoint location.
@@ -40,13 +40,13 @@ pub struct Listing {
 
 /// A local copy of a checkpoint that has passed all checks.
 #[derive(Debug)]
-pub struct Fetched {
+pub struct VerifiedCheckpoint {
     path: PathBuf,
-    /// Deleted when this is dropped.
+    /// The temporary copy of a checkpoint in a bucket; deleted when this is dropped.
     _copy: Option<TempDir>,
 }
 
-impl Fetched {
+impl VerifiedCheckpoint {
     /// The folder with the files of the checkpoint.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -61,35 +61,35 @@ impl Checkpoints {
     /// # Errors
     /// The location is none of these, the folder cannot be created, or the settings for buckets are
     /// invalid.
-    pub fn open(place: &str, access: &Access) -> Result<Self, Error> {
-        let failed = |error: std::io::Error| Error::system(place, &error);
-        let (store, prefix, folder): (Arc<dyn ObjectStore>, _, _) = match Location::parse(place)? {
+    pub fn open(location: &str, access: &Access) -> Result<Self, Error> {
+        let system_error = |error: std::io::Error| Error::system(location, &error);
+        let (store, prefix, folder): (Arc<dyn ObjectStore>, _, _) = match Location::parse(location)? {
             Location::Folder(folder) => {
-                std::fs::create_dir_all(&folder).map_err(failed)?;
-                let folder = std::fs::canonicalize(folder).map_err(failed)?;
+                std::fs::create_dir_all(&folder).map_err(system_error)?;
+                let folder = std::fs::canonicalize(folder).map_err(system_error)?;
                 let store = LocalFileSystem::new_with_prefix(&folder);
                 // A file is on disk before the seal lists it, and the seal before the write is
                 // reported.
-                let store = store.map_err(|error| Error::store(place, &error))?.with_fsync(true);
+                let store = store.map_err(|error| Error::store(location, &error))?.with_fsync(true);
                 (Arc::new(store), Key::default(), Some(folder))
             }
             Location::Bucket { name, prefix } => {
-                (access.bucket(&name).map_err(|error| Error::store(place, &error))?, prefix, None)
+                (access.bucket(&name).map_err(|error| Error::store(location, &error))?, prefix, None)
             }
         };
-        let blocking = Blocking::new("checkpoints").map_err(failed)?;
-        Ok(Self { place: place.trim_end_matches('/').to_owned(), store, prefix, folder, blocking })
+        let runtime = BlockingRuntime::new("checkpoints").map_err(system_error)?;
+        Ok(Self { location: location.trim_end_matches('/').to_owned(), store, prefix, folder, runtime })
     }
 
     /// As [`open`](Self::open), for a location that has to exist.
     ///
     /// # Errors
     /// As above; or the folder does not exist.
-    pub fn open_existing(place: &str, access: &Access) -> Result<Self, Error> {
-        if let Location::Folder(folder) = Location::parse(place)? {
-            std::fs::metadata(folder).map_err(|error| Error::system(place, &error))?;
+    pub fn open_existing(location: &str, access: &Access) -> Result<Self, Error> {
+        if let Location::Folder(folder) = Location::parse(location)? {
+            std::fs::metadata(folder).map_err(|error| Error::system(location, &error))?;
         }
-        Self::open(place, access)
+        Self::open(location, access)
     }
 
     /// The folder; none for a bucket.
@@ -98,22 +98,26 @@ impl Checkpoints {
         self.folder.as_deref()
     }
 
-    /// The path or URL.
+    /// The path or URL of the location.
     #[must_use]
-    pub fn place(&self) -> &str {
-        &self.place
+    pub fn location(&self) -> &str {
+        &self.location
     }
 
     /// Writes the checkpoint `name` with the files that `fill` adds. Deletes an existing one of
     /// that name first. The checkpoint is complete and durable on return.
     ///
     /// # Errors
-    /// The name is invalid, or a file cannot be written; then its files are deleted, as far as
+    /// The name is invalid, or a file cannot be written; then its files are deleted if
     /// possible.
-    pub fn write(&self, name: &str, fill: impl FnOnce(&mut Files) -> Result<(), Error>) -> Result<(), Error> {
+    pub fn write(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&mut CheckpointWriter) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.delete(name)?;
-        let mut files = Files::new(self, name);
-        fill(&mut files).and_then(|()| files.seal()).inspect_err(|_| {
+        let mut writer = CheckpointWriter::new(self, name);
+        fill(&mut writer).and_then(|()| writer.seal()).inspect_err(|_| {
             // The first error is reported; files without a seal are no checkpoint.
             _ = self.delete(name);
         })
@@ -124,21 +128,21 @@ impl Checkpoints {
     ///
     /// # Errors
     /// See [`Error::is_damage`]; or the location cannot be read.
-    pub fn read(&self, name: &str) -> Result<Fetched, Error> {
+    pub fn read(&self, name: &str) -> Result<VerifiedCheckpoint, Error> {
         names::check(name)?;
-        let files = self.files(name)?;
+        let files = self.sealed_files(name)?;
         if let Some(folder) = &self.folder {
-            files.iter().try_for_each(|file| self.check(name, file, &mut std::io::sink()))?;
-            return Ok(Fetched { path: folder.join(name), _copy: None });
+            files.iter().try_for_each(|file| self.copy_and_verify(name, file, &mut std::io::sink()))?;
+            return Ok(VerifiedCheckpoint { path: folder.join(name), _copy: None });
         }
-        let temporary = std::env::temp_dir();
-        let failed = |error| Error::system(temporary.display().to_string(), &error);
-        let copy = tempfile::tempdir().map_err(failed)?;
+        let temporary_folder = std::env::temp_dir();
+        let system_error = |error| Error::system(temporary_folder.display().to_string(), &error);
+        let copy = tempfile::tempdir().map_err(system_error)?;
         for file in &files {
-            let mut to = File::create(copy.path().join(&file.name)).map_err(failed)?;
-            self.check(name, file, &mut to)?;
+            let mut to = File::create(copy.path().join(&file.name)).map_err(system_error)?;
+            self.copy_and_verify(name, file, &mut to)?;
         }
-        Ok(Fetched { path: copy.path().to_owned(), _copy: Some(copy) })
+        Ok(VerifiedCheckpoint { path: copy.path().to_owned(), _copy: Some(copy) })
     }
 
     /// Reads one file of the checkpoint `name`, and verifies its checksum.
@@ -147,55 +151,57 @@ impl Checkpoints {
     /// See [`Error::is_damage`]; or the location cannot be read.
     pub fn read_file(&self, name: &str, file: &str) -> Result<Vec<u8>, Error> {
         names::check(name)?;
-        let files = self.files(name)?;
-        let entry = files
-            .iter()
-            .find(|entry| entry.name == file)
-            .ok_or_else(|| Error::Damaged { place: self.place_of(name, ""), problem: format!("{file} is missing") })?;
+        let files = self.sealed_files(name)?;
+        let entry = files.iter().find(|entry| entry.name == file).ok_or_else(|| Error::Damaged {
+            location: self.location_of(name, ""),
+            problem: format!("{file} is missing"),
+        })?;
         let mut bytes = Vec::new();
-        self.check(name, entry, &mut bytes)?;
+        self.copy_and_verify(name, entry, &mut bytes)?;
         Ok(bytes)
     }
 
     /// The files in the seal of `name`.
-    fn files(&self, name: &str) -> Result<Vec<Entry>, Error> {
-        let place = self.place_of(name, "");
-        let damaged = |problem| Error::Damaged { place: place.clone(), problem };
-        let sealed = self.blocking.wait(async {
-            let found = self.store.get(&self.key(name, seal::FILE)).await?;
-            if found.meta.size > seal::MAX_BYTES { Ok(None) } else { found.bytes().await.map(Some) }
+    fn sealed_files(&self, name: &str) -> Result<Vec<Entry>, Error> {
+        let location = self.location_of(name, "");
+        let damaged = |problem| Error::Damaged { location: location.clone(), problem };
+        let sealed = self.runtime.block_on(async {
+            let response = self.store.get(&self.key(name, seal::FILE)).await?;
+            if response.meta.size > seal::MAX_SEAL_BYTES { Ok(None) } else { response.bytes().await.map(Some) }
         });
         let sealed = match sealed {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_BYTES))),
-            Err(object_store::Error::NotFound { .. }) => return Err(Error::Missing { place }),
-            Err(error) => return Err(Error::store(place, &error)),
+            Ok(None) => return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_SEAL_BYTES))),
+            Err(object_store::Error::NotFound { .. }) => return Err(Error::Missing { location }),
+            Err(error) => return Err(Error::store(location, &error)),
         };
-        seal::read(&sealed).map_err(|broken| match broken {
+        seal::read(&sealed).map_err(|error| match error {
             SealError::Damaged(problem) => damaged(problem),
-            SealError::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
+            SealError::Version(found) => Error::Version { location: location.clone(), found, known: seal::FORMAT },
         })
     }
 
     /// Copies a file to `to`, and verifies size and checksum.
-    fn check(&self, name: &str, file: &Entry, to: &mut impl Write) -> Result<(), Error> {
+    fn copy_and_verify(&self, name: &str, file: &Entry, to: &mut impl Write) -> Result<(), Error> {
         let key = self.key(name, &file.name);
-        let damaged =
-            |problem| Error::Damaged { place: self.place_of(name, ""), problem: format!("{} {problem}", file.name) };
-        let failed = |error: object_store::Error| match error {
-            object_store::Error::NotFound { .. } => damaged("is missing".to_owned()),
-            error => Error::store(self.place_of(name, &file.name), &error),
+        let damaged = |problem| Error::Damaged {
+            location: self.location_of(name, ""),
+            problem: format!("{} {problem}", file.name),
         };
-        self.blocking.wait(async {
-            let found = self.store.head(&key).await.map_err(failed)?.size;
-            if found != file.size {
-                return Err(damaged(format!("has {found} bytes, {} were written", file.size)));
+        let store_error = |error: object_store::Error| match error {
+            object_store::Error::NotFound { .. } => damaged("is missing".to_owned()),
+            error => Error::store(self.location_of(name, &file.name), &error),
+        };
+        self.runtime.block_on(async {
+            let size = self.store.head(&key).await.map_err(store_error)?.size;
+            if size != file.size {
+                return Err(damaged(format!("has {size} bytes, {} were written", file.size)));
             }
-            let starts = (0..file.size).step_by(PART);
-            let parts = starts.map(|start| self.store.get_range(&key, start..file.size.min(start + PART as u64)));
-            let mut parts = stream::iter(parts).buffered(AT_ONCE);
+            let starts = (0..file.size).step_by(PART_BYTES);
+            let parts = starts.map(|start| self.store.get_range(&key, start..file.size.min(start + PART_BYTES as u64)));
+            let mut parts = stream::iter(parts).buffered(MAX_CONCURRENT_PARTS);
             let mut hash = Sha256::new();
-            while let Some(part) = parts.try_next().await.map_err(failed)? {
+            while let Some(part) = parts.try_next().await.map_err(store_error)? {
                 hash.update(&part);
                 to.write_all(&part).map_err(|error| Error::system(std::env::temp_dir().to_string_lossy(), &error))?;
             }
@@ -212,21 +218,21 @@ impl Checkpoints {
     /// The location cannot be read.
     pub fn list(&self) -> Result<Listing, Error> {
         let mut listing = Listing::default();
-        for (name, may_be_one) in self.names()? {
-            if !may_be_one || names::check(&name).is_err() {
+        for (name, is_folder) in self.names()? {
+            if !is_folder || names::check(&name).is_err() {
                 listing.foreign.insert(name);
                 continue;
             }
-            match self.blocking.wait(self.store.head(&self.key(&name, seal::FILE))) {
+            match self.runtime.block_on(self.store.head(&self.key(&name, seal::FILE))) {
                 Ok(_) => listing.sealed.insert(name),
                 Err(object_store::Error::NotFound { .. }) => listing.unsealed.insert(name),
-                Err(error) => return Err(Error::store(self.place_of(&name, seal::FILE), &error)),
+                Err(error) => return Err(Error::store(self.location_of(&name, seal::FILE), &error)),
             };
         }
         Ok(listing)
     }
 
-    /// The names at the location, and whether they may be checkpoints: folders or prefixes.
+    /// The names at the location, and whether each is a folder or prefix with a Unicode name.
     fn names(&self) -> Result<Vec<(String, bool)>, Error> {
         if let Some(folder) = &self.folder {
             // Names in a folder may not be Unicode, for which `object_store` would fail.
@@ -235,10 +241,10 @@ impl Checkpoints {
                 (name.to_string_lossy().into_owned(), name.to_str().is_some() && entry.path().is_dir())
             };
             let entries = std::fs::read_dir(folder).and_then(|entries| entries.map(|entry| entry.map(name)).collect());
-            return entries.map_err(|error| Error::system(&self.place, &error));
+            return entries.map_err(|error| Error::system(&self.location, &error));
         }
-        let listed = self.blocking.wait(self.store.list_with_delimiter(Some(&self.prefix)));
-        let listed = listed.map_err(|error| Error::store(&self.place, &error))?;
+        let listed = self.runtime.block_on(self.store.list_with_delimiter(Some(&self.prefix)));
+        let listed = listed.map_err(|error| Error::store(&self.location, &error))?;
         let prefixes = listed.common_prefixes.iter().map(|prefix| (prefix, true));
         let names = prefixes.chain(listed.objects.iter().map(|object| (&object.location, false)));
         Ok(names.filter_map(|(key, is_prefix)| Some((key.filename()?.to_owned(), is_prefix))).collect())
@@ -253,11 +259,11 @@ impl Checkpoints {
         names::check(name)?;
         match &self.folder {
             Some(folder) => {
-                delete_folder(&folder.join(name)).map_err(|error| Error::system(self.place_of(name, ""), &error))
+                delete_folder(&folder.join(name)).map_err(|error| Error::system(self.location_of(name, ""), &error))
             }
             None => {
-                let deleted = self.blocking.wait(self.delete_objects(name));
-                deleted.map_err(|error| Error::store(self.place_of(name, ""), &error))
+                let deleted = self.runtime.block_on(self.delete_objects(name));
+                deleted.map_err(|error| Error::store(self.location_of(name, ""), &error))
             }
         }
     }
@@ -265,11 +271,11 @@ impl Checkpoints {
     async fn delete_objects(&self, name: &str) -> object_store::Result<()> {
         let delete = async |key: &Key| match self.store.delete(key).await {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
-            deleted => deleted,
+            result => result,
         };
         delete(&self.key(name, seal::FILE)).await?;
-        let left: Vec<_> = self.store.list(Some(&self.prefix.clone().join(name))).try_collect().await?;
-        for object in left {
+        let remaining: Vec<_> = self.store.list(Some(&self.prefix.clone().join(name))).try_collect().await?;
+        for object in remaining {
             delete(&object.location).await?;
         }
         Ok(())
@@ -280,42 +286,43 @@ impl Checkpoints {
     }
 
     /// The path or URL of a checkpoint or of a file of it, for messages.
-    pub(crate) fn place_of(&self, name: &str, file: &str) -> String {
-        let place = format!("{}/{name}/{file}", self.place);
-        place.trim_end_matches('/').to_owned()
+    pub(crate) fn location_of(&self, name: &str, file: &str) -> String {
+        let location = format!("{}/{name}/{file}", self.location);
+        location.trim_end_matches('/').to_owned()
     }
 }
 
-/// Also deletes files that `object_store` does not list, such as those of an interrupted upload.
+/// Deletes a checkpoint's folder, the seal first. Also deletes files that `object_store` does not
+/// list, such as those of an interrupted upload.
 fn delete_folder(folder: &Path) -> std::io::Result<()> {
-    let there = |done: std::io::Result<()>| match done {
+    let existed = |result: std::io::Result<()>| match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        done => done.map(|()| true),
+        result => result.map(|()| true),
     };
-    if there(std::fs::remove_file(folder.join(seal::FILE)))? {
+    if existed(std::fs::remove_file(folder.join(seal::FILE)))? {
         File::open(folder)?.sync_all()?;
     }
-    there(std::fs::remove_dir_all(folder)).map(|_| ())
+    existed(std::fs::remove_dir_all(folder)).map(|_| ())
 }
 
-/// Checks whether checkpoints can be written to a location, without leaving anything there.
+/// Checks whether checkpoints can be written to a location. Leaves nothing there.
 ///
 /// # Errors
-/// Why they cannot.
-pub fn check_writable(place: &str, access: &Access) -> Result<(), Error> {
-    if let Location::Folder(folder) = Location::parse(place)? {
-        let failed = |error| Error::system(place, &error);
-        let folder = std::path::absolute(folder).map_err(failed)?;
-        let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
-        return tempfile::tempfile_in(there).map(|_| ()).map_err(failed);
+/// The location cannot be written.
+pub fn check_writable(location: &str, access: &Access) -> Result<(), Error> {
+    if let Location::Folder(folder) = Location::parse(location)? {
+        let system_error = |error| Error::system(location, &error);
+        let folder = std::path::absolute(folder).map_err(system_error)?;
+        let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        return tempfile::tempfile_in(existing).map(|_| ()).map_err(system_error);
     }
-    let checkpoints = Checkpoints::open(place, access)?;
+    let checkpoints = Checkpoints::open(location, access)?;
     let probe = checkpoints.prefix.clone().join("probe");
-    let written = checkpoints.blocking.wait(async {
+    let written = checkpoints.runtime.block_on(async {
         checkpoints.store.put(&probe, Vec::new().into()).await?;
         checkpoints.store.delete(&probe).await
     });
-    written.map_err(|error| Error::store(place, &error))
+    written.map_err(|error| Error::store(location, &error))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use std::io::ErrorKind;
 
-use object_io::describe;
+use object_io::describe_error;
 
 /// An error of checkpoints or their location, in one line that names the folder or URL.
 #[derive(Debug, thiserror::Error)]
@@ -8,7 +8,7 @@ pub enum Error {
     /// The location is invalid.
     #[error(transparent)]
     Location(#[from] object_io::LocationError),
-    /// A name that no checkpoint and no file of one may have.
+    /// The name is not valid for a checkpoint or a file of one, or is taken.
     #[error(
         "{name:?} is no name for a checkpoint or a new file of one: it takes 1 to 255 letters, digits, `-`, `_` or `.`"
     )]
@@ -17,46 +17,46 @@ pub enum Error {
         name: String,
     },
     /// The disk or the quota is full.
-    #[error("{place}: no room is left ({problem}): make room there")]
-    NoRoom {
+    #[error("{location}: no space is left ({problem}): delete files there")]
+    StorageFull {
         /// The path or URL.
-        place: String,
+        location: String,
         /// The error of the operating system.
         problem: String,
     },
-    /// The location cannot be used, temporarily or at all.
-    #[error("{place}: {problem}")]
+    /// The location cannot be used, now or at all.
+    #[error("{location}: {problem}")]
     Store {
         /// The path or URL.
-        place: String,
+        location: String,
         /// The error of the store.
         problem: String,
     },
     /// There is no checkpoint of this name, or it is incomplete.
-    #[error("{place} is no checkpoint: it has no seal (checkpoint.json)")]
+    #[error("{location} is no checkpoint: it has no seal (checkpoint.json)")]
     Missing {
-        /// Path or URL of the checkpoint.
-        place: String,
+        /// The path or URL of the checkpoint.
+        location: String,
     },
     /// A model folder has no seal.
-    #[error("{place} has no seal (checkpoint.json): fetch it again with all its files, or import it again")]
+    #[error("{location} has no seal (checkpoint.json): fetch it again with all its files, or import it again")]
     Unsealed {
-        /// Path of the folder.
-        place: String,
+        /// The path of the folder.
+        location: String,
     },
     /// The checkpoint does not match its seal.
-    #[error("{place} is damaged: {problem}")]
+    #[error("{location} is damaged: {problem}")]
     Damaged {
-        /// Path or URL of the checkpoint.
-        place: String,
+        /// The path or URL of the checkpoint.
+        location: String,
         /// The file and its problem.
         problem: String,
     },
     /// The checkpoint is intact, but of another format version.
-    #[error("{place} has format {found}, this program reads {known}: use the version that wrote it")]
+    #[error("{location} has format {found}, this program reads {known}: use the version that wrote it")]
     Version {
-        /// Path or URL of the checkpoint.
-        place: String,
+        /// The path or URL of the checkpoint.
+        location: String,
         /// The version of its format.
         found: u64,
         /// The version that this program reads.
@@ -65,25 +65,25 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error for a store's error about `place`.
-    pub(crate) fn store(place: impl Into<String>, error: &object_store::Error) -> Self {
-        Self::of(place, error, describe(error))
+    /// Wraps a store's error about `location`.
+    pub(crate) fn store(location: impl Into<String>, error: &object_store::Error) -> Self {
+        Self::storage(location, error, describe_error(error))
     }
 
-    /// The error for an operating system's error about `place`.
-    pub(crate) fn system(place: impl Into<String>, error: &std::io::Error) -> Self {
-        Self::of(place, error, error.to_string())
+    /// Wraps an operating system's error about `location`.
+    pub(crate) fn system(location: impl Into<String>, error: &std::io::Error) -> Self {
+        Self::storage(location, error, error.to_string())
     }
 
-    fn of(place: impl Into<String>, error: &(dyn std::error::Error + 'static), problem: String) -> Self {
-        let place = place.into();
-        match full(error) {
-            Some(problem) => Self::NoRoom { place, problem },
-            None => Self::Store { place, problem },
+    fn storage(location: impl Into<String>, error: &(dyn std::error::Error + 'static), problem: String) -> Self {
+        let location = location.into();
+        match storage_full(error) {
+            Some(problem) => Self::StorageFull { location, problem },
+            None => Self::Store { location, problem },
         }
     }
 
-    /// Whether the checkpoint itself is unusable, so that an earlier one has to be used.
+    /// Whether the checkpoint itself is missing or damaged, so that an earlier one has to be used.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::Unsealed { .. } | Self::Damaged { .. })
@@ -91,7 +91,7 @@ impl Error {
 }
 
 /// The message of the innermost cause, if that is a full disk or quota.
-fn full(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+fn storage_full(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.find_map(|cause| {
         let cause = cause.downcast_ref::<std::io::Error>()?;
@@ -104,12 +104,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_and_a_full_quota_are_told_from_other_failures() {
+    fn a_full_disk_or_quota_has_its_own_error() {
         // ENOSPC, EDQUOT, EACCES.
-        for (code, full) in [(28, true), (122, true), (13, false)] {
+        for (code, is_full) in [(28, true), (122, true), (13, false)] {
             let source = Box::new(std::io::Error::from_raw_os_error(code));
             let error = Error::store("here", &object_store::Error::Generic { store: "disk", source });
-            assert_eq!(matches!(error, Error::NoRoom { .. }), full, "{error}");
+            assert_eq!(matches!(error, Error::StorageFull { .. }), is_full, "{error}");
             let text = error.to_string();
             assert!(text.starts_with("here: ") && text.contains(&format!("os error {code}")), "{text}");
         }

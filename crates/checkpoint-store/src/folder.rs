@@ -1,4 +1,4 @@
-//! Seals of model folders on this machine, whichever program made them.
+//! Seals of local model folders: imported models and checkpoints.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,46 +13,46 @@ use crate::{Error, names};
 ///
 /// # Errors
 /// A file cannot be read, or has a name that a seal cannot list; or the seal cannot be written.
-pub fn seal(folder: &Path) -> Result<(), Error> {
-    let failed = |path: &Path, error: std::io::Error| Error::system(path.display().to_string(), &error);
+pub fn seal_folder(folder: &Path) -> Result<(), Error> {
+    let system_error = |path: &Path, error: std::io::Error| Error::system(path.display().to_string(), &error);
     let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     let mut files = Vec::new();
-    for entry in entries.map_err(|error| failed(folder, error))? {
+    for entry in entries.map_err(|error| system_error(folder, error))? {
         let name = entry.file_name().to_string_lossy().into_owned();
         names::check(&name)?;
-        let (size, sha256) = measured(&entry.path()).map_err(|error| failed(&entry.path(), error))?;
+        let (size, sha256) = size_and_sha256(&entry.path()).map_err(|error| system_error(&entry.path(), error))?;
         files.push(Entry { name, size, sha256 });
     }
-    files.sort_by(|one, other| one.name.cmp(&other.name));
+    files.sort_by(|first, second| first.name.cmp(&second.name));
     let path = folder.join(seal::FILE);
-    let sealed = seal::write(&files).map_err(|error| failed(&path, error.into()))?;
-    std::fs::write(&path, sealed).map_err(|error| failed(&path, error))
+    let sealed = seal::write(&files).map_err(|error| system_error(&path, error.into()))?;
+    std::fs::write(&path, sealed).map_err(|error| system_error(&path, error))
 }
 
 /// Verifies all checksums of a sealed folder.
 ///
 /// # Errors
-/// It does not match its seal, or has no seal.
-pub fn verify(folder: &Path) -> Result<(), Error> {
-    let place = folder.display().to_string();
-    let damaged = |problem: String| Error::Damaged { place: place.clone(), problem };
+/// The folder does not match its seal, or has no seal.
+pub fn verify_folder(folder: &Path) -> Result<(), Error> {
+    let location = folder.display().to_string();
+    let damaged = |problem: String| Error::Damaged { location: location.clone(), problem };
     let path = folder.join(seal::FILE);
     let mut sealed = Vec::new();
-    match File::open(&path).and_then(|file| file.take(seal::MAX_BYTES + 1).read_to_end(&mut sealed)) {
-        Ok(length) if length as u64 > seal::MAX_BYTES => {
-            return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_BYTES)));
+    match File::open(&path).and_then(|file| file.take(seal::MAX_SEAL_BYTES + 1).read_to_end(&mut sealed)) {
+        Ok(length) if length as u64 > seal::MAX_SEAL_BYTES => {
+            return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_SEAL_BYTES)));
         }
         Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Unsealed { place }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Unsealed { location }),
         Err(error) => return Err(Error::system(path.display().to_string(), &error)),
     }
-    let files = seal::read(&sealed).map_err(|broken| match broken {
+    let files = seal::read(&sealed).map_err(|error| match error {
         SealError::Damaged(problem) => damaged(problem),
-        SealError::Version(found) => Error::Version { place: place.clone(), found, known: seal::FORMAT },
+        SealError::Version(found) => Error::Version { location: location.clone(), found, known: seal::FORMAT },
     })?;
     for Entry { name, size, sha256 } in &files {
         let path = folder.join(name);
-        match measured(&path) {
+        match size_and_sha256(&path) {
             Ok((found, _)) if found != *size => {
                 return Err(damaged(format!("{name} has {found} bytes, {size} were written")));
             }
@@ -70,7 +70,7 @@ pub fn verify(folder: &Path) -> Result<(), Error> {
 }
 
 /// The size and the SHA-256 of a file.
-fn measured(path: &Path) -> std::io::Result<(u64, String)> {
+fn size_and_sha256(path: &Path) -> std::io::Result<(u64, String)> {
     let (mut hash, mut file) = (Sha256::new(), File::open(path)?);
     let size = std::io::copy(&mut file, &mut hash)?;
     Ok((size, format!("{:x}", hash.finalize())))
@@ -81,28 +81,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_change_of_a_sealed_folder_is_named() {
+    fn every_change_of_a_sealed_folder_is_an_error_with_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         std::fs::write(file("model.json"), b"{}").unwrap();
         std::fs::write(file("captioner.safetensors"), vec![7; 10_000]).unwrap();
-        let refused = || verify(folder.path()).unwrap_err().to_string();
-        assert!(matches!(verify(folder.path()), Err(Error::Unsealed { .. })));
-        seal(folder.path()).unwrap();
-        verify(folder.path()).unwrap();
+        let error = || verify_folder(folder.path()).unwrap_err().to_string();
+        assert!(matches!(verify_folder(folder.path()), Err(Error::Unsealed { .. })));
+        seal_folder(folder.path()).unwrap();
+        verify_folder(folder.path()).unwrap();
 
         for name in ["model.json", "captioner.safetensors", seal::FILE] {
-            let whole = std::fs::read(file(name)).unwrap();
-            let mut flipped = whole.clone();
-            flipped[whole.len() / 2] ^= 1;
-            for changed in [&flipped, &whole[..whole.len() - 1]] {
+            let original = std::fs::read(file(name)).unwrap();
+            let mut flipped = original.clone();
+            flipped[original.len() / 2] ^= 1;
+            for changed in [&flipped, &original[..original.len() - 1]] {
                 std::fs::write(file(name), changed).unwrap();
-                assert!(refused().contains(name), "{}", refused());
+                assert!(error().contains(name), "{}", error());
             }
             std::fs::remove_file(file(name)).unwrap();
-            assert!(verify(folder.path()).unwrap_err().is_damage());
-            std::fs::write(file(name), whole).unwrap();
+            assert!(verify_folder(folder.path()).unwrap_err().is_damage());
+            std::fs::write(file(name), original).unwrap();
         }
-        verify(folder.path()).unwrap();
+        verify_folder(folder.path()).unwrap();
     }
 }

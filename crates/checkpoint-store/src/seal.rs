@@ -1,5 +1,5 @@
-//! The seal of a checkpoint: the list of its files. It has a checksum of its own, so that damage to
-//! it is not mistaken for another format version.
+//! The seal of a checkpoint: the list of its files. The seal has its own checksum, so that a
+//! damaged seal is not mistaken for another format version.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +11,12 @@ use crate::names;
 
 /// The name of the seal's file in a checkpoint.
 pub const FILE: &str = "checkpoint.json";
-/// Maximal size that is read, in bytes; real seals have a few hundred.
-pub const MAX_BYTES: u64 = 1 << 20;
+/// Maximal size of a seal, in bytes; real seals have a few hundred.
+pub const MAX_SEAL_BYTES: u64 = 1 << 20;
 /// The version of the format; incremented when older programs cannot read newer checkpoints.
 pub const FORMAT: u64 = 1;
 /// The key of the checksum over all other keys.
-const SUM: &str = "sha256";
+const CHECKSUM_KEY: &str = "sha256";
 
 /// A file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,9 +33,9 @@ pub struct Entry {
 /// Why a seal cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub enum SealError {
-    /// It does not match its checksum, or is invalid.
+    /// The seal does not match its checksum, or is invalid.
     Damaged(String),
-    /// It has this format version.
+    /// The seal has this unknown format version.
     Version(u64),
 }
 
@@ -45,17 +45,17 @@ pub fn write(files: &[Entry]) -> serde_json::Result<Vec<u8>> {
         ("format".to_owned(), Value::from(FORMAT)),
         ("files".to_owned(), serde_json::to_value(files)?),
     ]);
-    seal.insert(SUM.to_owned(), sum(&seal)?.into());
+    seal.insert(CHECKSUM_KEY.to_owned(), checksum(&seal)?.into());
     serde_json::to_vec_pretty(&seal)
 }
 
 /// Reads the files that a seal lists.
 pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, SealError> {
     let damaged = |problem: String| SealError::Damaged(format!("{FILE}: {problem}"));
-    let unreadable = |error: serde_json::Error| damaged(error.to_string());
-    let mut seal: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(unreadable)?;
-    let stated = seal.remove(SUM);
-    if stated != Some(sum(&seal).map_err(unreadable)?.into()) {
+    let json_error = |error: serde_json::Error| damaged(error.to_string());
+    let mut seal: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(json_error)?;
+    let stored = seal.remove(CHECKSUM_KEY);
+    if stored != Some(checksum(&seal).map_err(json_error)?.into()) {
         return Err(damaged("its content is not what was written".to_owned()));
     }
     match seal.get("format").and_then(Value::as_u64) {
@@ -63,15 +63,15 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, SealError> {
         Some(other) => return Err(SealError::Version(other)),
         None => return Err(damaged("it has no format".to_owned())),
     }
-    let files: Vec<Entry> = serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(unreadable)?;
-    // A checksum detects accidents, not attacks: names are checked all the same.
+    let files: Vec<Entry> = serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(json_error)?;
+    // The checksum detects accidents, not attacks, so the names are checked as well.
     for file in &files {
         names::check(&file.name).map_err(|error| damaged(error.to_string()))?;
     }
     Ok(files)
 }
 
-fn sum(seal: &BTreeMap<String, Value>) -> serde_json::Result<String> {
+fn checksum(seal: &BTreeMap<String, Value>) -> serde_json::Result<String> {
     Ok(format!("{:x}", Sha256::digest(serde_json::to_vec(seal)?)))
 }
 
@@ -86,29 +86,29 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_and_every_truncation_is_seen() {
+    fn every_flipped_bit_and_every_truncation_is_detected() {
         let files = [entry("a"), entry("b.json")];
-        let whole = write(&files).unwrap();
-        assert_eq!(read(&whole).unwrap(), files);
-        for length in 0..whole.len() {
-            assert!(matches!(read(&whole[..length]), Err(SealError::Damaged(_))), "{length} bytes");
+        let seal = write(&files).unwrap();
+        assert_eq!(read(&seal).unwrap(), files);
+        for length in 0..seal.len() {
+            assert!(matches!(read(&seal[..length]), Err(SealError::Damaged(_))), "{length} bytes");
         }
-        for bit in 0..whole.len() * 8 {
-            let mut flipped = whole.clone();
+        for bit in 0..seal.len() * 8 {
+            let mut flipped = seal.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(matches!(read(&flipped), Err(SealError::Damaged(_))), "bit {bit}");
         }
     }
 
     #[test]
-    fn another_format_is_no_damage() {
+    fn another_format_version_is_not_damage() {
         let mut seal = BTreeMap::from([("format".to_owned(), Value::from(2)), ("news".to_owned(), Value::from("x"))]);
-        seal.insert(SUM.to_owned(), sum(&seal).unwrap().into());
+        seal.insert(CHECKSUM_KEY.to_owned(), checksum(&seal).unwrap().into());
         assert_eq!(read(&serde_json::to_vec(&seal).unwrap()), Err(SealError::Version(2)));
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_that_lead_out_of_the_folder_are_refused() {
         for name in ["../a", "/etc/passwd", "a/b", ""] {
             let Err(SealError::Damaged(problem)) = read(&write(&[entry(name)]).unwrap()) else { panic!("{name}") };
             assert!(problem.contains(&format!("{name:?}")), "{problem}");
@@ -117,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_makes_it_panic(bytes: Vec<u8>, text in "\\{.*\\}") {
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>, text in "\\{.*\\}") {
             prop_assert!(read(&bytes).is_err() && read(text.as_bytes()).is_err());
         }
     }

@@ -20,6 +20,6 @@ impl Completions {
         let name = command.get_name().to_owned();
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, name, &mut script);
-        crate::out().write_all(&script)
+        crate::stdout().write_all(&script)
     }
 }

@@ -2,23 +2,23 @@ use std::io::Result;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that ask a process to end: SIGTERM, SIGINT, and SIGHUP of a closed terminal.
+/// The signals that request a shutdown: SIGTERM, SIGINT, and SIGHUP of a closed terminal.
 #[derive(Debug)]
-pub struct EndSignals {
+pub struct ShutdownSignals {
     terminate: Signal,
     interrupt: Signal,
     /// None if the parent process has set SIGHUP to be ignored, as `nohup` does.
     hangup: Option<Signal>,
 }
 
-impl EndSignals {
-    /// Installs handlers. SIGUSR1 and SIGUSR2, with which batch systems warn their scripts, no
-    /// longer end this process.
+impl ShutdownSignals {
+    /// Installs handlers. From then on SIGUSR1 and SIGUSR2, which batch systems send as a warning
+    /// before a time limit, do not end this process.
     ///
     /// # Errors
     /// A handler cannot be installed.
     pub fn listen() -> Result<Self> {
-        // Once tokio has installed a handler, the signal never ends the process again.
+        // tokio never removes a handler, so these signals do not end the process any more.
         for kind in [SignalKind::user_defined1(), SignalKind::user_defined2()] {
             drop(signal(kind)?);
         }
@@ -26,10 +26,10 @@ impl EndSignals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
     }
 
-    /// Waits for the first signal to end.
-    pub async fn asked(&mut self) {
+    /// Waits for a shutdown signal.
+    pub async fn received(&mut self) {
         let Self { terminate, interrupt, hangup } = self;
-        let hung_up = async {
+        let hangup_received = async {
             match hangup {
                 Some(signal) => _ = signal.recv().await,
                 None => std::future::pending().await,
@@ -38,13 +38,13 @@ impl EndSignals {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            () = hung_up => {}
+            () = hangup_received => {}
         }
     }
 
-    /// Waits for a second request to end, as from an impatient user. A closed terminal may send
-    /// SIGHUP more than once, which does not count.
-    pub async fn asked_again(&mut self) {
+    /// Waits for a second signal, with which the user demands an immediate end. Ignores SIGHUP,
+    /// which a closed terminal may send more than once.
+    pub async fn received_again(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ignored_signals_are_read_from_the_mask() {
+    fn ignored_signals_are_parsed_from_the_mask() {
         let status = |mask: &str| format!("Name:\tworker\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
         assert!(is_ignored(&status("0000000000001001"), SignalKind::hangup()));
         assert!(!is_ignored(&status("0000000000001000"), SignalKind::hangup()));

@@ -1,4 +1,4 @@
-//! What differs between two run files of one run, and how a new run continues where changes are
+//! Differences between two run files of a run, and the run file that continues a run where a change is
 //! refused.
 
 use serde::Serialize;
@@ -10,8 +10,8 @@ use crate::schema::RunFile;
 /// A key whose values in two run files differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// Path of the key, e.g. `stages[2].optimizer.learning_rate`; of several keys that come or go
-    /// together, that of what contains them.
+    /// Path of the key, e.g. `stages[2].optimizer.learning_rate`. If several keys are added or removed
+    /// together, the path of the key that contains them.
     pub key: String,
     /// Its value before; null if it was absent.
     pub old: Value,
@@ -71,7 +71,7 @@ fn names<'a>(old: &'a Map<String, Value>, new: &'a Map<String, Value>) -> Vec<&'
     names
 }
 
-/// A value as people write it.
+/// A value for a message.
 fn plain(value: &Value) -> String {
     match value {
         Value::Null => "absent".to_owned(),
@@ -101,7 +101,7 @@ pub fn continuation(run: &RunFile, checkpoint: &str) -> String {
     format!(
         "name: {name}\n\
          output: {output}\n\
-         captioner: {{ weights: {checkpoint} }} # instead of `preset` and `vision`; other keys as before\n\
+         captioner: {{ weights: {checkpoint} }} # instead of `preset` and `vision_encoder`; other keys as before\n\
          {key}\n\
          stages: # those that are still to be trained, each from its first step\n"
     )

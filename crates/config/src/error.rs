@@ -5,7 +5,7 @@ use serde_saphyr::Error as Yaml;
 use crate::locations::Locations;
 use crate::schema::Problem;
 
-/// What is wrong with a run file, in one line.
+/// A problem of a run file, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read.
@@ -13,7 +13,7 @@ pub enum Error {
     Read {
         /// The run file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The text is not YAML, or a key or type in it is wrong.
@@ -25,15 +25,32 @@ pub enum Error {
         line: u64,
         /// Column, from 1.
         column: u64,
-        /// What is wrong there.
+        /// The problem.
         problem: String,
     },
-    /// A value is out of its range, does not fit another, or cannot be meant.
+    /// A value is out of its range or contradicts another.
     #[error("{0}")]
     Value(Diagnostic),
 }
 
-/// What is wrong, or looks wrong, with the value of a key.
+/// A problem of a run file in JSON, in one line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct JsonError(pub(crate) String);
+
+/// A length that the captioner cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key} is {length}, the captioner has {positions} positions")]
+pub struct LengthError {
+    /// The key of the run file with the length.
+    pub key: &'static str,
+    /// The length in tokens.
+    pub length: u32,
+    /// The number of positions of the captioner.
+    pub positions: usize,
+}
+
+/// An error or a warning about the value of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// The run file.
@@ -44,7 +61,7 @@ pub struct Diagnostic {
     pub column: u64,
     /// Path of the key, e.g. `stages[2].batch`.
     pub key: String,
-    /// What is wrong with it.
+    /// The problem.
     pub problem: String,
 }
 
@@ -85,7 +102,7 @@ impl Error {
     }
 }
 
-/// The word that stands at a place, both counted from 1.
+/// The word at a line and column, both counted from 1.
 fn word_at(text: &str, line: u64, column: u64) -> Option<String> {
     let line = text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?)?;
     let rest = line.chars().skip(usize::try_from(column).ok()?.checked_sub(1)?);
@@ -93,8 +110,8 @@ fn word_at(text: &str, line: u64, column: u64) -> Option<String> {
     (!word.is_empty()).then_some(word)
 }
 
-/// Names the valid word that is nearest to a wrong one, or all of them. Case and the kind of dash
-/// do not count.
+/// A message that names the valid word that is nearest to a wrong one, or all valid words. Case and
+/// the kind of dash do not matter.
 pub(crate) fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
     let plain = found.to_lowercase().replace(['-', ' '], "_");
     let similarity = |word: &str| strsim::jaro_winkler(word, &plain);

@@ -1,11 +1,10 @@
-//! The run file: one YAML document that says what to train, on what, in which stages and with how
-//! many workers.
+//! The run file: one YAML document with the data, models, stages and number of workers of a run.
 //!
 //! The coordinator reads and checks it; workers receive it as JSON at join, so they cannot disagree
 //! about a setting. Every key is known: a wrong one is refused with file, line, column and the
 //! nearest valid key.
 //!
-//! | module      | what it has                                                                              |
+//! | module      | content                                                                                  |
 //! |-------------|------------------------------------------------------------------------------------------|
 //! | `schema`    | the types, and what is refused ([`RunFile::load`]) or warned about                       |
 //! | `keys`      | one table of all keys: units, and which may change while a run is under way              |
@@ -25,7 +24,7 @@ mod renamed;
 mod schema;
 
 pub use changes::{Change, changes, continuation};
-pub use error::{Diagnostic, Error};
+pub use error::{Diagnostic, Error, JsonError, LengthError};
 pub use keys::{KEYS, Key, Mutability};
 pub use metrics::{METRICS, Metric, Source, metric};
 pub use reference::{reference, schema_json};
@@ -35,9 +34,10 @@ use std::path::Path;
 
 use locations::Locations;
 
-/// Longest run file, in bytes as JSON with all defaults filled in. A stage without guards has less than a thousand.
+/// Maximal size of a run file in bytes, as JSON with all defaults. A stage without guards has less
+/// than a thousand.
 const MAX_BYTES: usize = 1 << 20;
-/// Longest JSON that is read: there is room for paths that were made absolute.
+/// Maximal size of JSON that is read; absolute paths are longer than those of the file.
 const MAX_JSON_BYTES: usize = 2 * MAX_BYTES;
 
 impl RunFile {
@@ -50,7 +50,7 @@ impl RunFile {
         Self::load_with_warnings(path).map(|(run, _)| run)
     }
 
-    /// The same, and what in the file is allowed but is hardly meant.
+    /// As [`load`](Self::load), with warnings about settings that have no effect or an unlikely one.
     ///
     /// # Errors
     /// Names the file, line and column.
@@ -69,16 +69,17 @@ impl RunFile {
         Self::parse_with_warnings(path, text).map(|(run, _)| run)
     }
 
-    /// Parses and checks what `serde_json` made of a run file, such as a coordinator sends to workers. Paths stay as they are.
+    /// Parses and checks the JSON of a run file, as a coordinator sends it to workers. Paths are not
+    /// resolved.
     ///
     /// # Errors
-    /// What is wrong with it, in one line; names the key whose value is.
-    pub fn from_json(text: &str) -> Result<Self, String> {
+    /// The problem in one line, with the key.
+    pub fn from_json(text: &str) -> Result<Self, JsonError> {
         if text.len() > MAX_JSON_BYTES {
-            return Err(format!("it has {} bytes, {MAX_JSON_BYTES} at most", text.len()));
+            return Err(JsonError(format!("it has {} bytes, {MAX_JSON_BYTES} at most", text.len())));
         }
-        let mut run: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        run.check().map_err(|(key, problem)| format!("{key}: {problem}"))?;
+        let mut run: Self = serde_json::from_str(text).map_err(|error| JsonError(error.to_string()))?;
+        run.check().map_err(|(key, problem)| JsonError(format!("{key}: {problem}")))?;
         run.complete_scores();
         Ok(run)
     }

@@ -1,4 +1,4 @@
-//! Where the keys of a YAML document are: lines and columns of paths such as
+//! Lines and columns of the keys of a YAML document, by paths such as
 //! `stages[2].optimizer.learning_rate`.
 
 use std::fmt;
@@ -13,7 +13,7 @@ use crate::schema::Problem;
 /// A line and a column, both from 1.
 pub type LineColumn = (u64, u64);
 
-/// A YAML value without its scalars: only what is where.
+/// The structure of a YAML value, without the values of scalars.
 enum Node {
     Map(Vec<(Spanned<String>, Spanned<Node>)>),
     List(Vec<Spanned<Node>>),
@@ -24,15 +24,15 @@ enum Node {
 pub struct Locations(Option<Spanned<Node>>);
 
 impl Locations {
-    /// Those of `text`; none if it is no YAML.
+    /// The locations in `text`; none if it is not YAML.
     pub fn read(text: &str) -> Self {
-        // What is no number is for the check to refuse, at its place.
+        // The check of values refuses numbers that are not finite, with their location.
         let options = serde_saphyr::options! { non_finite_float_policy: NonFiniteFloatPolicy::PassThrough };
         Self(serde_saphyr::from_str_with_options(text, options).ok())
     }
 
-    /// The value at `path` if it is a scalar, else its key. Where the document has no such key,
-    /// that of what should contain it; at last the beginning of the document.
+    /// The location of the value at `path` if it is a scalar, else of its key. Without such a key,
+    /// the location of the key that should contain it, or else the beginning of the document.
     pub fn of(&self, path: &str) -> LineColumn {
         let Some(mut node) = self.0.as_ref() else { return (1, 1) };
         let mut found = (1, 1);

@@ -1,7 +1,7 @@
 //! What a run measures: the statistics of training steps and the scores of evaluations, each with
 //! its definition, its unit, the values that it can have and those that it usually has.
 
-use statistics::names::{self, Better};
+use statistics::names::{self, MetricDirection};
 
 /// Where a metric comes from, and what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum Source {
     References,
     /// Evaluations: the captions alone.
     Captions,
-    /// Evaluations: the scene graphs of the built-in world, `data.scenes`.
+    /// Evaluations: the scene graphs of the synthetic data set, `data.scenes`.
     Scenes,
 }
 
@@ -48,8 +48,11 @@ pub struct Metric {
 impl Metric {
     /// In which direction it gets better; statistics of steps only describe.
     #[must_use]
-    pub fn better(&self) -> Better {
-        names::EVALUATION.iter().find(|(name, _)| *name == self.name).map_or(Better::Neither, |(_, better)| *better)
+    pub fn better(&self) -> MetricDirection {
+        names::EVALUATION_METRICS
+            .iter()
+            .find(|(name, _)| *name == self.name)
+            .map_or(MetricDirection::Neutral, |(_, better)| *better)
     }
 }
 
@@ -344,7 +347,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "grammatical",
         source: Source::Scenes,
-        definition: "Share of captions that follow the grammar of the built-in world. Only with `data.scenes`.",
+        definition: "Share of captions that follow the grammar of the synthetic data set. Only with `data.scenes`.",
         unit: "share of captions",
         range: bounded(0.0, 1.0),
         typical: "0.95 to 1 in the demo",
@@ -375,7 +378,7 @@ mod tests {
     fn the_catalogue_has_every_metric_that_is_reported_and_no_other() {
         let own =
             |step: bool| METRICS.iter().filter(move |metric| metric.source.is_step() == step).map(|metric| metric.name);
-        assert_eq!(own(true).collect::<Vec<_>>(), names::ALL);
-        assert_eq!(own(false).collect::<Vec<_>>(), names::EVALUATION.map(|(name, _)| name));
+        assert_eq!(own(true).collect::<Vec<_>>(), names::TRAINING_METRICS);
+        assert_eq!(own(false).collect::<Vec<_>>(), names::EVALUATION_METRICS.map(|(name, _)| name));
     }
 }

@@ -1,5 +1,5 @@
-//! Relative paths of a run file, which are relative to its folder: the file and its data can be
-//! moved together, and a command means the same in whatever folder it is called.
+//! Paths of a run file are relative to its folder: the file and its data can be moved together, and a
+//! command has the same effect in every folder.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::{Coco, CocoSplit, Data, Error, Evaluator, Karpathy, Positives, RunFil
 
 impl RunFile {
     /// Makes all paths absolute, because workers run in other folders and on other machines.
-    /// `run_file` is where it was read.
+    /// `run_file` is the path of the file.
     pub(crate) fn resolve_paths(&mut self, run_file: &Path) -> io::Result<()> {
         let run_file = std::path::absolute(run_file)?;
         let folder = run_file.parent().unwrap_or(&run_file).to_owned();

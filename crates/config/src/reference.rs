@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde_json::Value;
-use statistics::names::Better;
+use statistics::names::MetricDirection;
 
 use crate::keys::{KEYS, Key, Mutability, key_at};
 use crate::metrics::{METRICS, Metric, Source};
@@ -38,8 +38,8 @@ decides what happens:
 - *May change freely*: the coordinator takes the new value and records it.
 - *May change from the next step on*: `coordinator serve` refuses and lists the changes, with old
   and new values. With `--accept-changes` it takes the new values from the next step on, and records
-  them as an event `settings_changed`. New rules of a guard also judge the evaluations of the
-  current stage that are on record.
+  them as an event `settings_changed`. New rules of a guard also apply to the evaluations of the
+  current stage that are recorded.
 - *Another value makes another run*: `coordinator serve` refuses and prints the lines that start a
   new run from the last checkpoint.
 
@@ -101,7 +101,7 @@ fn tidy(value: &mut Value) {
 /// A key in the schema.
 #[derive(Clone, Copy)]
 pub(crate) struct Property<'a> {
-    /// What its containing type says of it.
+    /// Its schema in the containing type.
     own: &'a Value,
     /// The schema of its type.
     of_type: &'a Value,
@@ -301,9 +301,9 @@ fn described(metric: &Metric) -> String {
         _ => String::new(),
     };
     let better = match metric.better() {
-        Better::Higher => "; higher is better",
-        Better::Lower => "; lower is better",
-        Better::Neither => "",
+        MetricDirection::HigherIsBetter => "; higher is better",
+        MetricDirection::LowerIsBetter => "; lower is better",
+        MetricDirection::Neutral => "",
     };
     wrap(&format!("- **`{name}`**: {unit}{range}{better}.\\"), "", "  ")
         + &wrap(&format!("{definition} Typical: {typical}."), "  ", "  ")

@@ -1,4 +1,4 @@
-//! Code shared by the annotation formats: JSON files, captions, and image paths that must stay in
+//! Code shared by the annotation formats: JSON files, captions, and image paths, which must stay in
 //! their folder.
 
 use std::collections::BTreeMap;
@@ -12,31 +12,35 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use crate::Error;
 
 /// The size of the read buffer, in bytes. Annotation files have hundreds of megabytes: they are
-/// parsed while they are read, without being in memory as a whole.
-const BUFFER: usize = 1 << 20;
+/// parsed while they are read and never held in memory as a whole.
+const BUFFER_BYTES: usize = 1 << 20;
 /// Maximal number of a file's keys that an error names.
 const MAX_NAMED_KEYS: usize = 8;
 
 /// Reads a JSON file in UTF-8, with or without a byte-order mark.
 ///
 /// # Errors
-/// The file cannot be read, or does not have this form; then with line and column.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let failed = |source| Error::Read { place: path.display().to_string(), source };
-    let mut reader = BufReader::with_capacity(BUFFER, File::open(path).map_err(failed)?);
-    let start = reader.fill_buf().map_err(failed)?;
+/// The file cannot be read, or does not parse as `T`; then the error has line and column.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let read_error = |source| Error::Read { location: path.display().to_string(), source };
+    let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).map_err(read_error)?);
+    let start = reader.fill_buf().map_err(read_error)?;
     if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
         return Err(Error::format(path.display(), "the file is UTF-16; save it as UTF-8"));
     }
-    let mark = start.len() - without_byte_order_mark(start).len();
-    reader.consume(mark);
+    let byte_order_mark = start.len() - without_byte_order_mark(start).len();
+    reader.consume(byte_order_mark);
     serde_json::from_reader(reader).map_err(|error| {
-        if error.is_io() { failed(error.into()) } else { Error::format(path.display(), explained(&error, path)) }
+        if error.is_io() {
+            read_error(error.into())
+        } else {
+            Error::format(path.display(), describe_parse_error(&error, path))
+        }
     })
 }
 
 /// Describes a parse error. If `images` is missing, also names the keys that the file has.
-fn explained(error: &serde_json::Error, path: &Path) -> String {
+fn describe_parse_error(error: &serde_json::Error, path: &Path) -> String {
     let text = error.to_string();
     if !text.starts_with("missing field `images`") {
         return text;
@@ -53,7 +57,7 @@ pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// A value whose type differs between data sets, or that another data set uses differently.
+/// A value whose type differs between data sets.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum LenientValue {
@@ -64,12 +68,12 @@ pub enum LenientValue {
 }
 
 impl LenientValue {
-    /// Whether it is `true` or a number other than 0.
+    /// Whether the value is `true` or a number other than 0.
     pub fn is_set(&self) -> bool {
         matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
     }
 
-    /// Its value as a non-negative integer; also of a string of digits.
+    /// The value of a non-negative integer or of a string of digits.
     pub fn number(&self) -> Option<u64> {
         match self {
             Self::Number(number) => u64::try_from(*number).ok(),
@@ -78,25 +82,26 @@ impl LenientValue {
         }
     }
 
+    /// The value of a string.
     pub fn text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
 }
 
 /// Captions without surrounding white space and byte-order marks, and without empty ones.
-pub fn tidy(captions: impl IntoIterator<Item = String>) -> Vec<String> {
+pub fn clean_captions(captions: impl IntoIterator<Item = String>) -> Vec<String> {
     let is_space = |c: char| c.is_whitespace() || c == '\u{feff}';
     let trimmed = captions.into_iter().map(|caption| match caption.trim_matches(is_space) {
-        same if same.len() == caption.len() => caption,
-        shorter => shorter.to_owned(),
+        trimmed if trimmed.len() == caption.len() => caption,
+        trimmed => trimmed.to_owned(),
     });
     trimmed.filter(|caption| !caption.is_empty()).collect()
 }
 
-/// `file` below `folder`; none if it would be outside.
-pub fn below(folder: &Path, file: &Path) -> Option<PathBuf> {
-    let inside = file.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    inside.then(|| folder.join(file))
+/// The path of `file` below `folder`; none if it leads out of the folder.
+pub fn join_below(folder: &Path, file: &Path) -> Option<PathBuf> {
+    let is_inside = file.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
+    is_inside.then(|| folder.join(file))
 }
 
 #[cfg(test)]
@@ -106,27 +111,27 @@ mod tests {
     #[test]
     fn captions_are_trimmed_and_blank_ones_dropped() {
         let captions = [" A dog. \n", "", "  ", "a cat", "\u{feff}", "\u{feff}a bus\r\n"].map(str::to_owned);
-        assert_eq!(tidy(captions), ["A dog.", "a cat", "a bus"]);
+        assert_eq!(clean_captions(captions), ["A dog.", "a cat", "a bus"]);
     }
 
     #[test]
-    fn a_byte_order_mark_is_no_part_of_a_file() {
+    fn a_byte_order_mark_is_skipped() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let found = |bytes: &[u8]| {
+        let parse = |bytes: &[u8]| {
             std::fs::write(file.path(), bytes).unwrap();
-            read::<Vec<String>>(file.path()).map_err(|error| error.to_string())
+            read_json::<Vec<String>>(file.path()).map_err(|error| error.to_string())
         };
-        assert_eq!(found(b"[\"a\"]").unwrap(), ["a"]);
-        assert_eq!(found(b"\xef\xbb\xbf[\"a\"]").unwrap(), ["a"]);
-        assert!(found(b"\xef\xbb\xbf").unwrap_err().contains("EOF"));
-        assert!(found(b"").unwrap_err().contains("EOF"));
+        assert_eq!(parse(b"[\"a\"]").unwrap(), ["a"]);
+        assert_eq!(parse(b"\xef\xbb\xbf[\"a\"]").unwrap(), ["a"]);
+        assert!(parse(b"\xef\xbb\xbf").unwrap_err().contains("EOF"));
+        assert!(parse(b"").unwrap_err().contains("EOF"));
         for mark in [b"\xff\xfe[\0", b"\xfe\xff\0["] {
-            assert!(found(mark).unwrap_err().ends_with("the file is UTF-16; save it as UTF-8"));
+            assert!(parse(mark).unwrap_err().ends_with("the file is UTF-16; save it as UTF-8"));
         }
     }
 
     #[test]
-    fn keys_are_named_where_the_right_one_is_missing() {
+    fn an_error_names_the_keys_of_a_file_without_images() {
         #[derive(Debug, Deserialize)]
         struct Annotations {
             #[expect(dead_code, reason = "only its name counts")]
@@ -135,7 +140,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let problem = |text: &str| {
             std::fs::write(file.path(), text).unwrap();
-            read::<Annotations>(file.path()).unwrap_err().to_string()
+            read_json::<Annotations>(file.path()).unwrap_err().to_string()
         };
         assert!(problem(r#"{"photos": [], "about": {"images": 1}}"#).ends_with(": its keys are `about`, `photos`"));
         let many: Vec<String> = (0..99).map(|key| format!(r#""{key:0100}": 0"#)).collect();
@@ -146,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_any_type_are_read() {
+    fn lenient_values_accept_any_type() {
         let values: Vec<LenientValue> =
             serde_json::from_str(r#"[true, 1, 0, "7", "x", null, {"a": [1]}, -3, 1.5, "99999999999999999999"]"#)
                 .unwrap();
@@ -157,11 +162,11 @@ mod tests {
     }
 
     #[test]
-    fn paths_stay_in_their_folder() {
+    fn a_path_that_leads_out_of_its_folder_is_refused() {
         let folder = Path::new("/images");
-        assert_eq!(below(folder, Path::new("a/./b.jpg")), Some(PathBuf::from("/images/a/./b.jpg")));
+        assert_eq!(join_below(folder, Path::new("a/./b.jpg")), Some(PathBuf::from("/images/a/./b.jpg")));
         for outside in ["../a.jpg", "a/../../b.jpg", "/etc/passwd", "a/.."] {
-            assert_eq!(below(folder, Path::new(outside)), None, "{outside}");
+            assert_eq!(join_below(folder, Path::new(outside)), None, "{outside}");
         }
     }
 }

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 
 use config::{Coco, CocoSplit};
 use serde::Deserialize;
-use statistics::names::DOMAINS;
+use statistics::names::NOCAPS_DOMAINS;
 
-use crate::annotations::{LenientValue, below, read, tidy};
-use crate::{Error, ImageRef, Item, Split, Splits, names};
+use crate::annotations::{LenientValue, clean_captions, join_below, read_json};
+use crate::{Error, ImageRef, Item, Split, Splits, image_names};
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object with `images` and `annotations`, as COCO's captions_*.json are")]
@@ -44,18 +44,18 @@ struct Annotation {
 
 impl Annotation {
     /// Whether VizWiz marks the caption as rejected or precanned.
-    fn is_marked(&self) -> bool {
+    fn is_rejected_or_precanned(&self) -> bool {
         [&self.is_rejected, &self.is_precanned].into_iter().flatten().any(LenientValue::is_set)
     }
 }
 
-/// Reads the `wanted` splits that `settings` names.
+/// Reads the `requested` splits for which `settings` has a file.
 ///
 /// # Errors
-/// A file cannot be read or is not in its format.
-pub fn read_splits(settings: &Coco, wanted: &[Split]) -> Result<Splits, Error> {
+/// A file cannot be read or has a wrong format.
+pub fn read_splits(settings: &Coco, requested: &[Split]) -> Result<Splits, Error> {
     let mut splits = Splits::default();
-    for &split in wanted {
+    for &split in requested {
         let settings = match split {
             Split::Train => Some(&settings.train),
             Split::Validation => Some(&settings.validation),
@@ -66,60 +66,61 @@ pub fn read_splits(settings: &Coco, wanted: &[Split]) -> Result<Splits, Error> {
         *splits.get_mut(split) = items;
         splits.notes.extend(notes);
     }
-    names::settle(&mut splits, &[]);
+    image_names::make_unique(&mut splits, &[]);
     Ok(splits)
 }
 
-/// The images of one file in the order of its `images`: those with captions, or all if there are no
-/// captions at all. Also returns notes on what was skipped.
+/// The images of one file in the order of its `images`: those with captions, or all if the file has
+/// no captions at all. Also returns notes on skipped images and captions.
 fn read_split(settings: &CocoSplit) -> Result<(Vec<Item>, Vec<String>), Error> {
     let file = settings.annotations.display();
-    let format = |problem: String| Error::format(&file, problem);
-    let Annotations { images, annotations } = read(&settings.annotations)?;
+    let format_error = |problem: String| Error::format(&file, problem);
+    let Annotations { images, annotations } = read_json(&settings.annotations)?;
     let annotations = annotations.unwrap_or_default();
-    let captions_only = annotations.is_empty();
+    let has_no_annotations = annotations.is_empty();
     let mut captions: HashMap<i64, Vec<String>> = HashMap::with_capacity(images.len());
     for Image { id, .. } in &images {
         match captions.entry(*id) {
-            Entry::Occupied(_) => return Err(format(format!("two images have the id {id}"))),
+            Entry::Occupied(_) => return Err(format_error(format!("two images have the id {id}"))),
             Entry::Vacant(vacant) => vacant.insert(Vec::new()),
         };
     }
-    let mut marked = 0_u64;
+    let mut rejected = 0_u64;
     for annotation in annotations {
         let image_id = annotation.image_id;
-        let known = captions.get_mut(&image_id);
-        let known =
-            known.ok_or_else(|| format(format!("a caption is of the image {image_id}, which is not listed")))?;
-        if annotation.is_marked() {
-            marked += 1;
+        let image_captions = captions.get_mut(&image_id);
+        let image_captions = image_captions
+            .ok_or_else(|| format_error(format!("a caption is of the image {image_id}, which is not listed")))?;
+        if annotation.is_rejected_or_precanned() {
+            rejected += 1;
         } else {
-            known.extend(tidy([annotation.caption]));
+            image_captions.extend(clean_captions([annotation.caption]));
         }
     }
     let mut notes = Vec::new();
-    if marked > 0 {
-        notes.push(format!("{file}: left out {marked} captions that are marked as rejected or precanned"));
+    if rejected > 0 {
+        notes.push(format!("{file}: left out {rejected} captions that are marked as rejected or precanned"));
     }
-    let listed = images.len();
-    let mut items = Vec::with_capacity(listed);
-    let mut silent = None;
+    let image_count = images.len();
+    let mut items = Vec::with_capacity(image_count);
+    let mut first_without_captions = None;
     for Image { id, file_name, domain } in images {
-        let path = below(&settings.images, &file_name);
-        let path = path.ok_or_else(|| format(format!("{} leads out of the images' folder", file_name.display())))?;
+        let path = join_below(&settings.images, &file_name);
+        let path =
+            path.ok_or_else(|| format_error(format!("{} leads out of the images' folder", file_name.display())))?;
         let captions = captions.remove(&id).unwrap_or_default();
         let name = file_name.to_string_lossy();
-        if captions.is_empty() && !captions_only {
-            silent.get_or_insert_with(|| name.into_owned());
+        if captions.is_empty() && !has_no_annotations {
+            first_without_captions.get_or_insert_with(|| name.into_owned());
             continue;
         }
         let domain = domain.as_ref().and_then(LenientValue::text);
-        let domain = domain.and_then(|domain| DOMAINS.into_iter().find(|known| *known == domain));
+        let domain = domain.and_then(|domain| NOCAPS_DOMAINS.into_iter().find(|name| *name == domain));
         let item = Item::new(&name, captions, ImageRef::File(path));
         items.push(Item { id: u64::try_from(id).ok(), domain, ..item });
     }
-    if let Some(name) = silent {
-        notes.push(format!("{file}: left out {} images without captions, {name} for one", listed - items.len()));
+    if let Some(name) = first_without_captions {
+        notes.push(format!("{file}: left out {} images without captions, {name} for one", image_count - items.len()));
     }
     Ok((items, notes))
 }
@@ -140,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn captions_find_their_images() {
+    fn captions_are_assigned_to_their_images() {
         let items = read_text(
             r#"{"info": {"year": 2014}, "licenses": [],
                 "annotations": [{"image_id": 7, "id": 1, "caption": "A cat.\n"}, {"image_id": 3, "id": 2, "caption": "A dog"},
                                 {"image_id": 7, "id": 3, "caption": "One cat"}, {"image_id": 5, "id": 4, "caption": " "}],
                 "images": [{"id": 3, "file_name": "b.jpg", "height": 2}, {"id": 7, "file_name": "a/c.jpg"},
-                           {"id": 4, "file_name": "silent.jpg"}, {"id": 5, "file_name": "blank.jpg"}]}"#,
+                           {"id": 4, "file_name": "captionless.jpg"}, {"id": 5, "file_name": "blank.jpg"}]}"#,
         )
         .unwrap();
         let names: Vec<_> = items.iter().map(|item| item.name.as_str()).collect();
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn images_of_nocaps_have_domains_and_need_no_captions() {
+    fn images_of_nocaps_have_domains_and_no_captions() {
         let image = |id: u64, domain: &str| {
             format!(
                 r#"{{"id": {id}, "open_images_id": "0013ea", "file_name": "{id}.jpg", "coco_url": "https://x/{id}.jpg",
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_caption_of_an_unknown_image_is_named() {
+    fn a_caption_of_an_unknown_image_is_an_error() {
         let text =
             r#"{"images": [{"id": 3, "file_name": "b.jpg"}], "annotations": [{"image_id": -8, "caption": "A cat"}]}"#;
         let error = read_text(text).unwrap_err().to_string();
@@ -213,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn an_id_given_twice_is_named() {
+    fn a_duplicate_image_id_is_an_error() {
         let text =
             r#"{"images": [{"id": 3, "file_name": "b.jpg"}, {"id": 3, "file_name": "c.jpg"}], "annotations": []}"#;
         assert!(read_text(text).unwrap_err().to_string().contains("two images have the id 3"));
     }
 
     #[test]
-    fn a_path_out_of_the_folder_is_refused() {
+    fn a_path_that_leads_out_of_the_folder_is_refused() {
         for name in ["../secret.jpg", "/etc/passwd"] {
             let text = format!(r#"{{"images": [{{"id": 3, "file_name": "{name}"}}], "annotations": []}}"#);
             assert!(read_text(&text).unwrap_err().to_string().contains("leads out of"));

@@ -4,46 +4,46 @@ use std::fmt::Display;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
-    #[error("{place}: {source}")]
+    #[error("{location}: {source}")]
     Read {
-        /// The file.
-        place: String,
+        /// The path of the file.
+        location: String,
         /// The error of the operating system.
         source: std::io::Error,
     },
     /// A tar could not be read from its folder or bucket.
-    #[error("{place}: {problem}")]
+    #[error("{location}: {problem}")]
     Store {
-        /// Path or URL.
-        place: String,
+        /// The path or URL of the tar.
+        location: String,
         /// The error of the store.
         problem: String,
     },
     /// Annotations, patterns, tars or indices have a wrong format.
-    #[error("{place}: {problem}")]
+    #[error("{location}: {problem}")]
     Format {
-        /// Path, URL or pattern.
-        place: String,
+        /// The path, URL or pattern.
+        location: String,
         /// The problem, and its position.
         problem: String,
     },
-    /// Images of the annotations are missing or invalid, and may not be skipped; names the first
-    /// one.
-    #[error("{place}: {problem}{} ({REMEDY})", others(*more))]
+    /// Images of the annotations are missing or invalid, and `data.skip_corrupt` is unset; names
+    /// the first one.
+    #[error("{location}: {problem}{} ({REMEDY})", others(*more))]
     Unusable {
-        /// The image file, or the tar and the key in it.
-        place: String,
-        /// The problem with it.
+        /// The image file, or the key and its tar.
+        location: String,
+        /// The problem with the image.
         problem: String,
-        /// The number of further such images.
+        /// The number of further missing or invalid images.
         more: usize,
     },
     /// An image cannot be decoded.
-    #[error("{place}: {problem}")]
+    #[error("{location}: {problem}")]
     Image {
-        /// The image file, or the tar and the key in it.
-        place: String,
-        /// The problem with it.
+        /// The image file, or the key and its tar.
+        location: String,
+        /// The problem with the image.
         problem: String,
     },
 }
@@ -59,18 +59,18 @@ fn others(more: usize) -> String {
 }
 
 impl Error {
-    pub(crate) fn format(place: impl Display, problem: impl Display) -> Self {
-        Self::Format { place: place.to_string(), problem: problem.to_string() }
+    pub(crate) fn format(location: impl Display, problem: impl Display) -> Self {
+        Self::Format { location: location.to_string(), problem: problem.to_string() }
     }
 
-    pub(crate) fn image(place: impl Display, problem: impl Display) -> Self {
-        Self::Image { place: place.to_string(), problem: problem.to_string() }
+    pub(crate) fn image(location: impl Display, problem: impl Display) -> Self {
+        Self::Image { location: location.to_string(), problem: problem.to_string() }
     }
 
     /// Whether the error concerns a single image, so that the others can be used. An unreachable
-    /// bucket, for instance, does not.
+    /// bucket, for instance, concerns all images of its tars.
     #[must_use]
-    pub fn is_of_image(&self) -> bool {
+    pub fn is_image_error(&self) -> bool {
         match self {
             Self::Read { .. } | Self::Image { .. } | Self::Unusable { .. } => true,
             Self::Store { .. } | Self::Format { .. } => false,
@@ -87,7 +87,7 @@ impl Error {
     }
 }
 
-/// A name that is not that of a split.
+/// A name that no split has.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown split `{0}`: expected one of `train`, `val` (or `validation`, `dev`), `test`")]
-pub struct UnknownSplit(pub(crate) String);
+pub struct UnknownSplitError(pub(crate) String);

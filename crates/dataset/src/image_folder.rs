@@ -1,10 +1,10 @@
-//! A folder of images, which are found by any of their usual names.
+//! A folder of images, with lookup by path, file name or COCO id.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
-use crate::names::{self, file_name};
+use crate::image_names::{coco_id, file_name};
 
 /// The extensions of image files.
 const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
@@ -15,46 +15,45 @@ const MAX_DEPTH: usize = 8;
 #[derive(Debug, Default)]
 pub struct ImageFolder {
     paths: Vec<PathBuf>,
-    /// Indices of images by relative path, file name, file name without extension, and COCO's
-    /// number in it; none for a name of several images.
-    numbers: HashMap<String, Option<usize>>,
+    /// Indices of images by relative path, file name, file name without extension, and COCO id;
+    /// none for a name that several images have.
+    indices: HashMap<String, Option<usize>>,
 }
 
 impl ImageFolder {
     /// Lists the folder.
     ///
     /// # Errors
-    /// It cannot be read, or contains no image.
+    /// The folder cannot be read, or contains no image.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let mut found = Self::default();
-        found.list(folder, 0)?;
-        if found.paths.is_empty() {
+        let mut images = Self::default();
+        images.list(folder, 0)?;
+        if images.paths.is_empty() {
             let kinds = EXTENSIONS.join(", ");
             return Err(Error::format(folder.display().to_string(), format!("there are no images in it ({kinds})")));
         }
-        found.paths.sort();
-        for (number, path) in found.paths.iter().enumerate() {
-            let below = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned();
-            let id = names::coco_id(&below).map(|id| id.to_string());
-            let mut own: Vec<String> = [Some(below.clone()), Some(file_name(&below).to_owned())]
-                .into_iter()
-                .flatten()
-                .chain([stem(&below).to_owned()])
-                .chain(id)
-                .collect();
-            own.sort();
-            own.dedup();
-            for name in own {
-                found.numbers.entry(name).and_modify(|known| *known = None).or_insert(Some(number));
+        images.paths.sort();
+        for (index, path) in images.paths.iter().enumerate() {
+            let relative = path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned();
+            let id = coco_id(&relative).map(|id| id.to_string());
+            let mut names: Vec<String> =
+                [relative.clone(), file_name(&relative).to_owned(), stem(&relative).to_owned()]
+                    .into_iter()
+                    .chain(id)
+                    .collect();
+            names.sort();
+            names.dedup();
+            for name in names {
+                images.indices.entry(name).and_modify(|index| *index = None).or_insert(Some(index));
             }
         }
-        Ok(found)
+        Ok(images)
     }
 
     fn list(&mut self, folder: &Path, depth: usize) -> Result<(), Error> {
-        let failed = |source| Error::Read { place: folder.display().to_string(), source };
-        for entry in std::fs::read_dir(folder).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
+        let read_error = |source| Error::Read { location: folder.display().to_string(), source };
+        for entry in std::fs::read_dir(folder).map_err(read_error)? {
+            let path = entry.map_err(read_error)?.path();
             if path.is_dir() {
                 if depth < MAX_DEPTH {
                     self.list(&path, depth + 1)?;
@@ -69,15 +68,15 @@ impl ImageFolder {
         Ok(())
     }
 
-    /// The image with one of these names: paths, file names with or without extension, or COCO's
-    /// numbers. The first name that belongs to exactly one image counts.
+    /// The image with one of these names: paths, file names with or without extension, or COCO ids.
+    /// The first name that exactly one image has is used.
     #[must_use]
     pub fn find<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> Option<&Path> {
-        let number = names.into_iter().find_map(|name| {
+        let index = names.into_iter().find_map(|name| {
             let forms = [name, file_name(name), stem(name)];
-            forms.into_iter().find_map(|form| self.numbers.get(form).copied().flatten())
+            forms.into_iter().find_map(|form| self.indices.get(form).copied().flatten())
         });
-        number.and_then(|number| self.paths.get(number)).map(PathBuf::as_path)
+        index.and_then(|index| self.paths.get(index)).map(PathBuf::as_path)
     }
 }
 
@@ -91,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_are_found_by_any_name_that_only_they_have() {
+    fn an_image_is_found_by_any_name_that_no_other_image_has() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir_all(path("val2014")).unwrap();
@@ -100,16 +99,16 @@ mod tests {
             std::fs::write(path(name), "").unwrap();
         }
         let images = ImageFolder::open(folder.path()).unwrap();
-        let found = |names: &[&str]| images.find(names.iter().copied()).map(Path::to_owned);
+        let find = |names: &[&str]| images.find(names.iter().copied()).map(Path::to_owned);
         let coco = Some(path("val2014/COCO_val2014_000000379613.jpg"));
         for name in
             ["379613", "COCO_val2014_000000379613", "COCO_val2014_000000379613.jpg", "x/COCO_val2014_000000379613.png"]
         {
-            assert_eq!(found(&[name]), coco, "{name}");
+            assert_eq!(find(&[name]), coco, "{name}");
         }
-        assert_eq!(found(&["7", "val2014/a.jpg"]), Some(path("val2014/a.jpg")));
-        assert_eq!((found(&["a"]), found(&["a.jpg"]), found(&["notes"])), (None, None, None));
-        assert_eq!(found(&["b"]), Some(path("b.PNG")));
+        assert_eq!(find(&["7", "val2014/a.jpg"]), Some(path("val2014/a.jpg")));
+        assert_eq!((find(&["a"]), find(&["a.jpg"]), find(&["notes"])), (None, None, None));
+        assert_eq!(find(&["b"]), Some(path("b.PNG")));
         std::fs::create_dir(path("empty")).unwrap();
         assert!(ImageFolder::open(&path("empty")).unwrap_err().to_string().contains("there are no images in it"));
         assert!(ImageFolder::open(&path("nowhere")).unwrap_err().to_string().contains("nowhere"));

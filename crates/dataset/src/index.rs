@@ -1,4 +1,4 @@
-//! The index of a tar: its samples, with the position of each image. Built in one pass, stored as
+//! The index of a tar: its samples, with the byte range of each image. Built in one pass, stored as
 //! JSON.
 
 use std::collections::hash_map::Entry;
@@ -8,29 +8,31 @@ use std::io::Cursor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::annotations::{LenientValue, tidy, without_byte_order_mark};
-use crate::members::{Forward, Found, Members};
+use crate::annotations::{LenientValue, clean_captions, without_byte_order_mark};
 use crate::store::Version;
-use image_preprocess::{MAX_ENCODED_BYTES, Oddities};
+use crate::tar_reader::{ForwardReader, MemberHeader, TarError, TarReader};
+use image_preprocess::{ImageWarnings, MAX_ENCODED_BYTES};
 
 /// The format version of index files; indices of other versions are rebuilt.
-const FORMAT: u32 = 3;
+const FORMAT_VERSION: u32 = 3;
 /// Maximal size of a `.txt` member, in bytes.
-const MAX_TEXT_LENGTH: u64 = 1 << 20;
+const MAX_TEXT_BYTES: u64 = 1 << 20;
 /// Maximal size of a `.json` member, in bytes: the maximal number of captions of maximal length.
-const MAX_JSON_LENGTH: u64 = 128 << 20;
+const MAX_JSON_BYTES: u64 = 128 << 20;
 /// Maximal number of unknown extensions that are counted separately; others are counted together.
-const MAX_UNKNOWN: usize = 16;
-/// Maximal length of an unknown extension, or of a path with one, that is stored, in characters.
-const MAX_SHOWN: usize = 200;
-/// Stands for all extensions beyond [`MAX_UNKNOWN`], and for all keys beyond [`MAX_KEYS`].
+const MAX_UNKNOWN_EXTENSIONS: usize = 16;
+/// Maximal length of a stored unknown extension, or of a path with one, in characters; the rest is
+/// cut off.
+const MAX_UNKNOWN_CHARS: usize = 200;
+/// The entry for all extensions beyond [`MAX_UNKNOWN_EXTENSIONS`] and for all keys beyond
+/// [`MAX_JSON_KEYS`].
 const OTHERS: &str = "...";
 /// The keys of a `.json` member that may have captions, in order of preference.
 pub const CAPTION_KEYS: [&str; 3] = ["captions", "caption", "text"];
 /// Maximal number of keys of a `.json` member without captions that are stored for messages.
-const MAX_KEYS: usize = 8;
-/// Maximal length of such a key, in characters.
-const MAX_KEY: usize = 40;
+const MAX_JSON_KEYS: usize = 8;
+/// Maximal length of a stored key, in characters.
+const MAX_JSON_KEY_CHARS: usize = 40;
 
 /// The samples of a tar, in the order in which their keys first appear.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +44,12 @@ pub struct Index {
     pub samples: Vec<Sample>,
     /// Members that are neither images nor captions nor hidden, by extension.
     #[serde(default)]
-    pub unknown: BTreeMap<String, Unknown>,
+    pub unknown: BTreeMap<String, UnknownMembers>,
 }
 
 /// The members with an unknown extension.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unknown {
+pub struct UnknownMembers {
     /// The number of members.
     pub members: u64,
     /// The path of the first one.
@@ -59,15 +61,15 @@ pub struct Unknown {
 pub struct Sample {
     /// The path of the members up to the first dot of the file name, as in WebDataset.
     pub key: String,
-    /// The position of the image.
+    /// The byte range of the image in the tar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<Extent>,
     /// The captions; may be empty.
     pub captions: Vec<String>,
-    /// Oddities of the image.
-    #[serde(default, skip_serializing_if = "Oddities::is_empty")]
-    pub oddities: Oddities,
-    /// The image's number in its data set, from the `.json` member.
+    /// Properties of the image that may make its pixels unexpected.
+    #[serde(default, skip_serializing_if = "ImageWarnings::is_empty")]
+    pub oddities: ImageWarnings,
+    /// The image's numeric id in its data set, from the `.json` member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
     /// The keys of the `.json` member, if there are no captions, for messages.
@@ -76,6 +78,51 @@ pub struct Sample {
     /// Why the sample cannot be used; none if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// An index file whose content cannot be right.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IndexError {
+    /// An image ends beyond the tar, or is too large.
+    #[error("`{key}` lies outside of the tar: delete this file")]
+    OutsideTar {
+        /// The key of the sample.
+        key: String,
+    },
+    /// A valid sample has no image.
+    #[error("`{key}` lacks its image: delete this file")]
+    MissingImage {
+        /// The key of the sample.
+        key: String,
+    },
+}
+
+/// Why a member of a sample cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum MemberError {
+    /// The member is a directory, a link or a sparse file.
+    #[error("is not a regular file")]
+    NotAFile,
+    /// The member is too large.
+    #[error("{length} bytes: more than {limit}")]
+    TooLarge {
+        /// Its size.
+        length: u64,
+        /// The maximal size.
+        limit: u64,
+    },
+    /// The image is invalid or truncated.
+    #[error(transparent)]
+    Image(#[from] image_preprocess::Error),
+    /// The `.txt` is not UTF-8.
+    #[error("{}: save it as UTF-8", .0.utf8_error())]
+    Text(#[from] std::string::FromUtf8Error),
+    /// The `.json` is invalid.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// The `.json` has another type than captions or metadata have.
+    #[error("neither a text, nor a list of texts, nor an object")]
+    JsonType,
 }
 
 /// A range of bytes in the tar.
@@ -88,7 +135,7 @@ pub struct Extent {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+enum MemberType {
     Image,
     Text,
     Json,
@@ -100,46 +147,48 @@ impl Index {
     /// # Errors
     /// The tar is truncated, invalid or cannot be read. Problems of single samples are stored with
     /// them.
-    pub fn build(reader: impl Forward, version: &Version) -> Result<Self, String> {
-        let mut members = Members::new(reader, version.size);
-        let mut samples = Gathered::default();
+    pub fn build(reader: impl ForwardReader, version: &Version) -> Result<Self, TarError> {
+        let mut tar = TarReader::new(reader, version.size);
+        let mut samples = SampleGroups::default();
         let mut unknown = BTreeMap::new();
-        while let Some(found) = members.advance()? {
-            match classify(&found.path) {
-                Kind::Part { key, role } => {
-                    let sample = samples.of(key);
-                    match take(&mut members, &found, role)? {
+        while let Some(member) = tar.next_member()? {
+            match classify_path(&member.path) {
+                PathClass::SampleMember { key, member_type } => {
+                    let sample = samples.entry(key);
+                    match read_content(&mut tar, &member, member_type)? {
                         Ok(content) => sample.add(content),
-                        Err(problem) => sample.broken(&found.path, &problem),
+                        Err(error) => sample.set_problem(&member.path, &error),
                     }
                 }
-                // Directories and the like have no content.
-                Kind::Unknown { extension } if found.plain => count(&mut unknown, extension, &found.path),
-                Kind::Unknown { .. } | Kind::Hidden => {}
+                // Directories, links and devices have no content.
+                PathClass::Unknown { extension } if member.is_plain_file => {
+                    count_unknown(&mut unknown, extension, &member.path)
+                }
+                PathClass::Unknown { .. } | PathClass::Hidden => {}
             }
         }
         let samples = samples.finish();
-        Ok(Self { format: FORMAT, size: version.size, tag: version.tag.clone(), samples, unknown })
+        Ok(Self { format: FORMAT_VERSION, size: version.size, tag: version.tag.clone(), samples, unknown })
     }
 
-    /// Parses an index; none if it is not of this version of the tar.
+    /// Parses an index; none if it describes another version of the tar.
     ///
     /// # Errors
-    /// It is, but its content is invalid.
-    pub fn parse(bytes: &[u8], version: &Version) -> Result<Option<Self>, String> {
+    /// The index describes this version of the tar, but its content is invalid.
+    pub fn parse(bytes: &[u8], version: &Version) -> Result<Option<Self>, IndexError> {
         let Ok(index) = serde_json::from_slice::<Self>(bytes) else { return Ok(None) };
-        if (index.format, index.size, &index.tag) != (FORMAT, version.size, &version.tag) {
+        if (index.format, index.size, &index.tag) != (FORMAT_VERSION, version.size, &version.tag) {
             return Ok(None);
         }
         for Sample { key, image, problem, .. } in &index.samples {
-            let inside = image.is_none_or(|Extent { offset, length }| {
+            let is_inside = image.is_none_or(|Extent { offset, length }| {
                 length <= MAX_ENCODED_BYTES && offset.checked_add(length).is_some_and(|end| end <= version.size)
             });
-            if !inside {
-                return Err(format!("`{key}` lies outside of the tar: delete this file"));
+            if !is_inside {
+                return Err(IndexError::OutsideTar { key: key.clone() });
             }
             if problem.is_none() && image.is_none() {
-                return Err(format!("`{key}` lacks its image: delete this file"));
+                return Err(IndexError::MissingImage { key: key.clone() });
             }
         }
         Ok(Some(index))
@@ -151,82 +200,83 @@ impl Index {
     }
 }
 
-/// The role of a member, by its path.
+/// What a member is, by its path.
 #[derive(Debug, PartialEq, Eq)]
-enum Kind<'p> {
+enum PathClass<'p> {
     /// A file whose name begins with a dot, or a directory.
     Hidden,
     /// Not used. The extension is everything after the first dot of the file name, as in
     /// WebDataset.
     Unknown { extension: &'p str },
-    /// A part of the sample with this key.
-    Part { key: &'p str, role: Role },
+    /// A member of the sample with this key.
+    SampleMember { key: &'p str, member_type: MemberType },
 }
 
-fn classify(path: &str) -> Kind<'_> {
+fn classify_path(path: &str) -> PathClass<'_> {
     // `tar -C FOLDER .` adds it to all paths.
     let path = path.strip_prefix("./").unwrap_or(path);
     let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
     let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
     if stem.is_empty() {
-        return Kind::Hidden;
+        return PathClass::Hidden;
     }
-    let role = match extension.to_ascii_lowercase().as_str() {
-        "jpg" | "jpeg" | "png" | "webp" => Role::Image,
-        "txt" => Role::Text,
-        "json" => Role::Json,
-        _ => return Kind::Unknown { extension },
+    let member_type = match extension.to_ascii_lowercase().as_str() {
+        "jpg" | "jpeg" | "png" | "webp" => MemberType::Image,
+        "txt" => MemberType::Text,
+        "json" => MemberType::Json,
+        _ => return PathClass::Unknown { extension },
     };
     let folder = path.len() - name.len();
-    Kind::Part { key: &path[..folder + stem.len()], role }
+    PathClass::SampleMember { key: &path[..folder + stem.len()], member_type }
 }
 
-/// Counts an unused member, in bounded memory.
-fn count(unknown: &mut BTreeMap<String, Unknown>, extension: &str, path: &str) {
-    let shown = |text: &str| text.chars().take(MAX_SHOWN).collect::<String>();
-    let mut extension = shown(extension).to_ascii_lowercase();
-    if unknown.len() >= MAX_UNKNOWN && !unknown.contains_key(&extension) {
+/// Counts a member with an unknown extension, in bounded memory.
+fn count_unknown(unknown: &mut BTreeMap<String, UnknownMembers>, extension: &str, path: &str) {
+    let truncated = |text: &str| text.chars().take(MAX_UNKNOWN_CHARS).collect::<String>();
+    let mut extension = truncated(extension).to_ascii_lowercase();
+    if unknown.len() >= MAX_UNKNOWN_EXTENSIONS && !unknown.contains_key(&extension) {
         extension = OTHERS.to_owned();
     }
-    unknown.entry(extension).or_insert_with(|| Unknown { members: 0, first: shown(path) }).members += 1;
+    unknown.entry(extension).or_insert_with(|| UnknownMembers { members: 0, first: truncated(path) }).members += 1;
 }
 
+/// The content of a member.
 enum Content {
-    Image(Extent, Oddities),
+    Image(Extent, ImageWarnings),
     Text(String),
-    Json(Json),
+    Json(JsonContent),
 }
 
 /// The content of a `.json` member.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Json {
+struct JsonContent {
     captions: Option<Vec<String>>,
     id: Option<u64>,
     /// Its keys, if none has captions.
     keys: Vec<String>,
 }
 
-impl Json {
+impl JsonContent {
     /// Parses a string, a list of strings, or an object with one of these under one of
     /// [`CAPTION_KEYS`]. Ignores other keys; an object without captions counts as metadata.
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let value: Value = serde_json::from_slice(without_byte_order_mark(bytes)).map_err(|error| error.to_string())?;
+    fn parse(bytes: &[u8]) -> Result<Self, MemberError> {
+        let value: Value = serde_json::from_slice(without_byte_order_mark(bytes))?;
         if let Value::Object(object) = &value {
-            return Ok(Self::of_object(object));
+            return Ok(Self::from_object(object));
         }
-        let captions = texts(&value).ok_or("neither a text, nor a list of texts, nor an object")?;
+        let captions = texts(&value).ok_or(MemberError::JsonType)?;
         Ok(Self { captions: Some(captions), ..Self::default() })
     }
 
-    fn of_object(object: &Map<String, Value>) -> Self {
+    fn from_object(object: &Map<String, Value>) -> Self {
         let number = |key| LenientValue::deserialize(object.get(key)?).ok()?.number();
         let id = ["image_id", "cocoid", "id"].into_iter().find_map(number);
-        let mut found = CAPTION_KEYS.into_iter().filter_map(|key| texts(object.get(key)?));
-        let captions = found.find(|captions| !captions.is_empty());
+        let mut candidates = CAPTION_KEYS.into_iter().filter_map(|key| texts(object.get(key)?));
+        let captions = candidates.find(|captions| !captions.is_empty());
         let mut keys = Vec::new();
         if captions.is_none() {
-            keys.extend(object.keys().take(MAX_KEYS).map(|key| key.chars().take(MAX_KEY).collect()));
-            keys.extend((object.len() > MAX_KEYS).then(|| OTHERS.to_owned()));
+            keys.extend(object.keys().take(MAX_JSON_KEYS).map(|key| key.chars().take(MAX_JSON_KEY_CHARS).collect()));
+            keys.extend((object.len() > MAX_JSON_KEYS).then(|| OTHERS.to_owned()));
         }
         Self { captions, id, keys }
     }
@@ -241,40 +291,43 @@ fn texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Reads the content of a member. The inner error is that of the member, the outer one that of the
-/// tar.
-fn take<R: Forward>(members: &mut Members<R>, found: &Found, role: Role) -> Result<Result<Content, String>, String> {
-    let most = match role {
-        Role::Image => MAX_ENCODED_BYTES,
-        Role::Text => MAX_TEXT_LENGTH,
-        Role::Json => MAX_JSON_LENGTH,
+/// Reads the content of a member. The inner error concerns the member, the outer one the tar.
+fn read_content<R: ForwardReader>(
+    tar: &mut TarReader<R>,
+    member: &MemberHeader,
+    member_type: MemberType,
+) -> Result<Result<Content, MemberError>, TarError> {
+    let limit = match member_type {
+        MemberType::Image => MAX_ENCODED_BYTES,
+        MemberType::Text => MAX_TEXT_BYTES,
+        MemberType::Json => MAX_JSON_BYTES,
     };
-    if !found.plain {
-        return Ok(Err("is no plain file".to_owned()));
+    if !member.is_plain_file {
+        return Ok(Err(MemberError::NotAFile));
     }
-    if found.length > most {
-        return Ok(Err(format!("{} bytes: more than {most}", found.length)));
+    if member.length > limit {
+        return Ok(Err(MemberError::TooLarge { length: member.length, limit }));
     }
-    let bytes = members.start(found, most)?;
-    Ok(match role {
-        Role::Image => {
-            let extent = Extent { offset: found.offset, length: found.length };
-            image_preprocess::check(Cursor::new(&bytes))
-                .map(|oddities| Content::Image(extent, oddities))
-                .map_err(|error| error.to_string())
+    let bytes = tar.read_content(member, limit)?;
+    Ok(parse_content(bytes, member, member_type))
+}
+
+fn parse_content(bytes: Vec<u8>, member: &MemberHeader, member_type: MemberType) -> Result<Content, MemberError> {
+    Ok(match member_type {
+        MemberType::Image => {
+            let extent = Extent { offset: member.offset, length: member.length };
+            Content::Image(extent, image_preprocess::check(Cursor::new(&bytes))?)
         }
-        Role::Json => Json::parse(&bytes).map(Content::Json),
-        Role::Text => String::from_utf8(bytes)
-            .map(Content::Text)
-            .map_err(|error| format!("{}: save it as UTF-8", error.utf8_error())),
+        MemberType::Text => Content::Text(String::from_utf8(bytes)?),
+        MemberType::Json => Content::Json(JsonContent::parse(&bytes)?),
     })
 }
 
-/// A sample that may not be complete yet.
+/// A sample whose members are being read.
 #[derive(Default)]
 struct PartialSample {
     key: String,
-    image: Option<(Extent, Oddities)>,
+    image: Option<(Extent, ImageWarnings)>,
     text: Option<String>,
     json: Option<Vec<String>>,
     id: Option<u64>,
@@ -284,29 +337,30 @@ struct PartialSample {
 
 impl PartialSample {
     fn add(&mut self, content: Content) {
-        let repeated = match content {
+        let duplicate = match content {
             Content::Image(extent, oddities) => self.image.replace((extent, oddities)).map(|_| "image"),
             Content::Text(text) => self.text.replace(text).map(|_| "`.txt`"),
-            Content::Json(Json { captions, id, keys }) => {
+            Content::Json(JsonContent { captions, id, keys }) => {
                 self.id = self.id.or(id);
                 self.keys.extend(keys);
                 captions.and_then(|captions| self.json.replace(captions)).map(|_| "`.json`")
             }
         };
-        if let Some(what) = repeated {
-            self.problem.get_or_insert_with(|| format!("more than one {what}"));
+        if let Some(member) = duplicate {
+            self.problem.get_or_insert_with(|| format!("more than one {member}"));
         }
     }
 
-    fn broken(&mut self, path: &str, problem: &str) {
-        self.problem.get_or_insert_with(|| format!("{path}: {problem}"));
+    /// Records why a member cannot be used; the first problem of a sample is kept.
+    fn set_problem(&mut self, path: &str, error: &MemberError) {
+        self.problem.get_or_insert_with(|| format!("{path}: {error}"));
     }
 
     /// The sample with the captions of the `.json`, or else the lines of the `.txt`.
     fn finish(self) -> Sample {
         let Self { key, image, text, json, id, keys, problem } = self;
         let lines = || text.iter().flat_map(|text| text.split(['\n', '\r'])).map(str::to_owned).collect();
-        let captions = tidy(json.unwrap_or_else(lines));
+        let captions = clean_captions(json.unwrap_or_else(lines));
         let keys = if captions.is_empty() { keys } else { Vec::new() };
         let problem = problem.or_else(|| image.is_none().then(|| "captions without an image".to_owned()));
         let (image, oddities) = image.map_or_else(Default::default, |(extent, oddities)| (Some(extent), oddities));
@@ -314,26 +368,28 @@ impl PartialSample {
     }
 }
 
+/// The samples of a tar, in the order in which their keys first appear.
 #[derive(Default)]
-struct Gathered {
-    pieces: Vec<PartialSample>,
-    places: HashMap<String, usize>,
+struct SampleGroups {
+    samples: Vec<PartialSample>,
+    index_by_key: HashMap<String, usize>,
 }
 
-impl Gathered {
-    fn of(&mut self, key: &str) -> &mut PartialSample {
-        let place = match self.places.entry(key.to_owned()) {
-            Entry::Occupied(place) => *place.get(),
+impl SampleGroups {
+    /// The sample with this key; a new one if it is the first of the key.
+    fn entry(&mut self, key: &str) -> &mut PartialSample {
+        let index = match self.index_by_key.entry(key.to_owned()) {
+            Entry::Occupied(index) => *index.get(),
             Entry::Vacant(vacant) => {
-                self.pieces.push(PartialSample { key: key.to_owned(), ..PartialSample::default() });
-                *vacant.insert(self.pieces.len() - 1)
+                self.samples.push(PartialSample { key: key.to_owned(), ..PartialSample::default() });
+                *vacant.insert(self.samples.len() - 1)
             }
         };
-        &mut self.pieces[place]
+        &mut self.samples[index]
     }
 
     fn finish(self) -> Vec<Sample> {
-        self.pieces.into_iter().map(PartialSample::finish).collect()
+        self.samples.into_iter().map(PartialSample::finish).collect()
     }
 }
 

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::annotations::{below, read, tidy};
-use crate::{BadImage, Error, ImageRef, Item, Split, Splits, names};
+use crate::annotations::{clean_captions, join_below, read_json};
+use crate::{BadImage, Error, ImageRef, Item, Split, Splits, image_names};
 
 /// The split of COCO's remaining validation images, which are used for training.
 const RESTVAL: &str = "restval";
-/// Maximal number of unused splits that are named.
-const MAX_NAMED: usize = 5;
+/// Maximal number of unused splits that a note names.
+const MAX_NAMED_SPLITS: usize = 5;
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object with `images`, as Karpathy's dataset_*.json are")]
@@ -39,32 +39,33 @@ struct Sentence {
     raw: String,
 }
 
-/// Reads the `wanted` splits of `annotations`; the images are below `images`. As usual, `restval`
-/// belongs to training. Images without sentences are unusable if others of their split have some.
+/// Reads the `requested` splits of `annotations`; the images are below `images`. `restval` belongs to
+/// the training split, as in the captioning literature. Images without sentences are unusable if
+/// others of their split have some.
 ///
 /// # Errors
-/// The file cannot be read or is not in its format.
-pub fn read_splits(annotations: &Path, images: &Path, wanted: &[Split]) -> Result<Splits, Error> {
-    let format = |problem: String| Error::format(annotations.display(), problem);
-    let parsed: Annotations = read(annotations)?;
+/// The file cannot be read or has a wrong format.
+pub fn read_splits(annotations: &Path, images: &Path, requested: &[Split]) -> Result<Splits, Error> {
+    let format_error = |problem: String| Error::format(annotations.display(), problem);
+    let Annotations { images: entries } = read_json(annotations)?;
     let mut splits = Splits::default();
     let mut unused: BTreeMap<String, u64> = BTreeMap::new();
-    for Image { filepath, filename, cocoid, imgid, split, sentences } in parsed.images {
+    for Image { filepath, filename, cocoid, imgid, split, sentences } in entries {
         let path = filepath.join(&filename);
-        let file = below(images, &path)
-            .ok_or_else(|| format(format!("{} leads out of the images' folder", path.display())))?;
-        let known = if split == RESTVAL { Ok(Split::Train) } else { split.parse() };
-        let Ok(split) = known else {
+        let file = join_below(images, &path)
+            .ok_or_else(|| format_error(format!("{} leads out of the images' folder", path.display())))?;
+        let parsed = if split == RESTVAL { Ok(Split::Train) } else { split.parse() };
+        let Ok(split) = parsed else {
             *unused.entry(split).or_default() += 1;
             continue;
         };
-        if !wanted.contains(&split) {
+        if !requested.contains(&split) {
             continue;
         }
-        let captions = tidy(sentences.into_iter().map(|sentence| sentence.raw));
+        let captions = clean_captions(sentences.into_iter().map(|sentence| sentence.raw));
         let name = filename.to_string_lossy();
         let mut item = Item::new(&name, captions, ImageRef::File(file));
-        item.id = cocoid.or_else(|| names::coco_id(&name)).or(imgid);
+        item.id = cocoid.or_else(|| image_names::coco_id(&name)).or(imgid);
         item.path = Some(path.to_string_lossy().into_owned()).filter(|path| *path != *name);
         splits.get_mut(split).push(item);
     }
@@ -73,24 +74,25 @@ pub fn read_splits(annotations: &Path, images: &Path, wanted: &[Split]) -> Resul
         if items.iter().all(|item| item.captions.is_empty()) {
             continue;
         }
-        let silent: Vec<Item> = items.extract_if(.., |item| item.captions.is_empty()).collect();
-        let bad = silent.iter().map(|item| BadImage {
+        let without_captions: Vec<Item> = items.extract_if(.., |item| item.captions.is_empty()).collect();
+        let bad = without_captions.iter().map(|item| BadImage {
             split,
-            place: item.file().map_or_else(String::new, |file| file.display().to_string()),
+            location: item.file().map_or_else(String::new, |file| file.display().to_string()),
             problem: format!("no sentences, others of split `{split}` have some"),
         });
         splits.unusable.extend(bad);
     }
     if !unused.is_empty() {
-        let named = unused.iter().take(MAX_NAMED).map(|(split, images)| format!("{images} images of split `{split}`"));
-        let (named, others) = (named.collect::<Vec<_>>().join(", "), unused.len().saturating_sub(MAX_NAMED));
+        let named =
+            unused.iter().take(MAX_NAMED_SPLITS).map(|(split, images)| format!("{images} images of split `{split}`"));
+        let (named, others) = (named.collect::<Vec<_>>().join(", "), unused.len().saturating_sub(MAX_NAMED_SPLITS));
         let others = if others > 0 { format!(" and {others} other splits") } else { String::new() };
         splits.notes.push(format!(
             "{}: not used: {named}{others}; known are `train`, `{RESTVAL}`, `val` (or `validation`, `dev`) and `test`",
             annotations.display()
         ));
     }
-    names::settle(&mut splits, &[&|item| item.path().to_owned()]);
+    image_names::make_unique(&mut splits, &[&|item| item.path().to_owned()]);
     Ok(splits)
 }
 
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn images_of_one_file_name_go_by_their_paths() {
+    fn images_with_equal_file_names_are_named_by_path() {
         let splits = items(&[
             r#""filepath": "a", "filename": "0.jpg", "imgid": 0"#,
             r#""filepath": "b", "filename": "0.jpg", "imgid": 1"#,
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_cocos_where_they_are_known() {
+    fn ids_are_coco_ids_if_known() {
         let splits = items(&[
             r#""filename": "a.jpg", "cocoid": 9, "imgid": 0"#,
             r#""filename": "COCO_val2014_000000379613.jpg", "imgid": 1"#,
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_split_may_have_no_sentences_at_all() {
+    fn a_split_without_any_sentences_is_accepted() {
         let splits = read_text(
             r#"{"images": [{"filename": "a.jpg", "split": "test", "sentences": []},
                            {"filename": "b.jpg", "split": "test"},
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_out_of_the_folder_is_refused() {
+    fn a_path_that_leads_out_of_the_folder_is_refused() {
         for name in ["../secret.jpg", "/etc/passwd"] {
             let text =
                 format!(r#"{{"images": [{{"filename": "{name}", "split": "train", "sentences": [{{"raw": "a"}}]}}]}}"#);
@@ -178,12 +180,13 @@ mod tests {
     }
 
     #[test]
-    fn all_images_without_sentences_are_named() {
+    fn images_without_sentences_are_unusable() {
         for sentences in ["", r#"{"raw": " "}"#] {
-            let silent =
+            let without_captions =
                 |name: &str| format!(r#"{{"filename": "{name}", "split": "val", "sentences": [{sentences}]}}"#);
             let good = r#"{"filename": "b.jpg", "split": "val", "sentences": [{"raw": "b"}]}"#;
-            let text = format!(r#"{{"images": [{}, {good}, {}]}}"#, silent("a.jpg"), silent("c.jpg"));
+            let text =
+                format!(r#"{{"images": [{}, {good}, {}]}}"#, without_captions("a.jpg"), without_captions("c.jpg"));
             let splits = read_text(&text).unwrap();
             let unusable: Vec<String> = splits.unusable.iter().map(ToString::to_string).collect();
             let problem = "no sentences, others of split `val` have some";
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_have_several_names() {
+    fn split_names_have_synonyms() {
         let names = ["train", "Training", "restval", "val", "valid", "validation", "dev", "test", "Test", "unknown"];
         let image = |split: &&str| {
             format!(r#"{{"filename": "{split}.jpg", "split": "{split}", "sentences": [{{"raw": "a"}}]}}"#)
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn other_forms_are_named_by_what_they_have() {
+    fn an_error_names_the_keys_of_another_format() {
         let problem = |text: &str| read_text(text).unwrap_err().to_string();
         let list = problem("[]");
         assert!(list.contains("expected an object with `images`, as Karpathy's dataset_*.json are"), "{list}");
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_json_is_named_with_its_place() {
+    fn a_json_error_names_file_line_and_column() {
         let error = read_text(r#"{"images": [{"filename": 3}]}"#).unwrap_err().to_string();
         assert!(error.contains("dataset.json") && error.contains("line 1 column"), "{error}");
         for deep in ["[".repeat(1_000_000), format!(r#"{{"x": {}"#, "[".repeat(1_000_000))] {
@@ -223,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_named() {
+    fn an_error_names_a_missing_file() {
         let error =
             read_splits(Path::new("/nowhere/a.json"), Path::new("/images"), &Split::ALL).unwrap_err().to_string();
         assert!(error.starts_with("/nowhere/a.json: "), "{error}");

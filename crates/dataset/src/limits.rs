@@ -1,8 +1,8 @@
 //! Limits of a data set.
 //!
-//! They are far above any real data. The coordinator stores what workers send, so it needs bounds.
-//! Both sides check them when the data are loaded, and so does `coordinator validate`: a correct
-//! worker never exceeds them.
+//! The limits are far above any real data. The coordinator stores what workers send, so it needs
+//! bounds. Coordinator, worker and `coordinator validate` check them when they load the data, so a
+//! correct worker never exceeds them.
 
 use crate::{DataSet, Error, Split};
 
@@ -12,23 +12,25 @@ pub const MAX_CAPTIONS: usize = 1_000;
 pub const MAX_TEXT_BYTES: usize = 64 << 10;
 /// Maximal number of images in the validation split.
 pub const MAX_VALIDATION_IMAGES: u64 = 1 << 22;
-/// Maximal width of an evaluator's embeddings.
-pub const MAX_EMBEDDING: usize = 1 << 16;
+/// Maximal dimension of an evaluator's embeddings.
+pub const MAX_EMBEDDING_SIZE: usize = 1 << 16;
 /// Maximal size of one evaluation's items in the coordinator's memory, in bytes; see
 /// [`evaluation_item_bytes`].
 pub const MAX_EVALUATION_BYTES: usize = 4 << 30;
 
-/// The size of an item without its texts and numbers: names and values of all scores, and the
-/// structure.
-const ITEM_BYTES: usize = 1 << 10;
+/// The size of an item without its texts and embeddings: the names and values of all scores, and
+/// the struct itself.
+const ITEM_OVERHEAD_BYTES: usize = 1 << 10;
 /// The size of a text without its content.
-const TEXT_BYTES: usize = size_of::<String>();
+const TEXT_OVERHEAD_BYTES: usize = size_of::<String>();
 
-/// The size of an evaluation's item in the coordinator's memory, in bytes: `texts` are the lengths
-/// of its texts, `numbers` is the number of values in its embeddings.
+/// The size of an evaluation's item in the coordinator's memory, in bytes. `text_bytes` are the
+/// lengths of its texts, `embedding_values` is the number of values in its embeddings.
 #[must_use]
-pub fn evaluation_item_bytes(texts: impl Iterator<Item = usize>, numbers: usize) -> usize {
-    ITEM_BYTES + texts.map(|bytes| TEXT_BYTES + bytes).sum::<usize>() + numbers * size_of::<f32>()
+pub fn evaluation_item_bytes(text_bytes: impl Iterator<Item = usize>, embedding_values: usize) -> usize {
+    ITEM_OVERHEAD_BYTES
+        + text_bytes.map(|bytes| TEXT_OVERHEAD_BYTES + bytes).sum::<usize>()
+        + embedding_values * size_of::<f32>()
 }
 
 impl DataSet {
@@ -65,20 +67,21 @@ impl DataSet {
         Ok(())
     }
 
-    /// Checks that an evaluation of the validation split fits into the coordinator's memory limit:
-    /// captions of at most `longest_caption` bytes, and embeddings of `embedding` values in all.
+    /// Checks that an evaluation of the validation split fits into the coordinator's memory limit
+    /// with captions of at most `max_caption_bytes` bytes and embeddings of `embedding_size`
+    /// values.
     ///
     /// # Errors
-    /// It does not; the message has its size.
-    pub fn check_evaluation(&self, embedding: usize, longest_caption: usize) -> Result<(), Error> {
-        if embedding > MAX_EMBEDDING {
-            let problem = format!("embeddings of {embedding} numbers, {MAX_EMBEDDING} at most");
+    /// The evaluation does not fit; the message names its size.
+    pub fn check_evaluation(&self, embedding_size: usize, max_caption_bytes: usize) -> Result<(), Error> {
+        if embedding_size > MAX_EMBEDDING_SIZE {
+            let problem = format!("embeddings of {embedding_size} numbers, {MAX_EMBEDDING_SIZE} at most");
             return Err(Error::format("the evaluator", problem));
         }
         let items = self.split(Split::Validation);
         let bytes = |item: &crate::Item| {
-            let texts = item.captions.iter().map(String::len).chain([item.name.len(), longest_caption]);
-            evaluation_item_bytes(texts, 2 * embedding)
+            let texts = item.captions.iter().map(String::len).chain([item.name.len(), max_caption_bytes]);
+            evaluation_item_bytes(texts, 2 * embedding_size)
         };
         let total: usize = items.iter().map(bytes).sum();
         if total <= MAX_EVALUATION_BYTES {
@@ -86,7 +89,7 @@ impl DataSet {
         }
         let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
         let problem = format!(
-            "an evaluation of its {} images, with captions, references and embeddings of {embedding} numbers, takes up to \
+            "an evaluation of its {} images, with captions, references and embeddings of {embedding_size} numbers, takes up to \
              {:.1} GiB of the coordinator's memory, and may take {:.0} GiB: evaluate on fewer images",
             items.len(),
             gib(total),
@@ -101,7 +104,7 @@ mod tests {
     use super::*;
     use crate::{ImageRef, Item, Splits};
 
-    fn set(validation: Vec<Item>) -> DataSet {
+    fn data_set(validation: Vec<Item>) -> DataSet {
         let splits = Splits { train: vec![item("t.jpg", vec!["a dog".into()])], validation, ..Splits::default() };
         DataSet { splits, ..DataSet::default() }
     }
@@ -111,12 +114,12 @@ mod tests {
     }
 
     fn problem(item: Item) -> String {
-        let checked = set(vec![item]).check_texts(|split| format!("captions of {split}"));
+        let checked = data_set(vec![item]).check_texts(|split| format!("captions of {split}"));
         checked.err().map_or_else(String::new, |error| error.to_string())
     }
 
     #[test]
-    fn bounds_are_generous_and_name_image_and_file() {
+    fn texts_above_a_limit_are_refused_with_image_and_file() {
         let text = |bytes: usize| "x".repeat(bytes);
         assert_eq!(problem(item("a.jpg", vec![text(MAX_TEXT_BYTES); MAX_CAPTIONS])), "");
         assert_eq!(problem(item(&text(MAX_TEXT_BYTES), vec![text(4097); 33])), "");
@@ -133,17 +136,17 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_the_longest_texts_can_be_evaluated_and_too_large_a_split_is_refused_with_its_size() {
-        let whole = item("a.jpg", vec!["x".repeat(MAX_TEXT_BYTES); MAX_CAPTIONS]);
-        // For one image, and for the maximal number: texts are counted, not stored.
-        let one = evaluation_item_bytes(whole.captions.iter().map(String::len), 2 * MAX_EMBEDDING);
+    fn a_range_of_maximal_texts_is_accepted_and_too_large_a_split_is_refused() {
+        let largest = item("a.jpg", vec!["x".repeat(MAX_TEXT_BYTES); MAX_CAPTIONS]);
+        // A range of 50 images with texts of maximal length fits.
+        let one = evaluation_item_bytes(largest.captions.iter().map(String::len), 2 * MAX_EMBEDDING_SIZE);
         assert!(50 * (one + 2 * MAX_TEXT_BYTES) <= MAX_EVALUATION_BYTES);
-        set(vec![whole.clone()]).check_evaluation(MAX_EMBEDDING, MAX_TEXT_BYTES).unwrap();
-        let wide = set(vec![whole]).check_evaluation(MAX_EMBEDDING + 1, 100).unwrap_err().to_string();
+        data_set(vec![largest.clone()]).check_evaluation(MAX_EMBEDDING_SIZE, MAX_TEXT_BYTES).unwrap();
+        let wide = data_set(vec![largest]).check_evaluation(MAX_EMBEDDING_SIZE + 1, 100).unwrap_err().to_string();
         assert!(wide.contains("the evaluator: embeddings of 65537 numbers, 65536 at most"), "{wide}");
-        let many = set(vec![item("a.jpg", vec!["a dog".into()]); 9_000]);
+        let many = data_set(vec![item("a.jpg", vec!["a dog".into()]); 9_000]);
         many.check_evaluation(1024, 8_000).unwrap();
-        let error = many.check_evaluation(MAX_EMBEDDING, 8_000).unwrap_err().to_string();
+        let error = many.check_evaluation(MAX_EMBEDDING_SIZE, 8_000).unwrap_err().to_string();
         assert!(error.contains("the validation split: ") && error.contains("9000 images"), "{error}");
         assert!(error.contains("up to 4.5 GiB") && error.contains("may take 4 GiB"), "{error}");
     }

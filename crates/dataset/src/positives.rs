@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::annotations::{below, read, tidy};
+use crate::annotations::{clean_captions, join_below, read_json};
 use crate::{Error, Item};
 
 /// The generated images and captions of a training split.
@@ -16,7 +16,7 @@ pub struct Positives {
 }
 
 impl Positives {
-    /// Loads those that `settings` names, for the images of the training split.
+    /// Loads the positives that `settings` names, for the images of the training split.
     ///
     /// # Errors
     /// The file of captions cannot be read, has a wrong format, or lacks an image.
@@ -24,16 +24,19 @@ impl Positives {
         let captions = match &settings.captions {
             None => Vec::new(),
             Some(path) => {
-                let by_name: HashMap<String, Vec<String>> = read(path)?;
-                let of = |item: &Item| {
-                    let captions = item.known_as().find_map(|name| by_name.get(name));
-                    let captions = tidy(captions.cloned().unwrap_or_default());
+                let by_name: HashMap<String, Vec<String>> = read_json(path)?;
+                let captions_of = |item: &Item| {
+                    let captions = item.aliases().find_map(|name| by_name.get(name));
+                    let captions = clean_captions(captions.cloned().unwrap_or_default());
                     let missing = || {
-                        Error::format(path.display(), format!("it has no captions of {}{}", item.name, ambiguous(item)))
+                        Error::format(
+                            path.display(),
+                            format!("it has no captions of {}{}", item.name, ambiguous_name_hint(item)),
+                        )
                     };
                     if captions.is_empty() { Err(missing()) } else { Ok(captions) }
                 };
-                train.iter().map(of).collect::<Result<_, _>>()?
+                train.iter().map(captions_of).collect::<Result<_, _>>()?
             }
         };
         Ok(Self { images: settings.images.clone(), captions })
@@ -58,19 +61,19 @@ impl Positives {
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
         let folder = self.images.as_deref();
         let folder = folder.ok_or_else(|| Error::format(&item.name, "there are no generated images"))?;
-        Ok(image(folder, item))
+        Ok(image_path(folder, item))
     }
 }
 
 /// The path of the generated image for `item` in a folder: the first of the item's names that is a
 /// file there, or else the expected path.
-pub fn image(folder: &Path, item: &Item) -> PathBuf {
-    let mut paths = item.known_as().filter_map(|name| below(folder, Path::new(name)));
+pub fn image_path(folder: &Path, item: &Item) -> PathBuf {
+    let mut paths = item.aliases().filter_map(|name| join_below(folder, Path::new(name)));
     paths.find(|path| path.is_file()).unwrap_or_else(|| folder.join(&item.name))
 }
 
-/// A hint if a file name is not enough to identify `item`; empty otherwise.
-pub fn ambiguous(item: &Item) -> &'static str {
+/// A hint that the file name of `item` does not identify it; empty if it does.
+pub fn ambiguous_name_hint(item: &Item) -> &'static str {
     if item.shares_file_name { " (other images have its file name, too: use its path)" } else { "" }
 }
 
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn every_training_image_needs_what_is_named() {
+    fn every_training_image_needs_the_configured_positives() {
         let folder = tempfile::tempdir().unwrap();
         let captions = folder.path().join("captions.json");
         std::fs::write(&captions, r#"{"a.jpg": [" A dog. ", " "], "b.jpg": []}"#).unwrap();
@@ -97,17 +100,17 @@ mod tests {
 
         let settings = config::Positives { images: Some(folder.path().into()), captions: None };
         let positives = Positives::load(&settings, &[item("x/a.jpg")]).unwrap();
-        let found = || positives.image(&item("x/a.jpg")).unwrap();
-        assert_eq!(found(), folder.path().join("x/a.jpg"));
+        let path = || positives.image(&item("x/a.jpg")).unwrap();
+        assert_eq!(path(), folder.path().join("x/a.jpg"));
         std::fs::write(folder.path().join("a.jpg"), b"").unwrap();
-        assert_eq!(found(), folder.path().join("a.jpg"));
+        assert_eq!(path(), folder.path().join("a.jpg"));
     }
 
     #[test]
-    fn images_of_one_file_name_have_positives_by_path() {
+    fn positives_of_images_with_equal_file_names_are_looked_up_by_path() {
         let folder = tempfile::tempdir().unwrap();
         let mut splits = crate::Splits { train: vec![item("a/0.jpg"), item("b/0.jpg")], ..Default::default() };
-        crate::names::settle(&mut splits, &[]);
+        crate::image_names::make_unique(&mut splits, &[]);
         let captions = folder.path().join("captions.json");
         let settings = config::Positives { images: None, captions: Some(captions.clone()) };
         std::fs::write(&captions, r#"{"0.jpg": ["whose?"]}"#).unwrap();
@@ -123,7 +126,7 @@ mod tests {
         let settings = config::Positives { images: Some(folder.path().into()), captions: None };
         std::fs::write(folder.path().join("0.jpg"), b"").unwrap();
         let positives = Positives::load(&settings, &splits.train).unwrap();
-        // Not the file of that name, which may belong to another image.
+        // `0.jpg` is not used: it may belong to the other image.
         assert_eq!(positives.image(&splits.train[1]).unwrap(), folder.path().join("b/0.jpg"));
     }
 }

@@ -1,31 +1,31 @@
-//! Tars in folders and S3 buckets, through one interface: the crate `object_store`.
+//! Reads tars in folders and S3 buckets through one interface, that of the crate `object_store`.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Formatter};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use object_io::{Access, Blocking};
+use object_io::{Access, BlockingRuntime};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::runtime::Handle;
 
 use crate::Error;
-use crate::members::Forward;
+use crate::tar_reader::ForwardReader;
 
-/// Access to folders and buckets. All calls block.
+/// The stores of folders and buckets. All calls block.
 pub struct Stores {
     access: Access,
     folders: Arc<dyn ObjectStore>,
     buckets: HashMap<String, Arc<dyn ObjectStore>>,
-    blocking: Blocking,
+    runtime: BlockingRuntime,
 }
 
 impl Debug for Stores {
@@ -37,23 +37,23 @@ impl Debug for Stores {
 /// A file or an object in a bucket.
 #[derive(Clone, Debug)]
 pub struct Object {
-    /// Path or URL.
-    pub place: String,
+    /// The path or URL.
+    pub location: String,
     key: Key,
     store: Arc<dyn ObjectStore>,
-    local: bool,
+    is_local: bool,
 }
 
 impl Object {
-    /// The object of the same name with a suffix.
-    pub fn with_ending(&self, ending: &str) -> Result<Self, Error> {
-        let place = format!("{}{ending}", self.place);
-        let key = Key::parse(format!("{}{ending}", self.key)).map_err(|error| Error::format(&place, error))?;
-        Ok(Self { place, key, store: self.store.clone(), local: self.local })
+    /// The object whose name is this one's with a suffix.
+    pub fn with_suffix(&self, suffix: &str) -> Result<Self, Error> {
+        let location = format!("{}{suffix}", self.location);
+        let key = Key::parse(format!("{}{suffix}", self.key)).map_err(|error| Error::format(&location, error))?;
+        Ok(Self { location, key, store: self.store.clone(), is_local: self.is_local })
     }
 
-    fn failed(&self, error: &object_store::Error) -> Error {
-        Error::Store { place: self.place.clone(), problem: describe(error) }
+    fn store_error(&self, error: &object_store::Error) -> Error {
+        Error::Store { location: self.location.clone(), problem: describe_error(error) }
     }
 }
 
@@ -62,30 +62,30 @@ impl Object {
 pub struct Version {
     /// The size, in bytes.
     pub size: u64,
-    /// Changes with the content: the modification time of a file, or the entity tag of an object.
+    /// The modification time of a file, or the entity tag of an object.
     pub tag: String,
-    /// The condition to send with requests for the same content.
-    condition: Option<String>,
+    /// The `If-Match` condition of requests for the same content.
+    if_match: Option<String>,
 }
 
 #[cfg(test)]
 impl Version {
     /// A version as reported by a store.
-    pub fn of(size: u64, tag: &str) -> Self {
-        Self { size, tag: tag.to_owned(), condition: None }
+    pub fn new(size: u64, tag: &str) -> Self {
+        Self { size, tag: tag.to_owned(), if_match: None }
     }
 }
 
 impl Stores {
-    /// Access with these settings. Sends no request yet.
+    /// Creates the stores with these credentials. Sends no request yet.
     ///
     /// # Errors
     /// The operating system cannot create threads.
     pub fn new(access: Access) -> Result<Self, Error> {
-        let failed = |source| Error::Read { place: "threads for reading tars".to_owned(), source };
-        let blocking = Blocking::new("dataset").map_err(failed)?;
+        let thread_error = |source| Error::Read { location: "threads for reading tars".to_owned(), source };
+        let runtime = BlockingRuntime::new("dataset").map_err(thread_error)?;
         let folders = Arc::new(LocalFileSystem::new());
-        Ok(Self { access, folders, buckets: HashMap::new(), blocking })
+        Ok(Self { access, folders, buckets: HashMap::new(), runtime })
     }
 
     /// The file with this path or object with this URL `s3://bucket/key`; it need not exist.
@@ -94,78 +94,83 @@ impl Stores {
     /// The name is not of this form, its folder does not exist, or the settings for buckets are
     /// invalid.
     pub fn locate(&mut self, name: &str) -> Result<Object, Error> {
-        let place = name.to_owned();
+        let location = name.to_owned();
         let Some((scheme, rest)) = name.split_once("://") else {
-            let key = file_key(Path::new(name)).map_err(|problem| Error::format(&place, problem))?;
-            return Ok(Object { place, key, store: self.folders.clone(), local: true });
+            let key = file_key(Path::new(name)).map_err(|problem| Error::format(&location, problem))?;
+            return Ok(Object { location, key, store: self.folders.clone(), is_local: true });
         };
         let (bucket, key) = match rest.split_once('/') {
             Some((bucket, key)) if scheme == "s3" && !bucket.is_empty() && !key.is_empty() => (bucket, key),
-            _ => return Err(Error::format(place, "is neither a path nor of the form s3://bucket/key")),
+            _ => return Err(Error::format(location, "is neither a path nor of the form s3://bucket/key")),
         };
-        let key = Key::parse(key).map_err(|error| Error::format(&place, error))?;
+        let key = Key::parse(key).map_err(|error| Error::format(&location, error))?;
         let store = match self.buckets.get(bucket) {
             Some(store) => store.clone(),
             None => {
                 let store = self.access.bucket(bucket);
-                let store = store.map_err(|error| Error::Store { place: place.clone(), problem: describe(&error) })?;
+                let store = store
+                    .map_err(|error| Error::Store { location: location.clone(), problem: describe_error(&error) })?;
                 self.buckets.insert(bucket.to_owned(), store.clone());
                 store
             }
         };
-        Ok(Object { place, key, store, local: false })
+        Ok(Object { location, key, store, is_local: false })
     }
 
-    /// The present version of an object, with its size.
+    /// The current version of an object.
     pub fn version(&self, object: &Object) -> Result<Version, Error> {
-        let meta = self.blocking.wait(object.store.head(&object.key)).map_err(|error| object.failed(&error))?;
+        let meta = self.runtime.block_on(object.store.head(&object.key)).map_err(|error| object.store_error(&error))?;
         Ok(version(object, meta))
     }
 
-    /// The content of a small object; none if it does not exist, or is not readable.
-    pub fn small(&self, object: &Object, limit: u64) -> Result<Option<Bytes>, Error> {
-        let fetched = self.blocking.wait(async {
-            let found = object.store.get(&object.key).await?;
-            if found.meta.size > limit { Ok(None) } else { found.bytes().await.map(Some) }
+    /// The content of an object of at most `limit` bytes; none if it is larger, does not exist, or
+    /// is not readable.
+    pub fn read_if_small(&self, object: &Object, limit: u64) -> Result<Option<Bytes>, Error> {
+        let fetched = self.runtime.block_on(async {
+            let response = object.store.get(&object.key).await?;
+            if response.meta.size > limit { Ok(None) } else { response.bytes().await.map(Some) }
         });
         match fetched {
             Ok(bytes) => Ok(bytes),
             // Buckets without permission to list return this for missing objects.
             Err(object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }) => Ok(None),
-            Err(error) => Err(object.failed(&error)),
+            Err(error) => Err(object.store_error(&error)),
         }
     }
 
     /// Writes an object atomically.
     pub fn write(&self, object: &Object, content: Vec<u8>) -> Result<(), Error> {
-        let written = self.blocking.wait(object.store.put(&object.key, content.into()));
-        written.map(|_| ()).map_err(|error| object.failed(&error))
+        let written = self.runtime.block_on(object.store.put(&object.key, content.into()));
+        written.map(|_| ()).map_err(|error| object.store_error(&error))
     }
 
-    /// A part of an object. Fails if its version has changed.
-    pub fn part(&self, object: &Object, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
+    /// A range of an object's bytes. Fails if its version has changed.
+    pub fn read_range(&self, object: &Object, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
         let length = range.end.saturating_sub(range.start);
         let options = GetOptions {
             range: Some(GetRange::Bounded(range)),
-            if_match: version.condition.clone(),
+            if_match: version.if_match.clone(),
             ..GetOptions::default()
         };
         let fetch = async { object.store.get_opts(&object.key, options).await?.bytes().await };
-        let bytes = self.blocking.wait(fetch).map_err(|error| object.failed(&error))?;
+        let bytes = self.runtime.block_on(fetch).map_err(|error| object.store_error(&error))?;
         if bytes.len() as u64 != length {
-            return Err(Error::format(&object.place, format!("{} bytes instead of {length}: truncated?", bytes.len())));
+            return Err(Error::format(
+                &object.location,
+                format!("{} bytes instead of {length}: truncated?", bytes.len()),
+            ));
         }
         Ok(bytes)
     }
 
     /// A sequential reader of an object. Fails if its version has changed.
-    pub fn pass(&self, object: &Object, version: &Version) -> Result<Pass, Error> {
-        let options = GetOptions { if_match: version.condition.clone(), ..GetOptions::default() };
-        let opened = self.blocking.wait(object.store.get_opts(&object.key, options));
-        Ok(match opened.map_err(|error| object.failed(&error))?.payload {
-            GetResultPayload::File(file, _) => Pass::File(BufReader::new(file)),
+    pub fn reader(&self, object: &Object, version: &Version) -> Result<ObjectReader, Error> {
+        let options = GetOptions { if_match: version.if_match.clone(), ..GetOptions::default() };
+        let opened = self.runtime.block_on(object.store.get_opts(&object.key, options));
+        Ok(match opened.map_err(|error| object.store_error(&error))?.payload {
+            GetResultPayload::File(file, _) => ObjectReader::File(BufReader::new(file)),
             GetResultPayload::Stream(chunks) => {
-                Pass::Stream { chunks, rest: Bytes::new(), handle: self.blocking.handle().clone() }
+                ObjectReader::Stream { chunks, unread: Bytes::new(), handle: self.runtime.handle().clone() }
             }
         })
     }
@@ -173,33 +178,57 @@ impl Stores {
 
 fn version(object: &Object, meta: ObjectMeta) -> Version {
     let modified = meta.last_modified.timestamp_millis().to_string();
-    let tag = if object.local { modified } else { meta.e_tag.clone().unwrap_or(modified) };
-    // Weak tags never match.
-    let condition = meta.e_tag.filter(|tag| !tag.starts_with("W/"));
-    Version { size: meta.size, tag, condition }
+    let tag = if object.is_local { modified } else { meta.e_tag.clone().unwrap_or(modified) };
+    // Weak entity tags never match.
+    let if_match = meta.e_tag.filter(|tag| !tag.starts_with("W/"));
+    Version { size: meta.size, tag, if_match }
 }
 
-/// Resolves links and `..` in the folder's name, which keys cannot contain.
-fn file_key(path: &Path) -> Result<Key, String> {
-    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+/// A path that cannot be the key of a file.
+#[derive(Debug, thiserror::Error)]
+enum FileKeyError {
+    /// The working folder is unknown.
+    #[error(transparent)]
+    Absolute(#[from] std::io::Error),
+    /// The path has no file name.
+    #[error("is no file")]
+    NotAFile,
+    /// The folder does not exist or is not readable.
+    #[error("folder {}: {source}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
+    /// The store does not accept the path.
+    #[error(transparent)]
+    Path(#[from] object_store::path::Error),
+}
+
+/// The key of a file. Resolves symbolic links and `..` in the folder's name, which keys cannot
+/// contain.
+fn file_key(path: &Path) -> Result<Key, FileKeyError> {
+    let path = std::path::absolute(path)?;
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err("is no file".to_owned());
+        return Err(FileKeyError::NotAFile);
     };
-    let folder = std::fs::canonicalize(folder).map_err(|error| format!("folder {}: {error}", folder.display()))?;
-    Key::from_absolute_path(folder.join(name)).map_err(|error| error.to_string())
+    let folder_error = |source| FileKeyError::Folder { folder: folder.to_owned(), source };
+    let folder = std::fs::canonicalize(folder).map_err(folder_error)?;
+    Ok(Key::from_absolute_path(folder.join(name))?)
 }
 
-fn describe(error: &object_store::Error) -> String {
+fn describe_error(error: &object_store::Error) -> String {
     match error {
         object_store::Error::Precondition { .. } => {
             "has changed since it was indexed: stop the run, and serve it with --accept-changes".to_owned()
         }
-        other => object_io::describe(other),
+        other => object_io::describe_error(other),
     }
 }
 
-/// A sequential reader of an object.
-pub enum Pass {
+/// A sequential reader of an object's bytes.
+pub enum ObjectReader {
     /// A file; skips without reading.
     File(BufReader<File>),
     /// A stream; skips by discarding.
@@ -207,13 +236,13 @@ pub enum Pass {
         /// Chunks from the network.
         chunks: BoxStream<'static, object_store::Result<Bytes>>,
         /// Received bytes that were not read yet.
-        rest: Bytes,
-        /// Waits for the network.
+        unread: Bytes,
+        /// The runtime that receives chunks.
         handle: Handle,
     },
 }
 
-impl Forward for Pass {
+impl ForwardReader for ObjectReader {
     fn skip(&mut self, bytes: u64) -> std::io::Result<()> {
         match self {
             Self::File(file) => match i64::try_from(bytes) {
@@ -225,18 +254,20 @@ impl Forward for Pass {
     }
 }
 
-impl Read for Pass {
+impl Read for ObjectReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Self::File(file) => file.read(buffer),
-            Self::Stream { chunks, rest, handle } => {
-                while rest.is_empty() {
+            Self::Stream { chunks, unread, handle } => {
+                while unread.is_empty() {
                     match handle.block_on(chunks.next()) {
-                        Some(chunk) => *rest = chunk.map_err(|error| std::io::Error::other(describe(&error)))?,
+                        Some(chunk) => {
+                            *unread = chunk.map_err(|error| std::io::Error::other(describe_error(&error)))?
+                        }
                         None => return Ok(0),
                     }
                 }
-                let chunk = rest.split_to(rest.len().min(buffer.len()));
+                let chunk = unread.split_to(unread.len().min(buffer.len()));
                 buffer[..chunk.len()].copy_from_slice(&chunk);
                 Ok(chunk.len())
             }

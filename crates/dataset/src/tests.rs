@@ -3,11 +3,11 @@ use image::{Rgb, RgbImage};
 
 use super::*;
 
-/// A folder of Karpathy's annotations with these images: split, name, whether the file is there and sound.
+/// A folder with Karpathy annotations of these images: split, name, whether the file exists.
 fn karpathy(images: &[(&str, &str, bool)]) -> (tempfile::TempDir, Data) {
     let folder = tempfile::tempdir().unwrap();
-    let entries = images.iter().map(|(split, name, sound)| {
-        if *sound {
+    let entries = images.iter().map(|(split, name, exists)| {
+        if *exists {
             RgbImage::from_pixel(5, 7, Rgb([1, 2, 3])).save(folder.path().join(name)).unwrap();
         }
         format!(
@@ -22,22 +22,22 @@ fn karpathy(images: &[(&str, &str, bool)]) -> (tempfile::TempDir, Data) {
 }
 
 #[test]
-fn a_set_of_files_is_loaded_and_read() {
+fn images_in_files_are_loaded_and_read() {
     let images =
         [("train", "a.png", true), ("restval", "b.png", true), ("val", "c.png", true), ("test", "d.png", true)];
     let (_folder, settings) = karpathy(&images);
-    let set = DataSet::load(&settings).unwrap();
-    assert_eq!(Split::ALL.map(|split| set.split(split).len()), [2, 1, 1]);
-    assert_eq!((set.train_captions(), set.left_out()), (4, &[][..]));
+    let data_set = DataSet::load(&settings).unwrap();
+    assert_eq!(Split::ALL.map(|split| data_set.split(split).len()), [2, 1, 1]);
+    assert_eq!((data_set.train_caption_count(), data_set.skipped_images()), (4, &[][..]));
     for split in Split::ALL {
-        for item in set.split(split) {
-            assert_eq!(set.pixels(item, 4).unwrap(), [1, 2, 3].repeat(16));
+        for item in data_set.split(split) {
+            assert_eq!(data_set.pixels(item, 4).unwrap(), [1, 2, 3].repeat(16));
         }
     }
 }
 
 #[test]
-fn files_of_the_validation_split_are_found_by_their_names_without_being_looked_at() {
+fn validation_files_are_listed_without_being_read() {
     let (folder, settings) = karpathy(&[("train", "a.png", true), ("val", "b.png", false), ("test", "c.png", true)]);
     let files = validation_files(&settings).unwrap();
     assert_eq!(files, [("b.png".to_owned(), folder.path().join("b.png"))].into());
@@ -47,7 +47,7 @@ fn files_of_the_validation_split_are_found_by_their_names_without_being_looked_a
 }
 
 #[test]
-fn training_and_validation_have_fingerprints_of_their_own() {
+fn training_and_validation_splits_have_separate_fingerprints() {
     let fingerprints = |images: &[(&str, &str, bool)]| {
         let data = DataSet::load(&karpathy(images).1).unwrap();
         (data.training_sha256(), data.validation_sha256())
@@ -62,7 +62,7 @@ fn training_and_validation_have_fingerprints_of_their_own() {
 }
 
 #[test]
-fn missing_images_are_named_or_counted() {
+fn missing_images_are_an_error_or_skipped() {
     let (_folder, mut settings) = karpathy(&[
         ("train", "a.png", true),
         ("train", "gone.png", false),
@@ -72,12 +72,15 @@ fn missing_images_are_named_or_counted() {
     let error = DataSet::load(&settings).unwrap_err().to_string();
     assert!(error.contains("gone.png") && error.contains("skip_corrupt"), "{error}");
     settings.skip_corrupt = true;
-    let set = DataSet::load(&settings).unwrap();
-    assert_eq!((set.left_out().len(), set.split(Split::Train).len(), set.split(Split::Test).len()), (2, 1, 0));
+    let data_set = DataSet::load(&settings).unwrap();
+    assert_eq!(
+        (data_set.skipped_images().len(), data_set.split(Split::Train).len(), data_set.split(Split::Test).len()),
+        (2, 1, 0)
+    );
 }
 
 #[test]
-fn a_split_without_images_is_named() {
+fn a_split_without_images_is_an_error() {
     for (images, expected) in [
         ([("train", "a.png", true), ("val", "b.png", false)], "split `val`; images left out: 1, the first of them "),
         ([("val", "a.png", true), ("test", "b.png", true)], "split `train`"),
@@ -90,7 +93,7 @@ fn a_split_without_images_is_named() {
 }
 
 #[test]
-fn coco_is_loaded_from_a_file_a_split() {
+fn coco_is_loaded_from_one_file_per_split() {
     let folder = tempfile::tempdir().unwrap();
     RgbImage::new(2, 2).save(folder.path().join("a.png")).unwrap();
     let annotations = folder.path().join("captions.json");
@@ -98,12 +101,12 @@ fn coco_is_loaded_from_a_file_a_split() {
     std::fs::write(&annotations, text).unwrap();
     let split = CocoSplit { annotations, images: folder.path().to_owned() };
     let coco = Some(Coco { train: split.clone(), validation: split, test: None });
-    let set = DataSet::load(&Data { coco, ..Data::default() }).unwrap();
-    assert_eq!(Split::ALL.map(|split| set.split(split).len()), [1, 1, 0]);
+    let data_set = DataSet::load(&Data { coco, ..Data::default() }).unwrap();
+    assert_eq!(Split::ALL.map(|split| data_set.split(split).len()), [1, 1, 0]);
 }
 
-/// A PNG with a sound header and end whose pixels are damaged.
-fn damage(path: &Path) {
+/// Damages the pixels of a PNG; its header and end stay valid.
+fn damage_pixels(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let pixels = bytes.windows(4).position(|name| name == b"IDAT").unwrap() + 6;
     bytes[pixels] ^= 0xFF;
@@ -111,7 +114,7 @@ fn damage(path: &Path) {
 }
 
 #[test]
-fn images_of_one_file_name_are_found_by_their_paths() {
+fn images_with_equal_file_names_are_named_by_path() {
     let (folder, settings) = karpathy(&[("train", "t.png", true), ("val", "0.png", true)]);
     for part in ["a", "b"] {
         std::fs::create_dir(folder.path().join(part)).unwrap();
@@ -126,12 +129,12 @@ fn images_of_one_file_name_are_found_by_their_paths() {
     std::fs::write(&annotations, doubled).unwrap();
     let expected = ["a/0.png", "b/0.png"].map(|name| (name.to_owned(), folder.path().join(name)));
     assert_eq!(validation_files(&settings).unwrap(), expected.into());
-    let set = DataSet::load(&settings).unwrap();
-    assert_eq!(set.split(Split::Validation).len(), 2);
+    let data_set = DataSet::load(&settings).unwrap();
+    assert_eq!(data_set.split(Split::Validation).len(), 2);
 }
 
 #[test]
-fn a_split_may_be_without_captions_where_the_run_needs_none() {
+fn a_split_without_captions_is_an_error_only_if_the_run_needs_them() {
     let folder = tempfile::tempdir().unwrap();
     RgbImage::new(2, 2).save(folder.path().join("a.png")).unwrap();
     let split = |name: &str, annotations: &str| {
@@ -140,31 +143,34 @@ fn a_split_may_be_without_captions_where_the_run_needs_none() {
         CocoSplit { annotations: path, images: folder.path().to_owned() }
     };
     let good = split("good.json", r#", "annotations": [{"image_id": 1, "caption": "A"}]"#);
-    let silent = split("silent.json", "");
+    let captionless = split("captionless.json", "");
     let load = |train: &CocoSplit, validation: &CocoSplit, objective: &str| {
-        let coco = Coco { train: train.clone(), validation: validation.clone(), test: Some(silent.clone()) };
+        let coco = Coco { train: train.clone(), validation: validation.clone(), test: Some(captionless.clone()) };
         let mut run = run(objective);
         run.data = Data { coco: Some(coco), ..Data::default() };
         let test = DataSet::load_split(&run.data, Split::Test).unwrap();
         assert_eq!(Split::ALL.map(|split| test.split(split).len()), [0, 0, 1]);
         let loaded = DataSet::load_for(&run).map_err(|error| error.to_string());
-        let complete = DataSet::survey(&run.data).unwrap().complete(&run).map_err(|error| error.to_string());
+        let complete = DataSet::load_usable(&run.data).unwrap().check_complete(&run).map_err(|error| error.to_string());
         assert_eq!(loaded.as_ref().err(), complete.as_ref().err());
         loaded
     };
-    let set = load(&good, &good, "cross_entropy").unwrap();
-    assert_eq!(Split::ALL.map(|split| set.lacks_captions(split)), [false, false, true]);
-    let set = load(&silent, &silent, "dico").unwrap();
-    assert_eq!((set.split(Split::Train).len(), set.train_captions()), (1, 0));
-    load(&good, &silent, "cross_entropy").unwrap();
-    let error = load(&silent, &good, "cross_entropy").unwrap_err();
-    let expected = "silent.json: split `train` has no captions: stage `only` (cross_entropy) trains on them";
+    let data_set = load(&good, &good, "cross_entropy").unwrap();
+    assert_eq!(Split::ALL.map(|split| data_set.lacks_captions(split)), [false, false, true]);
+    let data_set = load(&captionless, &captionless, "dico").unwrap();
+    assert_eq!((data_set.split(Split::Train).len(), data_set.train_caption_count()), (1, 0));
+    load(&good, &captionless, "cross_entropy").unwrap();
+    let error = load(&captionless, &good, "cross_entropy").unwrap_err();
+    let expected = "captionless.json: split `train` has no captions: stage `only` (cross_entropy) trains on them";
     assert!(error.ends_with(expected), "{error}");
-    let error = load(&good, &silent, "dico, metric: ref_pac_s").unwrap_err();
-    assert!(error.contains("silent.json: split `val` has no captions: stage `only` watches `ref_pac_s`"), "{error}");
+    let error = load(&good, &captionless, "dico, metric: ref_pac_s").unwrap_err();
+    assert!(
+        error.contains("captionless.json: split `val` has no captions: stage `only` watches `ref_pac_s`"),
+        "{error}"
+    );
 }
 
-/// A run of one stage.
+/// A run with one stage.
 fn run(objective: &str) -> config::RunFile {
     let text = format!(
         "name: test\noutput: /nowhere\nworkers: {{ min: 1, max: 1 }}\n\
@@ -176,7 +182,7 @@ fn run(objective: &str) -> config::RunFile {
 }
 
 #[test]
-fn all_images_without_captions_are_found_beside_those_that_are_missing() {
+fn images_without_captions_and_missing_images_are_all_skipped() {
     let (folder, settings) = karpathy(&[
         ("train", "a.png", true),
         ("train", "b.png", true),
@@ -190,16 +196,16 @@ fn all_images_without_captions_are_found_beside_those_that_are_missing() {
         text = text.replace(&format!(r#"[{{"raw": "of {name}"}}, {{"raw": "a"}}]"#), "[]");
     }
     std::fs::write(&annotations, text).unwrap();
-    let set = DataSet::survey(&settings).unwrap();
-    let bad: Vec<&str> = set.left_out().iter().map(|bad| bad.place.rsplit('/').next().unwrap()).collect();
-    assert_eq!((bad, set.split(Split::Train).len()), (vec!["b.png", "c.png", "gone.png"], 1));
+    let data_set = DataSet::load_usable(&settings).unwrap();
+    let bad: Vec<&str> = data_set.skipped_images().iter().map(|bad| bad.location.rsplit('/').next().unwrap()).collect();
+    assert_eq!((bad, data_set.split(Split::Train).len()), (vec!["b.png", "c.png", "gone.png"], 1));
     let error = DataSet::load(&settings).unwrap_err().to_string();
     assert!(error.contains("b.png: no sentences, others of split `train` have some, and 2 more images"), "{error}");
     assert_eq!(DataSet::load(&Data { skip_corrupt: true, ..settings }).unwrap().split(Split::Train).len(), 1);
 }
 
 #[test]
-fn a_split_that_is_empty_because_nothing_was_understood_says_so() {
+fn the_error_of_an_empty_split_names_unknown_splits() {
     let (folder, settings) = karpathy(&[("train", "a.png", true), ("evaluation", "b.png", true)]);
     let error = DataSet::load(&settings).unwrap_err().to_string();
     assert!(error.contains("no usable image in split `val`; ") && error.contains("split `evaluation`"), "{error}");
@@ -207,7 +213,7 @@ fn a_split_that_is_empty_because_nothing_was_understood_says_so() {
 }
 
 #[test]
-fn an_image_that_is_cut_off_is_found_at_once() {
+fn a_truncated_image_is_found_when_the_data_set_is_loaded() {
     let (folder, mut settings) =
         karpathy(&[("train", "a.png", true), ("train", "b.png", true), ("val", "c.png", true)]);
     let path = folder.path().join("a.png");
@@ -216,45 +222,45 @@ fn an_image_that_is_cut_off_is_found_at_once() {
     let error = DataSet::load(&settings).unwrap_err().to_string();
     assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
     settings.skip_corrupt = true;
-    let set = DataSet::load(&settings).unwrap();
-    assert_eq!((set.split(Split::Train).len(), set.left_out()[0].split), (1, Split::Train));
+    let data_set = DataSet::load(&settings).unwrap();
+    assert_eq!((data_set.split(Split::Train).len(), data_set.skipped_images()[0].split), (1, Split::Train));
 }
 
 #[test]
-fn damage_behind_a_sound_header_is_named_when_it_is_met() {
+fn damaged_pixels_are_an_error_when_the_image_is_decoded() {
     let (folder, settings) = karpathy(&[("train", "a.png", true), ("val", "b.png", true)]);
-    damage(&folder.path().join("a.png"));
-    let set = DataSet::load(&settings).unwrap();
-    let item = &set.split(Split::Train)[0];
-    assert!(set.read(item).is_ok());
-    let error = set.pixels(item, 4).unwrap_err();
-    assert!(error.is_of_image() && error.to_string().contains("a.png: "), "{error}");
+    damage_pixels(&folder.path().join("a.png"));
+    let data_set = DataSet::load(&settings).unwrap();
+    let item = &data_set.split(Split::Train)[0];
+    assert!(data_set.read(item).is_ok());
+    let error = data_set.pixels(item, 4).unwrap_err();
+    assert!(error.is_image_error() && error.to_string().contains("a.png: "), "{error}");
     let text = error.with_remedy();
     assert!(text.contains("a.png: ") && text.contains("data.skip_corrupt"), "{text}");
 }
 
 #[test]
-fn all_images_that_cannot_be_decoded_are_found_by_decoding() {
+fn undecodable_images_are_all_found() {
     let names: Vec<String> = (0..40).map(|number| format!("{number:02}.png")).collect();
     let images: Vec<_> =
         names.iter().map(|name| ("train", name.as_str(), true)).chain([("val", "v.png", true)]).collect();
     let (folder, settings) = karpathy(&images);
     let bad = [3, 17, 39];
-    bad.iter().for_each(|&at: &usize| damage(&folder.path().join(&names[at])));
-    let set = DataSet::survey(&settings).unwrap();
-    assert!(set.left_out().is_empty());
-    let done = std::sync::atomic::AtomicUsize::new(0);
+    bad.iter().for_each(|&at: &usize| damage_pixels(&folder.path().join(&names[at])));
+    let data_set = DataSet::load_usable(&settings).unwrap();
+    assert!(data_set.skipped_images().is_empty());
+    let decoded = std::sync::atomic::AtomicUsize::new(0);
     let all: Vec<usize> = (0..40).collect();
-    let tell = || _ = done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let found = set.try_decoding(Split::Train, &all, 3, tell).unwrap();
-    let places: Vec<String> = bad.iter().map(|&at| folder.path().join(&names[at]).display().to_string()).collect();
-    assert_eq!(found.iter().map(|bad| bad.place.clone()).collect::<Vec<_>>(), places);
-    assert_eq!(done.into_inner(), 40);
-    assert!(set.try_decoding(Split::Train, &[0, 38], 3, || ()).unwrap().is_empty());
+    let on_decoded = || _ = decoded.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let undecodable = data_set.undecodable_images(Split::Train, &all, 3, on_decoded).unwrap();
+    let locations: Vec<String> = bad.iter().map(|&at| folder.path().join(&names[at]).display().to_string()).collect();
+    assert_eq!(undecodable.iter().map(|bad| bad.location.clone()).collect::<Vec<_>>(), locations);
+    assert_eq!(decoded.into_inner(), 40);
+    assert!(data_set.undecodable_images(Split::Train, &[0, 38], 3, || ()).unwrap().is_empty());
 }
 
 #[test]
-fn generated_images_that_cannot_be_used_leave_their_image_out() {
+fn images_with_unusable_generated_images_are_skipped() {
     let (_folder, mut settings) = karpathy(&[
         ("train", "a.png", true),
         ("train", "b.png", true),
@@ -268,9 +274,9 @@ fn generated_images_that_cannot_be_used_leave_their_image_out() {
     let error = DataSet::load(&settings).unwrap_err().to_string();
     assert!(error.contains("b.png: generated image: ") && error.contains("data.skip_corrupt"), "{error}");
     settings.skip_corrupt = true;
-    let set = DataSet::load(&settings).unwrap();
-    assert_eq!((set.split(Split::Train).len(), set.left_out().len()), (1, 2));
-    assert!(set.generated_pixels(0, 4).is_ok());
+    let data_set = DataSet::load(&settings).unwrap();
+    assert_eq!((data_set.split(Split::Train).len(), data_set.skipped_images().len()), (1, 2));
+    assert!(data_set.generated_pixels(0, 4).is_ok());
 }
 
 /// The EXIF segment of a JPEG, with this orientation.
@@ -282,7 +288,7 @@ fn exif(orientation: u8) -> Vec<u8> {
 }
 
 #[test]
-fn odd_images_are_counted_and_photos_turned_if_that_is_wanted() {
+fn unusual_images_are_counted_and_exif_orientation_is_applied_on_request() {
     let (folder, mut settings) =
         karpathy(&[("train", "a.jpg", true), ("train", "g.png", true), ("val", "v.png", true)]);
     let path = folder.path().join("a.jpg");
@@ -292,20 +298,20 @@ fn odd_images_are_counted_and_photos_turned_if_that_is_wanted() {
     let grey = image::ImageBuffer::from_pixel(2, 2, image::Luma([300_u16]));
     grey.save(folder.path().join("g.png")).unwrap();
 
-    let set = DataSet::load(&settings).unwrap();
-    let [turned, grey] = [&path, &folder.path().join("g.png")].map(|path| vec![path.display().to_string()]);
-    assert_eq!(*set.odd(), OddImages { turned, grey_of_16_bits: grey });
-    let warnings: Vec<String> = set.warnings().collect();
+    let data_set = DataSet::load(&settings).unwrap();
+    let [exif_rotated, greyscale] = [&path, &folder.path().join("g.png")].map(|path| vec![path.display().to_string()]);
+    assert_eq!(*data_set.unusual_images(), UnusualImages { exif_rotated, greyscale_16_bit: greyscale });
+    let warnings: Vec<String> = data_set.warnings().collect();
     assert!(warnings[0].contains("1 images have an EXIF orientation") && warnings[0].contains("a.jpg"), "{warnings:?}");
     assert!(warnings[1].contains("16 bits") && warnings[1].contains("g.png"), "{warnings:?}");
-    let first = |set: &DataSet| set.pixels(&set.split(Split::Train)[0], 8).unwrap()[0];
-    assert!(first(&set) > 250);
+    let first = |data_set: &DataSet| data_set.pixels(&data_set.split(Split::Train)[0], 8).unwrap()[0];
+    assert!(first(&data_set) > 250);
 
     settings.exif = true;
-    let turned = DataSet::load(&settings).unwrap();
-    assert!(first(&turned) < 5);
-    assert_eq!(turned.warnings().count(), 1, "what is applied is no reason to warn");
-    assert_ne!(set.preprocessing(), turned.preprocessing());
+    let rotated = DataSet::load(&settings).unwrap();
+    assert!(first(&rotated) < 5);
+    assert_eq!(rotated.warnings().count(), 1, "an applied orientation causes no warning");
+    assert_ne!(data_set.preprocessing(), rotated.preprocessing());
 }
 
 #[test]
@@ -314,7 +320,7 @@ fn settings_without_a_source_are_refused() {
 }
 
 #[test]
-fn splits_are_named_as_in_annotations() {
+fn split_names_are_parsed_with_their_synonyms() {
     for split in Split::ALL {
         assert_eq!(split.to_string().parse(), Ok(split));
     }

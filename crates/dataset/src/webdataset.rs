@@ -7,72 +7,75 @@ use std::path::Path;
 use config::WebDataset;
 use object_io::Access;
 
-use crate::index::{CAPTION_KEYS, Sample, Unknown};
-use crate::names::coco_id;
+use crate::image_names::coco_id;
+use crate::index::{CAPTION_KEYS, Sample, UnknownMembers};
 use crate::shards::Shards;
 use crate::store::Stores;
-use crate::{BadImage, DataSet, Error, ImageRef, Item, Split, braces, names};
+use crate::{BadImage, DataSet, Error, ImageRef, Item, Split, brace_expansion, image_names};
 
-/// Maximal number of unknown extensions that are named.
-const MAX_NAMED: usize = 5;
+/// Maximal number of unknown extensions that a note names.
+const MAX_NAMED_EXTENSIONS: usize = 5;
 
-/// Loads the `wanted` splits that `settings` names, without invalid samples.
+/// Loads the `requested` splits for which `settings` has tars, without invalid samples.
 ///
 /// # Errors
 /// A pattern or tar has a wrong format, or cannot be read.
-pub fn load(settings: &WebDataset, wanted: &[Split], access: Access) -> Result<DataSet, Error> {
+pub fn load(settings: &WebDataset, requested: &[Split], access: Access) -> Result<DataSet, Error> {
     let patterns = [
         (Split::Train, Some(&settings.train)),
         (Split::Validation, Some(&settings.validation)),
         (Split::Test, settings.test.as_ref()),
     ];
     let mut tars = Vec::new();
-    let mut owners = Vec::new();
+    let mut split_of_tar = Vec::new();
     for (split, pattern) in patterns {
-        let Some(pattern) = pattern.filter(|_| wanted.contains(&split)) else { continue };
-        let names = braces::expand(pattern).map_err(|problem| Error::format(pattern, problem))?;
-        owners.resize(owners.len() + names.len(), split);
+        let Some(pattern) = pattern.filter(|_| requested.contains(&split)) else { continue };
+        let names = brace_expansion::expand(pattern).map_err(|problem| Error::format(pattern, problem))?;
+        split_of_tar.resize(split_of_tar.len() + names.len(), split);
         tars.extend(names);
     }
     let (shards, indices) = Shards::open(Stores::new(access)?, &tars)?;
-    let mut found: Vec<(Split, usize, Vec<Sample>)> = Vec::with_capacity(tars.len());
-    let mut unknown: BTreeMap<(usize, String), Unknown> = BTreeMap::new();
-    for (shard, (split, index)) in owners.into_iter().zip(indices).enumerate() {
-        for (extension, Unknown { members, first }) in index.unknown {
-            let first = || Unknown { members: 0, first: format!("{first} in {}", tars[shard]) };
-            unknown.entry((split as usize, extension)).or_insert_with(first).members += members;
+    let mut shard_samples: Vec<(Split, usize, Vec<Sample>)> = Vec::with_capacity(tars.len());
+    let mut unknown: BTreeMap<(usize, String), UnknownMembers> = BTreeMap::new();
+    for (shard, (split, index)) in split_of_tar.into_iter().zip(indices).enumerate() {
+        for (extension, UnknownMembers { members, first }) in index.unknown {
+            let new = || UnknownMembers { members: 0, first: format!("{first} in {}", tars[shard]) };
+            unknown.entry((split as usize, extension)).or_insert_with(new).members += members;
         }
-        found.push((split, shard, index.samples));
+        shard_samples.push((split, shard, index.samples));
     }
     let mut data = DataSet { shards: Some(shards), ..DataSet::default() };
     for split in Split::ALL {
-        let of_split = unknown.iter().filter(|((of, _), _)| *of == split as usize);
+        let of_split = unknown.iter().filter(|((index, _), _)| *index == split as usize);
         let of_split: Vec<_> = of_split.map(|((_, extension), unknown)| (extension.as_str(), unknown)).collect();
-        data.splits.notes.extend(not_read(split, &of_split));
+        data.splits.notes.extend(unknown_members_note(split, &of_split));
     }
-    let silent = Split::ALL.map(|split| without_captions(split, &found));
-    for split in Split::ALL.into_iter().filter(|split| silent[*split as usize]) {
-        let samples = || found.iter().filter(|(of, ..)| *of == split).flat_map(|(.., samples)| samples);
-        let keyed = samples().find(|sample| !sample.keys.is_empty());
-        let note = keyed.map(|sample| format!("split `{split}`: {}: {}", sample.key, no_captions(&sample.keys)));
+    let lacks_captions =
+        Split::ALL.map(|split| samples_of(split, &shard_samples).all(|sample| sample.captions.is_empty()));
+    for split in Split::ALL.into_iter().filter(|split| lacks_captions[*split as usize]) {
+        let with_json = samples_of(split, &shard_samples).find(|sample| !sample.keys.is_empty());
+        let note = with_json.map(|sample| {
+            let problem = SampleError::NoCaptions { json_keys: sample.keys.clone() };
+            format!("split `{split}`: {}: {problem}", sample.key)
+        });
         data.splits.notes.extend(note);
     }
-    for (split, shard, samples) in found {
+    for (split, shard, samples) in shard_samples {
         for sample in samples {
-            let (place, oddities) = (format!("{} in {}", sample.key, tars[shard]), sample.oddities);
-            match item(shard, sample, silent[split as usize]) {
+            let (location, oddities) = (format!("{} in {}", sample.key, tars[shard]), sample.oddities);
+            match item(shard, sample, !lacks_captions[split as usize]) {
                 Ok(item) => data.add(split, item, Ok(oddities)),
-                Err(problem) => data.left_out.push(BadImage { split, place, problem }),
+                Err(error) => data.skipped.push(BadImage { split, location, problem: error.to_string() }),
             }
         }
     }
     let tar_of = |item: &Item| match &item.image {
-        ImageRef::Member(member) => tars.get(Shards::tar_of(member)).map_or("", String::as_str),
+        ImageRef::TarMember(member) => tars.get(Shards::shard_index(member)).map_or("", String::as_str),
         ImageRef::File(_) => "",
     };
     let file_name =
         |tar: &str| Path::new(tar).file_name().map_or_else(String::new, |name| name.to_string_lossy().into());
-    names::settle(
+    image_names::make_unique(
         &mut data.splits,
         &[&|item| format!("{}/{}", file_name(tar_of(item)), item.path()), &|item| {
             format!("{}/{}", tar_of(item), item.path())
@@ -81,55 +84,71 @@ pub fn load(settings: &WebDataset, wanted: &[Split], access: Access) -> Result<D
     Ok(data)
 }
 
-/// Whether no valid sample of a split has captions.
-fn without_captions(split: Split, found: &[(Split, usize, Vec<Sample>)]) -> bool {
-    let mut samples = found.iter().filter(|(of, ..)| *of == split).flat_map(|(.., samples)| samples);
-    samples.all(|sample| sample.captions.is_empty())
+/// The samples of all tars of a split.
+fn samples_of(split: Split, shard_samples: &[(Split, usize, Vec<Sample>)]) -> impl Iterator<Item = &Sample> {
+    shard_samples.iter().filter(move |(of, ..)| *of == split).flat_map(|(.., samples)| samples)
 }
 
 /// A note on members with unknown extensions; none if there are none.
-fn not_read(split: Split, unknown: &[(&str, &Unknown)]) -> Option<String> {
+fn unknown_members_note(split: Split, unknown: &[(&str, &UnknownMembers)]) -> Option<String> {
     if unknown.is_empty() {
         return None;
     }
-    let all: u64 = unknown.iter().map(|(_, unknown)| unknown.members).sum();
-    let named = unknown.iter().take(MAX_NAMED).map(|(extension, Unknown { members, first })| {
+    let total: u64 = unknown.iter().map(|(_, unknown)| unknown.members).sum();
+    let named = unknown.iter().take(MAX_NAMED_EXTENSIONS).map(|(extension, UnknownMembers { members, first })| {
         let extension =
             if extension.is_empty() { "no extension".to_owned() } else { format!("extension `{extension}`") };
         format!("{members} with {extension} ({first} for one)")
     });
     let named = named.collect::<Vec<_>>().join(", ");
-    let others = if unknown.len() > MAX_NAMED { ", and others" } else { "" };
+    let others = if unknown.len() > MAX_NAMED_EXTENSIONS { ", and others" } else { "" };
     let rule =
         "the extension is all that follows the first dot of a file name; known are jpg, jpeg, png, webp, txt and json";
-    Some(format!("split `{split}`: {all} members of its tars are not read: {named}{others}; {rule}"))
+    Some(format!("split `{split}`: {total} members of its tars are not read: {named}{others}; {rule}"))
 }
 
-/// The image of a sample, or the reason why it has none. `silent`: captions are not expected.
-fn item(shard: usize, sample: Sample, silent: bool) -> Result<Item, String> {
+/// Why a sample cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum SampleError {
+    /// A member is invalid, as the index records.
+    #[error("{0}")]
+    Invalid(String),
+    /// The sample has no image.
+    #[error("captions without an image")]
+    NoImage,
+    /// The sample has no captions although others of its split have some.
+    #[error("an image without captions{}", describe_json_keys(json_keys))]
+    NoCaptions {
+        /// The keys of its `.json` member, if it has one.
+        json_keys: Vec<String>,
+    },
+}
+
+/// The item of a sample of the tar with index `shard`.
+fn item(shard: usize, sample: Sample, needs_captions: bool) -> Result<Item, SampleError> {
     let Sample { key, image, captions, id, keys, problem, .. } = sample;
     match (image, problem) {
-        (_, Some(problem)) => Err(problem),
-        (None, None) => Err("captions without an image".to_owned()),
-        (Some(_), None) if captions.is_empty() && !silent => Err(no_captions(&keys)),
+        (_, Some(problem)) => Err(SampleError::Invalid(problem)),
+        (None, None) => Err(SampleError::NoImage),
+        (Some(_), None) if captions.is_empty() && needs_captions => Err(SampleError::NoCaptions { json_keys: keys }),
         (Some(extent), None) => {
             let id = id.or_else(|| coco_id(&key));
-            let item = Item::new(&key, captions, ImageRef::Member(Shards::member(shard, extent)));
+            let item = Item::new(&key, captions, ImageRef::TarMember(Shards::member(shard, extent)));
             Ok(Item { id, ..item })
         }
     }
 }
 
-/// The problem of an image without captions whose `.json`, if there is one, has these keys.
-fn no_captions(keys: &[String]) -> String {
+/// Says which keys a `.json` member has and which ones could have captions; empty without keys.
+fn describe_json_keys(keys: &[String]) -> String {
     if keys.is_empty() {
-        return "an image without captions".to_owned();
+        return String::new();
     }
     let quoted = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-    let found: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     format!(
-        "an image without captions: its .json has the keys {}, and none of {} is a text or a list of texts",
-        quoted(&found),
+        ": its .json has the keys {}, and none of {} is a text or a list of texts",
+        quoted(&keys),
         quoted(&CAPTION_KEYS)
     )
 }

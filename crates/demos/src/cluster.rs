@@ -18,15 +18,18 @@ const POLL: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// It cannot be synthesized, or the existing one has another number of images.
-pub fn synthesize(world: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
-    if world.join("dataset.json").exists() {
-        let there = std::fs::read_dir(world.join("images")).with_context(|| world.display().to_string())?.count();
-        let folder = world.parent().unwrap_or(world).display();
-        ensure!(there == images as usize, "the world in {folder} has {there} images, not {images}: remove that folder");
+pub fn synthesize(folder: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
+    if folder.join("dataset.json").exists() {
+        let found = std::fs::read_dir(folder.join("images")).with_context(|| folder.display().to_string())?.count();
+        let folder = folder.display();
+        ensure!(
+            found == images as usize,
+            "the data set in {folder} has {found} images, not {images}: remove that folder"
+        );
         return Ok(());
     }
     let mut command = command("worker")?;
-    command.arg("synthesize").arg("--out").arg(world);
+    command.arg("synthesize").arg("--out").arg(folder);
     command.args(["--images", &images.to_string(), "--seed", &seed.to_string()]).args(more);
     let status = command.status().context("cannot run worker synthesize")?;
     ensure!(status.success(), "worker synthesize failed");
@@ -47,7 +50,7 @@ impl Cluster {
     pub fn start(config: &Path, run: &RunFile) -> Result<Self> {
         let log = |name: &str| run.output.join(format!("{name}.log"));
         let coordinator = Coordinator::start(command("coordinator")?, config, &[], log("coordinator"))?;
-        let (grpc, http) = (&coordinator.grpc, &coordinator.http);
+        let (grpc, http) = (&coordinator.grpc_address, &coordinator.http_address);
         println!("coordinator: grpc={grpc} http={http}; page: http://{http}");
         let url = format!("http://{grpc}");
         let workers = (0..run.workers.max)
@@ -68,7 +71,7 @@ impl Cluster {
     /// # Errors
     /// A process failed; the message has the end of its log.
     pub async fn watch(mut self, mut progress: Progress) -> Result<BTreeMap<String, String>> {
-        let url = format!("http://{}", self.coordinator.grpc);
+        let url = format!("http://{}", self.coordinator.grpc_address);
         let mut admin = AdminClient::connect(url).await.context("cannot reach the coordinator")?;
         let mut tick = tokio::time::interval(POLL);
         let mut is_running = true;
@@ -83,7 +86,7 @@ impl Cluster {
                 progress.show(&status.into_inner());
             }
         }
-        progress.done();
+        progress.finish();
         let mut hashes = BTreeMap::new();
         for (id, worker) in self.workers.iter_mut().enumerate() {
             let printed = worker.finish()?;
@@ -97,6 +100,6 @@ impl Cluster {
 /// Whether a process still runs; fails if it has failed.
 fn is_alive(process: &mut Process) -> Result<bool> {
     let status = process.try_wait()?;
-    status.map_or(Ok(()), |status| process.check(status))?;
+    status.map_or(Ok(()), |status| process.check_exit_status(status))?;
     Ok(status.is_none())
 }

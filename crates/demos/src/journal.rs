@@ -1,4 +1,4 @@
-//! Reads a run's journal; its tables are described in `coordinator/src/journal.rs`.
+//! Reads a run's journal; `coordinator/src/journal/mod.rs` describes its tables.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,17 +19,6 @@ pub struct Evaluation {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// A recorded step.
-pub struct Step {
-    /// The number of the step, from 1.
-    pub step: u64,
-    /// The loss per image or token; NaN if it was not finite.
-    pub loss: f64,
-    /// The 5 %, 50 % and 95 % quantiles and the mean of the chosen candidates' reward; none without
-    /// rewards.
-    pub reward: Option<[f64; 4]>,
-}
-
 impl Journal {
     /// Opens a journal, also while a coordinator writes to it.
     ///
@@ -38,28 +27,6 @@ impl Journal {
     pub fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         Ok(Self(connection.with_context(|| format!("cannot open {}", path.display()))?))
-    }
-
-    /// The steps of a stage, each from the last generation that trained it.
-    ///
-    /// # Errors
-    /// The journal cannot be read.
-    pub fn steps(&self, stage: usize) -> Result<Vec<Step>> {
-        let query = "SELECT step, loss, summaries_json, MAX(generation) FROM steps WHERE stage = ?1 GROUP BY step ORDER BY step";
-        let mut statement = self.0.prepare(query)?;
-        let rows = statement.query_map([stage], |row| Ok((row.get(0)?, row.get::<_, Option<f64>>(1)?, row.get(2)?)))?;
-        rows.map(|row| {
-            let (step, loss, summaries): (u64, Option<f64>, String) = row?;
-            let summaries: serde_json::Value = serde_json::from_str(&summaries)?;
-            let number = |key| summaries["reward_chosen"][key].as_f64();
-            let reward = ["p05", "p50", "p95", "mean"].map(number);
-            let reward = match reward {
-                [Some(low), Some(middle), Some(high), Some(mean)] => Some([low, middle, high, mean]),
-                _ => None,
-            };
-            Ok(Step { step, loss: loss.unwrap_or(f64::NAN), reward })
-        })
-        .collect()
     }
 
     /// The evaluations of a stage, in order of step, each from the last generation.

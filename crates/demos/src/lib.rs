@@ -4,12 +4,10 @@
 //! cluster.rs   starts and watches the processes
 //! progress.rs  shows progress
 //! journal.rs   reads the results
-//! pictures.rs  draws charts
 //! ```
 
 pub mod cluster;
 pub mod journal;
-pub mod pictures;
 pub mod progress;
 
 use tokio::signal::unix::{SignalKind, signal};

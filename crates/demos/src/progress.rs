@@ -7,12 +7,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use proto::v1::StatusResponse;
 
 /// Interval of lines if there is no terminal for progress bars.
-const QUIET: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A progress bar for each stage; plain lines if the output is not a terminal.
 pub struct Progress {
     bars: Vec<ProgressBar>,
-    printed: Option<Instant>,
+    last_line_at: Option<Instant>,
 }
 
 impl Progress {
@@ -26,7 +26,7 @@ impl Progress {
             bar.set_prefix(stage.name.clone());
             bar
         });
-        Self { bars: bars.collect(), printed: None }
+        Self { bars: bars.collect(), last_line_at: None }
     }
 
     /// Updates the bars.
@@ -44,14 +44,14 @@ impl Progress {
         }
         bar.set_message(numbers.clone());
         bar.set_position(status.step);
-        if bar.is_hidden() && self.printed.is_none_or(|printed| printed.elapsed() > QUIET) {
+        if bar.is_hidden() && self.last_line_at.is_none_or(|at| at.elapsed() > LINE_INTERVAL) {
             println!("{} {}/{}  {numbers}", status.stage_name, status.step, status.steps);
-            self.printed = Some(Instant::now());
+            self.last_line_at = Some(Instant::now());
         }
     }
 
     /// Leaves the bars on the screen.
-    pub fn done(&self) {
+    pub fn finish(&self) {
         for bar in self.bars.iter().filter(|bar| !bar.is_finished()) {
             bar.abandon();
         }

@@ -1,29 +1,29 @@
-//! The feature store: outputs of the frozen encoders for each image of a split, computed once and
-//! read from memory-mapped files.
+//! The feature store: the outputs of the frozen encoders for each image of a split. They are
+//! computed once (`worker encode`) and read from memory-mapped files.
 //!
 //! A store is a folder:
 //!
-//! | file | what is in it |
+//! | file | content |
 //! |---|---|
-//! | `manifest.json` | what the rows are: split, images, weights, preprocessing, shape and type; written first |
+//! | `manifest.json` | the description of the rows: split, images, weights, preprocessing, shape and type; written first |
 //! | `features.bin` | a row for each image, in the split's order: hidden states `[tokens, width]`, then the unit embeddings of the evaluators, `[embedding]` together |
-//! | `checksums.bin` | the CRC-32 of each row, little-endian; written after the row is safe, so it says how far a store goes |
+//! | `checksums.bin` | the CRC-32 of each row, little-endian; written after the row is on disk, so its length is the number of complete rows |
 //!
-//! Each row is checked when it is read. A [`Writer`] continues an incomplete store. A store that
-//! was computed from other weights, images or settings is refused by both [`Writer`] and [`Store`],
-//! with a message that names the difference.
+//! Each row is checked when it is read. A [`Writer`] continues an incomplete store. [`Writer`] and
+//! [`Store`] refuse a store that was computed from other weights, images or settings; the message
+//! names the difference.
 
 mod manifest;
 mod store;
 mod writer;
 
-pub use manifest::{Dtype, Manifest, Rows, Tower};
+pub use manifest::{Dtype, EncoderDescription, Manifest, RowFormat};
 pub use store::Store;
 pub use writer::Writer;
 
 use std::path::PathBuf;
 
-/// Why a store cannot be used.
+/// An error of reading or writing a feature store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -42,17 +42,17 @@ pub enum Error {
         /// The problem, and its position.
         problem: String,
     },
-    /// The store was computed from something other than what is required.
-    #[error("feature store {} was made with another {what}: {found}, not {wanted}; encode into another folder", path.display())]
-    Differs {
+    /// The store was computed from other weights, images or settings than required.
+    #[error("feature store {} was made with another {property}: {stored}, not {required}; encode into another folder", path.display())]
+    Mismatch {
         /// The store.
         path: PathBuf,
         /// The property that differs.
-        what: &'static str,
+        property: &'static str,
         /// The store's value.
-        found: String,
+        stored: String,
         /// The required value.
-        wanted: String,
+        required: String,
     },
     /// Rows are missing.
     #[error("feature store {} has {rows} of {images} images: run `worker encode` again to complete it", path.display())]
@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// Another process writes to the store.
     #[error("feature store {} is being written by another process", path.display())]
-    Busy {
+    Locked {
         /// The store.
         path: PathBuf,
     },
@@ -84,4 +84,4 @@ const MANIFEST: &str = "manifest.json";
 const FEATURES: &str = "features.bin";
 const CHECKSUMS: &str = "checksums.bin";
 /// The size of a checksum, in bytes.
-const CHECKSUM: usize = 4;
+const CHECKSUM_BYTES: usize = 4;

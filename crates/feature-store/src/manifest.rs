@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, MANIFEST};
 
 /// The version of the format; incremented when older programs cannot read newer stores.
-const FORMAT: u32 = 1;
+const FORMAT_VERSION: u32 = 1;
 /// Maximal size of a manifest, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
-/// More than any row needs; bounds the sizes that an invalid manifest can request.
-const MAX_SIDE: u64 = 1 << 24;
+const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+/// Maximal dimension of a row. It bounds the memory that an invalid manifest can request.
+const MAX_DIMENSION: u64 = 1 << 24;
 
 /// The number type of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,17 +36,17 @@ impl Dtype {
     }
 }
 
-/// A frozen encoder.
+/// The description of a frozen CLIP image encoder: identity of its weights, and how it is computed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tower {
-    /// The path of its weights; informational.
+pub struct EncoderDescription {
+    /// The path of the weights; informational.
     pub weights: PathBuf,
     /// The SHA-256 of the weights.
     pub sha256: String,
-    /// The side of its input images, in pixels.
+    /// The side of the input images, in pixels.
     pub image_size: u32,
-    /// The differences of its computation from OpenAI's model of the same sizes, in words.
+    /// The differences from the computation of OpenAI's model of the same size, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub computation: String,
 }
@@ -65,12 +65,12 @@ pub struct Manifest {
     /// The preprocessing of the images.
     pub preprocessing: String,
     /// The encoder of the hidden states.
-    pub vision: Tower,
+    pub vision: EncoderDescription,
     /// The encoder of the first embedding.
-    pub evaluator: Tower,
+    pub evaluator: EncoderDescription,
     /// The encoders of the other embeddings, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub further_evaluators: Vec<Tower>,
+    pub further_evaluators: Vec<EncoderDescription>,
     /// The number of hidden states per image.
     pub tokens: u64,
     /// The width of a hidden state.
@@ -81,9 +81,9 @@ pub struct Manifest {
     pub dtype: Dtype,
 }
 
-/// The rows that a run requires.
+/// The format of a store's rows.
 #[derive(Clone, Debug)]
-pub struct Rows {
+pub struct RowFormat {
     /// The number of hidden states per image, their width, and the total width of an image's
     /// embeddings.
     pub shape: [u64; 3],
@@ -92,8 +92,8 @@ pub struct Rows {
 }
 
 impl Manifest {
-    /// The manifest for `images` images of `split` with the names' hash `names_sha256`, encoded by
-    /// the captioner's vision encoder and by those of evaluators.
+    /// Creates the manifest for `images` images of `split` with the names' hash `names_sha256`,
+    /// encoded by the captioner's vision encoder and by the image encoders of evaluators.
     ///
     /// # Panics
     /// If there is no evaluator.
@@ -102,13 +102,13 @@ impl Manifest {
         split: String,
         (images, names_sha256): (u64, String),
         preprocessing: String,
-        (vision, evaluators): (Tower, Vec<Tower>),
-        Rows { shape: [tokens, width, embedding], dtype }: Rows,
+        (vision, evaluators): (EncoderDescription, Vec<EncoderDescription>),
+        RowFormat { shape: [tokens, width, embedding], dtype }: RowFormat,
     ) -> Self {
         let mut evaluators = evaluators.into_iter();
         let evaluator = evaluators.next().expect("rows have an embedding");
         Self {
-            format: FORMAT,
+            format: FORMAT_VERSION,
             split,
             images,
             names_sha256,
@@ -125,36 +125,39 @@ impl Manifest {
 
     /// The number of values per row.
     #[must_use]
-    pub fn row_numbers(&self) -> usize {
+    pub fn values_per_row(&self) -> usize {
         (self.tokens * self.width + self.embedding) as usize
     }
 
     /// The size of a row, in bytes.
     #[must_use]
     pub fn row_bytes(&self) -> usize {
-        self.row_numbers() * self.dtype.size()
+        self.values_per_row() * self.dtype.size()
     }
 
     /// Reads the manifest of the store in `folder`; none if there is no store.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, Error> {
         let path = folder.join(MANIFEST);
-        let failed = |source| Error::File { path: path.clone(), source };
-        let wrong = |problem: String| Error::Manifest { path: path.clone(), problem };
+        let file_error = |source| Error::File { path: path.clone(), source };
+        let invalid = |problem: String| Error::Manifest { path: path.clone(), problem };
         match std::fs::metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-            Ok(file) if file.len() > MAX_BYTES => return Err(wrong(format!("{} bytes are no manifest", file.len()))),
+            Err(error) => return Err(file_error(error)),
+            Ok(file) if file.len() > MAX_MANIFEST_BYTES => {
+                return Err(invalid(format!("{} bytes are no manifest", file.len())));
+            }
             Ok(_) => {}
         }
-        let bytes = std::fs::read(&path).map_err(failed)?;
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-        if manifest.format != FORMAT {
-            return Err(wrong(format!("it has format {}, this program reads {FORMAT}", manifest.format)));
+        let bytes = std::fs::read(&path).map_err(file_error)?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+        if manifest.format != FORMAT_VERSION {
+            return Err(invalid(format!("it has format {}, this program reads {FORMAT_VERSION}", manifest.format)));
         }
         let Self { images, tokens, width, embedding, .. } = manifest;
-        let row = [tokens, width, embedding].iter().all(|side| (1..MAX_SIDE).contains(side));
-        if !row || tokens * width >= MAX_SIDE * 256 || images > u64::from(u32::MAX) {
-            return Err(wrong(format!("{images} images of {tokens} x {width} + {embedding} numbers cannot be")));
+        let are_dimensions_valid =
+            [tokens, width, embedding].iter().all(|dimension| (1..MAX_DIMENSION).contains(dimension));
+        if !are_dimensions_valid || tokens * width >= MAX_DIMENSION * 256 || images > u64::from(u32::MAX) {
+            return Err(invalid(format!("{images} images of {tokens} x {width} + {embedding} numbers cannot be")));
         }
         Ok(Some(manifest))
     }
@@ -162,39 +165,48 @@ impl Manifest {
     /// Writes the manifest to `folder` atomically.
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(MANIFEST);
-        let scratch = folder.join(format!("{MANIFEST}.partial"));
-        let failed = |source| Error::File { path: path.clone(), source };
-        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        let written = File::create(&scratch).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
-        written.map_err(failed)?;
-        std::fs::rename(&scratch, &path).map_err(failed)
+        let partial_path = folder.join(format!("{MANIFEST}.partial"));
+        let file_error = |source| Error::File { path: path.clone(), source };
+        let text = serde_json::to_vec_pretty(self).map_err(|error| file_error(error.into()))?;
+        let written =
+            File::create(&partial_path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        written.map_err(file_error)?;
+        std::fs::rename(&partial_path, &path).map_err(file_error)
     }
 
-    /// Refuses a store whose rows differ from `wanted`. Paths may differ: only hashes count.
-    pub(crate) fn expect(&self, folder: &Path, wanted: &Self) -> Result<(), Error> {
+    /// Checks that the rows of this store are those of `required`. Paths may differ; hashes may
+    /// not.
+    pub(crate) fn ensure_matches(&self, folder: &Path, required: &Self) -> Result<(), Error> {
         let shape = |m: &Self| format!("{} x {} + {}", m.tokens, m.width, m.embedding);
-        let size = |tower: &Tower| format!("{} pixels", tower.image_size);
+        let size = |encoder: &EncoderDescription| format!("{} pixels", encoder.image_size);
         let images = |m: &Self| format!("{} images with SHA-256 {}", m.images, m.names_sha256);
-        let further = |m: &Self| {
-            let named = m.further_evaluators.iter().map(|tower| format!("{} {}", tower.sha256, tower.computation));
-            named.collect::<Vec<_>>().join(", ")
+        let further_evaluators = |m: &Self| {
+            let descriptions =
+                m.further_evaluators.iter().map(|encoder| format!("{} {}", encoder.sha256, encoder.computation));
+            descriptions.collect::<Vec<_>>().join(", ")
         };
-        let compared = [
-            ("vision tower", self.vision.sha256.clone(), wanted.vision.sha256.clone()),
-            ("evaluator", self.evaluator.sha256.clone(), wanted.evaluator.sha256.clone()),
-            ("image size", size(&self.vision), size(&wanted.vision)),
-            ("image size of the evaluator", size(&self.evaluator), size(&wanted.evaluator)),
-            ("computation of the vision tower", self.vision.computation.clone(), wanted.vision.computation.clone()),
-            ("computation of the evaluator", self.evaluator.computation.clone(), wanted.evaluator.computation.clone()),
-            ("further evaluators", further(self), further(wanted)),
-            ("split", self.split.clone(), wanted.split.clone()),
-            ("list of images", images(self), images(wanted)),
-            ("preprocessing", self.preprocessing.clone(), wanted.preprocessing.clone()),
-            ("shape", shape(self), shape(wanted)),
+        let properties = [
+            ("vision encoder", self.vision.sha256.clone(), required.vision.sha256.clone()),
+            ("evaluator", self.evaluator.sha256.clone(), required.evaluator.sha256.clone()),
+            ("image size", size(&self.vision), size(&required.vision)),
+            ("image size of the evaluator", size(&self.evaluator), size(&required.evaluator)),
+            ("computation of the vision encoder", self.vision.computation.clone(), required.vision.computation.clone()),
+            (
+                "computation of the evaluator",
+                self.evaluator.computation.clone(),
+                required.evaluator.computation.clone(),
+            ),
+            ("further evaluators", further_evaluators(self), further_evaluators(required)),
+            ("split", self.split.clone(), required.split.clone()),
+            ("list of images", images(self), images(required)),
+            ("preprocessing", self.preprocessing.clone(), required.preprocessing.clone()),
+            ("shape", shape(self), shape(required)),
         ];
-        match compared.into_iter().find(|(_, found, wanted)| found != wanted) {
+        match properties.into_iter().find(|(_, stored, required)| stored != required) {
             None => Ok(()),
-            Some((what, found, wanted)) => Err(Error::Differs { path: folder.to_owned(), what, found, wanted }),
+            Some((property, stored, required)) => {
+                Err(Error::Mismatch { path: folder.to_owned(), property, stored, required })
+            }
         }
     }
 }

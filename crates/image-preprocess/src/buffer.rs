@@ -1,5 +1,5 @@
-//! Large buffers that a thread reuses for the next image: getting fresh pages from the kernel takes
-//! longer than filling them.
+//! Large buffers that a thread reuses for the next image: fresh pages from the kernel cost more
+//! time than filling them.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
@@ -10,17 +10,17 @@ const MAX_BUFFERS: usize = 8;
 const MAX_BUFFER_BYTES: usize = 8 << 20;
 
 thread_local! {
-    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static FREE_BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A buffer with arbitrary initial content.
+/// A byte buffer with arbitrary initial content.
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {
     pub fn new(length: usize) -> Self {
-        let mut bytes = KEPT.with_borrow_mut(|kept| {
-            let fits = kept.iter().position(|bytes| bytes.capacity() >= length);
-            fits.map(|at| kept.swap_remove(at)).or_else(|| kept.pop()).unwrap_or_default()
+        let mut bytes = FREE_BUFFERS.with_borrow_mut(|free| {
+            let large_enough = free.iter().position(|bytes| bytes.capacity() >= length);
+            large_enough.map(|index| free.swap_remove(index)).or_else(|| free.pop()).unwrap_or_default()
         });
         bytes.resize(length, 0);
         Self(bytes)
@@ -31,10 +31,10 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if self.0.capacity() <= MAX_BUFFER_BYTES {
             // Fails if the thread is ending; then the buffer is freed.
-            _ = KEPT.try_with(|kept| {
-                let mut kept = kept.borrow_mut();
-                if kept.len() < MAX_BUFFERS {
-                    kept.push(std::mem::take(&mut self.0));
+            _ = FREE_BUFFERS.try_with(|free| {
+                let mut free = free.borrow_mut();
+                if free.len() < MAX_BUFFERS {
+                    free.push(std::mem::take(&mut self.0));
                 }
             });
         }
@@ -60,16 +60,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_uses_buffers_again_but_for_very_large_ones() {
-        let place = {
+    fn a_thread_reuses_buffers_except_very_large_ones() {
+        let address = {
             let mut first = Buffer::new(3000);
             first.fill(7);
             first.as_ptr()
         };
-        let again = Buffer::new(2000);
-        assert_eq!((again.len(), again.as_ptr()), (2000, place));
-        assert!(Buffer::new(4000).iter().all(|&byte| byte == 0), "the first is taken");
+        let reused = Buffer::new(2000);
+        assert_eq!((reused.len(), reused.as_ptr()), (2000, address));
+        assert!(Buffer::new(4000).iter().all(|&byte| byte == 0), "the first buffer is in use");
         let large = Buffer::new(MAX_BUFFER_BYTES + 1).as_ptr();
-        assert!(KEPT.with_borrow(|kept| kept.iter().all(|bytes| bytes.as_ptr() != large)));
+        assert!(FREE_BUFFERS.with_borrow(|free| free.iter().all(|bytes| bytes.as_ptr() != large)));
     }
 }

@@ -1,15 +1,15 @@
 use crate::{MAX_DECODED_BYTES, MAX_PIXELS};
 
-/// The problem with an encoded image.
+/// An error of reading or decoding an image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// The file is text in angle brackets, for instance a web server's error page.
+    /// The file is HTML or XML, for instance a web server's error page.
     #[error("a web page or XML, not an image")]
     Markup,
-    /// The file has the signature of no known format.
+    /// The file has no signature of a supported format.
     #[error("not a JPEG, PNG or WebP")]
     UnknownFormat,
     /// The file ends too early.
@@ -32,7 +32,7 @@ pub enum Error {
         /// The size of the decoded image in bytes.
         bytes: u64,
     },
-    /// The decoder's message.
+    /// The image is damaged, with the decoder's message.
     #[error("{0}")]
     Damaged(String),
     /// The file cannot be read.

@@ -1,6 +1,6 @@
-//! CLIP's preprocessing of encoded images, as by its authors: Pillow's decoding and
+//! CLIP's preprocessing of encoded images as in OpenAI's code: Pillow's decoding and
 //! `convert("RGB")`, torchvision's `Resize(size, BICUBIC)` of the short side and
-//! `CenterCrop(size)`. [`Preprocessing`] has variations.
+//! `CenterCrop(size)`. [`Preprocessing`] has variants of it.
 
 mod buffer;
 mod error;
@@ -14,7 +14,7 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
-use resize::{Columns, Plan};
+use resize::{ResizePlan, SourceColumns};
 
 /// Maximal number of pixels: twice Pillow's `MAX_IMAGE_PIXELS`, above which it raises
 /// `DecompressionBombError`.
@@ -47,7 +47,8 @@ pub enum CropOffset {
 }
 
 impl Preprocessing {
-    /// A description of the preprocessing, different for each variation. Feature stores contain it.
+    /// A description of the preprocessing, different for each variant. Manifests of feature stores
+    /// contain it.
     #[must_use]
     pub fn description(self) -> String {
         let exif = if self.exif { "EXIF orientation applied; " } else { "" };
@@ -61,34 +62,34 @@ impl Preprocessing {
     /// Preprocesses an encoded image to `size` x `size` pixels: RGB interleaved, row by row.
     ///
     /// # Errors
-    /// It is not a JPEG, PNG or WebP, is damaged or truncated, or has more pixels or bytes than
-    /// Pillow would decode.
-    pub fn square(self, encoded: &[u8], size: u32) -> Result<Vec<u8>, Error> {
+    /// The image is not a JPEG, PNG or WebP, is damaged or truncated, or has more pixels or bytes
+    /// than Pillow would decode.
+    pub fn apply(self, encoded: &[u8], size: u32) -> Result<Vec<u8>, Error> {
         let orientation = if self.exif { orientation(encoded) } else { Orientation::NoTransforms };
         if orientation == Orientation::NoTransforms {
-            return as_it_is(encoded, size, self.crop_offset);
+            return preprocess_unoriented(encoded, size, self.crop_offset);
         }
-        // As Pillow's `ImageOps.exif_transpose`, before everything else.
-        let picture = decode(encoded)?.turned(orientation)?;
-        let plan = Plan::new(picture.width, picture.height, size as usize, self.crop_offset)?;
-        Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
+        // As Pillow's `ImageOps.exif_transpose`, before the other transforms.
+        let image = decode(encoded)?.oriented(orientation)?;
+        let plan = ResizePlan::new(image.width, image.height, size as usize, self.crop_offset)?;
+        Ok(resize::resize_and_crop(&plan, &SourceColumns::from_image(&image, &plan)))
     }
 }
 
-/// Properties of an image that may make its pixels unexpected.
+/// Properties of an image because of which its pixels may not be what its author expects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Oddities {
-    /// Its EXIF orientation is other than 1.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub is_turned: bool,
-    /// It is 16-bit greyscale: values above 255 become white, as in Pillow.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub is_grey_of_16_bits: bool,
+pub struct ImageWarnings {
+    /// The EXIF orientation is not 1.
+    #[serde(rename = "is_turned", skip_serializing_if = "std::ops::Not::not")]
+    pub has_exif_rotation: bool,
+    /// The image is 16-bit greyscale: values above 255 become white, as in Pillow.
+    #[serde(rename = "is_grey_of_16_bits", skip_serializing_if = "std::ops::Not::not")]
+    pub is_16_bit_grayscale: bool,
 }
 
-impl Oddities {
-    /// Whether there are none.
+impl ImageWarnings {
+    /// Whether there are no warnings.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -96,106 +97,106 @@ impl Oddities {
 }
 
 /// A decoded image: red, green and blue interleaved, row by row.
-struct Picture {
+struct DecodedImage {
     width: usize,
     height: usize,
     pixels: Vec<u8>,
 }
 
-impl Picture {
-    fn turned(self, orientation: Orientation) -> Result<Self, Error> {
-        let side = |length: usize| u32::try_from(length).map_err(Error::damaged);
-        let image = RgbImage::from_raw(side(self.width)?, side(self.height)?, self.pixels)
+impl DecodedImage {
+    fn oriented(self, orientation: Orientation) -> Result<Self, Error> {
+        let to_u32 = |length: usize| u32::try_from(length).map_err(Error::damaged);
+        let rgb = RgbImage::from_raw(to_u32(self.width)?, to_u32(self.height)?, self.pixels)
             .ok_or_else(|| Error::damaged("too few pixels"))?;
-        let mut image = DynamicImage::from(image);
-        image.apply_orientation(orientation);
-        let image = image.into_rgb8();
-        let (width, height) = image.dimensions();
-        Ok(Self { width: width as usize, height: height as usize, pixels: image.into_raw() })
+        let mut oriented = DynamicImage::from(rgb);
+        oriented.apply_orientation(orientation);
+        let oriented = oriented.into_rgb8();
+        let (width, height) = oriented.dimensions();
+        Ok(Self { width: width as usize, height: height as usize, pixels: oriented.into_raw() })
     }
 }
 
-/// As [`Preprocessing::square`], with CLIP's own preprocessing.
+/// As [`Preprocessing::apply`], with CLIP's own preprocessing.
 ///
 /// # Errors
-/// As for [`Preprocessing::square`].
-pub fn square(encoded: &[u8], size: u32) -> Result<Vec<u8>, Error> {
-    Preprocessing::default().square(encoded, size)
+/// As for [`Preprocessing::apply`].
+pub fn preprocess(encoded: &[u8], size: u32) -> Result<Vec<u8>, Error> {
+    Preprocessing::default().apply(encoded, size)
 }
 
-/// Without EXIF orientation.
-fn as_it_is(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
+/// Preprocesses an image without applying its EXIF orientation.
+fn preprocess_unoriented(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") {
-        // SAFETY: the processor has what the function is compiled for.
-        return unsafe { as_it_is_with_wide_vectors(encoded, size, crop_offset) };
+        // SAFETY: the processor supports the instructions that the function is compiled for.
+        return unsafe { preprocess_unoriented_avx2(encoded, size, crop_offset) };
     }
-    as_it_is_anywhere(encoded, size, crop_offset)
+    preprocess_unoriented_generic(encoded, size, crop_offset)
 }
 
-/// As below, compiled for processors since about 2015.
+/// [`preprocess_unoriented_generic`], compiled for x86-64 processors since about 2015.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi2")]
-fn as_it_is_with_wide_vectors(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
-    as_it_is_anywhere(encoded, size, crop_offset)
+fn preprocess_unoriented_avx2(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
+    preprocess_unoriented_generic(encoded, size, crop_offset)
 }
 
 #[inline(always)]
-fn as_it_is_anywhere(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
+fn preprocess_unoriented_generic(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
     let size = size as usize;
-    if let Some((plan, columns)) = jpeg::columns(encoded, size, crop_offset) {
-        return Ok(resize::square(&plan, &columns));
+    if let Some((plan, columns)) = jpeg::decode_columns(encoded, size, crop_offset) {
+        return Ok(resize::resize_and_crop(&plan, &columns));
     }
-    let picture = decode(encoded)?;
-    let plan = Plan::new(picture.width, picture.height, size, crop_offset)?;
-    Ok(resize::square(&plan, &Columns::of(&picture, &plan)))
+    let image = decode(encoded)?;
+    let plan = ResizePlan::new(image.width, image.height, size, crop_offset)?;
+    Ok(resize::resize_and_crop(&plan, &SourceColumns::from_image(&image, &plan)))
 }
 
-/// Checks the header and the last bytes: the file is an image, is not too large, and ends as its
-/// format does. An image that ends otherwise may be truncated, or have trailing data: only such an
-/// image is decoded.
+/// Checks an image by its header and its last bytes: its format and size, and that it ends as its
+/// format requires. An image that ends otherwise is truncated or has trailing data; only then is it
+/// decoded.
 ///
 /// # Errors
-/// The problem with the image.
-pub fn check(mut reader: impl BufRead + Seek) -> Result<Oddities, Error> {
+/// The file is not an image, or is too large, damaged or truncated.
+pub fn check(mut reader: impl BufRead + Seek) -> Result<ImageWarnings, Error> {
     let start = reader.fill_buf().map_err(Error::read)?;
-    recognise(start)?;
-    let oddities = if jpeg::is_jpeg(start) {
+    check_signature(start)?;
+    let warnings = if jpeg::is_jpeg(start) {
         let (width, height) = jpeg::dimensions(&mut reader)?;
-        within_pixels(width, height)?;
+        check_pixel_count(width, height)?;
         reader.rewind().map_err(Error::read)?;
-        let is_turned = jpeg::orientation(&mut reader) != Orientation::NoTransforms;
-        Oddities { is_turned, is_grey_of_16_bits: false }
+        let has_exif_rotation = jpeg::orientation(&mut reader) != Orientation::NoTransforms;
+        ImageWarnings { has_exif_rotation, is_16_bit_grayscale: false }
     } else {
-        let mut decoder = sniff(&mut reader)?.into_decoder().map_err(Error::damaged)?;
-        within_bytes(&decoder)?;
+        let mut decoder = guess_format(&mut reader)?.into_decoder().map_err(Error::damaged)?;
+        check_decoded_size(&decoder)?;
         let (width, height) = decoder.dimensions();
-        within_pixels(width, height)?;
-        let is_turned = decoder.orientation().is_ok_and(|orientation| orientation != Orientation::NoTransforms);
-        Oddities { is_turned, is_grey_of_16_bits: decoder.color_type() == ColorType::L16 }
+        check_pixel_count(width, height)?;
+        let has_exif_rotation = decoder.orientation().is_ok_and(|orientation| orientation != Orientation::NoTransforms);
+        ImageWarnings { has_exif_rotation, is_16_bit_grayscale: decoder.color_type() == ColorType::L16 }
     };
-    if !ends_as_its_format_does(&mut reader).map_err(Error::read)? {
+    if !has_complete_ending(&mut reader).map_err(Error::read)? {
         reader.rewind().map_err(Error::read)?;
         let mut encoded = Vec::new();
         reader.take(MAX_ENCODED_BYTES).read_to_end(&mut encoded).map_err(Error::read)?;
         decode(&encoded)?;
     }
-    Ok(oddities)
+    Ok(warnings)
 }
 
-/// The orientation in the EXIF data; the normal one without such data.
+/// The orientation in the EXIF data; the normal orientation if there are none.
 #[must_use]
 pub fn orientation(encoded: &[u8]) -> Orientation {
     if jpeg::is_jpeg(encoded) {
         return jpeg::orientation(Cursor::new(encoded));
     }
-    let decoder = sniff(Cursor::new(encoded)).and_then(|found| found.into_decoder().map_err(Error::damaged));
+    let decoder = guess_format(Cursor::new(encoded)).and_then(|reader| reader.into_decoder().map_err(Error::damaged));
     let orientation = decoder.and_then(|mut decoder| decoder.orientation().map_err(Error::damaged));
     orientation.unwrap_or(Orientation::NoTransforms)
 }
 
-/// Describes the type of a file that is not an image.
-fn recognise(start: &[u8]) -> Result<(), Error> {
+/// Checks the first bytes of a file for the signature of an image format.
+fn check_signature(start: &[u8]) -> Result<(), Error> {
     match start.trim_ascii_start() {
         _ if start.is_empty() => Err(Error::Empty),
         [b'<', ..] => Err(Error::Markup),
@@ -204,8 +205,8 @@ fn recognise(start: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// Whether an image is complete, judging by its last bytes.
-fn ends_as_its_format_does(reader: &mut (impl BufRead + Seek)) -> std::io::Result<bool> {
+/// Whether the last bytes of an image are those that its format requires at the end.
+fn has_complete_ending(reader: &mut (impl BufRead + Seek)) -> std::io::Result<bool> {
     let length = reader.seek(SeekFrom::End(0))?;
     let (mut start, mut end) = ([0; 12], [0; 12]);
     if length < start.len() as u64 {
@@ -228,27 +229,27 @@ fn riff_length(encoded: &[u8]) -> Option<u64> {
     Some(u64::from(u32::from_le_bytes(*size)) + 8)
 }
 
-fn decode(encoded: &[u8]) -> Result<Picture, Error> {
+fn decode(encoded: &[u8]) -> Result<DecodedImage, Error> {
     if jpeg::is_jpeg(encoded) {
         return jpeg::decode(encoded);
     }
-    recognise(encoded)?;
+    check_signature(encoded)?;
     if riff_length(encoded).is_some_and(|length| length > encoded.len() as u64) {
         return Err(Error::Truncated);
     }
-    let decoder = sniff(Cursor::new(encoded))?.into_decoder().map_err(Error::damaged)?;
+    let decoder = guess_format(Cursor::new(encoded))?.into_decoder().map_err(Error::damaged)?;
     let (width, height) = decoder.dimensions();
-    within_pixels(width, height)?;
-    within_bytes(&decoder)?;
+    check_pixel_count(width, height)?;
+    check_decoded_size(&decoder)?;
     let decoded = DynamicImage::from_decoder(decoder).map_err(Error::damaged)?;
-    Ok(Picture { width: width as usize, height: height as usize, pixels: as_pillow_converts(decoded) })
+    Ok(DecodedImage { width: width as usize, height: height as usize, pixels: convert_to_rgb(decoded) })
 }
 
-fn sniff<R: BufRead + Seek>(reader: R) -> Result<ImageReader<R>, Error> {
+fn guess_format<R: BufRead + Seek>(reader: R) -> Result<ImageReader<R>, Error> {
     ImageReader::new(reader).with_guessed_format().map_err(Error::damaged)
 }
 
-fn within_pixels(width: u32, height: u32) -> Result<(), Error> {
+fn check_pixel_count(width: u32, height: u32) -> Result<(), Error> {
     match u64::from(width) * u64::from(height) {
         0 => Err(Error::NoPixels),
         pixels if pixels > MAX_PIXELS => Err(Error::TooManyPixels { width, height }),
@@ -256,21 +257,21 @@ fn within_pixels(width: u32, height: u32) -> Result<(), Error> {
     }
 }
 
-fn within_bytes(decoder: &impl ImageDecoder) -> Result<(), Error> {
+fn check_decoded_size(decoder: &impl ImageDecoder) -> Result<(), Error> {
     let bytes = decoder.total_bytes();
     if bytes > MAX_DECODED_BYTES { Err(Error::TooLarge { bytes }) } else { Ok(()) }
 }
 
-/// `convert("RGB")`: drops alpha, and the low byte of 16-bit colours; but 16-bit greys are clipped
-/// at 255.
-fn as_pillow_converts(decoded: DynamicImage) -> Vec<u8> {
-    let high = |value: u16| (value >> 8) as u8;
+/// Pillow's `convert("RGB")`: it drops alpha and the low byte of 16-bit colours, but clips 16-bit
+/// greys at 255.
+fn convert_to_rgb(decoded: DynamicImage) -> Vec<u8> {
+    let high_byte = |value: u16| (value >> 8) as u8;
     match decoded {
         DynamicImage::ImageLuma16(grey) => grey.iter().flat_map(|&value| [value.min(255) as u8; 3]).collect(),
-        DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|pixel| [high(pixel.0[0]); 3]).collect(),
-        DynamicImage::ImageRgb16(colour) => colour.iter().map(|&value| high(value)).collect(),
+        DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|pixel| [high_byte(pixel.0[0]); 3]).collect(),
+        DynamicImage::ImageRgb16(colour) => colour.iter().map(|&value| high_byte(value)).collect(),
         DynamicImage::ImageRgba16(colour) => {
-            colour.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(high)).collect()
+            colour.pixels().flat_map(|pixel| [pixel.0[0], pixel.0[1], pixel.0[2]].map(high_byte)).collect()
         }
         eight_bits => eight_bits.into_rgb8().into_raw(),
     }

@@ -1,147 +1,158 @@
-//! Pillow's 8-bit bicubic resampling (`src/libImaging/Resample.c`) to the bit, of a centre crop alone.
+//! Pillow's 8-bit bicubic resampling (`src/libImaging/Resample.c`) followed by a centre crop, with
+//! equal results to the bit.
 //!
-//! Columns come before rows, and what lies between is rounded to bytes, as in all Pillows below 13: by those, CLIP's weights
-//! and their descendants were made. Pillow 13 takes the rows of tall images first, to save time, and differs by some levels.
+//! The horizontal pass comes before the vertical one, and its result is rounded to bytes, as in
+//! Pillow before version 13, with which CLIP and its descendants were trained. Pillow 13 begins
+//! with the vertical pass for tall images, to save time, and differs by some levels.
 //!
-//! Pillow scales the whole image: 1 x 100,000 pixels to 224 x 22,400,000. Here only what the crop shows is computed, so
-//! memory stays within the decoded image and `size` columns of it.
+//! Pillow scales the whole image: 1 x 100,000 pixels to 224 x 22,400,000. This module computes only
+//! the crop, so that memory stays within the decoded image and `size` columns of it.
 //!
-//! Pixels come column by column, so that both passes are sums of whole stretches of bytes, which the processor's vectors do.
+//! The input is stored column by column, so that both passes are weighted sums of contiguous bytes,
+//! which the compiler vectorizes.
 
 use std::ops::Range;
 
 use crate::buffer::Buffer;
-use crate::{CropOffset, Error, Picture};
+use crate::{CropOffset, DecodedImage, Error};
 
-/// Reach of the bicubic kernel, in pixels of the coarser of the two images.
-const REACH: f64 = 2.0;
-/// Weights are integers of this many fractional bits: Pillow's `PRECISION_BITS`.
-const FRACTION: u32 = 32 - 8 - 2;
-/// What is added before the fraction is cut off, to round.
-const HALF: i32 = 1 << (FRACTION - 1);
+/// The support of the bicubic kernel, in pixels of the image with the lower resolution.
+const KERNEL_SUPPORT: f64 = 2.0;
+/// Weights are integers of this many fractional bits: as in Pillow.
+const PRECISION_BITS: u32 = 32 - 8 - 2;
+/// Added before the fractional bits are dropped, to round to the nearest.
+const ROUNDING: i32 = 1 << (PRECISION_BITS - 1);
 
-/// Bytes that are summed side by side.
-const STRETCH: usize = 32;
+/// The number of bytes that are summed in parallel.
+const BLOCK_BYTES: usize = 32;
 
-/// The weights of one output pixel, on `first` and the input pixels after it.
-struct Taps {
+/// The filter weights of one output pixel, for the input pixels from `first` on.
+struct FilterTaps {
     first: usize,
     weights: Vec<i32>,
 }
 
-impl Taps {
+impl FilterTaps {
     fn end(&self) -> usize {
         self.first + self.weights.len()
     }
 }
 
-/// Which pixels make which.
-pub struct Plan {
+/// The filter taps of a resize and crop, for each output column and row.
+pub struct ResizePlan {
     size: usize,
-    across: Vec<Taps>,
-    down: Vec<Taps>,
+    horizontal: Vec<FilterTaps>,
+    vertical: Vec<FilterTaps>,
 }
 
-impl Plan {
-    /// To scale an image until its short side has `size` pixels, and to crop it to the centre.
+impl ResizePlan {
+    /// Plans to scale an image of `width` x `height` pixels until its short side has `size` pixels,
+    /// and to crop it to the centre.
     pub fn new(width: usize, height: usize, size: usize, offset: CropOffset) -> Result<Self, Error> {
         let short = width.min(height);
         if size == 0 || short == 0 {
             return Err(Error::NoPixels);
         }
-        Ok(Self { size, across: crop(width, short, size, offset), down: crop(height, short, size, offset) })
+        Ok(Self {
+            size,
+            horizontal: cropped_taps(width, short, size, offset),
+            vertical: cropped_taps(height, short, size, offset),
+        })
     }
 
-    /// The columns that are looked at.
+    /// The input columns that the plan reads.
     pub fn columns(&self) -> Range<usize> {
-        reach(&self.across)
+        covered_range(&self.horizontal)
     }
 
-    /// The rows that are looked at.
+    /// The input rows that the plan reads.
     pub fn rows(&self) -> Range<usize> {
-        reach(&self.down)
+        covered_range(&self.vertical)
     }
 }
 
-fn reach(taps: &[Taps]) -> Range<usize> {
+fn covered_range(taps: &[FilterTaps]) -> Range<usize> {
     let first = taps.iter().map(|taps| taps.first).min().unwrap_or(0);
-    first..taps.iter().map(Taps::end).max().unwrap_or(first)
+    first..taps.iter().map(FilterTaps::end).max().unwrap_or(first)
 }
 
-/// What a plan looks at of a picture: column by column, of each first all reds, then greens, then blues.
-pub struct Columns {
-    /// Of a channel of a column; whole stretches, of which the last may have some bytes too many.
+/// The part of an image that a plan reads. It is stored column by column; each column has all reds,
+/// then all greens, then all blues.
+pub struct SourceColumns {
+    /// The bytes of a channel of a column, rounded up to a multiple of [`BLOCK_BYTES`].
     height: usize,
     bytes: Buffer,
 }
 
-impl Columns {
-    /// Of any colours.
-    pub fn new(plan: &Plan) -> Self {
-        let height = plan.rows().len().next_multiple_of(STRETCH);
+impl SourceColumns {
+    /// Columns with arbitrary content.
+    pub fn new(plan: &ResizePlan) -> Self {
+        let height = plan.rows().len().next_multiple_of(BLOCK_BYTES);
         Self { height, bytes: Buffer::new(plan.columns().len() * 3 * height) }
     }
 
-    /// Those of a picture.
-    pub fn of(picture: &Picture, plan: &Plan) -> Self {
+    /// Copies the columns of a decoded image.
+    pub fn from_image(image: &DecodedImage, plan: &ResizePlan) -> Self {
         let mut columns = Self::new(plan);
         let Range { start, end } = plan.columns();
-        let rows = picture.pixels.chunks_exact(3 * picture.width).skip(plan.rows().start).take(plan.rows().len());
+        let rows = image.pixels.chunks_exact(3 * image.width).skip(plan.rows().start).take(plan.rows().len());
         for (y, row) in rows.enumerate() {
-            let places = columns.bytes[y..].iter_mut().step_by(columns.height);
-            places.zip(&row[3 * start..3 * end]).for_each(|(place, &value)| *place = value);
+            let targets = columns.bytes[y..].iter_mut().step_by(columns.height);
+            targets.zip(&row[3 * start..3 * end]).for_each(|(target, &value)| *target = value);
         }
         columns
     }
 
-    /// Bytes from one channel of a column to the next.
+    /// The number of bytes from one channel of a column to the next.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// All three channels of each column.
+    /// The columns, each with all three channels.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.bytes.chunks_exact_mut(3 * self.height)
     }
 }
 
-/// The pixels that the plan makes: red, green and blue interleaved, row by row.
+/// Resizes and crops: RGB interleaved, row by row.
 #[inline(always)]
-pub fn square(plan: &Plan, columns: &Columns) -> Vec<u8> {
-    let Plan { size, across, down } = plan;
+pub fn resize_and_crop(plan: &ResizePlan, columns: &SourceColumns) -> Vec<u8> {
+    let ResizePlan { size, horizontal, vertical } = plan;
     let (first_column, rows) = (plan.columns().start, plan.rows());
-    let width = (3 * size).next_multiple_of(STRETCH);
-    let mut narrow = Buffer::new(rows.len().next_multiple_of(STRETCH) * width);
-    for (x, taps) in across.iter().enumerate() {
+    let width = (3 * size).next_multiple_of(BLOCK_BYTES);
+    let mut intermediate = Buffer::new(rows.len().next_multiple_of(BLOCK_BYTES) * width);
+    for (x, taps) in horizontal.iter().enumerate() {
         for channel in 0..3 {
             let first = 3 * (taps.first - first_column) + channel;
-            for y in (0..columns.height).step_by(STRETCH) {
-                let mixed = mix(&columns.bytes[first * columns.height + y..], 3 * columns.height, &taps.weights);
-                let places = narrow[y * width + 3 * x + channel..].iter_mut().step_by(width);
-                places.zip(mixed).for_each(|(place, value)| *place = value);
+            for y in (0..columns.height).step_by(BLOCK_BYTES) {
+                let sums =
+                    weighted_sum(&columns.bytes[first * columns.height + y..], 3 * columns.height, &taps.weights);
+                let targets = intermediate[y * width + 3 * x + channel..].iter_mut().step_by(width);
+                targets.zip(sums).for_each(|(target, value)| *target = value);
             }
         }
     }
     let mut pixels = Vec::with_capacity(size * width);
-    for taps in down {
-        let above = &narrow[(taps.first - rows.start) * width..];
-        for x in (0..width).step_by(STRETCH) {
-            pixels.extend(mix(&above[x..], width, &taps.weights));
+    for taps in vertical {
+        let source_rows = &intermediate[(taps.first - rows.start) * width..];
+        for x in (0..width).step_by(BLOCK_BYTES) {
+            pixels.extend(weighted_sum(&source_rows[x..], width, &taps.weights));
         }
         pixels.truncate(pixels.len() + 3 * size - width);
     }
     pixels
 }
 
-/// The weights of the middle `size` pixels of a side of `length`, when the side of `short` pixels is scaled to `size`.
-fn crop(length: usize, short: usize, size: usize, offset: CropOffset) -> Vec<Taps> {
+/// The filter taps of the `size` pixels in the middle of a side of `length` pixels, if the short
+/// side of `short` pixels is scaled to `size`.
+fn cropped_taps(length: usize, short: usize, size: usize, offset: CropOffset) -> Vec<FilterTaps> {
     // torchvision: `int(size * long / short)`.
     let scaled = (size as u128 * length as u128 / short as u128) as usize;
     let start = match offset {
         CropOffset::HalfToEven => half_to_even(scaled - size),
         CropOffset::Floor => (scaled - size) / 2,
     };
-    (start..start + size).map(|at| taps(length, scaled, at)).collect()
+    (start..start + size).map(|pixel| taps_of_pixel(length, scaled, pixel)).collect()
 }
 
 /// `int(round(excess / 2.0))` in Python, which rounds halves to even numbers.
@@ -150,19 +161,19 @@ fn half_to_even(excess: usize) -> usize {
     if excess % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
 }
 
-/// The weights of pixel `at`, when `length` pixels become `scaled`.
-fn taps(length: usize, scaled: usize, at: usize) -> Taps {
+/// The filter taps of output pixel `pixel`, if `length` pixels are scaled to `scaled`.
+fn taps_of_pixel(length: usize, scaled: usize, pixel: usize) -> FilterTaps {
     let scale = length as f64 / scaled as f64;
-    let coarser = scale.max(1.0);
-    let centre = (at as f64 + 0.5) * scale;
-    let reach = REACH * coarser;
-    let first = (centre - reach + 0.5).max(0.0) as usize;
-    let end = ((centre + reach + 0.5) as usize).min(length);
-    let inverse = 1.0 / coarser;
+    let filter_scale = scale.max(1.0);
+    let centre = (pixel as f64 + 0.5) * scale;
+    let support = KERNEL_SUPPORT * filter_scale;
+    let first = (centre - support + 0.5).max(0.0) as usize;
+    let end = ((centre + support + 0.5) as usize).min(length);
+    let inverse = 1.0 / filter_scale;
     let weights: Vec<f64> = (first..end).map(|x| cubic((x as f64 - centre + 0.5) * inverse)).collect();
     let sum: f64 = weights.iter().sum();
-    let fixed = |weight: f64| (weight / sum * f64::from(1 << FRACTION)).round() as i32;
-    Taps { first, weights: weights.into_iter().map(fixed).collect() }
+    let to_fixed_point = |weight: f64| (weight / sum * f64::from(1 << PRECISION_BITS)).round() as i32;
+    FilterTaps { first, weights: weights.into_iter().map(to_fixed_point).collect() }
 }
 
 /// Keys' cubic convolution with a = -0.5.
@@ -175,74 +186,74 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// The weighted sum of stretches that begin `stride` bytes apart.
+/// The weighted sum of blocks of [`BLOCK_BYTES`] that begin `stride` bytes apart.
 #[inline(always)]
-fn mix(bytes: &[u8], stride: usize, weights: &[i32]) -> [u8; STRETCH] {
-    let mut sums = [HALF; STRETCH];
+fn weighted_sum(bytes: &[u8], stride: usize, weights: &[i32]) -> [u8; BLOCK_BYTES] {
+    let mut sums = [ROUNDING; BLOCK_BYTES];
     for (row, &weight) in bytes.chunks(stride).zip(weights) {
-        for (sum, &value) in sums.iter_mut().zip(&row[..STRETCH]) {
+        for (sum, &value) in sums.iter_mut().zip(&row[..BLOCK_BYTES]) {
             *sum = sum.wrapping_add(i32::from(value).wrapping_mul(weight));
         }
     }
-    let mut mixed = [0; STRETCH];
-    for (byte, sum) in mixed.iter_mut().zip(sums) {
+    let mut bytes_out = [0; BLOCK_BYTES];
+    for (byte, sum) in bytes_out.iter_mut().zip(sums) {
         *byte = to_byte(sum);
     }
-    mixed
+    bytes_out
 }
 
 fn to_byte(sum: i32) -> u8 {
-    (sum >> FRACTION).clamp(0, 255) as u8
+    (sum >> PRECISION_BITS).clamp(0, 255) as u8
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn square(picture: &Picture, size: usize) -> Result<Vec<u8>, Error> {
-        let plan = Plan::new(picture.width, picture.height, size, CropOffset::default())?;
-        Ok(super::square(&plan, &Columns::of(picture, &plan)))
+    fn preprocess(image: &DecodedImage, size: usize) -> Result<Vec<u8>, Error> {
+        let plan = ResizePlan::new(image.width, image.height, size, CropOffset::default())?;
+        Ok(super::resize_and_crop(&plan, &SourceColumns::from_image(image, &plan)))
     }
 
-    fn picture(width: usize, height: usize, colour: impl Fn(usize, usize) -> [u8; 3]) -> Picture {
+    fn image_of(width: usize, height: usize, colour: impl Fn(usize, usize) -> [u8; 3]) -> DecodedImage {
         let pixels =
             (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| colour(x, y)).collect();
-        Picture { width, height, pixels }
+        DecodedImage { width, height, pixels }
     }
 
     #[test]
-    fn the_centre_is_kept() {
+    fn the_crop_is_centred() {
         // Left third red, middle third green, right third blue.
-        let stripes = picture(96, 32, |x, _| [[255, 0, 0], [0, 255, 0], [0, 0, 255]][x / 32]);
-        let pixels = square(&stripes, 16).unwrap();
+        let stripes = image_of(96, 32, |x, _| [[255, 0, 0], [0, 255, 0], [0, 0, 255]][x / 32]);
+        let pixels = preprocess(&stripes, 16).unwrap();
         assert_eq!(pixels.len(), 16 * 16 * 3);
         let middle = 3 * (8 * 16 + 8);
         assert_eq!(pixels[middle..middle + 3], [0, 255, 0]);
     }
 
     #[test]
-    fn odd_shapes_are_fitted() {
+    fn images_of_extreme_shapes_are_resized() {
         for (width, height) in [(1, 1), (1, 500), (500, 1), (3, 2), (640, 480), (63, 65)] {
-            let pixels = square(&picture(width, height, |_, _| [10, 200, 30]), 32).unwrap();
+            let pixels = preprocess(&image_of(width, height, |_, _| [10, 200, 30]), 32).unwrap();
             assert_eq!(pixels.len(), 32 * 32 * 3);
             assert!(pixels.chunks(3).all(|pixel| pixel == [10, 200, 30]), "{width} x {height}");
         }
     }
 
     #[test]
-    fn a_long_thin_image_costs_only_its_crop() {
-        let pixels = square(&picture(1, 2_000_000, |_, y| [(y % 2 * 255) as u8; 3]), 224).unwrap();
+    fn a_long_thin_image_is_resized_within_bounded_memory() {
+        let pixels = preprocess(&image_of(1, 2_000_000, |_, y| [(y % 2 * 255) as u8; 3]), 224).unwrap();
         assert_eq!(pixels.len(), 224 * 224 * 3);
     }
 
     #[test]
-    fn an_image_of_the_right_size_stays_as_it_is() {
-        let noise = picture(24, 24, |x, y| [(x * 37 + y * 91) as u8, (x * y) as u8, (x ^ y) as u8]);
-        assert_eq!(square(&noise, 24).unwrap(), noise.pixels);
+    fn an_image_of_the_target_size_is_unchanged() {
+        let noise = image_of(24, 24, |x, y| [(x * 37 + y * 91) as u8, (x * y) as u8, (x ^ y) as u8]);
+        assert_eq!(preprocess(&noise, 24).unwrap(), noise.pixels);
     }
 
     #[test]
-    fn halves_are_rounded_to_even_offsets() {
+    fn half_pixels_are_rounded_to_even_offsets() {
         assert_eq!([0, 1, 2, 3, 4, 5, 7].map(half_to_even), [0, 0, 1, 2, 2, 2, 4]);
     }
 }

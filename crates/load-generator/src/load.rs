@@ -8,10 +8,10 @@ use tokio::{
 };
 use tonic::transport::Endpoint;
 
-use crate::account::Recorder;
-use crate::daemon::Daemon;
+use crate::coordinator::TestCoordinator;
+use crate::messages::StepReports;
+use crate::recorder::Recorder;
 use crate::report::Report;
-use crate::script::Script;
 use crate::usage::Usage;
 use crate::worker::Cluster;
 
@@ -23,45 +23,45 @@ pub struct Load {
     /// The number of steps to train.
     pub steps: u32,
     /// The minimal duration of a step.
-    pub step: Duration,
+    pub step_duration: Duration,
     /// The number of connections that the workers share.
     pub connections: u32,
 }
 
 impl Load {
-    /// Runs a coordinator with this load. Returns the results.
+    /// Runs a coordinator under this load. Returns the results.
     ///
     /// # Errors
     /// The coordinator or a worker has failed.
     pub async fn run(self) -> anyhow::Result<Report> {
-        let daemon = Daemon::start(&self)?;
-        let endpoint = Endpoint::from_shared(daemon.url().to_owned())?.tcp_nodelay(true);
+        let coordinator = TestCoordinator::start(&self)?;
+        let endpoint = Endpoint::from_shared(coordinator.url().to_owned())?.tcp_nodelay(true);
         let admin = AdminClient::new(endpoint.connect().await?);
-        let account = Arc::new(Recorder::new());
+        let recorder = Arc::new(Recorder::new());
         let cluster = Arc::new(Cluster {
             load: self,
             endpoint,
             channels: (0..self.connections).map(|_| OnceCell::new()).collect(),
-            joining: Semaphore::new(crate::worker::MAX_CONCURRENT_JOINS),
+            join_permits: Semaphore::new(crate::worker::MAX_CONCURRENT_JOINS),
             all_reduce: Barrier::new(self.workers as usize),
-            script: Script::new(),
-            account: Arc::clone(&account),
+            step_reports: StepReports::new(),
+            recorder: Arc::clone(&recorder),
         });
-        let probe = tokio::spawn(crate::probe::probe(admin, daemon.process(), Arc::clone(&account)));
+        let probe = tokio::spawn(crate::latency_probe::run(admin, coordinator.process_id(), Arc::clone(&recorder)));
         let mut workers = JoinSet::new();
         for number in 0..self.workers {
             let cluster = Arc::clone(&cluster);
-            let work =
-                async move { crate::worker::work(&cluster, number).await.with_context(|| format!("worker {number}")) };
-            workers.spawn(work);
+            let worker =
+                async move { crate::worker::run(&cluster, number).await.with_context(|| format!("worker {number}")) };
+            workers.spawn(worker);
         }
-        while let Some(ended) = workers.join_next().await {
-            ended??;
+        while let Some(result) = workers.join_next().await {
+            result??;
         }
         probe.abort();
-        let recorded = tokio::task::spawn_blocking(|| daemon.finish()).await??;
-        let workers = Usage::of(std::process::id()).unwrap_or_default();
+        let journal = tokio::task::spawn_blocking(|| coordinator.finish()).await??;
+        let own_usage = Usage::of(std::process::id()).unwrap_or_default();
         let window = config::Control::default().window;
-        Ok(Report::new(self, window, &account.seen(), recorded, workers))
+        Ok(Report::new(self, window, &recorder.measurements(), journal, own_usage))
     }
 }

@@ -1,20 +1,21 @@
-//! Load tests: a real coordinator in a separate process, and thousands of light workers in this one.
+//! Load tests: a real coordinator in a separate process, and thousands of light workers in this
+//! one.
 //!
 //! ```text
-//!   daemon    the coordinator's process: its run file, its journal
-//!   usage     CPU and memory of a process
-//!   worker    a light worker: the real protocol, simulated computing
-//!   script    the messages of light workers: reports of the same size as real ones
-//!   probe     sends requests to the coordinator continuously
-//!   account   their measurements  -->  report   the results
+//!   coordinator     the coordinator's process: its run file, its journal
+//!   usage           CPU and memory of a process
+//!   worker          a light worker: the real protocol, simulated computing
+//!   messages        the messages of light workers: reports of the same size as real ones
+//!   latency_probe   sends requests to the coordinator continuously
+//!   recorder        records measurements  -->  report   the results
 //! ```
 
-mod account;
-mod daemon;
+mod coordinator;
+mod latency_probe;
 mod load;
-mod probe;
+mod messages;
+mod recorder;
 mod report;
-mod script;
 mod usage;
 mod worker;
 
@@ -27,8 +28,8 @@ use clap::Parser;
 
 use load::Load;
 
-/// Files that this process needs besides the connections of its workers.
-const OTHER_FILES: u64 = 100;
+/// The number of open files that this process needs besides its workers' connections.
+const RESERVED_FILES: u64 = 100;
 
 /// Measures a coordinator under the load of many workers.
 ///
@@ -44,8 +45,8 @@ const OTHER_FILES: u64 = 100;
 ///   the first steps are granted.
 /// - fan-out of a directive: the time from the first worker's receipt of a `Train` directive to the
 ///   last one's; and from the report that triggered it to the last one's receipt.
-/// - heartbeat: heartbeats are not answered, so a probe sends a request 20 times per second over a
-///   connection of its own, through the same queue. The round trip of a probe is an upper bound for
+/// - heartbeat: heartbeats are not answered, so a probe sends a request 20 times per second over
+///   its own connection, through the same queue. The round trip of a probe is an upper bound for
 ///   a heartbeat. It is counted from when the request was due.
 /// - CPU seconds and peak memory of the coordinator, CPU seconds of this process. Both share the
 ///   machine.
@@ -71,16 +72,17 @@ impl Arguments {
     fn run(self) -> anyhow::Result<()> {
         let step = Duration::try_from_secs_f64(self.step_seconds);
         ensure!(step.is_ok(), "--step-seconds {}: must be a number of seconds, 0 or more", self.step_seconds);
-        let files = cli_support::raise_open_files_limit().saturating_sub(OTHER_FILES);
+        let files = cli_support::raise_open_files_limit().saturating_sub(RESERVED_FILES);
         let connections = u32::try_from(files).unwrap_or(u32::MAX).min(self.workers);
-        let load = Load { workers: self.workers, steps: self.steps, step: step.unwrap_or_default(), connections };
+        let load =
+            Load { workers: self.workers, steps: self.steps, step_duration: step.unwrap_or_default(), connections };
         let progress = cli_support::spinner(format!("{} workers train {} steps", self.workers, self.steps));
         let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(load.run())?;
         progress.finish_and_clear();
         if self.json {
-            writeln!(cli_support::out(), "{}", serde_json::to_string(&report)?)?;
+            writeln!(cli_support::stdout(), "{}", serde_json::to_string(&report)?)?;
         } else {
-            write!(cli_support::out(), "{report}")?;
+            write!(cli_support::stdout(), "{report}")?;
         }
         Ok(())
     }
@@ -90,7 +92,7 @@ fn main() -> ExitCode {
     match Arguments::parse().run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            cli_support::complain(format_args!("load-generator: error: {error:#}"));
+            cli_support::print_error(format_args!("load-generator: error: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -5,9 +5,9 @@ use std::{fmt, time::Duration};
 use serde::Serialize;
 
 use crate::{
-    account::{Grant, Measurements},
-    daemon::Recorded,
+    coordinator::JournalCounts,
     load::Load,
+    recorder::{Grant, Measurements},
     usage::Usage,
 };
 
@@ -33,13 +33,13 @@ pub struct Report {
     /// The delivery of directives to all workers.
     pub fan_out: FanOut,
     /// The latency of heartbeats.
-    pub heartbeat: Heartbeat,
+    pub heartbeat: HeartbeatLatency,
     /// The resource usage of the coordinator.
-    pub coordinator: Used,
+    pub coordinator: CoordinatorUsage,
     /// CPU seconds of all workers together.
     pub workers_cpu_seconds: f64,
     /// The size of one worker's messages.
-    pub messages: Messages,
+    pub messages: MessageSizes,
 }
 
 /// The simultaneous join of all workers. Times start when they begin to connect.
@@ -70,7 +70,7 @@ pub struct FanOut {
 
 /// Heartbeats, and the requests of a probe in the same queue.
 #[derive(Clone, Debug, Serialize)]
-pub struct Heartbeat {
+pub struct HeartbeatLatency {
     /// The number of heartbeats that the workers sent.
     pub sent: u64,
     /// The number of the probe's answers.
@@ -79,9 +79,9 @@ pub struct Heartbeat {
     pub round_trip_seconds: Percentiles,
 }
 
-/// The resource usage of a process.
+/// The resource usage of the coordinator.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Used {
+pub struct CoordinatorUsage {
     /// CPU seconds until the first steps were granted.
     pub joining_cpu_seconds: f64,
     /// CPU seconds after that.
@@ -92,7 +92,7 @@ pub struct Used {
 
 /// The size of one worker's messages, without the overhead of HTTP/2 and TCP.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Messages {
+pub struct MessageSizes {
     /// To the coordinator, without captions, in bytes.
     pub sent_bytes: u64,
     /// From the coordinator, in bytes.
@@ -119,66 +119,74 @@ impl Percentiles {
         let mut sorted: Vec<Duration> = durations.into_iter().collect();
         sorted.sort_unstable();
         let at = |percent: usize| {
-            let rank = (sorted.len() * percent).div_ceil(100);
-            sorted.get(rank.saturating_sub(1)).map_or(0.0, Duration::as_secs_f64)
+            let position = (sorted.len() * percent).div_ceil(100);
+            sorted.get(position.saturating_sub(1)).map_or(0.0, Duration::as_secs_f64)
         };
         Self { p50: at(50), p90: at(90), p99: at(99), max: at(100) }
     }
 }
 
 impl Report {
-    /// The results from the measurements, the journal and the workers' resource usage.
-    pub(super) fn new(load: Load, window: u32, seen: &Measurements, recorded: Recorded, workers: Usage) -> Self {
-        let Load { workers: count, steps, step, connections } = load;
-        let training = seen.grants.values().map(|grant| grant.first).min().unwrap_or_default();
-        let end = seen.reported.values().max().copied().unwrap_or_default();
-        let triggered = triggered(seen, window);
+    /// Computes the results from the measurements, the journal and this process's resource usage.
+    pub(super) fn new(
+        load: Load,
+        window: u32,
+        measurements: &Measurements,
+        journal: JournalCounts,
+        own_usage: Usage,
+    ) -> Self {
+        let Load { workers, steps, step_duration, connections } = load;
+        let training_start = measurements.grants.values().map(|grant| grant.first_receipt).min().unwrap_or_default();
+        let training_end = measurements.first_reports.values().max().copied().unwrap_or_default();
+        let from_report = times_from_report(measurements, window);
         Self {
-            workers: count,
+            workers,
             connections,
             steps,
-            step_seconds: step.as_secs_f64(),
-            steps_recorded: recorded.steps,
-            generations: recorded.generations,
-            training_seconds: end.saturating_sub(training).as_secs_f64(),
+            step_seconds: step_duration.as_secs_f64(),
+            steps_recorded: journal.steps,
+            generations: journal.generations,
+            training_seconds: training_end.saturating_sub(training_start).as_secs_f64(),
             join_storm: JoinStorm {
-                joined: seen.joined.len(),
-                join_seconds: Percentiles::of(seen.joined.iter().copied()),
-                formed_seconds: seen.met.as_secs_f64(),
-                training_after_seconds: training.as_secs_f64(),
+                joined: measurements.join_times.len(),
+                join_seconds: Percentiles::of(measurements.join_times.iter().copied()),
+                formed_seconds: measurements.rendezvous_complete.as_secs_f64(),
+                training_after_seconds: training_start.as_secs_f64(),
             },
             fan_out: FanOut {
-                directives: seen.grants.len(),
-                spread_seconds: Percentiles::of(seen.grants.values().map(|grant| grant.last - grant.first)),
-                triggered: triggered.len(),
-                from_report_seconds: Percentiles::of(triggered),
+                directives: measurements.grants.len(),
+                spread_seconds: Percentiles::of(
+                    measurements.grants.values().map(|grant| grant.last_receipt - grant.first_receipt),
+                ),
+                triggered: from_report.len(),
+                from_report_seconds: Percentiles::of(from_report),
             },
-            heartbeat: Heartbeat {
-                sent: seen.heartbeats,
-                probes: seen.probed.len(),
-                round_trip_seconds: Percentiles::of(seen.probed.iter().copied()),
+            heartbeat: HeartbeatLatency {
+                sent: measurements.heartbeats,
+                probes: measurements.probe_latencies.len(),
+                round_trip_seconds: Percentiles::of(measurements.probe_latencies.iter().copied()),
             },
-            coordinator: Used {
-                joining_cpu_seconds: seen.joining.cpu_seconds,
-                training_cpu_seconds: seen.usage.cpu_seconds - seen.joining.cpu_seconds,
-                peak_memory_bytes: seen.usage.peak_memory,
+            coordinator: CoordinatorUsage {
+                joining_cpu_seconds: measurements.usage_before_training.cpu_seconds,
+                training_cpu_seconds: measurements.usage.cpu_seconds - measurements.usage_before_training.cpu_seconds,
+                peak_memory_bytes: measurements.usage.peak_memory_bytes,
             },
-            workers_cpu_seconds: workers.cpu_seconds,
-            messages: Messages { sent_bytes: seen.sent, received_bytes: seen.received },
+            workers_cpu_seconds: own_usage.cpu_seconds,
+            messages: MessageSizes { sent_bytes: measurements.sent_bytes, received_bytes: measurements.received_bytes },
         }
     }
 }
 
-/// The times from a worker's report to the delivery of the directive that it triggered. A grant of
-/// half a window, as most are, is sent when the report of a step leaves that much open; other
-/// grants wait for something else, or reach up to a boundary.
-fn triggered(seen: &Measurements, window: u32) -> Vec<Duration> {
+/// The times from a worker's report to the last receipt of the directive that it triggered. The
+/// coordinator sends a grant of half a window, as most are, when the report of a step makes that
+/// many steps available. Other grants have other causes, or end at a boundary; they are left out.
+fn times_from_report(measurements: &Measurements, window: u32) -> Vec<Duration> {
     let since_report = |(first_step, grant): (&u64, &Grant)| {
         let report = (first_step + u64::from(grant.steps)).checked_sub(window.into())?;
-        let reported = seen.reported.get(&report).filter(|_| grant.steps == window.div_ceil(2))?;
-        Some(grant.last.saturating_sub(*reported))
+        let reported_at = measurements.first_reports.get(&report).filter(|_| grant.steps == window.div_ceil(2))?;
+        Some(grant.last_receipt.saturating_sub(*reported_at))
     };
-    seen.grants.iter().filter_map(since_report).collect()
+    measurements.grants.iter().filter_map(since_report).collect()
 }
 
 impl fmt::Display for Report {
@@ -217,7 +225,7 @@ impl fmt::Display for Report {
         row("join", join_storm.joined, &join_storm.join_seconds)?;
         row("fan-out, first to last receipt", fan_out.directives, &fan_out.spread_seconds)?;
         row("fan-out, report to last receipt", fan_out.triggered, &fan_out.from_report_seconds)?;
-        row("heartbeat's way, there and back", heartbeat.probes, &heartbeat.round_trip_seconds)
+        row("heartbeat round trip, upper bound", heartbeat.probes, &heartbeat.round_trip_seconds)
     }
 }
 
@@ -238,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn percentiles_are_values_that_were_seen() {
+    fn percentiles_are_values_of_the_sample() {
         let percentiles = Percentiles::of((1..=200).rev().map(Duration::from_secs));
         assert_eq!(percentiles, Percentiles { p50: 100.0, p90: 180.0, p99: 198.0, max: 200.0 });
         assert_eq!(Percentiles::of([Duration::from_secs(3)]).p50, 3.0);
@@ -246,13 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn a_directive_is_counted_from_the_report_that_let_it_be_sent() {
-        let grant = |steps, last| Grant { steps, first: ms(0), last: ms(last) };
-        // A window of 8: eight at first, four more after the fourth report, two up to a boundary,
-        // eight after it.
+    fn a_directive_is_measured_from_the_report_that_triggered_it() {
+        let grant = |steps, last| Grant { steps, first_receipt: ms(0), last_receipt: ms(last) };
+        // The window is 8 steps. Grants: eight at first, four after the fourth report, two up to a
+        // boundary, eight after it.
         let grants = BTreeMap::from([(0, grant(8, 10)), (8, grant(4, 50)), (12, grant(2, 90)), (14, grant(8, 200))]);
-        let reported = (1..=14).map(|step| (step, ms(10 * step))).collect();
-        let seen = Measurements { grants, reported, ..Measurements::default() };
-        assert_eq!(triggered(&seen, 8), [ms(10)]);
+        let first_reports = (1..=14).map(|step| (step, ms(10 * step))).collect();
+        let measurements = Measurements { grants, first_reports, ..Measurements::default() };
+        assert_eq!(times_from_report(&measurements, 8), [ms(10)]);
     }
 }

@@ -5,14 +5,14 @@
 pub struct Usage {
     /// CPU seconds in user and kernel mode.
     pub cpu_seconds: f64,
-    /// The peak memory, in bytes.
-    pub peak_memory: u64,
+    /// The peak of the resident memory, in bytes.
+    pub peak_memory_bytes: u64,
 }
 
 impl Usage {
-    /// The usage of this process; none if it has ended.
-    pub fn of(process: u32) -> Option<Self> {
-        let read = |file: &str| std::fs::read_to_string(format!("/proc/{process}/{file}")).ok();
+    /// The usage of the process with this id; none if it has ended.
+    pub fn of(process_id: u32) -> Option<Self> {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{process_id}/{file}")).ok();
         // The name of the program, in parentheses, may contain spaces; user and system time are
         // fields 14 and 15.
         let (stat, status) = (read("stat")?, read("status")?);
@@ -21,6 +21,6 @@ impl Usage {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
         let kibibytes: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
         let cpu_seconds = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
-        Some(Self { cpu_seconds, peak_memory: kibibytes * 1024 })
+        Some(Self { cpu_seconds, peak_memory_bytes: kibibytes * 1024 })
     }
 }

@@ -18,20 +18,20 @@ use tonic::{
 };
 
 use crate::{
-    account::Recorder,
     load::Load,
-    script::{self, Script},
+    messages::{self, StepReports},
+    recorder::Recorder,
 };
 
-/// Maximal number of messages that wait for the network.
-const WAITING_MESSAGES: usize = 16;
-/// Maximal number of directives that wait for the worker.
-const WAITING_DIRECTIVES: usize = 16;
+/// Maximal number of messages in the outbox of a worker.
+const MAX_QUEUED_MESSAGES: usize = 16;
+/// Maximal number of received directives that a worker has not executed yet.
+const MAX_QUEUED_DIRECTIVES: usize = 16;
 
 /// Maximal number of concurrent joins: the coordinator limits the reservations of one address.
 pub const MAX_CONCURRENT_JOINS: usize = 16;
-/// Pause before a worker retries a join.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// The delay before a worker retries a join.
+const JOIN_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// The state that all workers share.
 pub struct Cluster {
@@ -39,175 +39,175 @@ pub struct Cluster {
     pub load: Load,
     /// The endpoint of the coordinator.
     pub endpoint: Endpoint,
-    /// The connections to it.
+    /// The connections to the coordinator.
     pub channels: Vec<OnceCell<Channel>>,
     /// Permits to join, each held until the session is open.
-    pub joining: Semaphore,
+    pub join_permits: Semaphore,
     /// The simulated all-reduce at the end of a step.
     pub all_reduce: Barrier,
-    /// The prepared messages.
-    pub script: Script,
+    /// The step reports that workers send.
+    pub step_reports: StepReports,
     /// The measurements.
-    pub account: Arc<Recorder>,
+    pub recorder: Arc<Recorder>,
 }
 
 /// Takes part in the run until it is complete.
 ///
 /// # Errors
 /// The coordinator refuses the worker, or ends the session before the run is complete.
-pub async fn work(cluster: &Cluster, number: u32) -> Result<()> {
+pub async fn run(cluster: &Cluster, number: u32) -> Result<()> {
     let channel = &cluster.channels[number as usize % cluster.channels.len()];
     let channel = channel.get_or_try_init(|| cluster.endpoint.connect()).await.context("cannot connect")?;
     let mut client = CoordinatorClient::new(channel.clone());
     let host = format!("10.{}.{}.{}", number >> 16, number >> 8 & 255, number & 255);
     let join = v1::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
-        rank: None,
+        worker_id: None,
         host: host.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         device: "none".to_owned(),
         ..Default::default()
     };
-    let joining = cluster.joining.acquire().await?;
-    let place = loop {
+    let join_permit = cluster.join_permits.acquire().await?;
+    let reservation = loop {
         match client.join(join.clone()).await {
-            Err(status) if status.code() == Code::Aborted => time::sleep(RETRY_PAUSE).await,
-            answer => break answer?.into_inner(),
+            Err(status) if status.code() == Code::Aborted => time::sleep(JOIN_RETRY_DELAY).await,
+            response => break response?.into_inner(),
         }
     };
-    cluster.account.joined();
+    cluster.recorder.record_join();
 
-    let (outgoing, messages) = mpsc::channel(WAITING_MESSAGES);
-    let worker = Worker { cluster, number, outgoing };
+    let (outbox, outgoing) = mpsc::channel(MAX_QUEUED_MESSAGES);
+    let worker = Worker { cluster, number, outbox };
     let attach = v1::Attach {
-        session_token: place.session_token,
+        session_token: reservation.session_token,
         store_address: format!("{host}:29500"),
-        data_set: Some(script::data_set()),
+        data_set: Some(messages::data_set()),
         ..Default::default()
     };
-    worker.say(Message::Attach(attach)).await;
-    let directives = client.session(ReceiverStream::new(messages)).await?.into_inner();
-    drop(joining);
-    let (orders, ordered) = mpsc::channel(WAITING_DIRECTIVES);
-    let heartbeat = Duration::from_millis(place.heartbeat_interval_ms.max(10));
-    let mut listen = pin!(worker.listen(directives, orders));
+    worker.send(Message::Attach(attach)).await;
+    let directives = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
+    drop(join_permit);
+    let (queue, queued) = mpsc::channel(MAX_QUEUED_DIRECTIVES);
+    let heartbeat_interval = Duration::from_millis(reservation.heartbeat_interval_ms.max(10));
+    let mut receive = pin!(worker.receive_directives(directives, queue));
     tokio::select! {
-        ended = &mut listen => {
-            ended?;
+        result = &mut receive => {
+            result?;
             bail!("the coordinator closed the session");
         }
-        finished = worker.execute(ordered) => finished?,
-        never = worker.beat(heartbeat) => match never {},
+        result = worker.execute_directives(queued) => result?,
+        never = worker.send_heartbeats(heartbeat_interval) => match never {},
     }
     // Waits until the coordinator closes the stream, so that the last message is delivered.
-    _ = listen.await;
+    _ = receive.await;
     Ok(())
 }
 
 struct Worker<'a> {
     cluster: &'a Cluster,
     number: u32,
-    outgoing: mpsc::Sender<v1::WorkerMessage>,
+    outbox: mpsc::Sender<v1::WorkerMessage>,
 }
 
 impl Worker<'_> {
-    /// Whether this worker's messages are measured: all workers send and receive equally many
-    /// bytes.
-    fn is_counted(&self) -> bool {
+    /// Whether this worker's messages are measured. All workers send and receive the same number of
+    /// bytes, so one is enough.
+    fn is_measured(&self) -> bool {
         self.number == 0
     }
 
-    async fn say(&self, message: Message) {
+    async fn send(&self, message: Message) {
         // Only some workers write captions.
-        let is_counted = self.is_counted() && !matches!(message, Message::EvaluationItems(_));
+        let is_measured = self.is_measured() && !matches!(message, Message::EvaluationItems(_));
         let message = v1::WorkerMessage { message: Some(message) };
-        if is_counted {
-            self.cluster.account.sent(&message);
+        if is_measured {
+            self.cluster.recorder.record_sent(&message);
         }
-        // Fails if the stream is closed; the task that reads it gets the reason.
-        _ = self.outgoing.send(message).await;
+        // Fails if the stream is closed; the task that receives directives reports the reason.
+        _ = self.outbox.send(message).await;
     }
 
     /// Reads directives until the coordinator closes the stream.
-    async fn listen(
+    async fn receive_directives(
         &self,
         mut directives: Streaming<v1::Directive>,
-        orders: mpsc::Sender<v1::Directive>,
+        queue: mpsc::Sender<v1::Directive>,
     ) -> Result<()> {
-        let account = &self.cluster.account;
+        let recorder = &self.cluster.recorder;
         while let Some(directive) = directives.message().await? {
-            if self.is_counted() {
-                account.received(&directive);
+            if self.is_measured() {
+                recorder.record_received(&directive);
             }
             match &directive.directive {
-                Some(Kind::Rendezvous(_)) => account.met(),
-                Some(Kind::Train(train)) => account.granted(train),
+                Some(Kind::Rendezvous(_)) => recorder.record_rendezvous(),
+                Some(Kind::Train(train)) => recorder.record_train(train),
                 _ => {}
             }
             // Fails if the worker has finished or failed.
-            _ = orders.send(directive).await;
+            _ = queue.send(directive).await;
         }
         Ok(())
     }
 
     /// Executes directives up to the end of the run.
-    async fn execute(&self, mut orders: mpsc::Receiver<v1::Directive>) -> Result<()> {
+    async fn execute_directives(&self, mut queued: mpsc::Receiver<v1::Directive>) -> Result<()> {
         let mut position = v1::Position::default();
-        while let Some(v1::Directive { generation, directive }) = orders.recv().await {
+        while let Some(v1::Directive { generation, directive }) = queued.recv().await {
             match directive {
-                Some(Kind::Rendezvous(meet)) => {
-                    position = meet.position.context("a rendezvous without a position")?;
-                    self.say(Message::Ready(v1::Ready { generation, position: Some(position) })).await;
+                Some(Kind::Rendezvous(rendezvous)) => {
+                    position = rendezvous.position.context("a rendezvous without a position")?;
+                    self.send(Message::Ready(v1::Ready { generation, position: Some(position) })).await;
                 }
                 Some(Kind::Train(train)) => {
                     let expected = (position.stage, position.step);
-                    ensure!((train.stage, train.first_step) == expected, "told to {train:?} at {position:?}");
+                    ensure!((train.stage, train.first_step) == expected, "received {train:?} at {position:?}");
                     for _ in 0..train.steps {
-                        self.step(&mut position).await;
+                        self.simulate_step(&mut position).await;
                     }
                 }
                 Some(Kind::Evaluate(v1::Evaluate { evaluation, ranges })) => {
                     for range in ranges {
-                        let (items, range) = (script::captions(range), Some(range));
+                        let (items, range) = (messages::captions(range), Some(range));
                         let more = false;
                         let items = v1::EvaluationItems { generation, evaluation, range, items, more };
-                        self.say(Message::EvaluationItems(items)).await;
+                        self.send(Message::EvaluationItems(items)).await;
                     }
                 }
                 Some(Kind::Checkpoint(v1::Checkpoint { checkpoint, .. })) => {
                     let parameters_sha256 = "0".repeat(64);
                     let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
-                    self.say(Message::CheckpointDone(done)).await;
+                    self.send(Message::CheckpointDone(done)).await;
                 }
                 Some(Kind::Finish(_)) => {
-                    self.say(Message::Finished(v1::Finished {})).await;
+                    self.send(Message::Finished(v1::Finished {})).await;
                     return Ok(());
                 }
-                other => bail!("told what does not happen in a run without trouble: {other:?}"),
+                other => bail!("received an unexpected directive: {other:?}"),
             }
         }
         bail!("the coordinator closed the session")
     }
 
-    async fn step(&self, position: &mut v1::Position) {
-        let Cluster { load, all_reduce, script, account, .. } = self.cluster;
-        if !load.step.is_zero() {
-            time::sleep(load.step).await;
+    async fn simulate_step(&self, position: &mut v1::Position) {
+        let Cluster { load, all_reduce, step_reports, recorder, .. } = self.cluster;
+        if !load.step_duration.is_zero() {
+            time::sleep(load.step_duration).await;
         }
         all_reduce.wait().await;
         position.step += 1;
-        account.reported(position.step);
-        let done = script.step_done(self.number, *position, load.step.as_secs_f64());
-        self.say(Message::StepDone(done)).await;
+        recorder.record_report(position.step);
+        let report = step_reports.step_done(self.number, *position, load.step_duration.as_secs_f64());
+        self.send(Message::StepDone(report)).await;
     }
 
-    /// Sends heartbeats.
-    async fn beat(&self, interval: Duration) -> Infallible {
+    /// Sends heartbeats until it is cancelled.
+    async fn send_heartbeats(&self, interval: Duration) -> Infallible {
         let mut interval = time::interval(interval);
         loop {
             interval.tick().await;
-            self.say(Message::Heartbeat(v1::Heartbeat::default())).await;
-            self.cluster.account.beat();
+            self.send(Message::Heartbeat(v1::Heartbeat::default())).await;
+            self.cluster.recorder.record_heartbeat();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A coordinator and fifty light workers, in two processes.
+//! Runs the load generator with a coordinator and fifty light workers.
 
 use std::process::Command;
 
@@ -21,16 +21,16 @@ fn a_load_test_reports_its_measurements() {
     ] {
         assert_eq!(number(pointer), expected, "{pointer} in {report}");
     }
-    // Two of them at least: the first, and the one after the boundary in the middle.
+    // At least two directives: the first one, and one after the boundary in the middle.
     assert!(number("/fan_out/directives") >= 2.0, "{report}");
-    // At least the one with which each worker begins.
+    // At least the first heartbeat of each worker.
     assert!(number("/heartbeat/sent") >= 50.0, "{report}");
     for pointer in ["/coordinator/peak_memory_bytes", "/messages/sent_bytes", "/messages/received_bytes"] {
         assert!(number(pointer) > 0.0, "{pointer} in {report}");
     }
-    for (whole, of) in [("/join_storm", "join"), ("/fan_out", "spread"), ("/heartbeat", "round_trip")] {
-        let [p50, p99, max] = ["p50", "p99", "max"].map(|q| number(&format!("{whole}/{of}_seconds/{q}")));
-        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{of} in {report}");
+    for (section, measure) in [("/join_storm", "join"), ("/fan_out", "spread"), ("/heartbeat", "round_trip")] {
+        let [p50, p99, max] = ["p50", "p99", "max"].map(|q| number(&format!("{section}/{measure}_seconds/{q}")));
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{measure} in {report}");
     }
 }
 

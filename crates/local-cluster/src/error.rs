@@ -1,15 +1,15 @@
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-/// An error of a child process, in one line.
+/// Why a child process cannot be started, watched or used. The message is one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The path of the running program is unknown.
+    /// The operating system cannot report the path of the running program.
     #[error("the path of this program is unknown: {0}")]
-    OwnPath(std::io::Error),
-    /// A program was not built.
+    CurrentExe(std::io::Error),
+    /// The program has not been built.
     #[error("{} is missing: `cargo build --workspace --bins` builds it", path.display())]
-    Missing {
+    MissingProgram {
         /// The expected path of the program.
         path: PathBuf,
     },
@@ -21,7 +21,7 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The operating system refuses to start or to watch a process.
+    /// The operating system cannot start the process, or report its output or status.
     #[error("{name}: {source}")]
     Process {
         /// The name of the process.
@@ -29,9 +29,9 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The process has failed, or has ended too early.
-    #[error("{name} ended with {status}: {} (log: {})", log_end(log), log.display())]
-    Ended {
+    /// The process failed, or ended before it printed the expected line.
+    #[error("{name} ended with {status}: {} (log: {})", last_log_line(log), log.display())]
+    UnexpectedExit {
         /// The name of the process.
         name: String,
         /// Its exit status.
@@ -39,18 +39,18 @@ pub enum Error {
         /// The path of its log.
         log: PathBuf,
     },
-    /// The coordinator's first line has no addresses.
+    /// The first line that the coordinator printed has no addresses.
     #[error("{name} printed {line:?} where its addresses were expected")]
-    NoAddress {
+    MissingAddress {
         /// The name of the process.
         name: String,
-        /// The line.
+        /// The line that it printed.
         line: String,
     },
 }
 
 /// The last line of a log.
-fn log_end(log: &std::path::Path) -> String {
+fn last_log_line(log: &std::path::Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     text.lines().last().unwrap_or("its log is empty").to_owned()
 }

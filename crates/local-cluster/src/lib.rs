@@ -1,7 +1,7 @@
-//! Coordinators and workers as child processes of a demo, a load test or an end-to-end test.
+//! Runs coordinators and workers as child processes, for demos, load tests and end-to-end tests.
 //!
-//! A process is killed when its handle is dropped, so none outlives the program that started it.
-//! Calls block; asynchronous callers poll [`Process::try_wait`].
+//! Dropping the handle of a process kills the process, so no process outlives the program that
+//! started it. Calls block; asynchronous callers poll [`Process::try_wait`].
 
 mod coordinator;
 mod error;
@@ -14,29 +14,30 @@ pub use coordinator::Coordinator;
 pub use error::Error;
 pub use process::Process;
 
-/// The path of a program that was built beside the running one.
+/// The path of a program in the build folder of the running program.
 ///
 /// # Errors
-/// It does not exist.
-pub fn program(name: &str) -> Result<PathBuf, Error> {
-    let own = std::env::current_exe().map_err(Error::OwnPath)?;
+/// The program has not been built.
+pub fn program_path(name: &str) -> Result<PathBuf, Error> {
+    let current_exe = std::env::current_exe().map_err(Error::CurrentExe)?;
     // target/PROFILE/PROGRAM, or target/PROFILE/deps/TEST.
-    let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).unwrap_or(Path::new("."));
+    let folder = current_exe.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).unwrap_or(Path::new("."));
     let path = folder.join(name);
-    if path.exists() { Ok(path) } else { Err(Error::Missing { path }) }
+    if path.exists() { Ok(path) } else { Err(Error::MissingProgram { path }) }
 }
 
-/// A command that runs a program that was built beside the running one, without standard input.
+/// A command that runs a program of the same build folder, with an empty standard input.
 ///
 /// # Errors
-/// It does not exist.
+/// The program has not been built.
 pub fn command(name: &str) -> Result<Command, Error> {
-    let mut command = Command::new(program(name)?);
+    let mut command = Command::new(program_path(name)?);
     command.stdin(Stdio::null());
     Ok(command)
 }
 
-/// The SHA-256 of a worker's parameters, which `worker join` prints at the end of a run.
+/// The SHA-256 of a worker's parameters in the output of `worker join`, which prints it at the end
+/// of a run; none if the worker left before.
 #[must_use]
 pub fn parameters_sha256(stdout: &str) -> Option<&str> {
     stdout.split_whitespace().find_map(|word| word.strip_prefix("parameters_sha256="))

@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use crate::Error;
 
-/// A child process with a log. It is killed when this is dropped.
+/// A child process with a log file. Dropping this kills the process.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -15,100 +15,102 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`. Its standard error goes to the file `log`.
+    /// Starts `command`. Its standard error is written to the file `log`. Error messages call the
+    /// process `name`.
     ///
     /// # Errors
     /// The log cannot be created, or the program does not start.
     pub fn start(name: &str, command: &mut Command, log: PathBuf) -> Result<Self, Error> {
-        let failed = |source| Error::Process { name: name.to_owned(), source };
-        let file = File::create(&log).map_err(|source| Error::Log { path: log.clone(), source })?;
-        let mut child = command.stdout(Stdio::piped()).stderr(file).spawn().map_err(failed)?;
-        let stdout = child.stdout.take().ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
+        let process_error = |source| Error::Process { name: name.to_owned(), source };
+        let log_file = File::create(&log).map_err(|source| Error::Log { path: log.clone(), source })?;
+        let mut child = command.stdout(Stdio::piped()).stderr(log_file).spawn().map_err(process_error)?;
+        let stdout = child.stdout.take().ok_or_else(|| process_error(std::io::ErrorKind::BrokenPipe.into()))?;
         Ok(Self { name: name.to_owned(), child, stdout: BufReader::new(stdout), log })
     }
 
-    /// The id of the process in the operating system.
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits for the next line of its standard output.
+    /// Waits for the next line of standard output.
     ///
     /// # Errors
-    /// It has ended.
-    pub fn line(&mut self) -> Result<String, Error> {
+    /// The process ended without another line.
+    pub fn read_line(&mut self) -> Result<String, Error> {
         let mut line = String::new();
-        self.stdout.read_line(&mut line).map_err(|source| self.failed(source))?;
+        self.stdout.read_line(&mut line).map_err(|source| self.process_error(source))?;
         if !line.is_empty() {
             return Ok(line);
         }
         let status = self.wait()?;
-        Err(Error::Ended { name: self.name.clone(), status, log: self.log.clone() })
+        Err(Error::UnexpectedExit { name: self.name.clone(), status, log: self.log.clone() })
     }
 
-    /// Its standard error so far.
+    /// The content of the log, which is what the process has written to standard error.
     #[must_use]
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Its exit status; none while it runs.
+    /// The exit status; none while the process runs.
     ///
     /// # Errors
-    /// The operating system does not tell.
+    /// The operating system cannot report the status.
     pub fn try_wait(&mut self) -> Result<Option<ExitStatus>, Error> {
-        self.child.try_wait().map_err(|source| self.failed(source))
+        self.child.try_wait().map_err(|source| self.process_error(source))
     }
 
-    /// Waits until it ends. Returns its exit status.
+    /// Waits until the process ends. Returns the exit status.
     ///
     /// # Errors
-    /// The operating system does not tell.
+    /// The operating system cannot report the status.
     pub fn wait(&mut self) -> Result<ExitStatus, Error> {
-        self.child.wait().map_err(|source| self.failed(source))
+        self.child.wait().map_err(|source| self.process_error(source))
     }
 
-    /// The rest of its standard output, up to its end.
+    /// Waits until standard output is closed. Returns the part that [`Self::read_line`] has not
+    /// returned.
     ///
     /// # Errors
     /// The output cannot be read or is not UTF-8.
-    pub fn rest(&mut self) -> Result<String, Error> {
-        let mut rest = String::new();
-        self.stdout.read_to_string(&mut rest).map_err(|source| self.failed(source))?;
-        Ok(rest)
+    pub fn read_to_end(&mut self) -> Result<String, Error> {
+        let mut stdout = String::new();
+        self.stdout.read_to_string(&mut stdout).map_err(|source| self.process_error(source))?;
+        Ok(stdout)
     }
 
-    /// Waits until it ends, successfully. Returns the rest of its standard output.
+    /// Waits until the process ends. Returns the rest of its standard output.
     ///
     /// # Errors
-    /// It fails.
+    /// The process ends with an exit status other than 0.
     pub fn finish(&mut self) -> Result<String, Error> {
-        let rest = self.rest()?;
+        let stdout = self.read_to_end()?;
         let status = self.wait()?;
-        self.check(status)?;
-        Ok(rest)
+        self.check_exit_status(status)?;
+        Ok(stdout)
     }
 
-    /// The error for an exit status that is not success.
+    /// Checks that an exit status of this process is 0.
     ///
     /// # Errors
-    /// The status is not success.
-    pub fn check(&self, status: ExitStatus) -> Result<(), Error> {
+    /// It is not.
+    pub fn check_exit_status(&self, status: ExitStatus) -> Result<(), Error> {
         if status.success() {
             return Ok(());
         }
-        Err(Error::Ended { name: self.name.clone(), status, log: self.log.clone() })
+        Err(Error::UnexpectedExit { name: self.name.clone(), status, log: self.log.clone() })
     }
 
-    fn failed(&self, source: std::io::Error) -> Error {
+    fn process_error(&self, source: std::io::Error) -> Error {
         Error::Process { name: self.name.clone(), source }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // Both fail if the process has already ended.
         _ = self.child.kill();
         _ = self.child.wait();
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::{ClientConfigKey, ObjectStore};
 
-/// The access settings for buckets.
+/// Credentials and endpoint for S3 buckets.
 #[derive(Clone, Debug)]
 pub struct Access {
     s3: AmazonS3Builder,
@@ -17,12 +17,12 @@ impl Access {
         AmazonS3Builder::from_env().into()
     }
 
-    /// Settings for objects that are read in one long request.
+    /// The same settings for objects that are read in one long request.
     #[must_use]
-    pub fn streaming(mut self) -> Self {
+    pub fn for_streaming(mut self) -> Self {
         if std::env::var_os("AWS_TIMEOUT").is_none() {
-            // The default limits whole requests to 30 seconds, too short to stream a tar; instead
-            // the time without data is limited.
+            // By default a request may take 30 seconds in all, too short to stream a tar. Limit the
+            // time without data instead.
             let key = |key| AmazonS3ConfigKey::Client(key);
             self.s3 = self.s3.with_config(key(ClientConfigKey::Timeout), "1 day");
             self.s3 = self.s3.with_config(key(ClientConfigKey::ReadTimeout), "30 seconds");
@@ -35,7 +35,7 @@ impl Access {
     /// # Errors
     /// The settings are invalid.
     pub fn bucket(&self, name: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
-        // Only the first call succeeds; a provider that the program has chosen before is fine.
+        // Fails if the program has installed a provider before, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Not every provider supports deleting several objects in one request.
         Ok(Arc::new(self.s3.clone().with_disable_bulk_delete(true).with_bucket_name(name).build()?))

@@ -1,14 +1,14 @@
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A small tokio runtime that lets synchronous threads wait for `object_store`.
+/// A tokio runtime of two threads on which synchronous code runs the futures of `object_store`.
 #[derive(Debug)]
-pub struct Blocking {
+pub struct BlockingRuntime {
     runtime: Option<Runtime>,
     handle: Handle,
 }
 
-impl Blocking {
-    /// A runtime whose threads have this name.
+impl BlockingRuntime {
+    /// Creates a runtime whose threads have this name.
     ///
     /// # Errors
     /// The operating system cannot create threads.
@@ -18,21 +18,21 @@ impl Blocking {
         Ok(Self { runtime: Some(runtime), handle })
     }
 
-    /// Waits for a future. Must not be called by asynchronous code.
-    pub fn wait<F: Future>(&self, future: F) -> F::Output {
+    /// Runs a future to completion. Must not be called by asynchronous code.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.handle.block_on(future)
     }
 
-    /// The handle of the runtime, to wait for tasks that it runs.
+    /// The handle of the runtime.
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 }
 
-impl Drop for Blocking {
+impl Drop for BlockingRuntime {
     fn drop(&mut self) {
-        // Waiting for its threads would panic if the owner is dropped by asynchronous code.
+        // Waiting for the threads would panic if asynchronous code drops the owner.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

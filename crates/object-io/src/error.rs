@@ -1,4 +1,4 @@
-/// Maximal length of a store's message that is shown.
+/// Maximal length of a store's message in an error; the rest is cut off.
 const MAX_MESSAGE_CHARS: usize = 400;
 
 /// A location that cannot be parsed.
@@ -11,20 +11,20 @@ pub struct LocationError {
     pub problem: String,
 }
 
-/// A store's message in one line, with a remedy if there is one.
+/// The message of a store's error in one line, with a remedy if there is one.
 #[must_use]
-pub fn describe(error: &object_store::Error) -> String {
-    use object_store::Error as Problem;
+pub fn describe_error(error: &object_store::Error) -> String {
+    use object_store::Error as StoreError;
     let message = match error {
-        Problem::NotFound { .. } => return "not found".to_owned(),
-        Problem::PermissionDenied { .. } => {
+        StoreError::NotFound { .. } => return "not found".to_owned(),
+        StoreError::PermissionDenied { .. } => {
             return "access denied (403): check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
                 .to_owned();
         }
-        Problem::Unauthenticated { .. } => {
+        StoreError::Unauthenticated { .. } => {
             return "not authenticated (401): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned();
         }
-        Problem::Generic { source, .. } => source.to_string(),
+        StoreError::Generic { source, .. } => source.to_string(),
         other => other.to_string(),
     };
     let words: Vec<&str> = message.split_whitespace().collect();

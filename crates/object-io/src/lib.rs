@@ -1,6 +1,6 @@
 //! Access to folders and S3 buckets through the crate `object_store`, for synchronous code.
 //!
-//! Used by `checkpoint-store` and `dataset`.
+//! `checkpoint-store` and `dataset` use it.
 
 mod access;
 mod blocking;
@@ -8,6 +8,6 @@ mod error;
 mod location;
 
 pub use access::Access;
-pub use blocking::Blocking;
-pub use error::{LocationError, describe};
+pub use blocking::BlockingRuntime;
+pub use error::{LocationError, describe_error};
 pub use location::Location;

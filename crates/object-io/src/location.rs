@@ -23,25 +23,26 @@ impl Location {
     /// Parses a path, `file:///folder` or `s3://bucket/prefix`.
     ///
     /// # Errors
-    /// It has none of these forms.
+    /// The location has none of these forms.
     pub fn parse(location: &str) -> Result<Self, LocationError> {
-        let wrong = |problem: String| LocationError { location: location.to_owned(), problem };
-        let unknown = || wrong("is neither a path nor of the form file:///folder or s3://bucket/prefix".to_owned());
+        let error = |problem: String| LocationError { location: location.to_owned(), problem };
+        let unknown_form =
+            || error("is neither a path nor of the form file:///folder or s3://bucket/prefix".to_owned());
         match location.split_once("://") {
             None => Ok(Self::Folder(location.into())),
             Some(("file", _)) => {
-                let folder = Url::parse(location).map_err(|error| wrong(error.to_string()))?.to_file_path();
-                folder.map(Self::Folder).map_err(|()| unknown())
+                let folder = Url::parse(location).map_err(|problem| error(problem.to_string()))?.to_file_path();
+                folder.map(Self::Folder).map_err(|()| unknown_form())
             }
             Some(("s3", rest)) => {
                 let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 if name.is_empty() {
-                    return Err(unknown());
+                    return Err(unknown_form());
                 }
-                let prefix = Key::parse(prefix).map_err(|error| wrong(error.to_string()))?;
+                let prefix = Key::parse(prefix).map_err(|problem| error(problem.to_string()))?;
                 Ok(Self::Bucket { name: name.to_owned(), prefix })
             }
-            Some(_) => Err(unknown()),
+            Some(_) => Err(unknown_form()),
         }
     }
 }
@@ -51,10 +52,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_and_buckets_are_told_apart() {
+    fn paths_and_urls_are_parsed() {
         let folder = |path: &str| Location::Folder(path.into());
         let bucket = |prefix: &str| Location::Bucket { name: "bucket".into(), prefix: Key::parse(prefix).unwrap() };
-        for (place, expected) in [
+        for (location, expected) in [
             ("runs/a", folder("runs/a")),
             ("/runs/a b", folder("/runs/a b")),
             ("file:///runs/a b%20c/", folder("/runs/a b c/")),
@@ -62,15 +63,15 @@ mod tests {
             ("s3://bucket/", bucket("")),
             ("s3://bucket/runs/a/", bucket("runs/a")),
         ] {
-            assert_eq!(Location::parse(place).unwrap(), expected, "{place}");
+            assert_eq!(Location::parse(location).unwrap(), expected, "{location}");
         }
     }
 
     #[test]
-    fn what_is_neither_is_named() {
-        for place in ["s3://", "s3:///prefix", "s3://bucket/../a", "http://host/a", "file://host/a"] {
-            let error = Location::parse(place).unwrap_err().to_string();
-            assert!(error.starts_with(place), "{error}");
+    fn other_urls_are_errors_with_the_url() {
+        for location in ["s3://", "s3:///prefix", "s3://bucket/../a", "http://host/a", "file://host/a"] {
+            let error = Location::parse(location).unwrap_err().to_string();
+            assert!(error.starts_with(location), "{error}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A fake S3 server on the loopback for tests: the requests that are needed, and their failures.
+//! An S3 server on the loopback for tests. Implements the requests of `object_store`, and injects
+//! failures.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -17,29 +18,31 @@ use tokio::runtime::Runtime;
 #[derive(Default)]
 struct State {
     objects: BTreeMap<String, Vec<u8>>,
-    /// The parts of uploads by number, by id of the upload.
+    /// The parts, by number, of each open multipart upload, by its id.
     uploads: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
-    uploads_begun: usize,
-    whole_reads: Vec<String>,
-    failures_to_come: usize,
-    failures: usize,
-    read_only: bool,
+    started_uploads: usize,
+    /// The names of objects that were read without a range.
+    full_reads: Vec<String>,
+    /// The number of following requests that will fail.
+    injected_failures: usize,
+    failed_requests: usize,
+    is_read_only: bool,
 }
 
-/// A fake S3 server, which runs until it is dropped.
-pub struct Bucket {
+/// An S3 server, which runs until it is dropped.
+pub struct S3TestServer {
     state: Arc<Mutex<State>>,
     address: String,
     runtime: Option<Runtime>,
 }
 
-impl Drop for Bucket {
+impl Drop for S3TestServer {
     fn drop(&mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
 }
 
-impl Bucket {
+impl S3TestServer {
     /// Starts an empty server.
     #[must_use]
     pub fn start() -> Self {
@@ -48,32 +51,32 @@ impl Bucket {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State::default()));
         let shared = state.clone();
-        let answer = move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| async move {
-            shared.lock().unwrap().answer(&method, &uri, &headers, body)
+        let handle = move |method: Method, uri: Uri, headers: HeaderMap, body: Bytes| async move {
+            shared.lock().unwrap().handle(&method, &uri, &headers, body)
         };
-        let routes = Router::new().fallback(answer).layer(axum::extract::DefaultBodyLimit::disable());
+        let routes = Router::new().fallback(handle).layer(axum::extract::DefaultBodyLimit::disable());
         runtime.spawn(async move { axum::serve(listener, routes).await });
         Self { state, address, runtime: Some(runtime) }
     }
 
-    /// The connection settings for it.
+    /// The connection settings for this server.
     #[must_use]
     pub fn settings(&self) -> AmazonS3Builder {
         AmazonS3Builder::new()
             .with_endpoint(&self.address)
             .with_allow_http(true)
-            .with_region("here")
+            .with_region("test-region")
             .with_access_key_id("key")
             .with_secret_access_key("secret")
     }
 
-    /// The environment variables for a program that is to use it.
+    /// The environment variables with which a program uses this server.
     #[must_use]
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         vec![
             ("AWS_ENDPOINT", self.address.clone()),
             ("AWS_ALLOW_HTTP", "true".to_owned()),
-            ("AWS_REGION", "here".to_owned()),
+            ("AWS_REGION", "test-region".to_owned()),
             ("AWS_ACCESS_KEY_ID", "key".to_owned()),
             ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
         ]
@@ -94,76 +97,79 @@ impl Bucket {
         self.state().objects.clone()
     }
 
-    /// The number of full reads of objects with this suffix.
+    /// The number of reads without a range of objects whose name has this suffix.
     #[must_use]
-    pub fn whole_reads(&self, ending: &str) -> usize {
-        self.state().whole_reads.iter().filter(|name| name.ends_with(ending)).count()
+    pub fn full_read_count(&self, suffix: &str) -> usize {
+        self.state().full_reads.iter().filter(|name| name.ends_with(suffix)).count()
     }
 
-    /// Makes the next requests fail with 500.
-    pub fn fail_next(&self, requests: usize) {
-        self.state().failures_to_come = requests;
+    /// Makes the next requests fail with status 500.
+    pub fn fail_next_requests(&self, requests: usize) {
+        self.state().injected_failures = requests;
     }
 
-    /// The number of requests that failed so.
+    /// The number of requests that failed because of
+    /// [`fail_next_requests`](Self::fail_next_requests).
     #[must_use]
-    pub fn failures(&self) -> usize {
-        self.state().failures
+    pub fn failed_requests(&self) -> usize {
+        self.state().failed_requests
     }
 
-    /// Refuses writes from now on; deletions still work.
-    pub fn refuse_writes(&self) {
-        self.state().read_only = true;
+    /// Denies writes from now on; deletions still work.
+    pub fn deny_writes(&self) {
+        self.state().is_read_only = true;
     }
 
-    /// The number of multipart uploads that were begun, and of those that are neither complete nor
-    /// aborted.
+    /// The number of multipart uploads that were started, and of those that are neither complete
+    /// nor aborted.
     #[must_use]
-    pub fn uploads(&self) -> (usize, usize) {
+    pub fn multipart_uploads(&self) -> (usize, usize) {
         let state = self.state();
-        (state.uploads_begun, state.uploads.len())
+        (state.started_uploads, state.uploads.len())
     }
 }
 
 impl State {
-    fn answer(&mut self, method: &Method, uri: &Uri, headers: &HeaderMap, body: Bytes) -> Response<Body> {
-        if self.failures_to_come > 0 {
-            self.failures_to_come -= 1;
-            self.failures += 1;
-            return refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
+    fn handle(&mut self, method: &Method, uri: &Uri, headers: &HeaderMap, body: Bytes) -> Response<Body> {
+        if self.injected_failures > 0 {
+            self.injected_failures -= 1;
+            self.failed_requests += 1;
+            return error_response(StatusCode::INTERNAL_SERVER_ERROR, "InternalError");
         }
         let name = uri.path().trim_start_matches('/').replace("%20", " ");
         let Query(query) = Query::<BTreeMap<String, String>>::try_from_uri(uri).unwrap();
-        let writes = *method == Method::PUT || *method == Method::POST;
-        if name.contains("forbidden") || (writes && self.read_only) {
-            return refuse(StatusCode::FORBIDDEN, "AccessDenied");
+        let is_write = *method == Method::PUT || *method == Method::POST;
+        if name.contains("forbidden") || (is_write && self.is_read_only) {
+            return error_response(StatusCode::FORBIDDEN, "AccessDenied");
         }
         match (method.as_str(), query.get("uploadId")) {
             ("PUT", Some(upload)) => {
-                let Some(parts) = self.uploads.get_mut(upload) else { return no_upload() };
-                let response = done(&body);
+                let Some(parts) = self.uploads.get_mut(upload) else { return no_such_upload() };
+                let response = etag_response(&body);
                 parts.insert(query["partNumber"].parse().unwrap(), body.into());
                 response
             }
             ("PUT", None) => {
-                let response = done(&body);
+                let response = etag_response(&body);
                 self.objects.insert(name, body.into());
                 response
             }
             ("POST", None) if query.contains_key("uploads") => {
-                self.uploads_begun += 1;
-                let upload = format!("upload-{}", self.uploads_begun);
+                self.started_uploads += 1;
+                let upload = format!("upload-{}", self.started_uploads);
                 self.uploads.insert(upload.clone(), BTreeMap::new());
-                xml(&format!(
+                xml_response(&format!(
                     "<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
                 ))
             }
             ("POST", Some(upload)) => {
-                let Some(parts) = self.uploads.remove(upload) else { return no_upload() };
+                let Some(parts) = self.uploads.remove(upload) else { return no_such_upload() };
                 let content = parts.into_values().collect::<Vec<_>>().concat();
-                let tag = tag(&content);
+                let tag = etag(&content);
                 self.objects.insert(name, content);
-                xml(&format!("<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>"))
+                xml_response(&format!(
+                    "<CompleteMultipartUploadResult><ETag>{tag}</ETag></CompleteMultipartUploadResult>"
+                ))
             }
             ("DELETE", upload) => {
                 match upload {
@@ -174,7 +180,7 @@ impl State {
             }
             ("GET", None) if query.contains_key("list-type") => self.list(&name, &query),
             ("GET" | "HEAD", None) => self.read(method, &name, headers),
-            _ => refuse(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
+            _ => error_response(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed"),
         }
     }
 
@@ -196,17 +202,17 @@ impl State {
         for prefix in prefixes {
             write!(contents, "<CommonPrefixes><Prefix>{prefix}</Prefix></CommonPrefixes>").unwrap();
         }
-        xml(&format!("<ListBucketResult>{contents}</ListBucketResult>"))
+        xml_response(&format!("<ListBucketResult>{contents}</ListBucketResult>"))
     }
 
     fn read(&mut self, method: &Method, name: &str, headers: &HeaderMap) -> Response<Body> {
-        let Some(content) = self.objects.get(name) else { return refuse(StatusCode::NOT_FOUND, "NoSuchKey") };
+        let Some(content) = self.objects.get(name) else { return error_response(StatusCode::NOT_FOUND, "NoSuchKey") };
         let text = |key| headers.get(key).map(|value| value.to_str().unwrap());
-        if text(IF_MATCH).is_some_and(|wanted| wanted != tag(content)) {
-            return refuse(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
+        if text(IF_MATCH).is_some_and(|expected| expected != etag(content)) {
+            return error_response(StatusCode::PRECONDITION_FAILED, "PreconditionFailed");
         }
         let response =
-            Response::builder().header(ETAG, tag(content)).header(LAST_MODIFIED, "Wed, 21 Oct 2015 07:28:00 GMT");
+            Response::builder().header(ETAG, etag(content)).header(LAST_MODIFIED, "Wed, 21 Oct 2015 07:28:00 GMT");
         if let Some(range) = text(RANGE) {
             let (first, last) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
             let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
@@ -217,31 +223,31 @@ impl State {
                 .unwrap();
         }
         if method == Method::GET {
-            self.whole_reads.push(name.to_owned());
+            self.full_reads.push(name.to_owned());
         }
         response.body(content.clone().into()).unwrap()
     }
 }
 
-fn tag(content: &[u8]) -> String {
+fn etag(content: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
     content.hash(&mut hasher);
     format!("\"{:x}\"", hasher.finish())
 }
 
-fn done(content: &[u8]) -> Response<Body> {
-    Response::builder().header(ETAG, tag(content)).body(Body::empty()).unwrap()
+fn etag_response(content: &[u8]) -> Response<Body> {
+    Response::builder().header(ETAG, etag(content)).body(Body::empty()).unwrap()
 }
 
-fn xml(content: &str) -> Response<Body> {
+fn xml_response(content: &str) -> Response<Body> {
     Response::builder().body(format!("<?xml version=\"1.0\"?>\n{content}\n").into()).unwrap()
 }
 
-fn no_upload() -> Response<Body> {
-    refuse(StatusCode::NOT_FOUND, "NoSuchUpload")
+fn no_such_upload() -> Response<Body> {
+    error_response(StatusCode::NOT_FOUND, "NoSuchUpload")
 }
 
-fn refuse(status: StatusCode, code: &str) -> Response<Body> {
+fn error_response(status: StatusCode, code: &str) -> Response<Body> {
     let body = format!("<?xml version=\"1.0\"?>\n<Error>\n  <Code>{code}</Code>\n</Error>\n");
     Response::builder().status(status).body(body.into()).unwrap()
 }

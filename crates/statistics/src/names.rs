@@ -1,4 +1,4 @@
-//! The names of measurements. They are fixed sets, because they become metric labels.
+//! The names of metrics. They are fixed sets, because they become metric labels.
 
 /// The reward of each image's best candidate.
 pub const REWARD_CHOSEN: &str = "reward_chosen";
@@ -17,78 +17,81 @@ pub const CAPTION_LENGTH: &str = "caption_length";
 /// The fraction of a candidate's tokens that repeat an earlier one.
 pub const REPETITION: &str = "repetition";
 
-/// The summaries that a step reports.
-pub const ALL: [&str; 8] =
+/// The metrics of training: a step reports a summary of each.
+pub const TRAINING_METRICS: [&str; 8] =
     [REWARD_CHOSEN, REWARD_REJECTED, REWARD_MARGIN, IMPLICIT_ACCURACY, KL, GAMMA_ENTROPY, CAPTION_LENGTH, REPETITION];
 
 /// The phases of a step.
 pub const PHASES: [&str; 8] = ["load", "vision", "search", "reward", "reference", "learn", "all_reduce", "wait"];
 
-/// The better direction of a score.
+/// Whether higher or lower values of a metric are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Better {
-    /// The higher the better.
-    Higher,
-    /// The lower the better.
-    Lower,
-    /// Neither: it is only descriptive.
-    Neither,
+pub enum MetricDirection {
+    /// Higher values are better.
+    HigherIsBetter,
+    /// Lower values are better.
+    LowerIsBetter,
+    /// The metric is descriptive: neither direction is better.
+    Neutral,
 }
 
-/// The scores of evaluations, with their better direction.
-pub const EVALUATION: [(&str, Better); 28] = [
-    // By the evaluator, from the image and from references.
-    ("pac_s", Better::Higher),
-    ("ref_pac_s", Better::Higher),
-    ("clip_s", Better::Higher),
-    ("ref_clip_s", Better::Higher),
-    // Against references.
-    ("bleu_1", Better::Higher),
-    ("bleu_2", Better::Higher),
-    ("bleu_3", Better::Higher),
-    ("bleu_4", Better::Higher),
-    ("meteor", Better::Higher),
-    ("rouge_l", Better::Higher),
-    ("cider", Better::Higher),
-    ("spice", Better::Higher),
-    // Retrieval of a caption's image among all, by the evaluator.
-    ("retrieval_r1", Better::Higher),
-    ("retrieval_r5", Better::Higher),
-    ("retrieval_r10", Better::Higher),
-    ("retrieval_mrr", Better::Higher),
+/// The metrics of evaluations, each with its direction.
+pub const EVALUATION_METRICS: [(&str, MetricDirection); 28] = [
+    // Computed by the evaluator from the image and the references.
+    ("pac_s", MetricDirection::HigherIsBetter),
+    ("ref_pac_s", MetricDirection::HigherIsBetter),
+    ("clip_s", MetricDirection::HigherIsBetter),
+    ("ref_clip_s", MetricDirection::HigherIsBetter),
+    // Captions against references.
+    ("bleu_1", MetricDirection::HigherIsBetter),
+    ("bleu_2", MetricDirection::HigherIsBetter),
+    ("bleu_3", MetricDirection::HigherIsBetter),
+    ("bleu_4", MetricDirection::HigherIsBetter),
+    ("meteor", MetricDirection::HigherIsBetter),
+    ("rouge_l", MetricDirection::HigherIsBetter),
+    ("cider", MetricDirection::HigherIsBetter),
+    ("spice", MetricDirection::HigherIsBetter),
+    // Retrieval of a caption's image among all images, by the evaluator's embeddings.
+    ("retrieval_r1", MetricDirection::HigherIsBetter),
+    ("retrieval_r5", MetricDirection::HigherIsBetter),
+    ("retrieval_r10", MetricDirection::HigherIsBetter),
+    ("retrieval_mrr", MetricDirection::HigherIsBetter),
     // Fluency.
-    ("rep_1", Better::Lower),
-    ("rep_2", Better::Lower),
-    ("rep_3", Better::Lower),
-    ("rep_4", Better::Lower),
-    ("incorrect_endings", Better::Lower),
-    ("distinct_1", Better::Neither),
-    ("distinct_2", Better::Neither),
-    ("vocabulary_size", Better::Neither),
-    ("mean_length", Better::Neither),
-    // By the judge of the synthetic data set.
-    ("grammatical", Better::Higher),
-    ("truthful", Better::Higher),
-    ("details", Better::Higher),
+    ("rep_1", MetricDirection::LowerIsBetter),
+    ("rep_2", MetricDirection::LowerIsBetter),
+    ("rep_3", MetricDirection::LowerIsBetter),
+    ("rep_4", MetricDirection::LowerIsBetter),
+    ("incorrect_endings", MetricDirection::LowerIsBetter),
+    ("distinct_1", MetricDirection::Neutral),
+    ("distinct_2", MetricDirection::Neutral),
+    ("vocabulary_size", MetricDirection::Neutral),
+    ("mean_length", MetricDirection::Neutral),
+    // The exact caption check of the synthetic data set.
+    ("grammatical", MetricDirection::HigherIsBetter),
+    ("truthful", MetricDirection::HigherIsBetter),
+    ("details", MetricDirection::HigherIsBetter),
 ];
 
-/// The retrieval scores among them.
-pub const RETRIEVAL: [&str; 4] = ["retrieval_r1", "retrieval_r5", "retrieval_r10", "retrieval_mrr"];
+/// The retrieval metrics among [`EVALUATION_METRICS`].
+pub const RETRIEVAL_METRICS: [&str; 4] = ["retrieval_r1", "retrieval_r5", "retrieval_r10", "retrieval_mrr"];
 
-/// The better direction of a score. Scores that are not in [`EVALUATION`] are those of evaluators
-/// with names of their own, or their retrieval scores: higher is better.
+/// The direction of an evaluation metric. A name that is not in [`EVALUATION_METRICS`] is the score
+/// of an evaluator with its own name, or one of its retrieval metrics: higher is better.
 #[must_use]
-pub fn better(name: &str) -> Better {
-    EVALUATION.iter().find(|(known, _)| *known == name).map_or(Better::Higher, |(_, better)| *better)
+pub fn metric_direction(name: &str) -> MetricDirection {
+    EVALUATION_METRICS
+        .iter()
+        .find(|(metric, _)| *metric == name)
+        .map_or(MetricDirection::HigherIsBetter, |(_, direction)| *direction)
 }
 
 /// nocaps' domains, as its annotations name them: how near an image's objects are to those of COCO.
-pub const DOMAINS: [&str; 3] = ["in-domain", "near-domain", "out-domain"];
+pub const NOCAPS_DOMAINS: [&str; 3] = ["in-domain", "near-domain", "out-domain"];
 
-/// The split `train`, `val` or `test` that `name` means; none for other names. Data sets have
-/// several names for the same split; case is ignored.
+/// Normalizes the name of a split to `train`, `val` or `test`; none for an unknown name. Data sets
+/// have several names for the same split; case is ignored.
 #[must_use]
-pub fn split(name: &str) -> Option<&'static str> {
+pub fn canonical_split(name: &str) -> Option<&'static str> {
     match name.to_ascii_lowercase().as_str() {
         "train" | "training" => Some("train"),
         "val" | "valid" | "validation" | "dev" => Some("val"),

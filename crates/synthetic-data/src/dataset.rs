@@ -1,4 +1,5 @@
-//! Writes a world to files: images, scenes, and captions in the format of Karpathy's `dataset_coco.json`.
+//! Writes a synthetic data set: images, scenes, and captions in the format of Karpathy's
+//! `dataset_coco.json`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,52 +16,53 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::caption::{LEVELS, captions};
-use crate::compose::compose;
-use crate::draw::draw;
+use crate::caption_writer::{DETAIL_LEVELS, write_captions};
 use crate::error::Error;
+use crate::renderer::render;
 use crate::scene::Scene;
+use crate::scene_generator::generate_scene;
 
-/// JPEG quality, of 100: artefacts are visible only with a magnifier.
-const QUALITY: u8 = 90;
+/// JPEG quality, of 100: artefacts are hardly visible.
+const JPEG_QUALITY: u8 = 90;
 
-/// Most images that go into each of `val` and `test`: evaluations need no more.
-const HELD_OUT: usize = 500;
+/// Maximal number of images in each of `val` and `test`: evaluations need no more.
+const MAX_HELD_OUT_IMAGES: usize = 500;
 
-/// How many images there may be: one for each split, and no more than six digits can name.
-const IMAGES: Range<usize> = 3..1_000_000;
+/// The range of the number of images: at least one per split, at most what six-digit names allow.
+const IMAGE_COUNT: Range<usize> = 3..1_000_000;
 
-/// Which part of a run an image is for.
+/// A split of the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
-    /// To learn from.
+    /// Training.
     Train,
-    /// To watch progress on.
+    /// Validation during training.
     Val,
-    /// To judge the result on.
+    /// Test of the trained model.
     Test,
 }
 
-/// What [`synthesize`] has written.
+/// The number of images in each split of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Summary {
-    /// Images to train on.
+pub struct SplitSizes {
+    /// Training images.
     pub train: usize,
-    /// Images to validate on.
+    /// Validation images.
     pub val: usize,
-    /// Images to test on.
+    /// Test images.
     pub test: usize,
 }
 
-impl Summary {
-    /// A tenth each, but at least one and at most [`HELD_OUT`], for `val` and `test`; the rest for `train`.
-    fn of(images: usize) -> Self {
-        let held_out = (images / 10).clamp(1, HELD_OUT);
+impl SplitSizes {
+    /// A tenth each for `val` and `test`, but at least one and at most [`MAX_HELD_OUT_IMAGES`]; the
+    /// rest for `train`.
+    fn new(images: usize) -> Self {
+        let held_out = (images / 10).clamp(1, MAX_HELD_OUT_IMAGES);
         Self { train: images - 2 * held_out, val: held_out, test: held_out }
     }
 
-    /// The split of an image. Images are independent of each other, so there is no need to shuffle.
+    /// The split of an image. Images are independent of each other, so they need no shuffling.
     fn split(&self, image: usize) -> Split {
         if image < self.train {
             Split::Train
@@ -72,20 +74,26 @@ impl Summary {
     }
 }
 
-/// Writes `images` images with captions below the folder `out`, which is made if need be:
+/// Writes `images` images with captions to the folder `out`, which is created if necessary:
 ///
 /// - `images/000000.jpg` and so on,
 /// - `scenes.json`: image file name → scene,
 /// - `dataset.json`: captions and splits (a tenth each for `val` and `test`, but 500 at most).
 ///
-/// The same seed gives the same bytes. `dataset.json` comes last, at once, and an older one is removed first: a folder
-/// that has one is complete. `progress` is told, on the caller's thread, how many images are written.
+/// The same seed gives the same bytes. `dataset.json` is written last and atomically, and an older
+/// one is removed first: a folder with `dataset.json` is complete. Calls `progress` on the caller's
+/// thread with the number of images written so far.
 ///
 /// # Errors
-/// If `images` is not in 3 to 999,999, or a file cannot be written.
-pub fn synthesize(out: &Path, images: usize, seed: u64, mut progress: impl FnMut(usize)) -> Result<Summary, Error> {
-    if !IMAGES.contains(&images) {
-        return Err(Error::Images { asked: images });
+/// `images` is not in 3 to 999,999, or a file cannot be written.
+pub fn write_dataset(
+    out: &Path,
+    images: usize,
+    seed: u64,
+    mut progress: impl FnMut(usize),
+) -> Result<SplitSizes, Error> {
+    if !IMAGE_COUNT.contains(&images) {
+        return Err(Error::ImageCount { requested: images });
     }
     let dataset = out.join("dataset.json");
     match fs::remove_file(&dataset) {
@@ -95,51 +103,58 @@ pub fn synthesize(out: &Path, images: usize, seed: u64, mut progress: impl FnMut
     let folder = out.join("images");
     fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
 
-    let samples = make_all(&folder, images, seed, &mut progress)?;
-    let summary = Summary::of(images);
-    let scenes: BTreeMap<_, _> = samples.iter().enumerate().map(|(image, made)| (file(image), &made.scene)).collect();
+    let samples = write_samples(&folder, images, seed, &mut progress)?;
+    let sizes = SplitSizes::new(images);
+    let scenes: BTreeMap<_, _> =
+        samples.iter().enumerate().map(|(image, sample)| (image_file_name(image), &sample.scene)).collect();
     write_json(&out.join("scenes.json"), &scenes)?;
-    let images = samples.iter().enumerate().map(|(image, made)| annotation(image, made, summary.split(image)));
+    let images = samples.iter().enumerate().map(|(image, sample)| annotation(image, sample, sizes.split(image)));
     write_json(&dataset, &Dataset { dataset: "dico-world", images: images.collect() })?;
-    Ok(summary)
+    Ok(sizes)
 }
 
-/// Writes, below the folder `out`, other drawings and other captions of
-/// the training scenes that [`synthesize`] draws with the same `images` and `seed`, as an image generator and a captioner would
-/// provide them:
+/// Writes generated positives (PAC-S) to the folder `out`: other renderings and other captions of
+/// the training scenes that [`write_dataset`] generates with the same `images` and `seed`. They
+/// stand for the output of an image generator and a captioner.
 ///
 /// - `positives/images/000000.jpg` and so on,
-/// - `positives/captions.json`: image file name → captions; it comes last, so a folder that has one is complete.
+/// - `positives/captions.json`: image file name → captions. It is written last, so a folder with
+///   this file is complete.
 ///
 /// # Errors
-/// If `images` is not in 3 to 999,999, or a file cannot be written.
-pub fn synthesize_positives(out: &Path, images: usize, seed: u64) -> Result<(), Error> {
-    if !IMAGES.contains(&images) {
-        return Err(Error::Images { asked: images });
+/// `images` is not in 3 to 999,999, or a file cannot be written.
+pub fn write_positives(out: &Path, images: usize, seed: u64) -> Result<(), Error> {
+    if !IMAGE_COUNT.contains(&images) {
+        return Err(Error::ImageCount { requested: images });
     }
     let folder = out.join("positives");
-    let pictures = folder.join("images");
-    fs::create_dir_all(&pictures).map_err(Error::file(&pictures))?;
-    let mut all = BTreeMap::new();
-    for image in 0..Summary::of(images).train {
-        let mut rng = stream(image, seed);
-        let scene = compose(rng.next_u64());
-        // Those of the real picture and the real captions.
-        let _seeds = [rng.next_u64(), rng.next_u64()];
-        write_image(&pictures.join(file(image)), &draw(&scene, rng.next_u64()))?;
-        all.insert(file(image), captions(&scene, rng.next_u64()));
+    let images_folder = folder.join("images");
+    fs::create_dir_all(&images_folder).map_err(Error::file(&images_folder))?;
+    let mut captions_by_file = BTreeMap::new();
+    for image in 0..SplitSizes::new(images).train {
+        let mut rng = image_rng(image, seed);
+        let scene = generate_scene(rng.next_u64());
+        // Skip the seeds of the data set's own rendering and captions.
+        let _own_seeds = [rng.next_u64(), rng.next_u64()];
+        write_image(&images_folder.join(image_file_name(image)), &render(&scene, rng.next_u64()))?;
+        captions_by_file.insert(image_file_name(image), write_captions(&scene, rng.next_u64()));
     }
-    write_json(&folder.join("captions.json"), &all)
+    write_json(&folder.join("captions.json"), &captions_by_file)
 }
 
-/// What is told of an image in the JSON files.
+/// The content of the JSON files for one image.
 struct Sample {
     scene: Scene,
-    captions: [String; LEVELS.len()],
+    captions: [String; DETAIL_LEVELS.len()],
 }
 
-/// Makes all images on all cores; returns what is to be told of them, in order.
-fn make_all(folder: &Path, images: usize, seed: u64, progress: &mut impl FnMut(usize)) -> Result<Vec<Sample>, Error> {
+/// Generates all images on all cores and writes their files. Returns the samples in order.
+fn write_samples(
+    folder: &Path,
+    images: usize,
+    seed: u64,
+    progress: &mut impl FnMut(usize),
+) -> Result<Vec<Sample>, Error> {
     let next = AtomicUsize::new(0);
     let (sender, results) = mpsc::channel();
     let mut samples: Vec<Option<Sample>> = Vec::new();
@@ -151,16 +166,16 @@ fn make_all(folder: &Path, images: usize, seed: u64, progress: &mut impl FnMut(u
             scope.spawn(move || {
                 loop {
                     let image = next.fetch_add(1, Ordering::Relaxed);
-                    // Nobody listens any more once an image has failed.
-                    if image >= images || sender.send((image, make(folder, image, seed))).is_err() {
+                    // The receiver is gone after an image has failed.
+                    if image >= images || sender.send((image, write_sample(folder, image, seed))).is_err() {
                         break;
                     }
                 }
             });
         }
         drop(sender);
-        for (done, (image, made)) in results.into_iter().enumerate() {
-            samples[image] = Some(made?);
+        for (done, (image, sample)) in results.into_iter().enumerate() {
+            samples[image] = Some(sample?);
             progress(done + 1);
         }
         Ok(())
@@ -168,36 +183,37 @@ fn make_all(folder: &Path, images: usize, seed: u64, progress: &mut impl FnMut(u
     Ok(samples.into_iter().flatten().collect())
 }
 
-/// The random stream of an image. Each has its own, so that it does not matter who makes it.
-fn stream(image: usize, seed: u64) -> ChaCha8Rng {
+/// The random stream of an image. Each image has its own, so that the assignment to threads does
+/// not matter.
+fn image_rng(image: usize, seed: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(image as u64);
     rng
 }
 
-/// Makes one image and writes its file.
-fn make(folder: &Path, image: usize, seed: u64) -> Result<Sample, Error> {
-    let mut rng = stream(image, seed);
-    let scene = compose(rng.next_u64());
-    let pixels = draw(&scene, rng.next_u64());
-    let captions = captions(&scene, rng.next_u64());
-    write_image(&folder.join(file(image)), &pixels)?;
+/// Generates one sample and writes its image file.
+fn write_sample(folder: &Path, image: usize, seed: u64) -> Result<Sample, Error> {
+    let mut rng = image_rng(image, seed);
+    let scene = generate_scene(rng.next_u64());
+    let pixels = render(&scene, rng.next_u64());
+    let captions = write_captions(&scene, rng.next_u64());
+    write_image(&folder.join(image_file_name(image)), &pixels)?;
     Ok(Sample { scene, captions })
 }
 
 fn write_image(path: &Path, pixels: &RgbImage) -> Result<(), Error> {
     let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
+    JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)
         .encode_image(pixels)
         .map_err(|source| Error::Encode { path: path.to_owned(), source })?;
     fs::write(path, jpeg).map_err(Error::file(path))
 }
 
-fn file(image: usize) -> String {
+fn image_file_name(image: usize) -> String {
     format!("{image:06}.jpg")
 }
 
-/// Writes `path` at once: under another name, then renamed.
+/// Writes `path` atomically: under another name, which is then renamed.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let partial = path.with_extension("json.partial");
     let mut writer = BufWriter::new(File::create(&partial).map_err(Error::file(&partial))?);
@@ -216,7 +232,7 @@ struct Dataset<'a> {
 
 #[derive(Serialize)]
 struct Annotation<'a> {
-    /// Folder below the images' root; here they lie in the root itself.
+    /// The folder below the images' root. It is empty: images are in the root itself.
     filepath: &'static str,
     filename: String,
     imgid: usize,
@@ -234,14 +250,14 @@ struct Sentence<'a> {
     sentid: usize,
 }
 
-fn annotation<'m>(image: usize, made: &'m Sample, split: Split) -> Annotation<'m> {
-    let sentids = (image * LEVELS.len()..).take(LEVELS.len());
+fn annotation<'m>(image: usize, sample: &'m Sample, split: Split) -> Annotation<'m> {
+    let sentids = (image * DETAIL_LEVELS.len()..).take(DETAIL_LEVELS.len());
     let sentence =
         |(sentid, raw): (usize, &'m String)| Sentence { tokens: raw.split(' ').collect(), raw, imgid: image, sentid };
-    let sentences = sentids.clone().zip(&made.captions).map(sentence).collect();
+    let sentences = sentids.clone().zip(&sample.captions).map(sentence).collect();
     Annotation {
         filepath: "",
-        filename: file(image),
+        filename: image_file_name(image),
         imgid: image,
         cocoid: image,
         split,

@@ -1,20 +1,21 @@
 use std::path::{Path, PathBuf};
 
-/// Why a world could not be made or read, in one line that names the file.
+/// An error of writing or reading a synthetic data set. The message is one line that names the
+/// file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A number of images that cannot be split, or that file names have no digits for.
-    #[error("cannot make {asked} images: ask for 3 to 999999")]
-    Images {
-        /// How many were asked for.
-        asked: usize,
+    /// The number of images is too small for three splits, or too large for six-digit file names.
+    #[error("cannot generate {requested} images: request 3 to 999999")]
+    ImageCount {
+        /// The requested number of images.
+        requested: usize,
     },
-    /// A file or folder could not be read, made or written.
+    /// A file or folder could not be read, created or written.
     #[error("{}: {source}", path.display())]
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// An image could not be encoded.
@@ -22,15 +23,15 @@ pub enum Error {
     Encode {
         /// The image file.
         path: PathBuf,
-        /// What the encoder said.
+        /// The encoder's error.
         source: image::ImageError,
     },
-    /// A file is not the JSON that it should be, or describes an impossible scene.
+    /// A file is not valid JSON, or describes an invalid scene.
     #[error("{}: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with line and column.
+        /// The parser's error, with line and column.
         source: serde_json::Error,
     },
 }

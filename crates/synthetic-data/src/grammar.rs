@@ -1,4 +1,4 @@
-//! The caption language, read word by word.
+//! The grammar of the caption language, and its parser.
 //!
 //! ```text
 //! caption  = [intro] clause {"and" clause}
@@ -6,110 +6,112 @@
 //! noun     = ("a" | "an") [size] [colour] shape
 //! ```
 //!
-//! A relation links the noun before it to the noun after it: in "A above B left of C", B is left of C. Each noun is an
-//! object of its own; nothing refers back. "an" stands before vowels only. So every caption has one reading, found
-//! without look-ahead beyond the phrase at hand, in one loop.
+//! A relation links the noun before it to the noun after it: in "A above B left of C", B is left of
+//! C. Each noun is a different object; there are no back-references. "an" stands before vowels
+//! only. The grammar is therefore unambiguous, and one loop parses it without look-ahead beyond the
+//! next phrase.
 
 use crate::scene::{Colour, Relation, Shape, Size};
-use crate::words::{AND, INTROS, article};
+use crate::words::{AND, INTRODUCTIONS, article};
 
-/// Longer texts are not read: what a model babbles must not cost time. The writer needs half of it.
-const MAX_LENGTH: usize = 64;
+/// Longer texts count as ungrammatical, so that long captions of a model cost no time. The caption
+/// writer needs half as many words.
+const MAX_PARSED_WORDS: usize = 64;
 
-/// What a caption claims of a scene.
+/// The claims that a caption makes about a scene.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// That there are such objects, all different ones; at least one.
-    pub phrases: Vec<Phrase>,
-    /// That they lie so to each other.
-    pub links: Vec<Link>,
+    /// Descriptions of objects that exist, all different; at least one.
+    pub phrases: Vec<NounPhrase>,
+    /// Relations between these objects.
+    pub relations: Vec<RelationClaim>,
 }
 
-/// One noun phrase.
+/// A noun phrase: the description of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phrase {
-    /// The size, where it is named.
+pub struct NounPhrase {
+    /// The size, if stated.
     pub size: Option<Size>,
-    /// The colour, where it is named.
+    /// The colour, if stated.
     pub colour: Option<Colour>,
     /// The shape.
     pub shape: Shape,
 }
 
-/// One claimed relation.
+/// A claimed relation between two objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Index of the phrase of what lies so.
+pub struct RelationClaim {
+    /// The index in [`Claims::phrases`] of the object that has the relation.
     pub subject: usize,
-    /// How it lies.
+    /// The relation.
     pub relation: Relation,
-    /// Index of the phrase of what it lies so to.
+    /// The index in [`Claims::phrases`] of the object to which it has the relation.
     pub object: usize,
 }
 
 impl Claims {
-    /// How many facts are claimed: one for each object, named colour, named size and relation.
+    /// The number of facts claimed: one for each object, stated colour, stated size and relation.
     #[must_use]
     pub fn details(&self) -> u32 {
-        let named = |phrase: &Phrase| 1 + usize::from(phrase.colour.is_some()) + usize::from(phrase.size.is_some());
-        let facts = self.phrases.iter().map(named).sum::<usize>() + self.links.len();
-        u32::try_from(facts).unwrap_or(u32::MAX)
+        let facts = |phrase: &NounPhrase| 1 + usize::from(phrase.colour.is_some()) + usize::from(phrase.size.is_some());
+        let total = self.phrases.iter().map(facts).sum::<usize>() + self.relations.len();
+        u32::try_from(total).unwrap_or(u32::MAX)
     }
 }
 
-/// What `caption` claims, or `None` if it is not of the language. Words must be separated by exactly one space, with
-/// none at either end.
+/// Parses `caption`; none if it is ungrammatical. Words must be separated by exactly one space,
+/// with none at either end.
 #[must_use]
-pub fn parse(caption: &str) -> Option<Claims> {
-    let words: Vec<&str> = caption.split(' ').take(MAX_LENGTH + 1).collect();
-    if words.len() > MAX_LENGTH {
+pub fn parse_caption(caption: &str) -> Option<Claims> {
+    let all_words: Vec<&str> = caption.split(' ').take(MAX_PARSED_WORDS + 1).collect();
+    if all_words.len() > MAX_PARSED_WORDS {
         return None;
     }
-    let mut reader = Reader { words: &words };
-    let _intro = INTROS.into_iter().find(|intro| reader.skip(intro));
+    let mut reader = WordReader { remaining: &all_words };
+    let _introduction = INTRODUCTIONS.into_iter().find(|introduction| reader.read_phrase(introduction));
 
-    let mut claims = Claims { phrases: vec![reader.noun()?], links: Vec::new() };
-    while !reader.words.is_empty() {
-        if !reader.skip(AND) {
-            let relation = reader.relation()?;
+    let mut claims = Claims { phrases: vec![reader.read_noun_phrase()?], relations: Vec::new() };
+    while !reader.remaining.is_empty() {
+        if !reader.read_phrase(AND) {
+            let relation = reader.read_relation()?;
             let object = claims.phrases.len();
-            claims.links.push(Link { subject: object - 1, relation, object });
+            claims.relations.push(RelationClaim { subject: object - 1, relation, object });
         }
-        claims.phrases.push(reader.noun()?);
+        claims.phrases.push(reader.read_noun_phrase()?);
     }
     Some(claims)
 }
 
-/// The words not yet read.
-struct Reader<'a> {
-    words: &'a [&'a str],
+/// Reads phrases from the words of a caption.
+struct WordReader<'a> {
+    remaining: &'a [&'a str],
 }
 
-impl Reader<'_> {
+impl WordReader<'_> {
     /// Reads `phrase` if it is next; otherwise reads nothing.
-    fn skip(&mut self, phrase: &str) -> bool {
-        let mut rest = self.words.iter();
+    fn read_phrase(&mut self, phrase: &str) -> bool {
+        let mut rest = self.remaining.iter();
         if phrase.split(' ').any(|word| rest.next() != Some(&word)) {
             return false;
         }
-        self.words = rest.as_slice();
+        self.remaining = rest.as_slice();
         true
     }
 
-    fn noun(&mut self) -> Option<Phrase> {
-        let (article_read, rest) = self.words.split_first()?;
-        if *article_read != article(rest.first()?) {
+    fn read_noun_phrase(&mut self) -> Option<NounPhrase> {
+        let (article_word, rest) = self.remaining.split_first()?;
+        if *article_word != article(rest.first()?) {
             return None;
         }
-        self.words = rest;
-        let size = Size::ALL.into_iter().find(|size| size.words().into_iter().any(|word| self.skip(word)));
-        let colour = Colour::ALL.into_iter().find(|colour| self.skip(colour.word()));
-        let shape = Shape::ALL.into_iter().find(|shape| self.skip(shape.word()))?;
-        Some(Phrase { size, colour, shape })
+        self.remaining = rest;
+        let size = Size::ALL.into_iter().find(|size| size.words().into_iter().any(|word| self.read_phrase(word)));
+        let colour = Colour::ALL.into_iter().find(|colour| self.read_phrase(colour.word()));
+        let shape = Shape::ALL.into_iter().find(|shape| self.read_phrase(shape.word()))?;
+        Some(NounPhrase { size, colour, shape })
     }
 
-    fn relation(&mut self) -> Option<Relation> {
-        Relation::ALL.into_iter().find(|relation| relation.phrases().into_iter().any(|phrase| self.skip(phrase)))
+    fn read_relation(&mut self) -> Option<Relation> {
+        Relation::ALL.into_iter().find(|relation| relation.phrases().into_iter().any(|phrase| self.read_phrase(phrase)))
     }
 }
 
@@ -117,14 +119,15 @@ impl Reader<'_> {
 mod tests {
     use super::*;
 
-    fn noun(size: Option<Size>, colour: Option<Colour>, shape: Shape) -> Phrase {
-        Phrase { size, colour, shape }
+    fn noun(size: Option<Size>, colour: Option<Colour>, shape: Shape) -> NounPhrase {
+        NounPhrase { size, colour, shape }
     }
 
     #[test]
-    fn reads_what_it_says() {
-        let claims =
-            parse("there is a big red circle above an orange star and a triangle to the left of a little cross");
+    fn a_caption_is_parsed_into_its_claims() {
+        let claims = parse_caption(
+            "there is a big red circle above an orange star and a triangle to the left of a little cross",
+        );
         let expected = Claims {
             phrases: vec![
                 noun(Some(Size::Large), Some(Colour::Red), Shape::Circle),
@@ -132,23 +135,23 @@ mod tests {
                 noun(None, None, Shape::Triangle),
                 noun(Some(Size::Small), None, Shape::Cross),
             ],
-            links: vec![
-                Link { subject: 0, relation: Relation::Above, object: 1 },
-                Link { subject: 2, relation: Relation::LeftOf, object: 3 },
+            relations: vec![
+                RelationClaim { subject: 0, relation: Relation::Above, object: 1 },
+                RelationClaim { subject: 2, relation: Relation::LeftOf, object: 3 },
             ],
         };
         assert_eq!(claims, Some(expected));
     }
 
     #[test]
-    fn relations_link_neighbours() {
-        let claims = parse("a triangle over a star left of a cross").unwrap();
-        assert_eq!(claims.links[1], Link { subject: 1, relation: Relation::LeftOf, object: 2 });
+    fn relations_link_adjacent_nouns() {
+        let claims = parse_caption("a triangle over a star left of a cross").unwrap();
+        assert_eq!(claims.relations[1], RelationClaim { subject: 1, relation: Relation::LeftOf, object: 2 });
         assert_eq!(claims.details(), 5);
     }
 
     #[test]
-    fn refuses_everything_else() {
+    fn ungrammatical_captions_are_refused() {
         for caption in [
             "",
             " ",
@@ -186,17 +189,17 @@ mod tests {
             "a circles",
             "a pink circle",
         ] {
-            assert_eq!(parse(caption), None, "{caption:?}");
+            assert_eq!(parse_caption(caption), None, "{caption:?}");
         }
     }
 
     #[test]
-    fn length_is_bounded() {
-        let of = |nouns: usize| vec!["a star"; nouns].join(" and ");
-        assert_eq!(parse(&of(21)).unwrap().phrases.len(), 21);
-        assert_eq!(parse(&of(22)), None, "65 words");
-        assert_eq!(parse(&of(1_000_000)), None);
-        assert_eq!(parse(&"a".repeat(10_000_000)), None);
-        assert_eq!(parse(&" ".repeat(10_000_000)), None);
+    fn long_captions_are_refused() {
+        let caption_of = |nouns: usize| vec!["a star"; nouns].join(" and ");
+        assert_eq!(parse_caption(&caption_of(21)).unwrap().phrases.len(), 21);
+        assert_eq!(parse_caption(&caption_of(22)), None, "65 words");
+        assert_eq!(parse_caption(&caption_of(1_000_000)), None);
+        assert_eq!(parse_caption(&"a".repeat(10_000_000)), None);
+        assert_eq!(parse_caption(&" ".repeat(10_000_000)), None);
     }
 }

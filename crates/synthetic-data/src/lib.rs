@@ -1,51 +1,52 @@
-//! A synthetic world in which captions can be judged exactly, so that a trainer can be shown and tested without any
-//! download.
+//! A synthetic data set of coloured shapes, whose captions can be checked exactly. It shows and
+//! tests a trainer without any download.
 //!
-//! | module | what it does |
+//! | module | content |
 //! |---|---|
-//! | `scene` | what a scene is: two or three coloured shapes, and how they lie to each other |
-//! | `compose` | invents a scene |
-//! | `draw` | scene → 64×64 image |
-//! | `words` | the words of the caption language, shared by the next two |
-//! | `caption` | scene → five captions, from terse to detailed |
-//! | `grammar` | caption → the claims it makes, if it is of the language |
-//! | `judge` | claims × scene → grammatical? truthful? how detailed? |
-//! | `dataset` | all of it, for thousands of scenes, as files |
-//! | `scenes` | reads the scenes back |
+//! | `scene` | a scene: two or three coloured shapes, and their spatial relations |
+//! | `scene_generator` | seed → random scene |
+//! | `renderer` | scene → 64×64 image |
+//! | `words` | the words of the caption language, shared by the next two modules |
+//! | `caption_writer` | scene → five captions, from terse to detailed |
+//! | `grammar` | caption → its claims, or none if it is ungrammatical |
+//! | `caption_check` | caption and scene → whether it is grammatical and truthful, and its number of details |
+//! | `dataset` | writes a data set of thousands of scenes to files |
+//! | `scenes` | reads the scenes of a data set |
 //!
-//! Everything random follows from a seed and is the same on every platform: only ChaCha and IEEE additions,
-//! multiplications and comparisons are used, no libm.
+//! Everything random follows from a seed and is the same on every platform: only ChaCha and IEEE
+//! additions, multiplications and comparisons are used, no libm.
 //!
 //! ```
-//! let scene = synthetic_data::compose(7);
-//! let image = synthetic_data::draw(&scene, 7);
+//! let scene = synthetic_data::generate_scene(7);
+//! let image = synthetic_data::render(&scene, 7);
 //! assert_eq!(image.dimensions(), (64, 64));
-//! for caption in synthetic_data::captions(&scene, 7) {
-//!     let verdict = synthetic_data::judge(&caption, &scene);
-//!     assert!(verdict.grammatical && verdict.truthful);
+//! for caption in synthetic_data::write_captions(&scene, 7) {
+//!     let check = synthetic_data::check_caption(&caption, &scene);
+//!     assert!(check.grammatical && check.truthful);
 //! }
 //! ```
 
-mod caption;
-mod compose;
+mod caption_check;
+mod caption_writer;
 mod dataset;
-mod draw;
 mod error;
 mod grammar;
-mod judge;
+mod renderer;
 mod scene;
+mod scene_generator;
 mod scenes;
 mod words;
 
-pub use caption::{LEVELS, Level, MAX_WORDS, captions};
-pub use compose::compose;
-pub use dataset::{Split, Summary, synthesize, synthesize_positives};
-pub use draw::draw;
+pub use caption_check::{CaptionCheck, check_caption};
+pub use caption_writer::{DETAIL_LEVELS, DetailLevel, MAX_CAPTION_WORDS, write_captions};
+pub use dataset::{Split, SplitSizes, write_dataset, write_positives};
 pub use error::Error;
-pub use grammar::{Claims, Link, Phrase, parse};
-pub use judge::{Judgement, judge};
+pub use grammar::{Claims, NounPhrase, RelationClaim, parse_caption};
+pub use renderer::render;
 pub use scene::{
-    ACCEPTED_FROM, ASSERTED_FROM, Colour, OBJECTS, Object, Relation, SIDE, Scene, SceneError, Shape, Size,
+    Colour, IMAGE_SIDE, MIN_ACCEPTED_OFFSET, MIN_ASSERTED_OFFSET, OBJECT_COUNT, Object, Relation, Scene, SceneError,
+    Shape, Size,
 };
+pub use scene_generator::generate_scene;
 pub use scenes::Scenes;
 pub use words::vocabulary;

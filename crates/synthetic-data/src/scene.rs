@@ -1,26 +1,28 @@
-//! What a scene is, and how its objects lie to each other.
+//! Scenes, their objects, and the spatial relations of objects.
 
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
 /// Width and height of an image, in pixels.
-pub const SIDE: u8 = 64;
+pub const IMAGE_SIDE: u8 = 64;
 
-/// How many objects a scene has.
-pub const OBJECTS: RangeInclusive<usize> = 2..=3;
+/// The number of objects in a scene.
+pub const OBJECT_COUNT: RangeInclusive<usize> = 2..=3;
 
-/// The writer asserts a relation only from this difference of centres on, in pixels, and only along the dominant axis.
-pub const ASSERTED_FROM: u8 = 12;
+/// The minimal difference of two centres, in pixels, at which the caption writer asserts a
+/// relation. It asserts relations only along the axis with the larger difference.
+pub const MIN_ASSERTED_OFFSET: u8 = 12;
 
-/// The judge accepts a relation from this difference of centres on, in pixels, on whichever axis: honest captions, also
-/// of a model that sees only roughly where things are, pass with room to spare.
-pub const ACCEPTED_FROM: u8 = 6;
+/// The minimal difference of two centres, in pixels, at which the caption check accepts a relation,
+/// on either axis. It is half of what the caption writer requires, so that true captions of a model
+/// that localises objects only roughly are accepted.
+pub const MIN_ACCEPTED_OFFSET: u8 = 6;
 
 /// The outline of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are self-explanatory")]
 pub enum Shape {
     Circle,
     Square,
@@ -34,10 +36,10 @@ impl Shape {
     pub const ALL: [Self; 5] = [Self::Circle, Self::Square, Self::Triangle, Self::Star, Self::Cross];
 }
 
-/// The paint of an object.
+/// The colour of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are self-explanatory")]
 pub enum Colour {
     Red,
     Orange,
@@ -52,7 +54,7 @@ impl Colour {
     pub const ALL: [Self; 6] = [Self::Red, Self::Orange, Self::Yellow, Self::Green, Self::Blue, Self::Purple];
 }
 
-/// How big an object is; there is nothing between.
+/// The size of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Size {
@@ -76,34 +78,34 @@ impl Size {
     }
 }
 
-/// One thing in a scene.
+/// An object of a scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Object {
-    /// Its outline.
+    /// The outline.
     pub shape: Shape,
-    /// Its paint.
+    /// The colour.
     pub colour: Colour,
-    /// How big it is.
+    /// The size.
     pub size: Size,
-    /// Its centre, in pixels from the left edge.
+    /// The centre, in pixels from the left edge.
     pub x: u8,
-    /// Its centre, in pixels from the top edge.
+    /// The centre, in pixels from the top edge.
     pub y: u8,
 }
 
 impl Object {
-    /// What can be said of the object alone; unique within a scene.
+    /// The attributes other than the position; unique within a scene.
     #[must_use]
-    pub fn kind(&self) -> (Shape, Colour, Size) {
+    pub fn attributes(&self) -> (Shape, Colour, Size) {
         (self.shape, self.colour, self.size)
     }
 }
 
-/// How one object lies to another.
+/// The spatial relation of one object to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are self-explanatory")]
 pub enum Relation {
     LeftOf,
     RightOf,
@@ -115,12 +117,12 @@ impl Relation {
     /// Every relation.
     pub const ALL: [Self; 4] = [Self::LeftOf, Self::RightOf, Self::Above, Self::Below];
 
-    /// The relation of `a` to `b` that nobody would dispute, if there is one: see [`ASSERTED_FROM`].
+    /// The unambiguous relation of `a` to `b`, if there is one: see [`MIN_ASSERTED_OFFSET`].
     #[must_use]
     pub fn between(a: &Object, b: &Object) -> Option<Self> {
         let horizontal = a.x.abs_diff(b.x);
         let vertical = a.y.abs_diff(b.y);
-        if horizontal.max(vertical) < ASSERTED_FROM {
+        if horizontal.max(vertical) < MIN_ASSERTED_OFFSET {
             None
         } else if horizontal >= vertical {
             Some(if a.x < b.x { Self::LeftOf } else { Self::RightOf })
@@ -129,68 +131,70 @@ impl Relation {
         }
     }
 
-    /// Whether one may say that `a` lies so to `b`: see [`ACCEPTED_FROM`].
+    /// Whether `a` has this relation to `b`: see [`MIN_ACCEPTED_OFFSET`].
     #[must_use]
     pub fn holds(self, a: &Object, b: &Object) -> bool {
-        let (from, to) = match self {
+        let (smaller, larger) = match self {
             Self::LeftOf => (a.x, b.x),
             Self::RightOf => (b.x, a.x),
             Self::Above => (a.y, b.y),
             Self::Below => (b.y, a.y),
         };
-        to.saturating_sub(from) >= ACCEPTED_FROM
+        larger.saturating_sub(smaller) >= MIN_ACCEPTED_OFFSET
     }
 }
 
-/// Objects on a 64×64 image: [`OBJECTS`] many, each of its own kind, with centres inside the image.
+/// The objects of a 64×64 image: [`OBJECT_COUNT`] many, all with different attributes, and with
+/// centres inside the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedScene")]
 pub struct Scene {
     objects: Vec<Object>,
 }
 
-/// Why some objects are no scene.
+/// The error of creating an invalid scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SceneError {
-    /// Not [`OBJECTS`] many.
+    /// The number of objects is not in [`OBJECT_COUNT`].
     #[error("a scene has 2 or 3 objects, not {0}")]
-    Count(usize),
-    /// Two that only their places tell apart.
+    ObjectCount(usize),
+    /// Two objects differ only in their positions.
     #[error("two objects of a scene have the same shape, colour and size")]
-    Twins,
-    /// A centre that is not in the image.
+    DuplicateObjects,
+    /// A centre is outside the image.
     #[error("an object's centre ({0}, {1}) is outside the 64x64 image")]
-    Outside(u8, u8),
+    OutsideImage(u8, u8),
 }
 
 impl Scene {
-    /// The scene of these objects.
+    /// Creates a scene of these objects.
     ///
     /// # Errors
-    /// If they are too few or too many, two are of the same kind, or one is outside the image.
+    /// There are too few or too many objects, two have the same attributes, or one is outside the
+    /// image.
     pub fn new(objects: Vec<Object>) -> Result<Self, SceneError> {
-        if !OBJECTS.contains(&objects.len()) {
-            return Err(SceneError::Count(objects.len()));
+        if !OBJECT_COUNT.contains(&objects.len()) {
+            return Err(SceneError::ObjectCount(objects.len()));
         }
         for (index, object) in objects.iter().enumerate() {
-            if object.x >= SIDE || object.y >= SIDE {
-                return Err(SceneError::Outside(object.x, object.y));
+            if object.x >= IMAGE_SIDE || object.y >= IMAGE_SIDE {
+                return Err(SceneError::OutsideImage(object.x, object.y));
             }
-            if objects[..index].iter().any(|other| other.kind() == object.kind()) {
-                return Err(SceneError::Twins);
+            if objects[..index].iter().any(|other| other.attributes() == object.attributes()) {
+                return Err(SceneError::DuplicateObjects);
             }
         }
         Ok(Self { objects })
     }
 
-    /// What is in the scene.
+    /// The objects.
     #[must_use]
     pub fn objects(&self) -> &[Object] {
         &self.objects
     }
 }
 
-/// A scene as it comes from a file.
+/// A scene as read from a file, not yet validated.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UncheckedScene {
@@ -209,38 +213,38 @@ impl TryFrom<UncheckedScene> for Scene {
 mod tests {
     use super::*;
 
-    fn at(x: u8, y: u8) -> Object {
+    fn star_at(x: u8, y: u8) -> Object {
         Object { shape: Shape::Star, colour: Colour::Red, size: Size::Small, x, y }
     }
 
     #[test]
     fn relations_are_asserted_from_twelve_pixels_on_the_dominant_axis() {
-        let centre = at(32, 32);
-        assert_eq!(Relation::between(&at(21, 32), &centre), None);
-        assert_eq!(Relation::between(&at(20, 32), &centre), Some(Relation::LeftOf));
-        assert_eq!(Relation::between(&at(44, 43), &centre), Some(Relation::RightOf));
-        assert_eq!(Relation::between(&at(44, 45), &centre), Some(Relation::Below));
-        assert_eq!(Relation::between(&at(30, 20), &centre), Some(Relation::Above));
+        let centre = star_at(32, 32);
+        assert_eq!(Relation::between(&star_at(21, 32), &centre), None);
+        assert_eq!(Relation::between(&star_at(20, 32), &centre), Some(Relation::LeftOf));
+        assert_eq!(Relation::between(&star_at(44, 43), &centre), Some(Relation::RightOf));
+        assert_eq!(Relation::between(&star_at(44, 45), &centre), Some(Relation::Below));
+        assert_eq!(Relation::between(&star_at(30, 20), &centre), Some(Relation::Above));
         assert_eq!(Relation::between(&centre, &centre), None);
     }
 
     #[test]
     fn relations_are_accepted_from_six_pixels_on_either_axis() {
-        let centre = at(32, 32);
-        assert!(!Relation::LeftOf.holds(&at(27, 32), &centre));
-        assert!(Relation::LeftOf.holds(&at(26, 60), &centre));
-        assert!(!Relation::LeftOf.holds(&at(38, 32), &centre));
-        assert!(Relation::RightOf.holds(&at(38, 32), &centre));
-        assert!(Relation::Above.holds(&at(0, 26), &centre));
-        assert!(!Relation::Above.holds(&at(0, 27), &centre));
-        assert!(Relation::Below.holds(&at(63, 38), &centre));
+        let centre = star_at(32, 32);
+        assert!(!Relation::LeftOf.holds(&star_at(27, 32), &centre));
+        assert!(Relation::LeftOf.holds(&star_at(26, 60), &centre));
+        assert!(!Relation::LeftOf.holds(&star_at(38, 32), &centre));
+        assert!(Relation::RightOf.holds(&star_at(38, 32), &centre));
+        assert!(Relation::Above.holds(&star_at(0, 26), &centre));
+        assert!(!Relation::Above.holds(&star_at(0, 27), &centre));
+        assert!(Relation::Below.holds(&star_at(63, 38), &centre));
     }
 
     #[test]
-    fn what_is_asserted_is_accepted_and_its_opposite_is_not() {
-        let centre = at(30, 31);
-        for (x, y) in (0..SIDE).flat_map(|x| (0..SIDE).map(move |y| (x, y))) {
-            let object = at(x, y);
+    fn asserted_relations_are_accepted_and_their_opposites_are_not() {
+        let centre = star_at(30, 31);
+        for (x, y) in (0..IMAGE_SIDE).flat_map(|x| (0..IMAGE_SIDE).map(move |y| (x, y))) {
+            let object = star_at(x, y);
             let Some(relation) = Relation::between(&object, &centre) else { continue };
             assert!(relation.holds(&object, &centre), "{object:?}");
             assert!(!relation.holds(&centre, &object), "{object:?}");
@@ -248,10 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn impossible_scenes_are_refused() {
-        assert_eq!(Scene::new(vec![at(1, 1)]), Err(SceneError::Count(1)));
-        assert_eq!(Scene::new(vec![at(1, 1), at(40, 1)]), Err(SceneError::Twins));
-        let outside = Object { colour: Colour::Blue, ..at(64, 1) };
-        assert_eq!(Scene::new(vec![at(1, 1), outside]), Err(SceneError::Outside(64, 1)));
+    fn invalid_scenes_are_refused() {
+        assert_eq!(Scene::new(vec![star_at(1, 1)]), Err(SceneError::ObjectCount(1)));
+        assert_eq!(Scene::new(vec![star_at(1, 1), star_at(40, 1)]), Err(SceneError::DuplicateObjects));
+        let outside = Object { colour: Colour::Blue, ..star_at(64, 1) };
+        assert_eq!(Scene::new(vec![star_at(1, 1), outside]), Err(SceneError::OutsideImage(64, 1)));
     }
 }

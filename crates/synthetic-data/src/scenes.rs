@@ -1,4 +1,4 @@
-//! Reads scenes back.
+//! Reads the scenes of a data set.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::Error;
 use crate::scene::Scene;
 
-/// The scenes behind the images of a world, by image file name.
+/// The scenes of a synthetic data set, by image file name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scenes {
     by_file: BTreeMap<String, Scene>,
@@ -16,7 +16,8 @@ impl Scenes {
     /// Reads the `scenes.json` at `path`.
     ///
     /// # Errors
-    /// Names the file, and the line and column where they are known.
+    /// The file cannot be read or is invalid; the message has the path and, for invalid JSON, line
+    /// and column.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(Error::file(path))?;
         Ok(Self { by_file: serde_json::from_slice(&bytes).map_err(Error::json(path))? })
@@ -28,7 +29,7 @@ impl Scenes {
         self.by_file.get(file)
     }
 
-    /// How many scenes there are.
+    /// The number of scenes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.by_file.len()

@@ -1,14 +1,14 @@
-//! The words of the caption language, shared by the writer and the grammar. All are plain lower-case English; a phrase's
-//! words are separated by single spaces.
+//! The words of the caption language, shared by the caption writer and the grammar. All are plain
+//! lower-case English. The words of a phrase are separated by single spaces.
 
 use std::collections::BTreeSet;
 
 use crate::scene::{Colour, Relation, Shape, Size};
 
-/// What a caption may start with before it names anything.
-pub(crate) const INTROS: [&str; 3] = ["there is", "a picture of", "a drawing of"];
+/// Phrases that may precede the first object of a caption.
+pub(crate) const INTRODUCTIONS: [&str; 3] = ["there is", "a picture of", "a drawing of"];
 
-/// What separates things between which no relation is claimed.
+/// The word between two objects without a stated relation.
 pub(crate) const AND: &str = "and";
 
 /// The article before `word`.
@@ -57,7 +57,8 @@ impl Size {
 }
 
 impl Relation {
-    /// The phrases that mean the relation. None starts another, so a reader needs no look-ahead.
+    /// The phrases that mean the relation. No phrase is a prefix of another, so the parser needs no
+    /// look-ahead.
     #[must_use]
     pub const fn phrases(self) -> [&'static str; 3] {
         match self {
@@ -69,12 +70,12 @@ impl Relation {
     }
 }
 
-/// Every word that a caption may have, in alphabetical order.
+/// All words of the caption language, in alphabetical order.
 #[must_use]
 pub fn vocabulary() -> Vec<&'static str> {
     let phrases = ["a", "an", AND]
         .into_iter()
-        .chain(INTROS)
+        .chain(INTRODUCTIONS)
         .chain(Shape::ALL.map(Shape::word))
         .chain(Colour::ALL.map(Colour::word))
         .chain(Size::ALL.into_iter().flat_map(Size::words))
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_word_is_one_token_of_clip() {
+    fn every_word_is_a_single_clip_token() {
         let tokenizer = instant_clip_tokenizer::Tokenizer::new();
         for word in vocabulary() {
             let mut tokens = Vec::new();
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn no_relation_phrase_starts_another() {
+    fn no_relation_phrase_is_a_prefix_of_another() {
         let phrases: Vec<_> = Relation::ALL.into_iter().flat_map(Relation::phrases).collect();
         for a in &phrases {
             assert_eq!(phrases.iter().filter(|b| format!("{b} ").starts_with(&format!("{a} "))).count(), 1, "{a}");

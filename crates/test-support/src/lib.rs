@@ -1,5 +1,6 @@
-//! Common code of the end-to-end tests: a small synthetic data set, run files, and real processes
-//! on the loopback that end with the test.
+//! Common code of the end-to-end tests: a small synthetic data set, run files, and coordinators and
+//! workers as processes on the loopback, which are killed at the end of the test. Functions panic if
+//! the operating system or a program fails unexpectedly.
 
 pub mod chaos;
 pub mod clip;
@@ -13,20 +14,20 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-/// Longer than any wait of these tests on a busy machine; a failure if reached.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// A test fails if a wait takes longer. No wait of these tests takes that long on a busy machine.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The path of the program called `name`, as built beside these tests.
+/// The path of the program `name` in the build folder of these tests.
 ///
 /// # Panics
-/// If it was not built: cargo builds the programs when it tests the whole workspace.
+/// The program has not been built. Cargo builds the programs when it tests the whole workspace.
 #[must_use]
-pub fn program(name: &str) -> PathBuf {
-    local_cluster::program(name).unwrap_or_else(|error| panic!("{error}"))
+pub fn program_path(name: &str) -> PathBuf {
+    local_cluster::program_path(name).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Environment variables that the programs read.
-const VARIABLES: [&str; 16] = [
+/// The environment variables that the programs read. Tests start programs without them.
+const PROGRAM_VARIABLES: [&str; 16] = [
     "RANK",
     "WORLD_SIZE",
     "OMPI_COMM_WORLD_RANK",
@@ -45,40 +46,43 @@ const VARIABLES: [&str; 16] = [
     "DICO_LOG_FORMAT",
 ];
 
-/// A command that runs `name` on one thread, without the caller's environment variables. SIGHUP is
-/// not ignored, even if the tests are run by `nohup`.
+/// A command that runs the program `name` on one thread, without the environment variables that the
+/// programs read. SIGHUP has its default action, even if the tests are run by `nohup`.
 #[must_use]
 pub fn command(name: &str) -> Command {
     let mut command = Command::new("env");
-    command.arg("--default-signal=HUP").arg(program(name));
+    command.arg("--default-signal=HUP").arg(program_path(name));
     command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
-    for variable in VARIABLES {
+    for variable in PROGRAM_VARIABLES {
         command.env_remove(variable);
     }
     command
 }
 
-/// Runs `name` to its end.
+/// Runs the program `name` and waits until it ends.
 #[must_use]
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     command(name).args(arguments).output().expect("the program starts")
 }
 
-/// The last line of a program's stderr, after `NAME: error: `.
+/// The message in the last line of a failed program's stderr, without `NAME: error: `.
+///
+/// # Panics
+/// The program succeeded, or the last line is not an error message.
 #[must_use]
 pub fn error_line(output: &Output) -> String {
-    assert!(!output.status.success(), "it should have failed");
+    assert!(!output.status.success(), "the program should have failed");
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     let line = text.lines().last().unwrap_or_default();
     line.split_once(": error: ").unwrap_or_else(|| panic!("no error line in {text:?}")).1.to_owned()
 }
 
-/// A folder with a small synthetic data set and run files.
+/// A folder with a small synthetic data set in `world/`, and with run files and their outputs.
 pub struct Workspace {
     folder: PathBuf,
-    /// Deletes the folder with the test.
+    /// Deletes the folder when it is dropped; none if the folder is kept.
     _temporary: Option<TempDir>,
-    /// Further environment variables of coordinators and workers.
+    /// Additional environment variables of coordinators and workers.
     pub environment: Vec<(&'static str, String)>,
 }
 
@@ -89,59 +93,62 @@ impl Default for Workspace {
 }
 
 impl Workspace {
-    /// A folder with a data set of 60 images.
+    /// Creates a temporary folder with a data set of 60 images.
     #[must_use]
     pub fn new() -> Self {
         Self::with_images(60)
     }
 
-    /// A folder with a data set of this number of images, a tenth of them for validation.
+    /// Creates a temporary folder with a data set of this number of images, a tenth of them for
+    /// validation.
     #[must_use]
     pub fn with_images(images: u32) -> Self {
-        Self::draw(images, &[])
+        Self::in_temporary_folder(images, &[])
     }
 
-    /// A folder with a data set of 60 images, and generated images and captions for the training
-    /// split.
+    /// Creates a temporary folder with a data set of 60 images, and with generated positives for
+    /// the training split.
     #[must_use]
     pub fn with_positives() -> Self {
         Self::with_images_and_positives(60)
     }
 
-    /// A folder with a data set of this number of images, and generated images and captions for the
-    /// training split.
+    /// Creates a temporary folder with a data set of this number of images, and with generated
+    /// positives for the training split.
     #[must_use]
     pub fn with_images_and_positives(images: u32) -> Self {
-        Self::draw(images, &["--positives"])
+        Self::in_temporary_folder(images, &["--positives"])
     }
 
-    fn draw(images: u32, more: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let workspace = Self::kept(folder.path(), images, more);
+    fn in_temporary_folder(images: u32, synthesize_options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be created");
+        let workspace = Self::in_folder(folder.path(), images, synthesize_options);
         Self { _temporary: Some(folder), ..workspace }
     }
 
-    /// A data set in a folder that is not deleted.
+    /// Creates a data set of this number of images in a folder, which is not deleted.
+    /// `synthesize_options` are further options of `worker synthesize`.
     #[must_use]
-    pub fn kept(folder: &Path, images: u32, more: &[&str]) -> Self {
+    pub fn in_folder(folder: &Path, images: u32, synthesize_options: &[&str]) -> Self {
         let folder = std::path::absolute(folder).expect("the current folder has a path");
-        let (world, images) = (folder.join("world"), images.to_string());
-        let world = world.to_string_lossy();
-        let arguments = ["synthesize", "--out", &world, "--images", &images, "--seed", "3"];
-        let drawn = run("worker", &arguments.into_iter().chain(more.iter().copied()).collect::<Vec<_>>());
-        assert!(drawn.status.success(), "{drawn:?}");
+        let (data_folder, images) = (folder.join("world"), images.to_string());
+        let data_folder = data_folder.to_string_lossy();
+        let arguments = ["synthesize", "--out", &data_folder, "--images", &images, "--seed", "3"];
+        let output = run("worker", &[&arguments[..], synthesize_options].concat());
+        assert!(output.status.success(), "{output:?}");
         Self { folder, _temporary: None, environment: Vec::new() }
     }
 
-    /// A path inside the folder.
+    /// The path of a file or folder in the workspace.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Writes a run file for `workers` workers: a few steps of each stage, then `more` YAML.
+    /// Writes the run file `NAME.yaml` for exactly `workers` workers, with a few steps of each
+    /// stage. `more_yaml` is appended.
     #[must_use]
-    pub fn run_file(&self, name: &str, workers: u32, more: &str) -> PathBuf {
+    pub fn run_file(&self, name: &str, workers: u32, more_yaml: &str) -> PathBuf {
         let folder = self.folder.display();
         let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
         let text = format!(
@@ -151,17 +158,17 @@ impl Workspace {
              captioner: {{ preset: tiny, dropout: 0.0 }}\ndecoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
              - {{ name: evaluator, objective: contrastive, steps: 4, batch: 12, {optimizer} }}\n  \
              - {{ name: xe, objective: cross_entropy, steps: 6, batch: 12, micro_batch: 4, checkpoint_every: 4, {optimizer} }}\n  \
-             - {{ name: dico, objective: dico, steps: 4, batch: 6, evaluate_every: 2, {optimizer} }}\n{more}"
+             - {{ name: dico, objective: dico, steps: 4, batch: 6, evaluate_every: 2, {optimizer} }}\n{more_yaml}"
         );
         let path = self.path(&format!("{name}.yaml"));
         std::fs::write(&path, text).expect("the run file can be written");
         path
     }
 
-    /// Writes a run file for one worker and one stage with frequent checkpoints, all of which are
-    /// kept.
+    /// Writes the run file `NAME.yaml` for one worker and one stage with frequent checkpoints, all
+    /// of which are kept.
     #[must_use]
-    pub fn saving_run_file(&self, name: &str) -> PathBuf {
+    pub fn run_file_with_checkpoints(&self, name: &str) -> PathBuf {
         let folder = self.folder.display();
         let text = format!(
             "name: test\nseed: 11\noutput: {folder}/{name}\nworkers: {{ min: 1, max: 1 }}\n\
@@ -175,38 +182,38 @@ impl Workspace {
         path
     }
 
-    /// The journal of a run, for reading.
+    /// Opens the journal of a run for reading.
     #[must_use]
     pub fn journal(&self, name: &str) -> Connection {
         self.try_journal(name).expect("the run has a journal")
     }
 
-    /// The journal of a run, for reading; none if it does not exist yet.
+    /// Opens the journal of a run for reading; none if it does not exist yet.
     #[must_use]
     pub fn try_journal(&self, name: &str) -> Option<Connection> {
         let path = self.path(name).join("coordinator/journal.sqlite");
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
-        let ready = connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).ok()?;
-        (ready > 0).then_some(connection)
+        let runs = connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).ok()?;
+        (runs > 0).then_some(connection)
     }
 
-    /// The details of the events of a kind in the journal of a run, in order.
+    /// The details (`detail_json`) of the events of a kind in the journal of a run, in order.
     #[must_use]
     pub fn events(&self, name: &str, kind: &str) -> Vec<serde_json::Value> {
         let journal = self.journal(name);
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
         let mut statement = journal.prepare(query).expect("the journal has events");
         let rows = statement.query_map([kind], |row| row.get::<_, String>(0)).expect("events can be read");
-        rows.map(|row| serde_json::from_str(&row.expect("a row")).expect("particulars are JSON")).collect()
+        rows.map(|row| serde_json::from_str(&row.expect("a row")).expect("details are JSON")).collect()
     }
 
     /// The parameters in the last checkpoint of a run, by name.
     #[must_use]
     pub fn parameters(&self, name: &str) -> BTreeMap<String, Vec<f32>> {
-        parameters(&self.last_checkpoint(name))
+        read_parameters(&self.last_checkpoint(name))
     }
 
-    /// The folder of a run's last checkpoint.
+    /// The folder of a run's last checkpoint, by name.
     #[must_use]
     pub fn last_checkpoint(&self, name: &str) -> PathBuf {
         let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
@@ -214,20 +221,26 @@ impl Workspace {
     }
 }
 
-/// The parameters of all models in a checkpoint's folder, by `MODEL.NAME`.
+/// Reads the parameters of all models in a checkpoint's folder, by `MODEL.NAME`.
 #[must_use]
-pub fn parameters(checkpoint: &Path) -> BTreeMap<String, Vec<f32>> {
+pub fn read_parameters(checkpoint: &Path) -> BTreeMap<String, Vec<f32>> {
     let models =
         ["evaluator", "captioner", "reference"].map(|model| (model, checkpoint.join(format!("{model}.safetensors"))));
     let models = models.into_iter().filter(|(_, path)| path.exists());
-    models.flat_map(|(model, path)| tensors(&path).into_iter().map(move |(n, v)| (format!("{model}.{n}"), v))).collect()
+    let named = |(model, path): (&str, PathBuf)| {
+        read_tensors(&path)
+            .into_iter()
+            .map(move |(name, values)| (format!("{model}.{name}"), values))
+            .collect::<Vec<_>>()
+    };
+    models.flat_map(named).collect()
 }
 
-/// The tensors of a safetensors file of 32-bit numbers.
+/// Reads the tensors of a safetensors file of 32-bit floats, by name.
 #[must_use]
-pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
+pub fn read_tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = std::fs::read(path).expect("the file can be read");
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("they are safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("the file is a safetensors file");
     let values = |data: &[u8]| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     tensors.iter().map(|(name, view)| (name.to_owned(), values(view.data()))).collect()
 }
@@ -235,35 +248,35 @@ pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
 /// Polls until there is a value.
 ///
 /// # Panics
-/// If there is none for longer than any wait of these tests.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
+/// There is none within [`WAIT_TIMEOUT`]. The message names `description`.
+pub fn wait_for<T>(description: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    let started_at = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(started_at.elapsed() < WAIT_TIMEOUT, "timed out waiting for {description}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A process that is killed when it is dropped. Failures of the operating system panic.
+/// A child process with a log file. Dropping this kills the process.
 pub struct Process(local_cluster::Process);
 
 impl Process {
-    /// Starts `command`; its stderr goes to `log`.
+    /// Starts `command`. Its stderr is written to the file `log`.
     #[must_use]
     pub fn start(command: &mut Command, log: PathBuf) -> Self {
         let name = log.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Self(local_cluster::Process::start(&name, command, log).unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// The next line of its stdout.
-    pub fn line(&mut self) -> String {
-        self.0.line().unwrap_or_else(|error| panic!("{error}"))
+    /// Waits for the next line of stdout.
+    pub fn read_line(&mut self) -> String {
+        self.0.read_line().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Its stderr so far.
+    /// The content of the log, which is what the process has written to stderr.
     #[must_use]
     pub fn log(&self) -> String {
         self.0.log()
@@ -274,117 +287,131 @@ impl Process {
         self.signal("TERM");
     }
 
-    /// Sends a signal, by its name without `SIG`. The process may have ended already.
+    /// Sends a signal, given by its name without `SIG`. Does nothing if the process has ended.
     pub fn signal(&self, name: &str) {
-        let number = self.0.id().to_string();
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(number).stderr(Stdio::null()).status();
-        sent.expect("kill is there");
+        let id = self.0.id().to_string();
+        let status = Command::new("kill").arg(format!("-{name}")).arg(id).stderr(Stdio::null()).status();
+        status.expect("the program kill exists");
     }
 
     /// Whether the process has ended.
-    pub fn ended(&mut self) -> bool {
-        self.status().is_some()
+    pub fn has_ended(&mut self) -> bool {
+        self.exit_status().is_some()
     }
 
-    fn status(&mut self) -> Option<std::process::ExitStatus> {
+    fn exit_status(&mut self) -> Option<std::process::ExitStatus> {
         self.0.try_wait().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Waits for its end. Returns whether it succeeded, and the rest of its stdout.
-    pub fn finish(self) -> (bool, String) {
-        let (code, rest) = self.exit();
-        (code == Some(0), rest)
+    /// Waits until the process ends. Returns whether its exit status is 0.
+    #[must_use]
+    pub fn succeeds(self) -> bool {
+        self.finish().0
     }
 
-    /// Waits for its end. Returns its exit code, none if a signal ended it, and the rest of its
+    /// Waits until the process ends. Returns whether its exit status is 0, and the rest of its
     /// stdout.
-    pub fn exit(mut self) -> (Option<i32>, String) {
-        let started = Instant::now();
+    #[must_use]
+    pub fn finish(self) -> (bool, String) {
+        let (code, stdout) = self.wait_for_exit();
+        (code == Some(0), stdout)
+    }
+
+    /// Waits until the process ends. Returns its exit status (none if a signal ended the process)
+    /// and the rest of its stdout.
+    #[must_use]
+    pub fn wait_for_exit(mut self) -> (Option<i32>, String) {
+        let started_at = Instant::now();
         let status = loop {
-            match self.status() {
+            match self.exit_status() {
                 Some(status) => break status,
-                None if started.elapsed() > PATIENCE => panic!("it does not end: {}", self.log()),
+                None if started_at.elapsed() > WAIT_TIMEOUT => {
+                    panic!("timed out waiting for the process to end: {}", self.log())
+                }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        let rest = self.0.rest().unwrap_or_else(|error| panic!("{error}"));
+        let stdout = self.0.read_to_end().unwrap_or_else(|error| panic!("{error}"));
         if !status.success() {
             eprintln!("{}", self.log());
         }
-        (status.code(), rest)
+        (status.code(), stdout)
     }
 }
 
-/// A coordinator on free ports.
+/// A coordinator on ports of the loopback that the system chooses.
 pub struct Coordinator {
     /// The process.
     pub process: Process,
     /// Its gRPC URL.
     pub url: String,
     /// Its HTTP address, host:port.
-    pub http: String,
+    pub http_address: String,
 }
 
 impl Coordinator {
-    /// Starts a coordinator, and waits until it listens.
+    /// Starts a coordinator of a run file, and waits until it listens.
     #[must_use]
     pub fn start(workspace: &Workspace, run_file: &Path) -> Self {
         Self::start_with(workspace, run_file, "http", &[])
     }
 
-    /// Starts a coordinator with more options and this scheme of its URL, and waits until it
-    /// listens.
+    /// Starts a coordinator of a run file with further options, and waits until it listens. Workers
+    /// connect to a URL with `scheme`: `http` or `https`.
     #[must_use]
-    pub fn start_with(workspace: &Workspace, run_file: &Path, scheme: &str, more: &[&str]) -> Self {
+    pub fn start_with(workspace: &Workspace, run_file: &Path, scheme: &str, options: &[&str]) -> Self {
         let mut command = command("coordinator");
         command.envs(workspace.environment.iter().cloned());
-        let started = local_cluster::Coordinator::start(command, run_file, more, workspace.path("coordinator.log"));
-        let local_cluster::Coordinator { process, grpc, http } = started.unwrap_or_else(|error| panic!("{error}"));
-        Self { url: format!("{scheme}://{grpc}"), http, process: Process(process) }
+        let started = local_cluster::Coordinator::start(command, run_file, options, workspace.path("coordinator.log"));
+        let local_cluster::Coordinator { process, grpc_address, http_address } =
+            started.unwrap_or_else(|error| panic!("{error}"));
+        Self { url: format!("{scheme}://{grpc_address}"), http_address, process: Process(process) }
     }
 
-    /// The status, as `coordinator status` prints it.
+    /// The status that `coordinator status --json` prints.
     ///
     /// # Panics
-    /// If it does not answer.
+    /// The coordinator does not respond.
     #[must_use]
     pub fn status(&self) -> serde_json::Value {
         let status = run("coordinator", &["status", "--coordinator", &self.url, "--json"]);
         serde_json::from_slice(&status.stdout).unwrap_or_else(|_| panic!("no status: {}", self.process.log()))
     }
 
-    /// A worker of this coordinator.
+    /// Starts a worker that joins this coordinator.
     #[must_use]
-    pub fn worker(&self, workspace: &Workspace, rank: u32) -> Process {
-        self.worker_with(workspace, rank, &[])
+    pub fn start_worker(&self, workspace: &Workspace, worker_id: u32) -> Process {
+        self.start_worker_with(workspace, worker_id, &[])
     }
 
-    /// A worker of this coordinator with more options.
+    /// Starts a worker that joins this coordinator, with further options.
     #[must_use]
-    pub fn worker_with(&self, workspace: &Workspace, rank: u32, more: &[&str]) -> Process {
+    pub fn start_worker_with(&self, workspace: &Workspace, worker_id: u32, options: &[&str]) -> Process {
         let mut command = command("worker");
-        command.args(["join", "--coordinator", &self.url, "--rank", &rank.to_string(), "--threads", "1"]);
-        command.args(more).envs(workspace.environment.iter().cloned());
-        Process::start(&mut command, workspace.path(&format!("worker-{rank}.log")))
+        command.args(["join", "--coordinator", &self.url, "--rank", &worker_id.to_string(), "--threads", "1"]);
+        command.args(options).envs(workspace.environment.iter().cloned());
+        Process::start(&mut command, workspace.path(&format!("worker-{worker_id}.log")))
     }
 }
 
-/// The hash that a worker prints when it has finished the run.
+/// The SHA-256 of the parameters in the output of a worker; none if the worker left before the end
+/// of the run.
 #[must_use]
-pub fn printed_hash(printed: &str) -> Option<String> {
-    local_cluster::parameters_sha256(printed).map(str::to_owned)
+pub fn parameters_sha256(stdout: &str) -> Option<String> {
+    local_cluster::parameters_sha256(stdout).map(str::to_owned)
 }
 
-/// Runs a run file to its end. Returns the hash of each worker's parameters.
-pub fn complete(workspace: &Workspace, run_file: &Path, workers: u32) -> Vec<String> {
+/// Runs a run file to the end of the run, with workers 0 to `workers` - 1. Returns the SHA-256 of
+/// each worker's parameters.
+pub fn run_to_completion(workspace: &Workspace, run_file: &Path, workers: u32) -> Vec<String> {
     let coordinator = Coordinator::start(workspace, run_file);
-    let workers: Vec<Process> = (0..workers).map(|rank| coordinator.worker(workspace, rank)).collect();
+    let workers: Vec<Process> = (0..workers).map(|worker_id| coordinator.start_worker(workspace, worker_id)).collect();
     let hashes = workers.into_iter().map(|worker| {
-        let (well, printed) = worker.finish();
-        assert!(well);
-        printed_hash(&printed).expect("a worker that finished says so")
+        let (succeeded, stdout) = worker.finish();
+        assert!(succeeded);
+        parameters_sha256(&stdout).expect("a worker that finished the run prints the hash")
     });
     let hashes = hashes.collect();
-    assert!(coordinator.process.finish().0);
+    assert!(coordinator.process.succeeds());
     hashes
 }

@@ -2,8 +2,8 @@
 //! of a run's own models.
 
 mod byte_pairs;
-mod clean;
 mod hugging_face;
+mod text_normalization;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -11,94 +11,99 @@ use std::ops::ControlFlow;
 use instant_clip_tokenizer::{Token, Tokenizer};
 use regex::Regex;
 use unicode_normalization::UnicodeNormalization;
-use weights::folder;
+use weights::model_folder;
 
-pub use hugging_face::SPECIAL;
+pub use hugging_face::SPECIAL_TOKENS;
 
 /// CLIP's begin and end tokens.
 const CLIP_BEGIN: u16 = 49_406;
 const CLIP_END: u16 = 49_407;
-/// Their spelling, which a text may contain.
-const WRITTEN: &str = r"<\|startoftext\|>|<\|endoftext\|>";
-const WRITTEN_BEGIN: &str = "<|startoftext|>";
-const WRITTEN_END: &str = "<|endoftext|>";
-/// The units of merging: common contractions, runs of letters, single digits, runs of anything
-/// else.
-const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
-/// The same, case-insensitive, as in `clip.tokenize`: the long s counts as an s, and the combining
-/// iota subscript, whose other case is a letter, is in none of the classes.
-const CLEANED_WORDS: &str =
+/// The begin and end tokens as texts may contain them.
+const SPECIAL_PATTERN: &str = r"<\|startoftext\|>|<\|endoftext\|>";
+const BEGIN_TEXT: &str = "<|startoftext|>";
+const END_TEXT: &str = "<|endoftext|>";
+/// The words, within which byte pairs are merged: common contractions, runs of letters, single
+/// digits, runs of anything else.
+const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
+/// The words as in `clip.tokenize`, whose pattern is case-insensitive: the long s counts as an s,
+/// and the combining iota subscript, whose other case is a letter, is in none of the classes.
+const CLEANED_WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+";
-/// The one contraction that merges would split, and its tokens.
+/// The only contraction that the byte-pair encoding would split, and its tokens.
 const LONG_S: &str = "'ſ";
 const LONG_S_TOKENS: [u16; 3] = [6, 129, 379];
-/// Maximal length of a word in bytes. Merging takes time quadratic in it, and the context length is
-/// far below.
-const MAX_WORD_LENGTH: usize = 2048;
+/// Maximal length of a word in bytes; the rest is ignored. Merging takes quadratic time, and the
+/// context length is far below.
+const MAX_WORD_BYTES: usize = 2048;
 /// Maximal size of a decoded token in bytes: the longest has 32, and an invalid byte becomes a
 /// replacement character of three.
 pub const MAX_TOKEN_BYTES: usize = 96;
 
 /// CLIP's byte-pair encoding.
 struct Bpe {
-    merges: Tokenizer,
-    written: Regex,
-    words: Regex,
-    cleaned_words: Regex,
+    tokenizer: Tokenizer,
+    special_pattern: Regex,
+    word_pattern: Regex,
+    cleaned_word_pattern: Regex,
 }
 
 impl Bpe {
     fn new() -> Self {
         let regex = |pattern| Regex::new(pattern).expect("the pattern is valid");
-        let (words, cleaned_words) = (regex(WORDS), regex(CLEANED_WORDS));
-        Self { merges: Tokenizer::new(), written: regex(WRITTEN), words, cleaned_words }
-    }
-
-    /// Passes CLIP's tokens of `text` to `take`, word by word and without begin and end, until it
-    /// breaks.
-    fn encode(&self, text: &str, take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
-        let normalised: String = text.nfc().flat_map(char::to_lowercase).collect();
-        // Stops when `take` does.
-        _ = self.encode_normalised(&normalised, take);
-    }
-
-    /// The same with the normalization of `clip.tokenize`. There a run of punctuation may extend
-    /// into a spelled special token.
-    fn encode_cleaned(&self, text: &str, take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
-        _ = self.encode_words(&clean::clean(text), &self.cleaned_words, take);
-    }
-
-    fn encode_normalised(&self, text: &str, take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
-        let mut start = 0;
-        for written in self.written.find_iter(text) {
-            self.encode_words(&text[start..written.start()], &self.words, take)?;
-            self.encode_word(written.as_str(), take)?;
-            start = written.end();
+        let (word_pattern, cleaned_word_pattern) = (regex(WORD_PATTERN), regex(CLEANED_WORD_PATTERN));
+        Self {
+            tokenizer: Tokenizer::new(),
+            special_pattern: regex(SPECIAL_PATTERN),
+            word_pattern,
+            cleaned_word_pattern,
         }
-        self.encode_words(&text[start..], &self.words, take)
+    }
+
+    /// Passes CLIP's tokens of `text` to `emit`, word by word and without begin and end tokens,
+    /// until `emit` breaks.
+    fn encode(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
+        let normalized: String = text.nfc().flat_map(char::to_lowercase).collect();
+        // Stops when `emit` breaks.
+        _ = self.encode_normalized(&normalized, emit);
+    }
+
+    /// As [`Self::encode`] with the normalization of `clip.tokenize`, in which a run of punctuation
+    /// may extend into the text of a special token.
+    fn encode_cleaned(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
+        _ = self.encode_words(&text_normalization::normalize(text), &self.cleaned_word_pattern, emit);
+    }
+
+    fn encode_normalized(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
+        let mut start = 0;
+        for special in self.special_pattern.find_iter(text) {
+            self.encode_words(&text[start..special.start()], &self.word_pattern, emit)?;
+            self.encode_word(special.as_str(), emit)?;
+            start = special.end();
+        }
+        self.encode_words(&text[start..], &self.word_pattern, emit)
     }
 
     fn encode_words(
         &self,
         text: &str,
-        words: &Regex,
-        take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>,
+        word_pattern: &Regex,
+        emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
-        words.find_iter(text).try_for_each(|word| self.encode_word(word.as_str(), take))
+        word_pattern.find_iter(text).try_for_each(|word| self.encode_word(word.as_str(), emit))
     }
 
-    fn encode_word(&self, word: &str, take: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
+    fn encode_word(&self, word: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
         match word {
-            WRITTEN_BEGIN => take(&[self.merges.start_of_text()]),
-            WRITTEN_END => take(&[self.merges.end_of_text()]),
+            BEGIN_TEXT => emit(&[self.tokenizer.start_of_text()]),
+            END_TEXT => emit(&[self.tokenizer.end_of_text()]),
             LONG_S => {
-                let tokens = LONG_S_TOKENS.iter().filter_map(|token| Token::from_u16(*token, &self.merges));
-                take(&tokens.collect::<Vec<_>>())
+                let tokens = LONG_S_TOKENS.iter().filter_map(|token| Token::from_u16(*token, &self.tokenizer));
+                emit(&tokens.collect::<Vec<_>>())
             }
             word => {
                 let mut tokens = Vec::new();
-                self.merges.encode(&word[..word.floor_char_boundary(MAX_WORD_LENGTH)], &mut tokens);
-                take(&tokens)
+                self.tokenizer.encode(&word[..word.floor_char_boundary(MAX_WORD_BYTES)], &mut tokens);
+                emit(&tokens)
             }
         }
     }
@@ -108,7 +113,7 @@ impl Bpe {
 /// pad tokens.
 pub struct Vocabulary {
     bpe: Bpe,
-    /// CLIP's number of each token here, ascending, without begin, end and pad tokens.
+    /// CLIP's id of each token, ascending, without begin, end and pad tokens.
     tokens: Vec<u16>,
 }
 
@@ -125,7 +130,7 @@ impl Vocabulary {
         Self { bpe: Bpe::new(), tokens: (0..CLIP_BEGIN).collect() }
     }
 
-    /// The tokens of `texts` only.
+    /// A vocabulary of the tokens that occur in `texts`.
     pub fn of_corpus<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
         let bpe = Bpe::new();
         let mut used = BTreeSet::new();
@@ -140,20 +145,20 @@ impl Vocabulary {
 
     /// The vocabulary in the manifest of a model folder.
     #[must_use]
-    pub fn stored(stored: &folder::Vocabulary) -> Self {
+    pub fn from_manifest(stored: &model_folder::Vocabulary) -> Self {
         match stored {
-            folder::Vocabulary::Full => Self::full(),
-            folder::Vocabulary::Tokens(tokens) => Self { bpe: Bpe::new(), tokens: tokens.clone() },
+            model_folder::Vocabulary::Full => Self::full(),
+            model_folder::Vocabulary::Tokens(tokens) => Self { bpe: Bpe::new(), tokens: tokens.clone() },
         }
     }
 
     /// The vocabulary for the manifest of a model folder.
     #[must_use]
-    pub fn to_stored(&self) -> folder::Vocabulary {
+    pub fn to_manifest(&self) -> model_folder::Vocabulary {
         if self.tokens.len() == usize::from(CLIP_BEGIN) {
-            return folder::Vocabulary::Full;
+            return model_folder::Vocabulary::Full;
         }
-        folder::Vocabulary::Tokens(self.tokens.clone())
+        model_folder::Vocabulary::Tokens(self.tokens.clone())
     }
 
     /// The number of tokens, begin, end and pad tokens included.
@@ -164,69 +169,73 @@ impl Vocabulary {
 
     /// The begin token.
     #[must_use]
-    pub fn begin(&self) -> i64 {
+    pub fn begin_token(&self) -> i64 {
         self.tokens.len() as i64
     }
 
     /// The end token.
     #[must_use]
-    pub fn end(&self) -> i64 {
-        self.begin() + 1
+    pub fn end_token(&self) -> i64 {
+        self.begin_token() + 1
     }
 
     /// The pad token.
     #[must_use]
-    pub fn pad(&self) -> i64 {
-        self.begin() + 2
+    pub fn pad_token(&self) -> i64 {
+        self.begin_token() + 2
     }
 
-    /// Begin token, tokens, end token; at most `most` in all, the last of which is always the end
-    /// token. Drops tokens that are not in the vocabulary.
+    /// Encodes a text: begin token, tokens, end token. At most `max_length` in all, the last of
+    /// which is always the end token. Drops tokens that are not in the vocabulary.
     #[must_use]
-    pub fn encode(&self, text: &str, most: usize) -> Vec<i64> {
-        self.closed(most, |take| self.bpe.encode(text, take))
+    pub fn encode(&self, text: &str, max_length: usize) -> Vec<i64> {
+        self.encode_with(max_length, |emit| self.bpe.encode(text, emit))
     }
 
-    /// The same with the normalization of OpenAI's `clip.tokenize`: broken encodings, HTML, white
-    /// space.
+    /// As [`Self::encode`], with the normalization of OpenAI's `clip.tokenize`: it repairs broken
+    /// encodings and HTML, and collapses white space.
     #[must_use]
-    pub fn encode_cleaned(&self, text: &str, most: usize) -> Vec<i64> {
-        self.closed(most, |take| self.bpe.encode_cleaned(text, take))
+    pub fn encode_cleaned(&self, text: &str, max_length: usize) -> Vec<i64> {
+        self.encode_with(max_length, |emit| self.bpe.encode_cleaned(text, emit))
     }
 
-    /// Begin token, the tokens from `encode`, end token; at most `most` in all.
-    fn closed(&self, most: usize, encode: impl FnOnce(&mut dyn FnMut(&[Token]) -> ControlFlow<()>)) -> Vec<i64> {
-        let room = most.saturating_sub(1).max(1);
-        let mut ids = vec![self.begin()];
+    /// Adds begin and end tokens to the tokens that `encode` emits; at most `max_length` in all.
+    fn encode_with(
+        &self,
+        max_length: usize,
+        encode: impl FnOnce(&mut dyn FnMut(&[Token]) -> ControlFlow<()>),
+    ) -> Vec<i64> {
+        let max_unterminated = max_length.saturating_sub(1).max(1);
+        let mut ids = vec![self.begin_token()];
         encode(&mut |tokens| {
-            ids.extend(tokens.iter().filter_map(|token| self.id(token.to_u16())));
-            if ids.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            ids.extend(tokens.iter().filter_map(|token| self.own_id(token.to_u16())));
+            if ids.len() < max_unterminated { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        ids.truncate(room);
-        ids.push(self.end());
+        ids.truncate(max_unterminated);
+        ids.push(self.end_token());
         ids
     }
 
     /// The training target of a captioner: begin token, tokens, and the end token if all of them
-    /// are within `most`. A longer caption is truncated without an end token.
+    /// are within `max_length`. A longer caption is truncated without an end token.
     #[must_use]
-    pub fn encode_target(&self, text: &str, most: usize) -> Vec<i64> {
-        let mut ids = self.encode(text, most + 1);
-        ids.truncate(most);
+    pub fn encode_target(&self, text: &str, max_length: usize) -> Vec<i64> {
+        let mut ids = self.encode(text, max_length + 1);
+        ids.truncate(max_length);
         ids
     }
 
     /// The number of tokens of a text, begin and end tokens included.
     #[must_use]
-    pub fn length(&self, text: &str) -> usize {
+    pub fn token_count(&self, text: &str) -> usize {
         self.encode(text, usize::MAX).len()
     }
 
-    /// The number here of one of CLIP's tokens.
-    fn id(&self, token: u16) -> Option<i64> {
+    /// The id in this vocabulary of one of CLIP's tokens.
+    fn own_id(&self, token: u16) -> Option<i64> {
         match token {
-            CLIP_BEGIN => Some(self.begin()),
-            CLIP_END => Some(self.end()),
+            CLIP_BEGIN => Some(self.begin_token()),
+            CLIP_END => Some(self.end_token()),
             token => self.tokens.binary_search(&token).ok().map(|index| index as i64),
         }
     }
@@ -234,12 +243,12 @@ impl Vocabulary {
     /// The text of some tokens, up to the first end token.
     #[must_use]
     pub fn decode(&self, ids: &[i64]) -> String {
-        let tokens = ids.iter().take_while(|&&id| id != self.end()).filter_map(|&id| {
+        let tokens = ids.iter().take_while(|&&id| id != self.end_token()).filter_map(|&id| {
             let clip = *self.tokens.get(usize::try_from(id).ok()?)?;
             debug_assert!(clip < CLIP_END);
-            Token::from_u16(clip, &self.bpe.merges)
+            Token::from_u16(clip, &self.bpe.tokenizer)
         });
-        self.bpe.merges.decode(tokens).trim().to_owned()
+        self.bpe.tokenizer.decode(tokens).trim().to_owned()
     }
 }
 
@@ -248,15 +257,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_full_vocabulary_is_the_published_one() {
+    fn the_full_vocabulary_equals_the_published_one() {
         let vocabulary = Vocabulary::full();
-        assert_eq!([vocabulary.begin(), vocabulary.end(), vocabulary.pad()], [49_406, 49_407, 49_408]);
+        assert_eq!(
+            [vocabulary.begin_token(), vocabulary.end_token(), vocabulary.pad_token()],
+            [49_406, 49_407, 49_408]
+        );
         assert_eq!(vocabulary.size(), 49_409);
         assert_eq!(vocabulary.encode("Hi there", 77), [49_406, 1883, 997, 49_407]);
     }
 
     #[test]
-    fn a_corpus_vocabulary_has_no_gaps_and_keeps_texts() {
+    fn a_corpus_vocabulary_has_contiguous_ids_and_drops_unknown_tokens() {
         let vocabulary = Vocabulary::of_corpus(["a red circle", "a blue square"]);
         assert_eq!(vocabulary.size(), 5 + 3);
         let ids = vocabulary.encode("a blue circle", 77);
@@ -266,29 +278,33 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_and_still_end() {
+    fn long_texts_are_truncated_and_keep_the_end_token() {
         let vocabulary = Vocabulary::full();
         let ids = vocabulary.encode(&"circle ".repeat(100), 77);
-        assert_eq!((ids.len(), ids[76]), (77, vocabulary.end()));
+        assert_eq!((ids.len(), ids[76]), (77, vocabulary.end_token()));
     }
 
     #[test]
-    fn a_target_that_is_cut_has_no_end() {
+    fn a_truncated_target_has_no_end_token() {
         let vocabulary = Vocabulary::full();
         let circles = |count: usize| "circle ".repeat(count);
-        for (count, most) in [(3, 77), (75, 77), (76, 77), (100, 77), (1, 3), (2, 3), (0, 3)] {
-            let target = vocabulary.encode_target(&circles(count), most);
-            let whole = vocabulary.encode(&circles(count), 1000);
-            assert_eq!((whole.len(), vocabulary.length(&circles(count))), (count + 2, count + 2));
-            assert_eq!(target, whole[..whole.len().min(most)], "{count} tokens, {most} at most");
-            assert_eq!(target.last() == Some(&vocabulary.end()), count + 2 <= most, "{count} tokens, {most} at most");
+        for (count, max_length) in [(3, 77), (75, 77), (76, 77), (100, 77), (1, 3), (2, 3), (0, 3)] {
+            let target = vocabulary.encode_target(&circles(count), max_length);
+            let full = vocabulary.encode(&circles(count), 1000);
+            assert_eq!((full.len(), vocabulary.token_count(&circles(count))), (count + 2, count + 2));
+            assert_eq!(target, full[..full.len().min(max_length)], "{count} tokens, {max_length} at most");
+            assert_eq!(
+                target.last() == Some(&vocabulary.end_token()),
+                count + 2 <= max_length,
+                "{count} tokens, {max_length} at most"
+            );
         }
     }
 
     #[test]
-    fn no_token_is_longer_than_is_said() {
+    fn no_decoded_token_is_longer_than_max_token_bytes() {
         let vocabulary = Vocabulary::full();
-        let longest = (0..vocabulary.begin()).map(|id| vocabulary.decode(&[id]).len()).max();
+        let longest = (0..vocabulary.begin_token()).map(|id| vocabulary.decode(&[id]).len()).max();
         assert!(longest.unwrap() <= MAX_TOKEN_BYTES, "{longest:?}");
     }
 
@@ -308,49 +324,56 @@ mod tests {
     }
 
     #[test]
-    fn golden_tokens_of_cleaned_texts_are_those_of_clips_own_tokenizer() {
+    fn golden_tokens_of_cleaned_texts_equal_those_of_openai_clip() {
         let (golden, vocabulary) = (golden(), Vocabulary::full());
         assert!(golden.cleaned.len() >= 500);
-        // Without an entry of its own it gives the same as the fast one.
-        let others =
-            golden.groups.values().flatten().filter(|entry| entry.len() < 4).map(|entry| (&entry[0], &entry[1]));
-        let own = golden.groups.values().flatten().filter(|entry| entry.len() == 4).map(|entry| (&entry[0], &entry[3]));
-        let new = golden.cleaned.iter().map(|entry| (&entry[0], &entry[1]));
-        let wrong: Vec<String> = others
-            .chain(own)
-            .chain(new)
+        // Entries without tokens of `clip.tokenize`: it gives the same tokens as the fast
+        // tokenizer.
+        let same = golden.groups.values().flatten().filter(|entry| entry.len() < 4).map(|entry| (&entry[0], &entry[1]));
+        let different =
+            golden.groups.values().flatten().filter(|entry| entry.len() == 4).map(|entry| (&entry[0], &entry[3]));
+        let cleaned = golden.cleaned.iter().map(|entry| (&entry[0], &entry[1]));
+        let mismatches: Vec<String> = same
+            .chain(different)
+            .chain(cleaned)
             .filter_map(|(text, expected)| {
                 let (text, expected) =
                     (text.as_str().unwrap(), serde_json::from_value::<Vec<i64>>(expected.clone()).unwrap());
-                let found = vocabulary.encode_cleaned(text, 77);
-                (found[1..found.len() - 1] != expected).then(|| format!("{text:?} gives {found:?}, not {expected:?}"))
+                let tokens = vocabulary.encode_cleaned(text, 77);
+                (tokens[1..tokens.len() - 1] != expected)
+                    .then(|| format!("{text:?} gives {tokens:?}, not {expected:?}"))
             })
             .collect();
-        assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+        assert!(
+            mismatches.is_empty(),
+            "{} differ:\n{}",
+            mismatches.len(),
+            mismatches[..mismatches.len().min(20)].join("\n")
+        );
     }
 
     #[test]
-    fn golden_tokens_are_those_of_hugging_faces_tokenizer() {
+    fn golden_tokens_equal_those_of_hugging_face_tokenizers() {
         let golden = golden();
         let vocabulary = Vocabulary::full();
-        let mut wrong = Vec::new();
+        let mut mismatches = Vec::new();
         let entries: Vec<_> =
             golden.groups.iter().flat_map(|(group, entries)| entries.iter().map(move |e| (group, e))).collect();
         for (group, entry) in &entries {
             let text = entry[0].as_str().unwrap();
             let expected: Vec<i64> = serde_json::from_value(entry[1].clone()).unwrap();
-            let found = vocabulary.encode(text, 77);
-            if found[1..found.len() - 1] != expected {
-                wrong.push(format!("{group}: {text:?} gives {found:?}, not {expected:?}"));
+            let tokens = vocabulary.encode(text, 77);
+            if tokens[1..tokens.len() - 1] != expected {
+                mismatches.push(format!("{group}: {text:?} gives {tokens:?}, not {expected:?}"));
             }
         }
         assert!(entries.len() >= 5000);
         assert!(
-            wrong.is_empty(),
+            mismatches.is_empty(),
             "{} of {} differ:\n{}",
-            wrong.len(),
+            mismatches.len(),
             entries.len(),
-            wrong[..wrong.len().min(20)].join("\n")
+            mismatches[..mismatches.len().min(20)].join("\n")
         );
     }
 }

@@ -1,22 +1,22 @@
 use std::path::PathBuf;
 
-use crate::token::{MAX_BYTES, MIN_BYTES};
+use crate::token::{MAX_TOKEN_BYTES, MIN_TOKEN_BYTES};
 
-/// Why connection settings are invalid.
+/// An invalid connection setting.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The error of the operating system.
         source: std::io::Error,
     },
     /// A file is longer than any token, certificate or key.
-    #[error("{}: it has more than {max_bytes} bytes, so it is not what it should be: give the right file", path.display())]
+    #[error("{}: it has more than {max_bytes} bytes, more than any token, certificate or key: name the right file", path.display())]
     TooLong {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The maximal length.
         max_bytes: u64,
@@ -24,16 +24,16 @@ pub enum Error {
     /// A file is not text.
     #[error("{}: it is not text in UTF-8", path.display())]
     NotText {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
     },
     /// A file does not have the expected content.
-    #[error("{}: no {what} in PEM: {problem}", path.display())]
+    #[error("{}: no {content} in PEM: {problem}", path.display())]
     Pem {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The expected content.
-        what: &'static str,
+        content: &'static str,
         /// The problem with it.
         problem: String,
     },
@@ -50,14 +50,14 @@ pub enum Error {
     /// A file's certificates are unusable as trust roots.
     #[error("{}: not the certificate of an authority: {problem}", path.display())]
     Authority {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The problem with it.
         problem: String,
     },
     /// A token is invalid.
     #[error(
-        "{origin}: a token has {MIN_BYTES} to {MAX_BYTES} visible ASCII characters; `openssl rand -hex 32` prints a good one"
+        "{origin}: a token has {MIN_TOKEN_BYTES} to {MAX_TOKEN_BYTES} visible ASCII characters; `openssl rand -hex 32` prints a good one"
     )]
     Token {
         /// The source of the token.
@@ -68,8 +68,8 @@ pub enum Error {
     Url(String),
     /// Certificates are given for a connection without TLS.
     #[error("{0}: certificates are given, so the URL must begin with https://")]
-    NotTls(String),
+    CertificatesWithoutTls(String),
     /// No certificates are given for a connection with TLS.
     #[error("{0}: an https:// URL needs --tls-ca, --tls-cert and --tls-key")]
-    NoCertificates(String),
+    TlsWithoutCertificates(String),
 }

@@ -9,15 +9,15 @@ use std::path::Path;
 use crate::Error;
 
 /// The permission bits of users who neither own a file nor are in its group.
-const OTHERS: u32 = 0o007;
+const OTHERS_PERMISSIONS: u32 = 0o007;
 
 /// Reads a file of at most `max_bytes`.
 ///
 /// # Errors
-/// It cannot be read, or is longer.
+/// The file cannot be read, or is longer.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
-    let open = File::open(path).map_err(failed(path))?;
-    read_to_end(&open, path, max_bytes)
+    let file = File::open(path).map_err(read_error(path))?;
+    read_to_end(&file, path, max_bytes)
 }
 
 /// As [`read`], for a secret. Logs a warning if every user of this machine can read the file.
@@ -25,30 +25,30 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// As for [`read`].
 pub fn read_secret(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
-    let open = File::open(path).map_err(failed(path))?;
-    let metadata = open.metadata().map_err(failed(path))?;
-    if is_open_to_others(metadata.mode()) {
+    let file = File::open(path).map_err(read_error(path))?;
+    let metadata = file.metadata().map_err(read_error(path))?;
+    if is_accessible_to_others(metadata.mode()) {
         let path = path.display();
-        tracing::warn!("{path} is a secret, and all users of this machine have access to it: chmod 600 {path}");
+        tracing::warn!("{path} is a secret, but all users of this machine can access it: chmod 600 {path}");
     }
-    read_to_end(&open, path, max_bytes)
+    read_to_end(&file, path, max_bytes)
 }
 
-fn read_to_end(open: &File, path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
+fn read_to_end(file: &File, path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     // One byte more than allowed, to detect files that are too long.
-    open.take(max_bytes + 1).read_to_end(&mut bytes).map_err(failed(path))?;
+    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(read_error(path))?;
     if bytes.len() as u64 > max_bytes {
         return Err(Error::TooLong { path: path.to_owned(), max_bytes });
     }
     Ok(bytes)
 }
 
-fn is_open_to_others(mode: u32) -> bool {
-    mode & OTHERS != 0
+fn is_accessible_to_others(mode: u32) -> bool {
+    mode & OTHERS_PERMISSIONS != 0
 }
 
-fn failed(path: &Path) -> impl Fn(std::io::Error) -> Error {
+fn read_error(path: &Path) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::Read { path: path.to_owned(), source }
 }
 
@@ -57,25 +57,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_any_length_is_read_within_bounds() {
+    fn a_file_above_the_limit_is_an_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "12345678").unwrap();
         assert_eq!(read(file.path(), 8).unwrap(), b"12345678");
         let error = read(file.path(), 7).unwrap_err().to_string();
         assert!(error.contains(&file.path().display().to_string()) && error.contains("more than 7 bytes"), "{error}");
-        // It has no end.
+        // /dev/zero has no end.
         let error = read_secret(Path::new("/dev/zero"), 1 << 16).unwrap_err().to_string();
         assert!(error.starts_with("/dev/zero: ") && error.contains("more than 65536 bytes"), "{error}");
         assert!(read(Path::new("/"), 7).is_err() && read(Path::new("/nowhere/file"), 7).is_err());
     }
 
     #[test]
-    fn a_secret_is_for_its_owner_and_group() {
+    fn a_secret_may_be_accessible_to_owner_and_group_only() {
         for mode in [0o100_600, 0o100_400, 0o100_440, 0o100_640, 0o100_660] {
-            assert!(!is_open_to_others(mode), "{mode:o}");
+            assert!(!is_accessible_to_others(mode), "{mode:o}");
         }
         for mode in [0o100_644, 0o100_604, 0o100_666, 0o100_602, 0o100_444] {
-            assert!(is_open_to_others(mode), "{mode:o}");
+            assert!(is_accessible_to_others(mode), "{mode:o}");
         }
     }
 }

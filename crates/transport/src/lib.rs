@@ -1,15 +1,15 @@
-//! Connections of programs to the coordinator, with TLS and tokens.
+//! Connections to the coordinator, with mutual TLS and bearer tokens.
 //!
 //! ```text
-//!   command line --> Address --> Link ====TLS, token====> coordinator
-//!                       |                                     ^
-//!                       '--- TlsFiles, Token -----------------'
+//!   command line --> ConnectionArgs --> Connector ====TLS, token====> coordinator
+//!                          |                                              ^
+//!                          '--- TlsFiles, Token --------------------------'
 //! ```
 
-mod address;
+mod args;
+mod connector;
 mod error;
 mod files;
-mod link;
 mod probe;
 mod tls;
 mod token;
@@ -17,8 +17,8 @@ mod token;
 /// Response header of `GET /healthz` at a coordinator's HTTP port: the port of its gRPC services.
 pub const GRPC_PORT_HEADER: &str = "dico-grpc-port";
 
-pub use address::Address;
+pub use args::ConnectionArgs;
+pub use connector::{Channel, Connector};
 pub use error::Error;
-pub use link::{Channel, Link};
 pub use tls::TlsFiles;
-pub use token::{ADMIN_TOKEN, JOIN_TOKEN, Token, bearer};
+pub use token::{ADMIN_TOKEN_VARIABLE, JOIN_TOKEN_VARIABLE, Token, parse_bearer};

@@ -10,14 +10,14 @@ use crate::GRPC_PORT_HEADER;
 
 /// The first bytes of an HTTP/2 client: the preface, and an empty SETTINGS frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
-/// Time limit of the server's answer.
-const MAX_WAIT: Duration = Duration::from_secs(3);
-/// Maximal number of bytes read of an answer: the head of an HTTP/1 response.
-const MAX_ANSWER: u64 = 4096;
-/// Maximal number of bytes of an unknown protocol that are shown.
-const MAX_SHOWN: usize = 40;
+/// Time limit of the server's response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximal number of bytes of a response that are read: the head of an HTTP/1 response.
+const MAX_RESPONSE_BYTES: u64 = 4096;
+/// Maximal number of bytes of an unknown protocol that an error shows.
+const MAX_SHOWN_BYTES: usize = 40;
 /// HTTP statuses of a proxy whose backend is temporarily unavailable.
-const AWAY: [u16; 4] = [429, 502, 503, 504];
+const BACKEND_UNAVAILABLE: [u16; 4] = [429, 502, 503, 504];
 
 /// The protocol of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,104 +32,106 @@ enum Protocol {
     CoordinatorHttp {
         grpc_port: String,
     },
-    /// Any other protocol: the beginning of the answer, escaped.
+    /// Any other protocol: the beginning of the response, escaped.
     Unknown(String),
 }
 
-/// Why there can be no coordinator at `host:port` for a client with or without TLS, with a remedy.
-/// `None` if a coordinator might answer later: nothing listens or answers, or a proxy reports that
-/// its backend is unavailable.
-pub async fn mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
-    Some(match protocol(host, port).await? {
+/// The reason why no coordinator can be at `host:port` for a client with or without TLS, and a
+/// remedy. `None` if a coordinator might respond later: nothing listens or responds, or a proxy
+/// reports that its backend is unavailable.
+pub async fn find_mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
+    Some(match detect_protocol(host, port).await? {
         Protocol::Http2 if !tls => return None,
         Protocol::Tls if tls => return None,
-        Protocol::Http1 { status } if AWAY.contains(&status) => return None,
+        Protocol::Http1 { status } if BACKEND_UNAVAILABLE.contains(&status) => return None,
         Protocol::Http2 => {
-            "this port speaks HTTP/2 without TLS: a coordinator without certificates is at http://, without --tls-ca, \
-             --tls-cert and --tls-key"
+            "this port speaks HTTP/2 without TLS: use http:// without --tls-ca, --tls-cert and --tls-key for a \
+             coordinator without certificates"
                 .to_owned()
         }
         Protocol::Tls => {
-            "this port speaks TLS: a coordinator that has certificates is at https://, not http://, with --tls-ca, \
-             --tls-cert and --tls-key"
+            "this port speaks TLS: use https:// with --tls-ca, --tls-cert and --tls-key for a coordinator with \
+             certificates"
                 .to_owned()
         }
         Protocol::CoordinatorHttp { grpc_port } => {
-            format!("this is the coordinator's HTTP port, for the page and metrics: its gRPC port is {grpc_port}")
+            format!("this is the coordinator's HTTP port, which serves page and metrics: its gRPC port is {grpc_port}")
         }
         Protocol::Http1 { status } => format!(
             "this port speaks HTTP/1 (status {status}), not gRPC: `coordinator serve` prints its gRPC address as grpc=; the \
              default port is 7070"
         ),
-        Protocol::Unknown(said) => {
-            format!("this port does not speak HTTP/2, so it is no coordinator's: it says \"{said}\"")
+        Protocol::Unknown(start) => {
+            format!(
+                "this port does not speak HTTP/2, so it is not a coordinator's: its response begins with \"{start}\""
+            )
         }
     })
 }
 
-async fn protocol(host: &str, port: u16) -> Option<Protocol> {
-    let answer = exchange(host, port, PREFACE).await?;
-    if !answer.is_empty() {
-        return Some(classify(&answer));
+async fn detect_protocol(host: &str, port: u16) -> Option<Protocol> {
+    let response = exchange(host, port, PREFACE).await?;
+    if !response.is_empty() {
+        return Some(classify(&response));
     }
-    // The server closed the connection, as HTTP/1 servers may, and proxies without a backend.
+    // The server closed the connection, as HTTP/1 servers and proxies without a backend may do.
     let request = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-    let answer = exchange(host, port, request.as_bytes()).await?;
-    (!answer.is_empty()).then(|| classify(&answer))
+    let response = exchange(host, port, request.as_bytes()).await?;
+    (!response.is_empty()).then(|| classify(&response))
 }
 
-/// Sends bytes on a new connection. Returns the beginning of the answer, which is empty if the
+/// Sends bytes on a new connection. Returns the beginning of the response, which is empty if the
 /// server closes the connection.
-async fn exchange(host: &str, port: u16, said: &[u8]) -> Option<Vec<u8>> {
-    let mut answer = Vec::new();
-    let talk = async {
+async fn exchange(host: &str, port: u16, request: &[u8]) -> Option<Vec<u8>> {
+    let mut response = Vec::new();
+    let request_response = async {
         let mut stream = TcpStream::connect((host, port)).await?;
-        stream.write_all(said).await?;
-        let mut rest = stream.take(MAX_ANSWER);
+        stream.write_all(request).await?;
+        let mut reader = stream.take(MAX_RESPONSE_BYTES);
         // The head of a frame, or of an HTTP/1 response.
-        while answer.len() < 9 || (answer.starts_with(b"HTTP/1.") && !has_whole_head(&answer)) {
-            if rest.read_buf(&mut answer).await? == 0 {
+        while response.len() < 9 || (response.starts_with(b"HTTP/1.") && !has_complete_head(&response)) {
+            if reader.read_buf(&mut response).await? == 0 {
                 break;
             }
         }
         std::io::Result::Ok(())
     };
-    match timeout(MAX_WAIT, talk).await {
-        // A server that closes the connection before it has read everything resets it.
+    match timeout(RESPONSE_TIMEOUT, request_response).await {
+        // A server that closes the connection before it has read all bytes resets it.
         Ok(Err(error)) if error.kind() != std::io::ErrorKind::ConnectionReset => return None,
-        Err(_) if answer.is_empty() => return None,
+        Err(_) if response.is_empty() => return None,
         _ => {}
     }
-    Some(answer)
+    Some(response)
 }
 
-fn has_whole_head(answer: &[u8]) -> bool {
-    answer.windows(4).any(|window| window == b"\r\n\r\n")
+fn has_complete_head(response: &[u8]) -> bool {
+    response.windows(4).any(|window| window == b"\r\n\r\n")
 }
 
-/// The protocol of a server with this answer.
-fn classify(answer: &[u8]) -> Protocol {
-    match answer {
+/// The protocol of a server with this response.
+fn classify(response: &[u8]) -> Protocol {
+    match response {
         // A frame of at most 16,384 bytes on stream 0: SETTINGS, or GOAWAY.
         [0, 0..=0x40, _, 4 | 7, _, 0, 0, 0, 0, ..] => return Protocol::Http2,
         // A TLS record: alert or handshake.
         [0x15 | 0x16, 3, ..] => return Protocol::Tls,
         _ => {}
     }
-    let text = String::from_utf8_lossy(answer);
+    let text = String::from_utf8_lossy(response);
     let mut lines = text.split("\r\n");
     let first = lines.next().unwrap_or_default();
     if let Some(rest) = first.strip_prefix("HTTP/1.") {
         let status = rest.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
         let header = lines.filter_map(|line| line.split_once(':'));
-        let mut named = header.filter(|(name, _)| name.eq_ignore_ascii_case(GRPC_PORT_HEADER));
-        return match named.next() {
+        let mut grpc_port = header.filter(|(name, _)| name.eq_ignore_ascii_case(GRPC_PORT_HEADER));
+        return match grpc_port.next() {
             Some((_, port)) => Protocol::CoordinatorHttp { grpc_port: port.trim().escape_debug().to_string() },
             None => Protocol::Http1 { status },
         };
     }
-    let line = answer.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Protocol::Unknown(line[..line.len().min(MAX_SHOWN)].trim_ascii().escape_ascii().to_string())
+    let line = response.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Protocol::Unknown(line[..line.len().min(MAX_SHOWN_BYTES)].trim_ascii().escape_ascii().to_string())
 }
 
 #[cfg(test)]
@@ -139,9 +141,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protocols_are_told_apart_by_their_first_words() {
+    fn protocols_are_recognised_by_their_first_bytes() {
         let unknown = |text: &str| Protocol::Unknown(text.to_owned());
-        for (answer, expected) in [
+        for (response, expected) in [
             (&b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03"[..], Protocol::Http2),
             (b"\x00\x00\x08\x07\x00\x00\x00\x00\x00", Protocol::Http2),
             (b"\x15\x03\x03\x00\x02\x02\x46", Protocol::Tls),
@@ -158,51 +160,51 @@ mod tests {
             (b"J\x00\x00\x00\x0a8.0.36\x00", unknown("J\\x00\\x00\\x00")),
             (&[b'a'; 1000], unknown(&"a".repeat(40))),
         ] {
-            assert_eq!(classify(answer), expected, "{}", answer.escape_ascii());
+            assert_eq!(classify(response), expected, "{}", response.escape_ascii());
         }
     }
 
-    /// The message about a server that sends this answer on every connection, after it has received
-    /// something.
-    async fn said_of(answer: &'static [u8], tls: bool) -> Option<String> {
+    /// The message about a server that sends `response` on every connection after the first byte
+    /// that it receives.
+    async fn mismatch_message(response: &'static [u8], tls: bool) -> Option<String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let serve = async {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 stream.read_u8().await.unwrap();
-                stream.write_all(answer).await.unwrap();
+                stream.write_all(response).await.unwrap();
             }
         };
         tokio::select! {
-            said = mismatch("127.0.0.1", port, tls) => said,
-            () = serve => unreachable!("it serves for ever"),
+            message = find_mismatch("127.0.0.1", port, tls) => message,
+            () = serve => unreachable!("the server never stops"),
         }
     }
 
     #[tokio::test]
-    async fn what_may_get_better_is_no_mismatch() {
-        for answer in [&b""[..], b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"] {
-            assert_eq!(said_of(answer, false).await, None, "{}", answer.escape_ascii());
+    async fn a_temporary_failure_is_no_mismatch() {
+        for response in [&b""[..], b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"] {
+            assert_eq!(mismatch_message(response, false).await, None, "{}", response.escape_ascii());
         }
-        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        assert_eq!(mismatch("127.0.0.1", gone, false).await, None);
-        assert_eq!(mismatch("no-such-host.invalid", 7070, false).await, None);
+        let closed_port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        assert_eq!(find_mismatch("127.0.0.1", closed_port, false).await, None);
+        assert_eq!(find_mismatch("no-such-host.invalid", 7070, false).await, None);
     }
 
     #[tokio::test]
-    async fn every_mismatch_says_what_to_do() {
+    async fn every_mismatch_has_a_remedy() {
         let settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00";
-        assert_eq!(said_of(settings, false).await, None);
-        for (answer, tls, expected) in [
+        assert_eq!(mismatch_message(settings, false).await, None);
+        for (response, tls, expected) in [
             (&settings[..], true, "http://"),
             (b"\x15\x03\x03\x00\x02\x02\x46\x00\x00", false, "https://"),
             (b"HTTP/1.1 404 Not Found\r\n\r\n", false, "HTTP/1 (status 404)"),
             (b"HTTP/1.1 200 OK\r\ndico-grpc-port: 7171\r\n\r\n", false, "its gRPC port is 7171"),
             (b"SSH-2.0-OpenSSH_9.2\r\n", false, "SSH-2.0-OpenSSH_9.2"),
         ] {
-            let said = said_of(answer, tls).await.unwrap_or_default();
-            assert!(said.contains(expected), "{}: {said:?}", answer.escape_ascii());
+            let message = mismatch_message(response, tls).await.unwrap_or_default();
+            assert!(message.contains(expected), "{}: {message:?}", response.escape_ascii());
         }
     }
 }

@@ -12,23 +12,23 @@ use crate::{Error, files};
 /// Maximal size of a file with certificates or a key, in bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// What both ends of a connection over mutual TLS need.
+/// The files that each end of a connection over mutual TLS needs.
 #[derive(Clone, Debug, Args)]
 #[group(multiple = true, requires_all = ["tls_ca", "tls_cert", "tls_key"])]
 pub struct TlsFiles {
-    /// Certificates (PEM) of the authority that must have signed the other side's.
+    /// Certificates (PEM) of the authority that signed the other side's certificate.
     #[arg(long, value_name = "FILE", env = "DICO_TLS_CA", required = false)]
     pub tls_ca: PathBuf,
-    /// Certificate (PEM) to show to the other side, with those between it and the authority, if any.
+    /// Certificate (PEM) of this side, followed by intermediate certificates, if any.
     #[arg(long, value_name = "FILE", env = "DICO_TLS_CERT", required = false)]
     pub tls_cert: PathBuf,
-    /// Private key (PEM) of that certificate.
+    /// Private key (PEM) of this side's certificate.
     #[arg(long, value_name = "FILE", env = "DICO_TLS_KEY", required = false)]
     pub tls_key: PathBuf,
 }
 
-/// The contents of the files.
-struct Contents {
+/// The parsed files.
+struct Credentials {
     authorities: Vec<CertificateDer<'static>>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -39,63 +39,64 @@ impl TlsFiles {
     ///
     /// # Errors
     /// A file is missing, or does not have the expected content.
-    pub fn server(&self) -> Result<Arc<ServerConfig>, Error> {
-        let Contents { authorities, chain, key } = self.read()?;
+    pub fn server_config(&self) -> Result<Arc<ServerConfig>, Error> {
+        let Credentials { authorities, chain, key } = self.read()?;
         let provider = Arc::new(ring::default_provider());
-        let authority = |problem: String| Error::Authority { path: self.tls_ca.clone(), problem };
+        let authority_error = |problem: String| Error::Authority { path: self.tls_ca.clone(), problem };
         let mut roots = RootCertStore::empty();
         for certificate in authorities {
-            roots.add(certificate).map_err(|error| authority(error.to_string()))?;
+            roots.add(certificate).map_err(|error| authority_error(error.to_string()))?;
         }
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-        let verifier = verifier.map_err(|error| authority(error.to_string()))?;
+        let verifier = verifier.map_err(|error| authority_error(error.to_string()))?;
         let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = versions.expect("ring speaks TLS 1.2 and 1.3").with_client_cert_verifier(verifier);
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| self.identity(error.to_string()))?;
+        let mut config =
+            builder.with_single_cert(chain, key).map_err(|error| self.identity_error(error.to_string()))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }
 
     /// The client's TLS settings: presents its certificate, and accepts only servers that the
     /// authority has signed.
-    pub(crate) fn client(&self) -> Result<ClientTlsConfig, Error> {
+    pub(crate) fn client_config(&self) -> Result<ClientTlsConfig, Error> {
         // tonic reads the files by itself, but does not report which of them is invalid.
-        let Contents { chain, key, .. } = self.read()?;
+        let Credentials { chain, key, .. } = self.read()?;
         let signing = ring::default_provider().key_provider.load_private_key(key);
-        let fits = signing.and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match());
-        fits.map_err(|error| self.identity(error.to_string()))?;
-        let identity = Identity::from_pem(bytes(&self.tls_cert)?, bytes(&self.tls_key)?);
-        Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(bytes(&self.tls_ca)?)).identity(identity))
+        let keys_match = signing.and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match());
+        keys_match.map_err(|error| self.identity_error(error.to_string()))?;
+        let identity = Identity::from_pem(read_file(&self.tls_cert)?, read_file(&self.tls_key)?);
+        Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read_file(&self.tls_ca)?)).identity(identity))
     }
 
-    fn read(&self) -> Result<Contents, Error> {
+    fn read(&self) -> Result<Credentials, Error> {
         let key = PrivateKeyDer::from_pem_slice(&files::read_secret(&self.tls_key, MAX_PEM_BYTES)?);
-        let problem = |error: rustls::pki_types::pem::Error| pem(&self.tls_key, "private key", error.to_string());
-        Ok(Contents {
-            authorities: certificates(&self.tls_ca)?,
-            chain: certificates(&self.tls_cert)?,
+        let problem = |error: rustls::pki_types::pem::Error| pem_error(&self.tls_key, "private key", error.to_string());
+        Ok(Credentials {
+            authorities: read_certificates(&self.tls_ca)?,
+            chain: read_certificates(&self.tls_cert)?,
             key: key.map_err(problem)?,
         })
     }
 
-    fn identity(&self, problem: String) -> Error {
+    fn identity_error(&self, problem: String) -> Error {
         Error::Identity { certificate: self.tls_cert.clone(), key: self.tls_key.clone(), problem }
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes(path)?).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(pem(path, "certificate", "there is none".into())),
-        Ok(found) => Ok(found),
-        Err(error) => Err(pem(path, "certificate", error.to_string())),
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read_file(path)?).collect();
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err(pem_error(path, "certificate", "there is none".into())),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(pem_error(path, "certificate", error.to_string())),
     }
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     files::read(path, MAX_PEM_BYTES)
 }
 
-fn pem(path: &Path, what: &'static str, problem: String) -> Error {
-    Error::Pem { path: path.to_owned(), what, problem }
+fn pem_error(path: &Path, content: &'static str, problem: String) -> Error {
+    Error::Pem { path: path.to_owned(), content, problem }
 }

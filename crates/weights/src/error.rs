@@ -1,13 +1,13 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// An error in published weights, in one line.
+/// An error in weights or their configuration files, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file or folder.
+        /// The path of the file or folder.
         path: PathBuf,
         /// The error of the operating system.
         source: std::io::Error,
@@ -15,7 +15,7 @@ pub enum Error {
     /// A file is damaged, or its kind is not supported.
     #[error("{}: {problem}", path.display())]
     Format {
-        /// The file or folder.
+        /// The path of the file or folder.
         path: PathBuf,
         /// The problem and, if there is one, the remedy.
         problem: String,
@@ -23,17 +23,17 @@ pub enum Error {
     /// A tensor is missing, malformed or does not fit the others.
     #[error("{}: {tensor}: {problem}", path.display())]
     Tensor {
-        /// The file or folder.
+        /// The path of the file or folder.
         path: PathBuf,
         /// The name of the tensor.
         tensor: String,
         /// The problem with it.
         problem: String,
     },
-    /// The tensors are not those of the model.
+    /// The tensors do not match the config of the model.
     #[error("{}: {problem}", path.display())]
     TensorMismatch {
-        /// The file or folder.
+        /// The path of the file or folder.
         path: PathBuf,
         /// All tensors that are missing, unknown, or of a wrong shape.
         problem: String,
@@ -53,7 +53,7 @@ pub enum Error {
     Export {
         /// The name of the tensor.
         tensor: String,
-        /// The reason.
+        /// The problem with it.
         problem: String,
     },
 }
@@ -81,11 +81,12 @@ impl Error {
     }
 }
 
-/// Text from a file, made safe for a log line: without control characters, and of limited length.
+/// Text from a file in a form that is safe for a log line: without control characters, and of
+/// limited length.
 pub(crate) fn printable(text: &str) -> String {
-    const MAX_LENGTH: usize = 400;
-    let mut line: String = text.chars().take(MAX_LENGTH).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().nth(MAX_LENGTH).is_some() {
+    const MAX_CHARS: usize = 400;
+    let mut line: String = text.chars().take(MAX_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(MAX_CHARS).is_some() {
         line.push('…');
     }
     line
@@ -96,9 +97,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_of_a_file_cannot_break_a_line_of_the_log() {
-        let error = Error::format(Path::new("a.pt"), format!("asks for a\n\u{1b}[2Jb{}", "x".repeat(10_000)));
+    fn control_characters_of_a_file_do_not_reach_the_log() {
+        let error = Error::format(Path::new("a.pt"), format!("has a\n\u{1b}[2Jb{}", "x".repeat(10_000)));
         let line = error.to_string();
-        assert!(line.starts_with("a.pt: asks for a\u{fffd}\u{fffd}[2Jb") && line.len() < 500, "{line}");
+        assert!(line.starts_with("a.pt: has a\u{fffd}\u{fffd}[2Jb") && line.len() < 500, "{line}");
     }
 }

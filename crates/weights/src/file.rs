@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// Maximal size of a JSON file, in bytes: the index of the largest published model has a few
 /// hundred thousand.
-const MAX_JSON_LENGTH: u64 = 64 << 20;
+const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// A memory-mapped file.
 pub(crate) struct MappedFile {
@@ -42,7 +42,7 @@ impl MappedFile {
 fn open(path: &Path) -> Result<File, Error> {
     // Checked before opening, because opening a pipe waits for its other end.
     if !std::fs::metadata(path).map_err(Error::file(path))?.is_file() {
-        return Err(Error::format(path, "is no regular file"));
+        return Err(Error::format(path, "is not a regular file"));
     }
     File::open(path).map_err(Error::file(path))
 }
@@ -51,16 +51,16 @@ fn open(path: &Path) -> Result<File, Error> {
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let mut bytes = Vec::new();
     let file = open(path)?;
-    file.take(MAX_JSON_LENGTH + 1).read_to_end(&mut bytes).map_err(Error::file(path))?;
-    if bytes.len() as u64 > MAX_JSON_LENGTH {
-        return Err(Error::format(path, format!("is longer than {MAX_JSON_LENGTH} bytes")));
+    file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(Error::file(path))?;
+    if bytes.len() as u64 > MAX_JSON_BYTES {
+        return Err(Error::format(path, format!("is longer than {MAX_JSON_BYTES} bytes")));
     }
     serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))
 }
 
-/// Writes the file `path` atomically and durably: `fill` writes to a temporary path, which is
+/// Writes the file `path` atomically and durably: `fill` writes a temporary file, which is then
 /// renamed.
-pub(crate) fn write_whole(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {
+pub(crate) fn write_atomically(path: &Path, fill: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), Error> {
     let mut partial = OsString::from(path);
     partial.push(".partial");
     let partial = PathBuf::from(partial);
@@ -72,7 +72,7 @@ pub(crate) fn write_whole(path: &Path, fill: impl FnOnce(&Path) -> std::io::Resu
         File::open(folder)?.sync_all()
     };
     write().map_err(Error::file(path)).inspect_err(|_| {
-        // The first error is reported; a remaining temporary file is not.
+        // Only the first error is reported, not that the temporary file remains.
         let _ = std::fs::remove_file(&partial);
     })
 }

@@ -69,7 +69,8 @@ impl<'a> Tensor<'a> {
         Some(Tensor { dtype: self.dtype, shape: vec![columns, rows], bytes: Cow::Owned(bytes) })
     }
 
-    /// The concatenation along the first dimension; none if shapes or types differ.
+    /// The concatenation of three tensors along the first dimension; none if shapes or types
+    /// differ.
     pub(crate) fn stacked(parts: &[Tensor<'_>; 3]) -> Option<Tensor<'static>> {
         let shape = stacked_shape(parts.each_ref().map(|part| part.shape.as_slice()))?;
         let dtype = parts[0].dtype;
@@ -80,7 +81,8 @@ impl<'a> Tensor<'a> {
         Some(Tensor { dtype, shape, bytes: Cow::Owned(bytes) })
     }
 
-    /// The inverse of [`Tensor::stacked`]; none if the first dimension is not a multiple of three.
+    /// Splits along the first dimension, the inverse of [`Tensor::stacked`]; none if the dimension
+    /// is not a multiple of three.
     pub(crate) fn thirds(&self) -> Option<[Tensor<'static>; 3]> {
         let (&rows, rest) = self.shape.split_first()?;
         if !rows.is_multiple_of(3) || Some(self.bytes.len()) != byte_length(self.dtype, &self.shape) {
@@ -107,7 +109,7 @@ pub(crate) fn stacked_shape(parts: [&[usize]; 3]) -> Option<Vec<usize>> {
 
 /// The size of a tensor in bytes; none if it exceeds the address space.
 pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    // A length of zero makes the product zero, which an overflow of the others could hide.
+    // If a dimension is zero, the product is zero, even if the product of the others overflows.
     if shape.contains(&0) {
         return Some(0);
     }
@@ -123,17 +125,17 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_is_transposed_whatever_the_size_of_its_elements() {
+    fn matrices_of_any_element_size_are_transposed() {
         assert_eq!(bytes(&[2, 3], &[1, 2, 3, 4, 5, 6]).transposed(), Some(bytes(&[3, 2], &[1, 4, 2, 5, 3, 6])));
-        let wide = Tensor { dtype: Dtype::F16, ..bytes(&[2, 2], &[1, 10, 2, 20, 3, 30, 4, 40]) };
-        assert_eq!(wide.transposed().unwrap().bytes.as_ref(), [1, 10, 3, 30, 2, 20, 4, 40]);
+        let two_byte = Tensor { dtype: Dtype::F16, ..bytes(&[2, 2], &[1, 10, 2, 20, 3, 30, 4, 40]) };
+        assert_eq!(two_byte.transposed().unwrap().bytes.as_ref(), [1, 10, 3, 30, 2, 20, 4, 40]);
         assert_eq!(bytes(&[0, 3], &[]).transposed(), Some(bytes(&[3, 0], &[])));
         assert_eq!(bytes(&[3, 0], &[]).transposed(), Some(bytes(&[0, 3], &[])));
         assert_eq!(bytes(&[6], &[1, 2, 3, 4, 5, 6]).transposed(), None);
     }
 
     #[test]
-    fn thirds_undo_stacking() {
+    fn thirds_are_the_inverse_of_stacked() {
         let parts = [bytes(&[1, 2], &[1, 2]), bytes(&[1, 2], &[3, 4]), bytes(&[1, 2], &[5, 6])];
         let stacked = Tensor::stacked(&parts).unwrap();
         assert_eq!(stacked, bytes(&[3, 2], &[1, 2, 3, 4, 5, 6]));
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_no_memory_could_hold_is_none() {
+    fn a_length_beyond_the_address_space_is_none() {
         assert_eq!(byte_length(Dtype::F32, &[2, 3]), Some(24));
         assert_eq!(byte_length(Dtype::F32, &[]), Some(4));
         assert_eq!(byte_length(Dtype::F32, &[usize::MAX, 2]), None);

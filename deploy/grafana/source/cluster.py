@@ -58,7 +58,7 @@ def build():
         "Who holds up the others": [
             lines("Lag", "How much longer than the others the slowest rank computes. DicoStraggler fires above the bound.",
                   "s", {"lag": "dico_lag_seconds{@}", "bound": "0.25 * instance:dico_step_seconds:mean5m{@}"}, low=0),
-            lines("Slowest rank", "For whom the others waited in the last step.", "none", {"rank": "dico_slowest_rank{@}"},
+            lines("Slowest rank", "The worker that the others waited for in the last step.", "none", {"rank": "dico_slowest_rank{@}"},
                   low=0),
         ],
     })

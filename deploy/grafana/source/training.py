@@ -89,6 +89,6 @@ def build():
             scores("Variety", "Different n-grams among all.", "distinct_."),
             scores("Length and vocabulary", "Mean words of a caption, and different words in all.",
                    "mean_length|vocabulary_size"),
-            scores("The world's judge", "Only in the built-in world.", "grammatical|truthful|details"),
+            scores("Synthetic data set", "Only in the synthetic data set.", "grammatical|truthful|details"),
         ],
     })

@@ -1,18 +1,18 @@
 //! The captioner's decoder: a GPT-2 with cross-attention.
 
-mod replayed;
+mod graph_decoding;
 
 use std::cell::RefCell;
 
 use tch::{Kind, Tensor};
 
-use super::{CaptionerArchitecture, CaptionerInit, beam::Steps};
+use super::{CaptionerConfig, CaptionerInit, beam::NextTokenLogits};
 use crate::nn::{
-    self, Builder, Conv1d, Embedding, LayerNorm, Mode, Parameter, attention, attention_mask, merge_heads, split_heads,
-    split_parts, stack_parts, takes_gpu_path,
+    self, Builder, Conv1d, DropoutMode, Embedding, LayerNorm, Parameter, attention, cast_attention_mask, merge_heads,
+    split_heads, split_projections, stack_projections, uses_gpu_path,
 };
-use crate::prefix_tree::PrefixTrees;
-use replayed::{Replayed, Workspace};
+use crate::prefix_tree::PrefixTreeBatch;
+use graph_decoding::{GraphDecoding, Workspace};
 
 /// The decoder, parameters `decoder.transformer.*`. The output projection is tied to the token
 /// embedding.
@@ -21,7 +21,7 @@ pub struct Decoder {
     positions: Embedding,
     blocks: Vec<Block>,
     norm: LayerNorm,
-    /// Workspaces of searches on a GPU, the most recently used first. They hold CUDA graphs, which
+    /// Workspaces of decoding on a GPU, the most recently used first. They hold CUDA graphs, which
     /// contain the addresses of this decoder's parameters.
     workspaces: RefCell<Vec<Workspace>>,
 }
@@ -47,7 +47,7 @@ struct KeyValue {
 }
 
 impl Decoder {
-    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
+    pub fn new(builder: &mut Builder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let name = "decoder.transformer";
         let [width, vocabulary, positions] =
             [sizes.width, sizes.vocabulary_size, sizes.positions].map(|size| size as i64);
@@ -63,59 +63,74 @@ impl Decoder {
     }
 
     /// Maps the captions of each image, as a prefix tree, to hidden states `[images, nodes,
-    /// width]`. They attend to `memory` `[images, memory length, width]`, the encoder's output.
-    pub fn forward(&self, captions: &PrefixTrees, memory: &Tensor, mode: Mode) -> Tensor {
-        let x = mode.drop(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
-        let mask = attention_mask(&captions.mask, self.output().working.kind());
+    /// width]`. The captions attend to `memory` `[images, memory length, width]`, the encoder's
+    /// output.
+    pub fn forward(&self, captions: &PrefixTreeBatch, memory: &Tensor, mode: DropoutMode) -> Tensor {
+        let x = mode.dropout(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
+        let mask = cast_attention_mask(&captions.mask, self.output_projection().working.kind());
         let x = self.blocks.iter().fold(x, |x, block| {
-            let [query, key, value] = split_parts(&block.self_attention_inputs(&x), block.heads);
+            let [query, key, value] = split_projections(&block.self_attention_inputs(&x), block.heads);
             let x = block.after_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
-            let x = block.cross_attention(x, &block.memory(memory), mode);
+            let x = block.cross_attention(x, &block.cross_attention_key_value(memory), mode);
             block.feed_forward(x, mode)
         });
         self.norm.forward(&x)
     }
 
     /// The output projection, `[vocabulary, width]`.
-    pub fn output(&self) -> &Parameter {
+    pub fn output_projection(&self) -> &Parameter {
         self.tokens.table()
     }
 
-    /// Prepares step-by-step decoding of `beams` captions of at most `max_length` tokens for each
-    /// image of `memory`.
-    pub fn begin(&self, memory: &Tensor, beams: i64, max_length: i64, mode: Mode) -> Box<dyn Steps + '_> {
+    /// Starts step-by-step decoding of `beams` captions of at most `max_length` tokens for each
+    /// image of `memory`, `[images, memory length, width]`.
+    pub fn start_decoding(
+        &self,
+        memory: &Tensor,
+        beams: i64,
+        max_length: i64,
+        mode: DropoutMode,
+    ) -> Box<dyn NextTokenLogits + '_> {
         // A replayed CUDA graph would repeat the same random numbers.
-        if takes_gpu_path(memory.device()) && mode.dropout() == 0.0 {
-            return Box::new(Replayed::new(self, memory, beams, max_length));
+        if uses_gpu_path(memory.device()) && mode.probability() == 0.0 {
+            return Box::new(GraphDecoding::new(self, memory, beams, max_length));
         }
         let rows = (memory.size()[0] * beams) as usize;
         let cache = self.cache(memory, max_length * beams);
-        Box::new(Incremental { decoder: self, cache, beams, mode, seen: vec![Vec::new(); rows], length: 0 })
+        Box::new(IncrementalDecoding {
+            decoder: self,
+            cache,
+            beams,
+            mode,
+            mask_rows: vec![Vec::new(); rows],
+            length: 0,
+        })
     }
 
-    /// A cache for trees of `nodes` nodes each, with the keys and values of `memory`.
-    fn cache(&self, memory: &Tensor, nodes: i64) -> Cache {
+    /// A cache for trees of `nodes` nodes each, with the keys and values of `memory`
+    /// `[images, memory length, width]`.
+    fn cache(&self, memory: &Tensor, nodes: i64) -> KeyValueCache {
         let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
-        let memory: Vec<KeyValue> = self.blocks.iter().map(|block| block.memory(memory)).collect();
+        let cross_attention = self.blocks.iter().map(|block| block.cross_attention_key_value(memory)).collect();
         let (layers, heads) = (self.blocks.len() as i64, self.blocks.first().map_or(1, |block| block.heads));
-        let working = &self.output().working;
+        let working = &self.output_projection().working;
         let shape = [layers, 2, images, heads, nodes, width / heads];
-        Cache { own: Tensor::zeros(shape, (working.kind(), working.device())), memory }
+        KeyValueCache { self_attention: Tensor::zeros(shape, (working.kind(), working.device())), cross_attention }
     }
 
-    /// Adds a node at `position` for each of `tokens` `[images, beams]` to the images' trees.
-    /// `mask` `[images, 1, beams, nodes]` is added to the attention scores of all nodes up to
-    /// these. Returns hidden states `[images * beams, width]`.
-    fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &Cache, mode: Mode) -> Tensor {
+    /// Appends a node at `position` for each of `tokens` `[images, beams]` to the images' trees.
+    /// `mask` `[images, 1, beams, nodes]` is added to the attention scores of the nodes up to and
+    /// including these. Returns hidden states `[images * beams, width]`.
+    fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &KeyValueCache, mode: DropoutMode) -> Tensor {
         let beams = tokens.size()[1];
         let embedded = self.tokens.forward(tokens) + self.positions.table().master.narrow(0, position, 1);
-        let mut x = mode.drop(embedded);
-        for (layer, (block, memory)) in self.blocks.iter().zip(&cache.memory).enumerate() {
-            let inputs = stack_parts(&block.self_attention_inputs(&x), 3, block.heads);
-            let own = cache.own.get(layer as i64);
-            own.narrow(3, position * beams, beams).copy_(&inputs.narrow(0, 1, 2));
-            let own = own.narrow(3, 0, (position + 1) * beams);
-            let attended = attention(&inputs.get(0), &own.get(0), &own.get(1), Some(mask), mode);
+        let mut x = mode.dropout(embedded);
+        for (layer, (block, memory)) in self.blocks.iter().zip(&cache.cross_attention).enumerate() {
+            let inputs = stack_projections(&block.self_attention_inputs(&x), 3, block.heads);
+            let key_value = cache.self_attention.get(layer as i64);
+            key_value.narrow(3, position * beams, beams).copy_(&inputs.narrow(0, 1, 2));
+            let key_value = key_value.narrow(3, 0, (position + 1) * beams);
+            let attended = attention(&inputs.get(0), &key_value.get(0), &key_value.get(1), Some(mask), mode);
             x = block.after_attention(x, &attended, mode);
             x = block.cross_attention(x, memory, mode);
             x = block.feed_forward(x, mode);
@@ -125,17 +140,17 @@ impl Decoder {
 
     /// Maps hidden states `[rows, width]` to logits `[rows, vocabulary]`, in 32 bits.
     fn logits(&self, hidden: &Tensor) -> Tensor {
-        nn::logits(hidden, self.output()).to_kind(Kind::Float)
+        nn::logits(hidden, self.output_projection()).to_kind(Kind::Float)
     }
 }
 
 impl Block {
-    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
+    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let (width, inner) = (sizes.width as i64, sizes.decoder_inner as i64);
         let norm = |builder: &mut Builder, part: &str| LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5);
         let linear = |builder: &mut Builder, part: &str, inputs, outputs| {
-            // As GPT-2, scales the projections into the residual stream by the number of residual
-            // layers.
+            // GPT-2 scales the projections into the residual stream by 1 / sqrt(number of residual
+            // layers), as transformers' `GPT2PreTrainedModel._init_weights`.
             let into_stream = part.ends_with("c_proj");
             let scale = if into_stream { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
             Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights * scale)
@@ -160,85 +175,87 @@ impl Block {
         self.c_attn.forward(&self.ln_1.forward(x))
     }
 
-    fn after_attention(&self, x: Tensor, attended: &Tensor, mode: Mode) -> Tensor {
-        x + mode.drop(self.c_proj.forward(&merge_heads(attended)))
+    fn after_attention(&self, x: Tensor, attended: &Tensor, mode: DropoutMode) -> Tensor {
+        x + mode.dropout(self.c_proj.forward(&merge_heads(attended)))
     }
 
-    /// The keys and values of the encoder's output, once per image, however many captions attend to
-    /// it.
-    fn memory(&self, memory: &Tensor) -> KeyValue {
-        let [key, value] = split_parts(&self.cross_key_value.forward(memory), self.heads);
+    /// The keys and values of the encoder's output `[images, memory length, width]`. They exist
+    /// once per image, independent of the number of captions.
+    fn cross_attention_key_value(&self, memory: &Tensor) -> KeyValue {
+        let [key, value] = split_projections(&self.cross_key_value.forward(memory), self.heads);
         KeyValue { key, value }
     }
 
-    /// Cross-attention. The captions of an image attend to the same keys, which are not copied.
-    fn cross_attention(&self, x: Tensor, memory: &KeyValue, mode: Mode) -> Tensor {
+    /// Cross-attention of `x` `[images, nodes, width]`. All captions of an image attend to the same
+    /// keys, which are not copied.
+    fn cross_attention(&self, x: Tensor, memory: &KeyValue, mode: DropoutMode) -> Tensor {
         let query = split_heads(&self.cross_query.forward(&self.ln_cross.forward(&x)), self.heads);
         let attended = attention(&query, &memory.key, &memory.value, None, mode);
-        x + mode.drop(self.cross_proj.forward(&merge_heads(&attended)))
+        x + mode.dropout(self.cross_proj.forward(&merge_heads(&attended)))
     }
 
-    fn feed_forward(&self, x: Tensor, mode: Mode) -> Tensor {
+    fn feed_forward(&self, x: Tensor, mode: DropoutMode) -> Tensor {
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x)).gelu("tanh");
-        x + mode.drop(self.mlp_proj.forward(&hidden))
+        x + mode.dropout(self.mlp_proj.forward(&hidden))
     }
 }
 
-/// The KV cache of a search. The beams of an image form one tree whose nodes never move: a beam
-/// that continues another one attends to that beam's nodes, and nothing is copied.
-struct Cache {
+/// The KV cache of step-by-step decoding. The beams of an image form one tree whose nodes never
+/// move. A beam that continues another beam attends to that beam's nodes, and nothing is copied.
+struct KeyValueCache {
     /// The keys and values of the trees' nodes in each layer, `[layers, 2, images, heads, nodes,
     /// head width]`.
-    own: Tensor,
-    /// The keys and values of the memory in each layer.
-    memory: Vec<KeyValue>,
+    self_attention: Tensor,
+    /// The keys and values of the encoder's output in each layer.
+    cross_attention: Vec<KeyValue>,
 }
 
-impl Cache {
-    /// Overwrites the keys and values of the memory with those of a `memory` of the same shape.
+impl KeyValueCache {
+    /// Overwrites the keys and values of the encoder's output with those of `memory`, which has the
+    /// same shape.
     fn replace_memory(&self, decoder: &Decoder, memory: &Tensor) {
-        for (block, kept) in decoder.blocks.iter().zip(&self.memory) {
-            let KeyValue { key, value } = block.memory(memory);
-            kept.key.shallow_clone().copy_(&key);
-            kept.value.shallow_clone().copy_(&value);
+        for (block, cached) in decoder.blocks.iter().zip(&self.cross_attention) {
+            let KeyValue { key, value } = block.cross_attention_key_value(memory);
+            cached.key.shallow_clone().copy_(&key);
+            cached.value.shallow_clone().copy_(&value);
         }
     }
 }
 
 /// Step-by-step decoding on a CPU, and on any device with dropout.
-struct Incremental<'a> {
+struct IncrementalDecoding<'a> {
     decoder: &'a Decoder,
-    cache: Cache,
+    cache: KeyValueCache,
     beams: i64,
-    mode: Mode,
-    /// For each beam, the mask over its image's nodes: 0 for the nodes of its caption, minus
-    /// infinity elsewhere.
-    seen: Vec<Vec<f32>>,
+    mode: DropoutMode,
+    /// For each beam, the attention mask over its image's nodes: 0 for the nodes of its caption,
+    /// minus infinity elsewhere.
+    mask_rows: Vec<Vec<f32>>,
+    /// The number of tokens that each beam has, begin token included.
     length: i64,
 }
 
-impl Incremental<'_> {
-    /// Adds a node to each beam. Returns the attention mask, `[images, 1, beams, nodes]`.
-    fn grow(&mut self, sources: Option<&[i64]>) -> Tensor {
-        if let Some(sources) = sources {
-            self.seen = sources.iter().map(|&row| self.seen[row as usize].clone()).collect();
+impl IncrementalDecoding<'_> {
+    /// Appends a node to each beam. Returns the attention mask, `[images, 1, beams, nodes]`.
+    fn append_nodes(&mut self, beam_indices: Option<&[i64]>) -> Tensor {
+        if let Some(indices) = beam_indices {
+            self.mask_rows = indices.iter().map(|&row| self.mask_rows[row as usize].clone()).collect();
         }
         let beams = self.beams as usize;
-        for (row, seen) in self.seen.iter_mut().enumerate() {
-            seen.extend((0..beams).map(|beam| if beam == row % beams { 0.0 } else { f32::NEG_INFINITY }));
+        for (row, mask) in self.mask_rows.iter_mut().enumerate() {
+            mask.extend((0..beams).map(|beam| if beam == row % beams { 0.0 } else { f32::NEG_INFINITY }));
         }
         self.length += 1;
-        let images = self.seen.len() as i64 / self.beams;
-        Tensor::from_slice(&self.seen.concat()).view([images, 1, self.beams, self.length * self.beams])
+        let images = self.mask_rows.len() as i64 / self.beams;
+        Tensor::from_slice(&self.mask_rows.concat()).view([images, 1, self.beams, self.length * self.beams])
     }
 }
 
-impl Steps for Incremental<'_> {
-    fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor {
+impl NextTokenLogits for IncrementalDecoding<'_> {
+    fn next_token_logits(&mut self, tokens: &[i64], beam_indices: Option<&[i64]>) -> Tensor {
         let position = self.length;
-        let own = &self.cache.own;
-        let (kind, device) = (own.kind(), own.device());
-        let mask = self.grow(sources).to_device(device).to_kind(kind);
+        let (kind, device) = (self.cache.self_attention.kind(), self.cache.self_attention.device());
+        let mask = self.append_nodes(beam_indices).to_device(device).to_kind(kind);
         let tokens = Tensor::from_slice(tokens).view([-1, self.beams]).to_device(device);
         self.decoder.logits(&self.decoder.step(&tokens, position, &mask, &self.cache, self.mode))
     }

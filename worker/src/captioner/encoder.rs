@@ -3,14 +3,14 @@
 use config::ProjectionInit;
 use tch::Tensor;
 
-use super::{CaptionerArchitecture, CaptionerInit};
-use crate::nn::{Builder, Embedding, LayerNorm, Linear, Mode, attention, merge_heads, split_heads};
+use super::{CaptionerConfig, CaptionerInit};
+use crate::nn::{Builder, DropoutMode, Embedding, LayerNorm, Linear, attention, merge_heads, split_heads};
 
-/// The epsilon of BERT's layer norms.
-const EPSILON: f64 = 1e-12;
+/// The epsilon of BERT's layer norms (`layer_norm_eps` in transformers).
+const LAYER_NORM_EPSILON: f64 = 1e-12;
 
-/// The projection from the vision encoder (`encoder.vis_enc_to_enc_proj`) and the BERT
-/// (`encoder.encoder.*`).
+/// The linear projection of the vision encoder's hidden states
+/// (`encoder.vis_enc_to_enc_proj`) and the BERT (`encoder.encoder.*`).
 pub struct Encoder {
     projection: Linear,
     position: Embedding,
@@ -32,7 +32,7 @@ struct Layer {
 }
 
 impl Encoder {
-    pub fn new(builder: &mut Builder, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
+    pub fn new(builder: &mut Builder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let [vision_width, width, positions] =
             [sizes.vision_width, sizes.width, sizes.encoder_positions].map(|size| size as i64);
         let mut table = |part: &str, entries, deviation| {
@@ -48,7 +48,7 @@ impl Encoder {
             },
             position,
             token_type,
-            norm: LayerNorm::new(builder, "encoder.encoder.embeddings.LayerNorm", width, EPSILON),
+            norm: LayerNorm::new(builder, "encoder.encoder.embeddings.LayerNorm", width, LAYER_NORM_EPSILON),
             layers: (0..sizes.encoder_layers)
                 .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), sizes, initial))
                 .collect(),
@@ -57,21 +57,23 @@ impl Encoder {
 
     /// Maps the vision encoder's hidden states `[images, tokens, vision width]` to `[images,
     /// tokens, width]`.
-    pub fn forward(&self, vision: &Tensor, mode: Mode) -> Tensor {
-        let x = self.projection.forward(vision) + self.position.first(vision.size()[1]) + self.token_type.first(1);
-        let x = mode.drop(self.norm.forward(&x));
+    pub fn forward(&self, vision: &Tensor, mode: DropoutMode) -> Tensor {
+        let x = self.projection.forward(vision)
+            + self.position.first_rows(vision.size()[1])
+            + self.token_type.first_rows(1);
+        let x = mode.dropout(self.norm.forward(&x));
         self.layers.iter().fold(x, |x, layer| layer.forward(&x, mode))
     }
 }
 
 impl Layer {
-    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerArchitecture, initial: CaptionerInit) -> Self {
+    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let (width, inner) = (sizes.width as i64, sizes.encoder_inner as i64);
         let mut linear = |part: &str, inputs, outputs| {
             Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights)
         };
         let [query, key, value] =
-            ["query", "key", "value"].map(|p| linear(&format!("attention.self.{p}"), width, width));
+            ["query", "key", "value"].map(|part| linear(&format!("attention.self.{part}"), width, width));
         let attention_output = linear("attention.output.dense", width, width);
         let intermediate = linear("intermediate.dense", width, inner);
         let output = linear("output.dense", inner, width);
@@ -81,19 +83,24 @@ impl Layer {
             key,
             value,
             attention_output,
-            attention_norm: LayerNorm::new(builder, &format!("{name}.attention.output.LayerNorm"), width, EPSILON),
+            attention_norm: LayerNorm::new(
+                builder,
+                &format!("{name}.attention.output.LayerNorm"),
+                width,
+                LAYER_NORM_EPSILON,
+            ),
             intermediate,
             output,
-            output_norm: LayerNorm::new(builder, &format!("{name}.output.LayerNorm"), width, EPSILON),
+            output_norm: LayerNorm::new(builder, &format!("{name}.output.LayerNorm"), width, LAYER_NORM_EPSILON),
         }
     }
 
-    fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+    fn forward(&self, x: &Tensor, mode: DropoutMode) -> Tensor {
         let [query, key, value] =
             [&self.query, &self.key, &self.value].map(|linear| split_heads(&linear.forward(x), self.heads));
         let attended = merge_heads(&attention(&query, &key, &value, None, mode));
-        let x = self.attention_norm.forward(&(x + mode.drop(self.attention_output.forward(&attended))));
+        let x = self.attention_norm.forward(&(x + mode.dropout(self.attention_output.forward(&attended))));
         let hidden = self.intermediate.forward(&x).gelu("none");
-        self.output_norm.forward(&(&x + mode.drop(self.output.forward(&hidden))))
+        self.output_norm.forward(&(&x + mode.dropout(self.output.forward(&hidden))))
     }
 }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::*;
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
-use crate::prefix_tree::{PrefixTrees, Tree};
+use crate::prefix_tree::{PrefixTree, PrefixTreeBatch};
 use crate::testing;
 
 #[derive(Deserialize)]
@@ -15,7 +15,7 @@ struct Golden {
     gains: Gains,
     end_bias: Option<f64>,
     captions: Vec<Vec<i64>>,
-    searches: Vec<Searched>,
+    searches: Vec<Search>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -34,16 +34,17 @@ pub struct Sizes {
 }
 
 #[derive(Deserialize)]
-struct Searched {
+struct Search {
     beams: usize,
     max_length: usize,
     length_penalty: f64,
     cut_counts_begin: bool,
-    images: Vec<Found>,
+    images: Vec<ExpectedBeams>,
 }
 
+/// The beams of `generate` for one image.
 #[derive(Deserialize)]
-struct Found {
+struct ExpectedBeams {
     image: usize,
     tokens: Vec<Vec<i64>>,
     scores: Vec<f64>,
@@ -53,7 +54,7 @@ struct Found {
 
 /// A model whose parameters are given by a formula.
 pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into<Backend>) -> Captioner {
-    let architecture = CaptionerArchitecture {
+    let config = CaptionerConfig {
         vision_width: sizes.vision_width as usize,
         width: sizes.width,
         heads: sizes.heads,
@@ -65,40 +66,41 @@ pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into
         positions: sizes.positions,
         vocabulary_size: sizes.vocabulary,
     };
-    let captioner = Captioner::blank(architecture, backend);
+    let captioner = Captioner::uninitialized(config, backend);
     golden::fill(captioner.parameters(), prefix, gains);
     captioner
 }
 
 /// Hidden states of the vision encoder given by a formula, `[images, tokens, width]`.
-pub fn hidden(sizes: &Sizes, names: impl Iterator<Item = String>) -> Tensor {
+pub fn hidden_states(sizes: &Sizes, names: impl Iterator<Item = String>) -> Tensor {
     let images = names.map(|name| golden::input(&name, &[sizes.vision_tokens, sizes.vision_width]));
     Tensor::stack(&images.collect::<Vec<_>>(), 0)
 }
 
-fn case(backend: Backend) -> (Golden, Captioner) {
+/// The golden file and its captioner.
+fn golden_captioner(backend: Backend) -> (Golden, Captioner) {
     let golden: Golden = golden::json("captioner/captioner.json");
     let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, backend);
     if let Some(factor) = golden.end_bias {
-        let named: BTreeMap<_, _> = captioner.parameters().named().collect();
+        let named: BTreeMap<_, _> = captioner.parameters().named_parameters().collect();
         let end = named["decoder.transformer.wte.weight"].get(golden.sizes.end) * factor;
         no_grad(|| named["decoder.transformer.ln_f.bias"].shallow_clone().copy_(&end));
-        captioner.parameters.changed();
+        captioner.parameters.refresh_working_copies();
     }
     (golden, captioner)
 }
 
-/// A forest with one tree per caption; the indices of its tokens in the forest, and in the expected
-/// values, `[captions * longest]`.
-fn whole(captions: &[Vec<i64>]) -> (PrefixTrees, Tensor, Tensor) {
-    let trees: Vec<Tree> = captions.iter().map(|caption| Tree::build([&caption[..]])).collect();
-    let forest = PrefixTrees::new(&trees, testing::device());
+/// A batch with one tree per caption; the indices of the captions' tokens in the batch, and in the
+/// expected values `[captions * longest]`.
+fn one_tree_per_caption(captions: &[Vec<i64>]) -> (PrefixTreeBatch, Tensor, Tensor) {
+    let trees: Vec<PrefixTree> = captions.iter().map(|caption| PrefixTree::build([&caption[..]])).collect();
+    let batch = PrefixTreeBatch::new(&trees, testing::device());
     let longest = captions.iter().map(Vec::len).max().unwrap_or(0);
     let tokens = captions.iter().enumerate();
     let tokens = tokens.flat_map(|(tree, caption)| (0..caption.len()).map(move |node| (tree, node)));
-    let nodes: Vec<i64> = tokens.clone().map(|(tree, node)| forest.place(tree, node)).collect();
+    let nodes: Vec<i64> = tokens.clone().map(|(tree, node)| batch.flat_index(tree, node)).collect();
     let expected: Vec<i64> = tokens.map(|(tree, node)| (tree * longest + node) as i64).collect();
-    (forest, Tensor::from_slice(&nodes).to_device(testing::device()), Tensor::from_slice(&expected))
+    (batch, Tensor::from_slice(&nodes).to_device(testing::device()), Tensor::from_slice(&expected))
 }
 
 #[test]
@@ -107,79 +109,82 @@ fn logits_and_log_probabilities_agree_with_transformers() {
 }
 
 #[test]
-fn sixteen_bit_logits_and_log_probabilities_are_as_near_as_rounding_lets_them_be() {
+fn sixteen_bit_logits_and_log_probabilities_agree_within_rounding_error() {
     testing::each_code_path(|| _ = check_logits(testing::sixteen_bits(), sixteen_bit_tolerance));
 }
 
-/// Compares logits and log-probabilities. `tolerance` gives the tolerance for an expected tensor
-/// after a number of layers. Returns that for the log-probability of a token.
+/// Compares logits and log-probabilities. `tolerance(expected, layers)` is the tolerance for a
+/// tensor that a number of layers has computed. Returns the tolerance for the log-probability of a
+/// token.
 fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> f64 {
-    let (Golden { sizes, captions, .. }, captioner) = case(backend);
-    let (encoder, all) = (sizes.encoder_layers, sizes.encoder_layers + sizes.decoder_layers);
+    let (Golden { sizes, captions, .. }, captioner) = golden_captioner(backend);
+    let (encoder_layers, all_layers) = (sizes.encoder_layers, sizes.encoder_layers + sizes.decoder_layers);
     let expected = golden::tensors("captioner/captioner.safetensors");
-    let hidden = hidden(&sizes, (0..captions.len()).map(|number| format!("image{number}")));
-    let (whole, nodes, places) = whole(&captions);
+    let hidden = hidden_states(&sizes, (0..captions.len()).map(|number| format!("image{number}")));
+    let (inputs, nodes, expected_indices) = one_tree_per_caption(&captions);
     no_grad(|| {
-        let memory = captioner.encoder.forward(&hidden, Mode::Evaluate);
-        let shown = memory.narrow(1, 0, expected["encoded"].size()[1]);
-        assert_close("encoded", &shown, &expected["encoded"], tolerance(&expected["encoded"], encoder));
-        let decoded = captioner.decoder.forward(&whole, &memory, Mode::Evaluate).flatten(0, 1).index_select(0, &nodes);
+        let memory = captioner.encoder.forward(&hidden, DropoutMode::Evaluate);
+        let compared = memory.narrow(1, 0, expected["encoded"].size()[1]);
+        assert_close("encoded", &compared, &expected["encoded"], tolerance(&expected["encoded"], encoder_layers));
+        let decoded = captioner.decoder.forward(&inputs, &memory, DropoutMode::Evaluate);
+        let decoded = decoded.flatten(0, 1).index_select(0, &nodes);
         let stride = (sizes.vocabulary as i64 / 64).max(1);
-        let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, stride);
+        let logits = nn::logits(&decoded, captioner.decoder.output_projection()).slice(1, None, None, stride);
         // Log-probabilities are differences between logits and averages of logits.
-        let of_token = tolerance(&expected["logits"], all);
-        assert_close("logits", &logits, &expected["logits"].flatten(0, 1).index_select(0, &places), of_token);
+        let per_token = tolerance(&expected["logits"], all_layers);
+        let expected_logits = expected["logits"].flatten(0, 1).index_select(0, &expected_indices);
+        assert_close("logits", &logits, &expected_logits, per_token);
         let scored = Captions::new(&captions, 1, testing::device());
-        let packed = captioner.token_log_probabilities(&hidden, &scored, Mode::Evaluate);
+        let token_values = captioner.token_log_probabilities(&hidden, &scored, DropoutMode::Evaluate);
         assert_close(
             "log-probabilities",
-            &packed.sums(),
+            &token_values.sums(),
             &expected["log_probabilities"],
-            of_captions(of_token, &captions),
+            caption_tolerance(per_token, &captions),
         );
         let tokens = &expected["token_log_probabilities"];
         let lengths = Tensor::from_slice(&captions.iter().map(|caption| caption.len() as i64 - 1).collect::<Vec<_>>());
         let predicted = Tensor::arange(tokens.size()[1], (Kind::Int64, tch::Device::Cpu)).unsqueeze(0);
         let predicted = predicted.lt_tensor(&lengths.unsqueeze(1));
-        assert_close("of tokens", &packed.values, &tokens.masked_select(&predicted), of_token);
-        of_token
+        assert_close("of tokens", &token_values.values, &tokens.masked_select(&predicted), per_token);
+        per_token
     })
 }
 
-/// The tolerance of sums over captions, given that of each token.
-fn of_captions(of_token: f64, captions: &[Vec<i64>]) -> f64 {
+/// The tolerance for sums over the tokens of a caption, given the tolerance for each token.
+fn caption_tolerance(per_token: f64, captions: &[Vec<i64>]) -> f64 {
     let longest = captions.iter().map(Vec::len).max().unwrap_or(1);
-    if of_token > 1e-4 { of_token * (longest as f64).sqrt() } else { of_token }
+    if per_token > 1e-4 { per_token * (longest as f64).sqrt() } else { per_token }
 }
 
 #[test]
-fn beams_are_those_of_generate_token_for_token() {
+fn beam_search_returns_the_tokens_of_transformers_generate() {
     testing::each_code_path(check_beams);
 }
 
 fn check_beams() {
-    let (Golden { sizes, searches, .. }, captioner) = case(testing::device().into());
-    for Searched { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
+    let (Golden { sizes, searches, .. }, captioner) = golden_captioner(testing::device().into());
+    for Search { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
         let cut_length_includes_bos = cut_counts_begin;
         let (begin, end) = (sizes.begin, sizes.end);
-        let settings = Search { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
+        let settings = GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
         // On a GPU the first search computes, the second captures graphs, and the third replays
         // them.
         for round in 0..3 {
-            let images: Vec<&Found> = images.iter().cycle().skip(round).take(images.len()).collect();
-            // In one batch: images that end early beside others that do not.
-            let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
-            let found = captioner.search(&hidden, &settings, Mode::Evaluate);
+            let images: Vec<&ExpectedBeams> = images.iter().cycle().skip(round).take(images.len()).collect();
+            // One batch has images whose search ends early and others.
+            let hidden = hidden_states(&sizes, images.iter().map(|found| format!("image{}", found.image)));
+            let found = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
             for (expected, found) in images.iter().zip(found) {
-                let place = format!("{settings:?}, image {}, round {round}", expected.image);
+                let case = format!("{settings:?}, image {}, round {round}", expected.image);
                 let tokens: Vec<_> = found.iter().map(|hypothesis| hypothesis.tokens.clone()).collect();
-                assert_eq!(tokens, expected.tokens, "{place}");
+                assert_eq!(tokens, expected.tokens, "{case}");
                 for (hypothesis, score) in found.iter().zip(&expected.scores) {
-                    assert!((hypothesis.score - score).abs() < 1e-4, "{place}: {} is not {score}", hypothesis.score);
+                    assert!((hypothesis.score - score).abs() < 1e-4, "{case}: {} is not {score}", hypothesis.score);
                 }
             }
         }
-        println!("k = {beams}, at most {max_length}, penalty {length_penalty}: {} images alike", images.len());
+        println!("k = {beams}, max_length {max_length}, penalty {length_penalty}: {} images agree", images.len());
     }
 }
 
@@ -192,16 +197,16 @@ struct ProjectionGolden {
 }
 
 #[test]
-fn a_uniform_projection_starts_like_a_linear_layer_of_torch() {
+fn a_uniform_projection_is_initialized_like_torch_nn_linear() {
     let golden: ProjectionGolden = golden::json("captioner/projection.json");
     let new = |projection| {
-        let architecture = preset(Preset::Tiny, golden.inputs, 50, 100);
-        assert_eq!(architecture.width as i64, golden.outputs);
-        Captioner::new(architecture, projection, 7, testing::device())
+        let config = preset(Preset::Tiny, golden.inputs, 50, 100);
+        assert_eq!(config.width as i64, golden.outputs);
+        Captioner::new(config, projection, 7, testing::device())
     };
     let [uniform, normal] = [ProjectionInit::Uniform, ProjectionInit::Normal].map(new);
     let parameters = |captioner: &Captioner| {
-        let named = captioner.parameters().named();
+        let named = captioner.parameters().named_parameters();
         named.map(|(name, value)| (name.to_owned(), value.shallow_clone())).collect::<BTreeMap<_, _>>()
     };
     let (uniform, normal) = (parameters(&uniform), parameters(&normal));
@@ -210,16 +215,16 @@ fn a_uniform_projection_starts_like_a_linear_layer_of_torch() {
     for (part, expected, allowed) in [("weight", &golden.weight, 0.03), ("bias", &golden.bias, 0.3)] {
         let name = format!("encoder.vis_enc_to_enc_proj.{part}");
         let largest = expected.last().unwrap();
-        let furthest = |values: &Tensor| {
+        let largest_difference = |values: &Tensor| {
             let ascending = Vec::<f64>::try_from(values.flatten(0, -1).sort(0, false).0.to_kind(Kind::Double)).unwrap();
             let last = (ascending.len() - 1) as f64;
-            let shares = (expected.len() - 1) as f64;
-            let at = |i: usize| ascending[(i as f64 * last / shares).round() as usize];
-            let differences = expected.iter().enumerate().map(|(i, expected)| (at(i) - expected).abs());
+            let intervals = (expected.len() - 1) as f64;
+            let quantile = |i: usize| ascending[(i as f64 * last / intervals).round() as usize];
+            let differences = expected.iter().enumerate().map(|(i, expected)| (quantile(i) - expected).abs());
             differences.fold(0.0, f64::max) / largest
         };
-        assert!(furthest(&uniform[&name]) < allowed, "{name}: {}", furthest(&uniform[&name]));
-        assert!(furthest(&normal[&name]) > allowed, "{name}: {}", furthest(&normal[&name]));
+        assert!(largest_difference(&uniform[&name]) < allowed, "{name}: {}", largest_difference(&uniform[&name]));
+        assert!(largest_difference(&normal[&name]) > allowed, "{name}: {}", largest_difference(&normal[&name]));
         assert!(uniform[&name].abs().max().double_value(&[]) <= 1.001 * largest);
     }
     let differing = uniform.iter().filter(|(name, value)| **value != normal[*name]);
@@ -255,10 +260,10 @@ struct Moments {
 }
 
 #[test]
-fn searches_with_dropout_are_distributed_as_those_of_transformers_in_training_mode() {
+fn scores_of_beam_search_with_dropout_have_the_distribution_of_transformers_in_training_mode() {
     const TEST: &str =
-        "captioner::golden::searches_with_dropout_are_distributed_as_those_of_transformers_in_training_mode";
-    testing::alone(TEST, || testing::each_code_path(check_dropout));
+        "captioner::golden::scores_of_beam_search_with_dropout_have_the_distribution_of_transformers_in_training_mode";
+    testing::in_separate_process(TEST, || testing::each_code_path(check_dropout));
 }
 
 fn check_dropout() {
@@ -267,11 +272,11 @@ fn check_dropout() {
     let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, testing::device());
     let DropoutSearch { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
     let (cut_length_includes_bos, begin, end) = (cut_counts_begin, golden.sizes.begin, golden.sizes.end);
-    let settings = Search { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
+    let settings = GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
     for (image, expected) in golden.images.iter().enumerate() {
-        let hidden = hidden(&golden.sizes, std::iter::once(format!("image{image}"))).repeat([DRAWS, 1, 1]);
+        let hidden = hidden_states(&golden.sizes, std::iter::once(format!("image{image}"))).repeat([DRAWS, 1, 1]);
         tch::manual_seed(image as i64);
-        let found = captioner.search(&hidden, &settings, Mode::Train { dropout: golden.probability });
+        let found = captioner.beam_search(&hidden, &settings, DropoutMode::Train { dropout: golden.probability });
         for (name, Moments { mean, deviation }) in expected {
             let value = |found: &Vec<Hypothesis>| match name.as_str() {
                 "best" => found[0].score,
@@ -293,75 +298,79 @@ fn check_dropout() {
     }
 }
 
-/// A search of one token is one step. It draws the same masks as training, in the same order; but
-/// not on a GPU, where training pads captions and draws masks for the padding.
+/// A search of one token is one step. On a CPU it draws the same masks as training, in the same
+/// order. On a GPU it does not: there, training pads captions and draws masks for the padding.
 #[test]
-fn a_step_with_dropout_drops_what_training_drops() {
-    const TEST: &str = "captioner::golden::a_step_with_dropout_drops_what_training_drops";
+fn a_decoding_step_draws_the_dropout_masks_of_training() {
+    const TEST: &str = "captioner::golden::a_decoding_step_draws_the_dropout_masks_of_training";
     if !testing::device().is_cuda() {
-        testing::alone(TEST, check_dropout_of_a_step);
+        testing::in_separate_process(TEST, check_dropout_of_step);
     }
 }
 
-fn check_dropout_of_a_step() {
-    let (Golden { sizes, .. }, captioner) = case(testing::device().into());
-    let hidden = hidden(&sizes, std::iter::once("image0".to_owned()));
-    let (decoder, memory) = (&captioner.decoder, no_grad(|| captioner.encoder.forward(&hidden, Mode::Evaluate)));
-    let (caption, ..) = whole(&[vec![sizes.begin]]);
+fn check_dropout_of_step() {
+    let (Golden { sizes, .. }, captioner) = golden_captioner(testing::device().into());
+    let hidden = hidden_states(&sizes, std::iter::once("image0".to_owned()));
+    let (decoder, memory) = (&captioner.decoder, no_grad(|| captioner.encoder.forward(&hidden, DropoutMode::Evaluate)));
+    let (caption, ..) = one_tree_per_caption(&[vec![sizes.begin]]);
     let in_training = |mode| {
         let hidden = no_grad(|| decoder.forward(&caption, &memory, mode)).flatten(0, 1);
-        nn::logits(&hidden, decoder.output())
+        nn::logits(&hidden, decoder.output_projection())
     };
-    let in_search = |mode| no_grad(|| decoder.begin(&memory, 1, 2, mode).next(&[sizes.begin], None));
-    let mode = Mode::Train { dropout: 0.5 };
+    let in_search =
+        |mode| no_grad(|| decoder.start_decoding(&memory, 1, 2, mode).next_token_logits(&[sizes.begin], None));
+    let mode = DropoutMode::Train { dropout: 0.5 };
     for seed in 0..4 {
-        let [trained, searched] = [&in_training as &dyn Fn(Mode) -> Tensor, &in_search].map(|logits| {
+        let [trained, searched] = [&in_training as &dyn Fn(DropoutMode) -> Tensor, &in_search].map(|logits| {
             tch::manual_seed(seed);
             logits(mode)
         });
         assert_close("logits", &searched, &trained, 1e-4);
-        assert!((searched - in_search(Mode::Evaluate)).abs().max().double_value(&[]) > 0.1, "nothing is dropped");
+        assert!(
+            (searched - in_search(DropoutMode::Evaluate)).abs().max().double_value(&[]) > 0.1,
+            "nothing is dropped"
+        );
     }
 }
 
 #[test]
-fn sixteen_bit_beams_are_those_of_generate_wherever_that_is_clear() {
+fn sixteen_bit_beam_search_agrees_with_generate_unless_scores_are_close() {
     testing::each_code_path(|| {
         let backend = testing::sixteen_bits();
-        let of_token = check_logits(backend, sixteen_bit_tolerance);
-        let (Golden { sizes, searches, .. }, captioner) = case(backend);
-        let mut clear = 0;
-        for Searched { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
+        let per_token = check_logits(backend, sixteen_bit_tolerance);
+        let (Golden { sizes, searches, .. }, captioner) = golden_captioner(backend);
+        let mut compared = 0;
+        for Search { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
             let (cut_length_includes_bos, begin, end) = (cut_counts_begin, sizes.begin, sizes.end);
-            let settings = Search { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
-            let hidden = hidden(&sizes, images.iter().map(|found| format!("image{}", found.image)));
-            let found = captioner.search(&hidden, &settings, Mode::Evaluate);
-            // The probability with which a caption is found step by step equals that of reading it
-            // at once.
+            let settings = GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
+            let hidden = hidden_states(&sizes, images.iter().map(|found| format!("image{}", found.image)));
+            let found = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
+            // Step-by-step decoding and one forward pass over the whole caption compute the same
+            // log-probability.
             let sequence = |tokens: &Vec<i64>| std::iter::once(begin).chain(tokens.iter().copied()).collect();
-            let read: Vec<Vec<i64>> = found.iter().flatten().map(|found| sequence(&found.tokens)).collect();
-            let read = Captions::new(&read, beams, testing::device());
-            let sums = no_grad(|| captioner.token_log_probabilities(&hidden, &read, Mode::Evaluate).sums());
+            let sequences: Vec<Vec<i64>> = found.iter().flatten().map(|found| sequence(&found.tokens)).collect();
+            let captions = Captions::new(&sequences, beams, testing::device());
+            let sums = no_grad(|| captioner.token_log_probabilities(&hidden, &captions, DropoutMode::Evaluate).sums());
             let sums = Vec::<f32>::try_from(sums).unwrap();
             for (hypothesis, sum) in found.iter().flatten().zip(sums) {
                 let is_cut = hypothesis.tokens.last() != Some(&end);
                 let length = hypothesis.tokens.len() + usize::from(cut_length_includes_bos && is_cut);
                 let score = beam::score(sum, length, &settings);
-                let allowed = 2.0 * of_token * hypothesis.tokens.len() as f64 / (length as f64).powf(length_penalty);
+                let allowed = 2.0 * per_token * hypothesis.tokens.len() as f64 / (length as f64).powf(length_penalty);
                 let difference = (hypothesis.score - score).abs();
                 assert!(difference <= allowed, "{settings:?}: {} is not {score}", hypothesis.score);
             }
-            // Each of two numbers may differ by that much. A single beam depends only on the order
-            // of tokens.
+            // Each of the two scores that are compared may differ by the tolerance. A single beam
+            // depends only on the order of tokens.
             for (expected, found) in
-                images.iter().zip(&found).filter(|(image, _)| beams == 1 && image.gap > 2.0 * of_token)
+                images.iter().zip(&found).filter(|(image, _)| beams == 1 && image.gap > 2.0 * per_token)
             {
                 assert_eq!(found[0].tokens, expected.tokens[0], "image {}", expected.image);
-                clear += 1;
+                compared += 1;
             }
         }
-        assert!(clear > 0, "no search is clear at {of_token}");
-        println!("{clear} searches are clear, and alike");
+        assert!(compared > 0, "the scores of all searches are closer than the tolerance {per_token}");
+        println!("{compared} searches were compared and agree");
     });
 }
 
@@ -374,7 +383,7 @@ struct ReleasedGolden {
 }
 
 #[test]
-fn released_folders_load_and_compute_what_transformers_does() {
+fn released_folders_compute_the_logits_of_transformers() {
     let golden: ReleasedGolden = golden::json("released/released.json");
     let expected = golden::tensors("released/released.safetensors");
     for folder in ["pickle", "shards"] {
@@ -383,21 +392,22 @@ fn released_folders_load_and_compute_what_transformers_does() {
         let vision_encoder =
             crate::clip::VisionEncoder::new(released.vision().clone(), &vision, testing::device()).unwrap();
         let values = crate::tensors::from_weights(released.captioner_tensors());
-        let captioner = Captioner::with(released.captioner().clone(), &values, testing::device()).unwrap();
+        let captioner = Captioner::from_tensors(released.captioner().clone(), &values, testing::device()).unwrap();
         let side = released.vision().image_size as i64;
         let pixels = (0..golden.images).map(|n| golden::input(&format!("released.pixels{n}"), &[3, side, side]));
-        let (captions, nodes, places) = whole(&golden.captions);
+        let (captions, nodes, expected_indices) = one_tree_per_caption(&golden.captions);
         no_grad(|| {
-            let hidden = vision_encoder.hidden(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
-            let shown = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
-            assert_close(&format!("{folder}: hidden"), &shown, &expected["hidden"], 1e-4);
+            let hidden = vision_encoder.hidden_states(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
+            let compared = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
+            assert_close(&format!("{folder}: hidden"), &compared, &expected["hidden"], 1e-4);
             let image_of = (0..golden.captions.len() as i64).map(|caption| caption % golden.images);
             let image_of = Tensor::from_slice(&image_of.collect::<Vec<_>>()).to_device(testing::device());
-            let memory = captioner.encoder.forward(&hidden.index_select(0, &image_of), Mode::Evaluate);
-            let decoded = captioner.decoder.forward(&captions, &memory, Mode::Evaluate);
+            let memory = captioner.encoder.forward(&hidden.index_select(0, &image_of), DropoutMode::Evaluate);
+            let decoded = captioner.decoder.forward(&captions, &memory, DropoutMode::Evaluate);
             let decoded = decoded.flatten(0, 1).index_select(0, &nodes);
-            let logits = nn::logits(&decoded, captioner.decoder.output()).slice(1, None, None, golden.logits_stride);
-            let expected = expected["logits"].flatten(0, 1).index_select(0, &places);
+            let logits =
+                nn::logits(&decoded, captioner.decoder.output_projection()).slice(1, None, None, golden.logits_stride);
+            let expected = expected["logits"].flatten(0, 1).index_select(0, &expected_indices);
             assert_close(&format!("{folder}: logits"), &logits, &expected, 1e-4);
         });
     }

@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 use config::{Decoding, Preset, ProjectionInit};
 use tch::{Tensor, no_grad};
 use tokenizer::Vocabulary;
-pub use weights::CaptionerArchitecture;
+pub use weights::CaptionerConfig;
 
-pub use captions::{Captions, Packed};
+pub use captions::{Captions, TokenValues};
 
-use crate::nn::{self, Backend, Builder, Mismatch, Mode, Parameters};
-use beam::{Hypothesis, Steps};
+use crate::nn::{self, Backend, Builder, DropoutMode, ParameterMismatchError, Parameters};
+use beam::{Hypothesis, NextTokenLogits};
 use decoder::Decoder;
 use encoder::Encoder;
 
@@ -36,18 +36,14 @@ struct CaptionerInit {
     projection: ProjectionInit,
 }
 
-/// The config of a captioner that is trained from scratch, for `vision_tokens` hidden states of
-/// `vision_width`.
+/// The config of a captioner that is trained from scratch. `vision_width` and `vision_tokens` are
+/// the width and the number of the vision encoder's hidden states, `vocabulary_size` includes the
+/// begin, end and pad tokens.
 #[must_use]
-pub fn preset(
-    preset: Preset,
-    vision_width: usize,
-    vision_tokens: usize,
-    vocabulary_size: usize,
-) -> CaptionerArchitecture {
+pub fn preset(preset: Preset, vision_width: usize, vision_tokens: usize, vocabulary_size: usize) -> CaptionerConfig {
     let encoder_positions = vision_tokens.max(512);
     match preset {
-        Preset::Tiny => CaptionerArchitecture {
+        Preset::Tiny => CaptionerConfig {
             vision_width,
             width: 96,
             heads: 4,
@@ -59,7 +55,7 @@ pub fn preset(
             positions: Preset::Tiny.captioner_positions(),
             vocabulary_size,
         },
-        Preset::Dico => CaptionerArchitecture {
+        Preset::Dico => CaptionerConfig {
             vision_width,
             width: 512,
             heads: 8,
@@ -75,10 +71,10 @@ pub fn preset(
 }
 
 impl CaptionerInit {
-    /// 0.02 at the width of the published captioner, as in BERT and GPT-2, and more for narrower
-    /// ones.
-    fn of(architecture: &CaptionerArchitecture, projection: ProjectionInit) -> Self {
-        if architecture.width >= 512 {
+    /// The standard deviations: 0.02 at the width of the published captioner, as in BERT and GPT-2
+    /// (`initializer_range` in transformers), and more for narrower ones.
+    fn of(config: &CaptionerConfig, projection: ProjectionInit) -> Self {
+        if config.width >= 512 {
             return Self { weights: 0.02, positions: 0.02, projection };
         }
         // The position embeddings are as large as the hidden states to which they are added, so
@@ -88,16 +84,16 @@ impl CaptionerInit {
     }
 }
 
-/// The settings of beam search and sampling.
+/// The settings of beam search and sampling, as transformers' `GenerationConfig`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Search {
+pub struct GenerationConfig {
     /// The number of beams, and of returned captions per image.
     pub beams: usize,
     /// Maximal length of a caption in tokens, begin and end tokens included.
     pub max_length: usize,
-    /// The exponent of the length by which log-probabilities are divided.
+    /// A hypothesis' log-probability is divided by its length to the power of this.
     pub length_penalty: f64,
-    /// Whether the begin token counts in the length of captions that were cut at the limit, as in
+    /// Whether the length of captions that were cut at `max_length` includes the begin token, as in
     /// transformers up to 4.35, which the DiCO release uses.
     pub cut_length_includes_bos: bool,
     /// The token that begins a caption.
@@ -106,7 +102,7 @@ pub struct Search {
     pub end: i64,
 }
 
-impl Search {
+impl GenerationConfig {
     /// The settings of a run file, for a captioner with this vocabulary.
     #[must_use]
     pub fn new(decoding: &Decoding, vocabulary: &Vocabulary) -> Self {
@@ -115,15 +111,15 @@ impl Search {
             max_length: decoding.max_length as usize,
             length_penalty: decoding.length_penalty,
             cut_length_includes_bos: decoding.cut_length_includes_bos,
-            begin: vocabulary.begin(),
-            end: vocabulary.end(),
+            begin: vocabulary.begin_token(),
+            end: vocabulary.end_token(),
         }
     }
 }
 
-/// The captioner: encoder and decoder.
+/// The captioner: encoder and decoder. The frozen vision encoder is separate.
 pub struct Captioner {
-    architecture: CaptionerArchitecture,
+    config: CaptionerConfig,
     encoder: Encoder,
     decoder: Decoder,
     parameters: Parameters,
@@ -132,55 +128,50 @@ pub struct Captioner {
 impl Captioner {
     /// A model with parameters initialized from `seed`.
     #[must_use]
-    pub fn new(
-        architecture: CaptionerArchitecture,
-        projection: ProjectionInit,
-        seed: u64,
-        backend: impl Into<Backend>,
-    ) -> Self {
-        let initial = CaptionerInit::of(&architecture, projection);
-        Self::build(architecture, initial, Builder::new(seed, backend))
+    pub fn new(config: CaptionerConfig, projection: ProjectionInit, seed: u64, backend: impl Into<Backend>) -> Self {
+        let initial = CaptionerInit::of(&config, projection);
+        Self::build(config, initial, Builder::new(seed, backend))
     }
 
-    /// A model whose parameters will be overwritten.
-    fn blank(architecture: CaptionerArchitecture, backend: impl Into<Backend>) -> Self {
-        let initial = CaptionerInit::of(&architecture, ProjectionInit::default());
-        Self::build(architecture, initial, Builder::blank(backend))
+    /// A model with zeros as parameters, for a caller that overwrites them.
+    fn uninitialized(config: CaptionerConfig, backend: impl Into<Backend>) -> Self {
+        let initial = CaptionerInit::of(&config, ProjectionInit::default());
+        Self::build(config, initial, Builder::uninitialized(backend))
     }
 
-    /// A model with the parameters `values`.
+    /// A model whose parameters are copied from `values`, by name.
     ///
     /// # Errors
-    /// All parameters that are missing, unknown, or of a wrong shape.
-    pub fn with(
-        architecture: CaptionerArchitecture,
+    /// Lists all parameters that are missing, unknown, or of a wrong shape.
+    pub fn from_tensors(
+        config: CaptionerConfig,
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
-    ) -> Result<Self, Mismatch> {
-        let captioner = Self::blank(architecture, backend);
+    ) -> Result<Self, ParameterMismatchError> {
+        let captioner = Self::uninitialized(config, backend);
         captioner.parameters.load(values)?;
         Ok(captioner)
     }
 
-    /// A frozen copy of the model with its present parameters.
+    /// A frozen copy of the model with its present parameters: the reference policy.
     #[must_use]
-    pub fn copy(&self) -> Self {
-        let copy = Self::blank(self.architecture.clone(), self.parameters.backend());
+    pub fn frozen_copy(&self) -> Self {
+        let copy = Self::uninitialized(self.config.clone(), self.parameters.backend());
         no_grad(|| copy.parameters.flat().shallow_clone().copy_(self.parameters.flat()));
-        copy.parameters.changed();
+        copy.parameters.refresh_working_copies();
         copy
     }
 
-    fn build(architecture: CaptionerArchitecture, initial: CaptionerInit, mut builder: Builder) -> Self {
-        let encoder = Encoder::new(&mut builder, &architecture, initial);
-        let decoder = Decoder::new(&mut builder, &architecture, initial);
-        Self { architecture, encoder, decoder, parameters: builder.finish() }
+    fn build(config: CaptionerConfig, initial: CaptionerInit, mut builder: Builder) -> Self {
+        let encoder = Encoder::new(&mut builder, &config, initial);
+        let decoder = Decoder::new(&mut builder, &config, initial);
+        Self { config, encoder, decoder, parameters: builder.finish() }
     }
 
     /// The model's config.
     #[must_use]
-    pub fn architecture(&self) -> &CaptionerArchitecture {
-        &self.architecture
+    pub fn config(&self) -> &CaptionerConfig {
+        &self.config
     }
 
     /// All parameters.
@@ -194,44 +185,53 @@ impl Captioner {
         &mut self.parameters
     }
 
-    /// The log-probability of each token after the begin token; `vision` is `[images, vision
-    /// tokens, vision width]`.
+    /// The log-probability of each token after the begin token. `vision` are the vision encoder's
+    /// hidden states, `[images, vision tokens, vision width]`.
     ///
     /// Common prefixes of an image's captions are computed once. Padding is not projected onto the
     /// vocabulary, and no log-softmax is stored for the backward pass.
     #[must_use]
-    pub fn token_log_probabilities(&self, vision: &Tensor, captions: &Captions, mode: Mode) -> Packed {
+    pub fn token_log_probabilities(&self, vision: &Tensor, captions: &Captions, mode: DropoutMode) -> TokenValues {
         let memory = self.encoder.forward(vision, mode);
         let hidden = self.decoder.forward(&captions.inputs, &memory, mode).flatten(0, 1);
-        let hidden = hidden.index_select(0, &captions.nodes);
-        captions.pack(&nn::token_log_probabilities(&hidden, self.decoder.output(), &captions.after, &captions.targets))
+        let hidden = hidden.index_select(0, &captions.node_indices);
+        let (nodes, targets) = (&captions.prediction_nodes, &captions.prediction_targets);
+        let log_probabilities = nn::token_log_probabilities(&hidden, self.decoder.output_projection(), nodes, targets);
+        captions.per_token(&log_probabilities)
     }
 
-    /// Samples `search.beams` captions of each image with libtorch's random generator.
+    /// Samples `generation.beams` captions of each image with libtorch's random generator. `vision`
+    /// is `[images, vision tokens, vision width]`.
     #[must_use]
-    pub fn sample(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
-        self.generate(vision, search, mode, sample::sample)
+    pub fn sample(&self, vision: &Tensor, generation: &GenerationConfig, mode: DropoutMode) -> Vec<Vec<Hypothesis>> {
+        self.generate(vision, generation, mode, sample::sample)
     }
 
-    /// The k best captions of each image by beam search, best first. With dropout, libtorch's
-    /// generator draws the masks: those of the encoder once per image, those of the decoder for
-    /// each token of each beam.
+    /// The `generation.beams` best captions of each image by beam search, best first. `vision` is
+    /// `[images, vision tokens, vision width]`. With dropout, libtorch's generator draws the masks:
+    /// those of the encoder once per image, those of the decoder for each token of each beam.
     #[must_use]
-    pub fn search(&self, vision: &Tensor, search: &Search, mode: Mode) -> Vec<Vec<Hypothesis>> {
-        self.generate(vision, search, mode, beam::search)
+    pub fn beam_search(
+        &self,
+        vision: &Tensor,
+        generation: &GenerationConfig,
+        mode: DropoutMode,
+    ) -> Vec<Vec<Hypothesis>> {
+        self.generate(vision, generation, mode, beam::beam_search)
     }
 
     fn generate(
         &self,
         vision: &Tensor,
-        search: &Search,
-        mode: Mode,
-        find: fn(&mut dyn Steps, usize, &Search) -> Vec<Vec<Hypothesis>>,
+        generation: &GenerationConfig,
+        mode: DropoutMode,
+        algorithm: fn(&mut dyn NextTokenLogits, usize, &GenerationConfig) -> Vec<Vec<Hypothesis>>,
     ) -> Vec<Vec<Hypothesis>> {
         no_grad(|| {
             let memory = self.encoder.forward(vision, mode);
-            let mut steps = self.decoder.begin(&memory, search.beams as i64, search.max_length as i64, mode);
-            find(&mut *steps, vision.size()[0] as usize, search)
+            let (beams, max_length) = (generation.beams as i64, generation.max_length as i64);
+            let mut model = self.decoder.start_decoding(&memory, beams, max_length, mode);
+            algorithm(&mut *model, vision.size()[0] as usize, generation)
         })
     }
 }

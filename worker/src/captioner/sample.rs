@@ -2,36 +2,39 @@
 
 use tch::{Kind, Tensor};
 
-use super::Search;
-use super::beam::{Hypothesis, Steps, score};
+use super::GenerationConfig;
+use super::beam::{Hypothesis, NextTokenLogits, score};
 
-/// Samples `search.beams` independent captions for each of `images` images.
-pub fn sample(steps: &mut dyn Steps, images: usize, search: &Search) -> Vec<Vec<Hypothesis>> {
-    let rows = images * search.beams;
-    let mut drawn: Vec<Vec<i64>> = vec![Vec::new(); rows];
+/// Samples `generation.beams` independent captions for each of `images` images from the model's
+/// distribution.
+pub fn sample(model: &mut dyn NextTokenLogits, images: usize, generation: &GenerationConfig) -> Vec<Vec<Hypothesis>> {
+    let rows = images * generation.beams;
+    let mut captions: Vec<Vec<i64>> = vec![Vec::new(); rows];
     let mut sums = vec![0.0_f32; rows];
-    let ended = |caption: &Vec<i64>| caption.last() == Some(&search.end);
-    for _ in 1..search.max_length {
-        if drawn.iter().all(ended) {
+    let has_ended = |caption: &Vec<i64>| caption.last() == Some(&generation.end);
+    for _ in 1..generation.max_length {
+        if captions.iter().all(has_ended) {
             break;
         }
         // Captions that have ended stay in the batch: additional rows cost less than changing
         // shapes.
-        let last: Vec<i64> = drawn.iter().map(|caption| *caption.last().unwrap_or(&search.begin)).collect();
-        let log_probabilities = steps.next(&last, None).log_softmax(-1, Kind::Float);
+        let last: Vec<i64> = captions.iter().map(|caption| *caption.last().unwrap_or(&generation.begin)).collect();
+        let log_probabilities = model.next_token_logits(&last, None).log_softmax(-1, Kind::Float);
         let tokens = log_probabilities.exp().multinomial(1, false);
         let chosen = log_probabilities.gather(1, &tokens, false);
         let flat = |tensor: &Tensor| tensor.squeeze_dim(1);
         let tokens = Vec::<i64>::try_from(flat(&tokens)).expect("tokens are i64");
         let chosen = Vec::<f32>::try_from(flat(&chosen)).expect("log-probabilities are f32");
-        for (row, caption) in drawn.iter_mut().enumerate().filter(|(_, caption)| !ended(caption)) {
+        for (row, caption) in captions.iter_mut().enumerate().filter(|(_, caption)| !has_ended(caption)) {
             caption.push(tokens[row]);
             sums[row] += chosen[row];
         }
     }
-    let mut hypotheses =
-        drawn.into_iter().zip(sums).map(|(tokens, sum)| Hypothesis { score: score(sum, tokens.len(), search), tokens });
-    (0..images).map(|_| hypotheses.by_ref().take(search.beams).collect()).collect()
+    let mut hypotheses = captions
+        .into_iter()
+        .zip(sums)
+        .map(|(tokens, sum)| Hypothesis { score: score(sum, tokens.len(), generation), tokens });
+    (0..images).map(|_| hypotheses.by_ref().take(generation.beams).collect()).collect()
 }
 
 #[cfg(test)]
@@ -41,15 +44,15 @@ mod tests {
 
     const END: i64 = 0;
 
-    /// A model that ends with probability 1/2, or else returns token 1 (1/3) or 2 (1/6), whatever
-    /// came before.
-    struct Coin {
+    /// A model whose distribution does not depend on the earlier tokens: the end token has
+    /// probability 1/2, token 1 has 1/3, and token 2 has 1/6.
+    struct ConstantModel {
         rows: i64,
     }
 
-    impl Steps for Coin {
-        fn next(&mut self, tokens: &[i64], sources: Option<&[i64]>) -> Tensor {
-            assert!(tokens.len() as i64 == self.rows && sources.is_none());
+    impl NextTokenLogits for ConstantModel {
+        fn next_token_logits(&mut self, tokens: &[i64], beam_indices: Option<&[i64]>) -> Tensor {
+            assert!(tokens.len() as i64 == self.rows && beam_indices.is_none());
             Tensor::from_slice(&[1.0_f32 / 2.0, 1.0 / 3.0, 1.0 / 6.0])
                 .log()
                 .repeat([self.rows, 1])
@@ -58,9 +61,9 @@ mod tests {
     }
 
     #[test]
-    fn captions_are_drawn_as_often_as_they_are_likely() {
+    fn captions_are_sampled_with_their_probabilities() {
         tch::manual_seed(3);
-        let search = Search {
+        let generation = GenerationConfig {
             beams: 4000,
             max_length: 4,
             length_penalty: 0.0,
@@ -68,16 +71,16 @@ mod tests {
             begin: 3,
             end: END,
         };
-        let found = sample(&mut Coin { rows: 8000 }, 2, &search);
+        let found = sample(&mut ConstantModel { rows: 8000 }, 2, &generation);
         assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [4000, 4000]);
         let all = || found.iter().flatten();
         assert!(all().all(|caption| caption.tokens.len() == 3 || caption.tokens.last() == Some(&END)));
         assert!(all().all(|caption| caption.tokens.iter().rev().skip(1).all(|&token| token != END)));
         for (tokens, probability) in [(&[END][..], 0.5), (&[1, END], 1.0 / 6.0), (&[1, 2, END], 1.0 / 36.0)] {
             let matching: Vec<_> = all().filter(|caption| caption.tokens == tokens).collect();
-            let (share, deviation) =
+            let (frequency, deviation) =
                 (matching.len() as f64 / 8000.0, (probability * (1.0 - probability) / 8000.0_f64).sqrt());
-            assert!((share - probability).abs() < 4.0 * deviation, "{tokens:?}: {share} is not {probability}");
+            assert!((frequency - probability).abs() < 4.0 * deviation, "{tokens:?}: {frequency} is not {probability}");
             assert!((matching[0].score - f64::ln(probability)).abs() < 1e-5);
         }
     }

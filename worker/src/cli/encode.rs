@@ -1,57 +1,68 @@
+//! `worker encode`: writes feature stores.
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::{Result, bail};
 use config::RunFile;
 use dataset::{DataSet, Split};
 use feature_store::{Dtype, Manifest, Writer};
 use serde_json::json;
 use tch::{Device, Tensor};
 
-use super::device::Compute;
-use crate::data::{Batch, Loader, Source, kind};
+use super::device::DeviceOptions;
+use crate::data::{Batch, BatchSource, Loader, tensor_kind};
 use crate::models::{self, Models, WeightSources};
 use crate::{feature_source, tensors};
 
+/// Store the outputs of the frozen vision encoders for a split, so that training can skip them.
+///
+/// Needs the run file with its data and weights. Prints the folder of the store, the number of
+/// images and the bytes per image.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker encode --config configs/coco-vit-l14.yaml --split train --out features\n\n\
                         The store is written to OUT/SPLIT; set data.features to OUT to train from it. An interrupted \
                         run is continued by the same command.")]
 pub struct Encode {
-    /// The run file: names the data and the towers.
+    /// Run file, which names the data and the vision encoders.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Which split: train, val or test.
+    /// Split to encode: train, val or test.
     #[arg(long, value_name = "SPLIT")]
     split: Split,
-    /// Folder of the stores; this one goes to OUT/SPLIT.
+    /// Folder for the stores of all splits; this one is OUT/SPLIT.
     #[arg(long, value_name = "OUT")]
     out: PathBuf,
-    /// Type of the numbers: f32, f16 or bf16.
-    #[arg(long, default_value = "f16", value_parser = dtype, value_name = "TYPE")]
+    /// Type of the stored values: f32, f16 or bf16.
+    #[arg(long, default_value = "f16", value_parser = parse_dtype, value_name = "TYPE")]
     dtype: Dtype,
-    /// Images encoded at once.
+    /// Images per batch.
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
-    /// Print JSON.
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceOptions,
 }
 
 impl Encode {
-    pub fn run(self) -> Result<(), String> {
-        let device = self.compute.prepare()?;
-        let run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
-        let data = Arc::new(DataSet::load(&run.data).map_err(|error| error.to_string())?);
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Data or weights cannot be read, or the store cannot be written.
+    pub fn run(self) -> Result<()> {
+        let device = self.device.initialize()?;
+        let run = RunFile::load(&self.config)?;
+        let data = Arc::new(DataSet::load(&run.data)?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let sources = WeightSources::open(&run, models::vocabulary(&run, captions))?;
-        let models = sources.models(device)?;
-        let manifest = feature_source::manifest(&data, self.split, &sources, &models, self.dtype)?;
-        let folder = feature_source::path(&self.out, self.split);
-        let mut writer = Writer::open(&folder, manifest.clone()).map_err(|error| error.to_string())?;
+        let sources = WeightSources::open(&run, models::initial_vocabulary(&run, captions))?;
+        let models = sources.build_models(device)?;
+        let manifest = feature_source::expected_manifest(&data, self.split, &sources, &models, self.dtype)?;
+        let folder = feature_source::store_path(&self.out, self.split);
+        let mut writer = Writer::open(&folder, manifest.clone())?;
         let skip_corrupt = run.data.skip_corrupt;
-        let source = Source { data, sizes: models.sizes(), stores: None, skip_corrupt };
+        let source = BatchSource { data, sizes: models.image_sizes(), stores: None, skip_corrupt };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let skipped = self.encode(&models, &manifest, &Loader::new(source, threads), &mut writer)?;
         let (images, bytes) = (manifest.images, manifest.row_bytes());
@@ -68,31 +79,26 @@ impl Encode {
         Ok(())
     }
 
-    /// Encodes what is missing. Returns how many images could not be decoded.
-    fn encode(
-        &self,
-        models: &Models,
-        manifest: &Manifest,
-        loader: &Loader,
-        writer: &mut Writer,
-    ) -> Result<u64, String> {
+    /// Encodes the images that the store lacks. Returns the number of images that could not be
+    /// decoded.
+    fn encode(&self, models: &Models, manifest: &Manifest, loader: &Loader, writer: &mut Writer) -> Result<u64> {
         let images = manifest.images as usize;
-        // Rounding depends on which images are computed together: an incomplete batch is computed
-        // again, so that an interrupted store is bitwise equal to an uninterrupted one.
-        let whole =
+        // Rounding depends on which images are in a batch. An incomplete batch is computed again,
+        // so that an interrupted store is bitwise equal to an uninterrupted one.
+        let complete_rows =
             writer.rows() - if writer.rows() < manifest.images { writer.rows() % u64::from(self.batch) } else { 0 };
-        writer.keep(whole).map_err(|error| error.to_string())?;
-        let bar = cli_support::bar(manifest.images, "images");
+        writer.truncate(complete_rows)?;
+        let bar = cli_support::progress_bar(manifest.images, "images");
         bar.set_position(writer.rows());
         bar.reset_eta();
         let first = writer.rows() as usize;
         let batch = usize::from(self.batch);
-        let ranges = (first..images).step_by(batch).map(|from| from..images.min(from + batch));
+        let ranges = (first..images).step_by(batch).map(|begin| begin..images.min(begin + batch));
         let mut skipped = 0;
-        for (range, batch) in loader.ranges(self.split, ranges) {
+        for (range, batch) in loader.load_ranges(self.split, ranges) {
             let batch = batch?;
             skipped += batch.skipped;
-            writer.append(&rows(models, manifest, &batch, range)).map_err(|error| error.to_string())?;
+            writer.append(&encode_rows(models, manifest, &batch, range))?;
             bar.set_position(writer.rows());
         }
         bar.finish();
@@ -100,30 +106,31 @@ impl Encode {
     }
 }
 
-/// The rows of images `range`; of those that could not be decoded they are all zero, which no embedding is.
-fn rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Range<usize>) -> Vec<u8> {
-    let length = manifest.row_bytes();
-    let mut rows = vec![0; length * range.len()];
+/// The rows of images `range`. The row of an image that could not be decoded is all zero, which no
+/// embedding is.
+fn encode_rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Range<usize>) -> Vec<u8> {
+    let row_bytes = manifest.row_bytes();
+    let mut rows = vec![0; row_bytes * range.len()];
     let count = batch.samples.len();
     if count == 0 {
         return rows;
     }
-    let hidden = models.hidden(batch, 0..count);
-    let embeddings = (0..=models.further.len()).map(|number| models.embeddings(batch, 0..count, &hidden, number));
-    let parts: Vec<Tensor> = std::iter::once(hidden.flatten(1, -1)).chain(embeddings).collect();
-    let numbers = Tensor::cat(&parts, 1).to_kind(kind(manifest.dtype));
-    let bytes = tensors::bytes(&numbers.to_device(Device::Cpu));
-    for (sample, row) in batch.samples.iter().zip(bytes.chunks(length)) {
-        rows[(sample.image - range.start) * length..][..length].copy_from_slice(row);
+    let hidden = models.hidden_states(batch, 0..count);
+    let embeddings = (0..=models.other_clips.len()).map(|number| models.embeddings(batch, 0..count, &hidden, number));
+    let columns: Vec<Tensor> = std::iter::once(hidden.flatten(1, -1)).chain(embeddings).collect();
+    let values = Tensor::cat(&columns, 1).to_kind(tensor_kind(manifest.dtype));
+    let bytes = tensors::bytes(&values.to_device(Device::Cpu));
+    for (sample, row) in batch.samples.iter().zip(bytes.chunks(row_bytes)) {
+        rows[(sample.image - range.start) * row_bytes..][..row_bytes].copy_from_slice(row);
     }
     rows
 }
 
-fn dtype(text: &str) -> Result<Dtype, String> {
+fn parse_dtype(text: &str) -> Result<Dtype> {
     match text {
         "f32" => Ok(Dtype::F32),
         "f16" => Ok(Dtype::F16),
         "bf16" => Ok(Dtype::Bf16),
-        _ => Err("expected f32, f16 or bf16".to_owned()),
+        _ => bail!("expected f32, f16 or bf16"),
     }
 }

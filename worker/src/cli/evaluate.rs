@@ -1,81 +1,93 @@
+//! `worker evaluate`: captions a split with a checkpoint, and scores the captions.
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use caption_metrics::results::{self, Captioned};
-use caption_metrics::{Files, ImageEvaluation, Item, Metrics};
+use anyhow::{Context, Result, bail};
+use caption_metrics::results::{self, CaptionResult};
+use caption_metrics::{ImageEvaluation, Item, MetricFiles, Metrics};
 use config::{Captioner, RunFile};
 use dataset::{DataSet, Split};
 use proto::{EVALUATION_RANGE, v1};
 use tch::Device;
 use weights::Conventions;
 
-use super::device::Compute;
-use super::report::Print;
-use crate::caption_evaluator::{CaptionEvaluator, Writer};
-use crate::data::{Loader, Source};
+use super::device::DeviceOptions;
+use super::score_output::ScoreOutput;
+use crate::caption_evaluator::{CaptionEvaluator, CaptionSource};
+use crate::data::{BatchSource, Loader};
 use crate::feature_source;
 use crate::models::{self, WeightSources};
 
-/// Threads that prepare batches.
+/// Number of threads that decode and preprocess batches.
 const LOADING_THREADS: usize = 2;
 
+/// Caption a split with a checkpoint, and score the captions.
+///
+/// Needs the checkpoint, and a run file with its data and evaluators. Prints a table of scores.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker evaluate --checkpoint runs/demo/checkpoints/2-dico-00000050 --config \
-                        configs/demo.yaml --split test\n\nThe run file says which data, which evaluator and how captions \
-                        are searched; the scores are those of an evaluation during training by workers with as many threads. \
-                        A split without captions (for an evaluation server) has scores that need no references; --captions \
-                        writes what the server takes. Where images have domains, as those of nocaps, each domain has \
-                        scores, too.")]
+                        configs/demo.yaml --split test\n\nThe run file names the data, the evaluators and the settings of beam \
+                        search. The scores equal those of an evaluation during training by workers with the same number of \
+                        threads. A split without captions (for an evaluation server) gets only scores without references; \
+                        --captions writes the file for the server. Images with domains, as in nocaps, also get scores for \
+                        each domain.")]
 pub struct Evaluate {
-    /// A checkpoint, or a folder that `worker import` made.
+    /// Checkpoint, or model folder of `worker import`.
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// The run file.
+    /// Run file.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Which split: train, val or test.
+    /// Split to caption: train, val or test.
     #[arg(long, default_value = "test", value_name = "SPLIT")]
     split: Split,
     #[command(flatten)]
-    print: Print,
-    /// Write the captions, too, as a file of COCO results.
+    output: ScoreOutput,
+    /// Also write the captions to this file, as COCO results.
     #[arg(long, value_name = "FILE")]
     captions: Option<PathBuf>,
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceOptions,
 }
 
 impl Evaluate {
-    pub fn run(self) -> Result<(), String> {
-        let device = self.compute.prepare()?;
-        let run = self.run_of_checkpoint()?;
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// A file is missing or invalid, or no image can be decoded.
+    pub fn run(self) -> Result<()> {
+        let device = self.device.initialize()?;
+        let run = self.run_file()?;
         let config::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &run.scoring;
-        let files = Files::new([meteor_jar, meteor_paraphrases, spice_jar]);
-        let metrics = Metrics::open(&files).map_err(|error| error.to_string())?;
-        let data = Arc::new(self.data(&run)?);
-        let items = self.examine(&run, &data, device)?;
+        let files = MetricFiles::new([meteor_jar, meteor_paraphrases, spice_jar]);
+        let metrics = Metrics::open(&files)?;
+        let data = Arc::new(self.load_data(&run)?);
+        let items = self.caption_split(&run, &data, device)?;
         if let Some(path) = &self.captions {
-            let captioned = |item: &'_ v1::EvaluationItem| Captioned::new(item.image_id, &item.image, &item.caption);
-            let captions: Vec<Captioned> = items.iter().map(captioned).collect();
-            results::write(path, &captions).map_err(|error| format!("{}: {error}", path.display()))?;
+            let captioned =
+                |item: &'_ v1::EvaluationItem| CaptionResult::new(item.image_id, &item.image, &item.caption);
+            let captions: Vec<CaptionResult> = items.iter().map(captioned).collect();
+            results::write(path, &captions).with_context(|| path.display().to_string())?;
         }
-        let (names, examined): (Vec<String>, Vec<ImageEvaluation>) = items.into_iter().map(examined).unzip();
+        let (names, evaluations): (Vec<String>, Vec<ImageEvaluation>) = items.into_iter().map(image_evaluation).unzip();
         let progress = cli_support::spinner(format!("scoring {} captions", names.len()));
-        let mut report = metrics.evaluate(&examined);
-        let known: HashMap<&str, Option<&'static str>> =
+        let mut report = metrics.evaluate(&evaluations);
+        let domain_by_name: HashMap<&str, Option<&'static str>> =
             data.split(self.split).iter().map(|item| (item.name.as_str(), item.domain)).collect();
         let domains: Vec<Option<&'static str>> =
-            names.iter().map(|name| known.get(name.as_str()).copied().flatten()).collect();
-        let items: Vec<Item> = examined.into_iter().map(|one| one.item).collect();
+            names.iter().map(|name| domain_by_name.get(name.as_str()).copied().flatten()).collect();
+        let items: Vec<Item> = evaluations.into_iter().map(|evaluation| evaluation.item).collect();
         metrics.add_domains(&items, &domains, &mut report);
         progress.finish_and_clear();
-        self.print.print(&report, &names)
+        self.output.print(&report, &names)
     }
 
-    /// The run file, with the checkpoint's captioner in the place of its own, and nothing to be trained.
-    fn run_of_checkpoint(&self) -> Result<RunFile, String> {
-        let mut run = RunFile::load(&self.config).map_err(|error| error.to_string())?;
+    /// The run file with the checkpoint's captioner instead of its own, and without stages. The
+    /// evaluator is the checkpoint's, too, if the run trains it or starts it from the seed.
+    fn run_file(&self) -> Result<RunFile> {
+        let mut run = RunFile::load(&self.config)?;
         let weights = Some(self.checkpoint.clone());
         run.captioner = Captioner {
             preset: None,
@@ -84,9 +96,9 @@ impl Evaluate {
             vision_clip: Conventions::default(),
             ..run.captioner
         };
-        let trained = run.trains_evaluator();
+        let trains_evaluator = run.trains_evaluator();
         let evaluator = run.primary_evaluator_mut();
-        if evaluator.preset.take().is_some() || trained {
+        if evaluator.preset.take().is_some() || trains_evaluator {
             evaluator.weights = Some(self.checkpoint.clone());
             evaluator.clip = Conventions::default();
         }
@@ -95,28 +107,30 @@ impl Evaluate {
         Ok(run)
     }
 
-    /// The split alone, unless features of the validation split are read: their stores belong to the whole data set.
-    fn data(&self, run: &RunFile) -> Result<DataSet, String> {
-        let stored = run.data.features.is_some() && self.split != Split::Test;
-        let data = if stored { DataSet::load(&run.data) } else { DataSet::load_split(&run.data, self.split) };
-        data.map_err(|error| error.to_string())
+    /// Loads only the split, except that feature stores need the whole data set.
+    fn load_data(&self, run: &RunFile) -> Result<DataSet> {
+        let uses_stores = run.data.features.is_some() && self.split != Split::Test;
+        let data = if uses_stores { DataSet::load(&run.data) } else { DataSet::load_split(&run.data, self.split) };
+        Ok(data?)
     }
 
-    /// All images of the split, sorted by name as the coordinator does: sums depend on the order.
-    fn examine(&self, run: &RunFile, data: &Arc<DataSet>, device: Device) -> Result<Vec<v1::EvaluationItem>, String> {
-        let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose();
-        let scenes = scenes.map_err(|error| error.to_string())?;
+    /// Captions all images of the split. The items are sorted by name, as in the coordinator: sums
+    /// of floating-point numbers depend on the order.
+    fn caption_split(&self, run: &RunFile, data: &Arc<DataSet>, device: Device) -> Result<Vec<v1::EvaluationItem>> {
+        let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose()?;
         let images = data.split(self.split).len();
         if images == 0 {
-            return Err(format!("split `{}` has no images", self.split));
+            bail!("split `{}` has no images", self.split);
         }
-        let sources = WeightSources::open(run, models::vocabulary(run, std::iter::empty()))?;
-        let models = sources.models(device)?;
-        run.check_positions(models.captioner.architecture().positions)?;
-        let stores =
-            if self.split == Split::Test { None } else { feature_source::stores(run, data, &sources, &models)? };
+        let sources = WeightSources::open(run, models::initial_vocabulary(run, std::iter::empty()))?;
+        let models = sources.build_models(device)?;
+        run.check_positions(models.captioner.config().positions)?;
+        let stores = match self.split {
+            Split::Test => None,
+            _ => feature_source::open_stores(run, data, &sources, &models)?,
+        };
         let skip_corrupt = run.data.skip_corrupt;
-        let source = Source { data: Arc::clone(data), sizes: models.sizes(), stores, skip_corrupt };
+        let source = BatchSource { data: Arc::clone(data), sizes: models.image_sizes(), stores, skip_corrupt };
         let loader = Loader::new(source, LOADING_THREADS);
         let evaluator = CaptionEvaluator {
             run,
@@ -125,17 +139,17 @@ impl Evaluate {
             data,
             split: self.split,
             scenes: scenes.as_ref(),
-            writer: Writer::Captioner,
+            captions: CaptionSource::Captioner,
         };
-        let bar = cli_support::bar(images as u64, "images");
-        let range = EVALUATION_RANGE as usize;
-        let ranges = (0..images).step_by(range).map(|from| from..images.min(from + range));
+        let bar = cli_support::progress_bar(images as u64, "images");
+        let range_length = EVALUATION_RANGE as usize;
+        let ranges = (0..images).step_by(range_length).map(|begin| begin..images.min(begin + range_length));
         let mut items = Vec::with_capacity(images);
         let mut skipped = 0;
-        for (range, batch) in loader.ranges(self.split, ranges) {
+        for (range, batch) in loader.load_ranges(self.split, ranges) {
             let batch = batch?;
             skipped += batch.skipped;
-            items.extend(evaluator.items(&batch));
+            items.extend(evaluator.evaluate_batch(&batch));
             bar.set_position(range.end as u64);
         }
         if skipped > 0 {
@@ -143,18 +157,19 @@ impl Evaluate {
         }
         bar.finish_and_clear();
         if items.is_empty() {
-            return Err(format!("no image of split `{}` can be decoded", self.split));
+            bail!("no image of split `{}` can be decoded", self.split);
         }
         items.sort_by(|a, b| a.image.cmp(&b.image));
         Ok(items)
     }
 }
 
-fn examined(item: v1::EvaluationItem) -> (String, ImageEvaluation) {
+/// The name of an image, and its caption with everything that scores need.
+fn image_evaluation(item: v1::EvaluationItem) -> (String, ImageEvaluation) {
     let v1::EvaluationItem { image, caption, references, scores, embeddings, .. } = item;
     let item = Item { candidate: caption, references };
-    let by_evaluator =
+    let named_embeddings =
         |v1::Embeddings { prefix, image, text }: v1::Embeddings| (prefix, caption_metrics::Embeddings { image, text });
-    let embeddings = embeddings.into_iter().map(by_evaluator).collect();
+    let embeddings = embeddings.into_iter().map(named_embeddings).collect();
     (image, ImageEvaluation { item, scores: scores.into_iter().collect(), embeddings })
 }

@@ -1,75 +1,78 @@
-//! Evaluators on the command line: `--evaluator NAME=FILE`.
+//! The flag `--evaluator NAME=FILE`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::{Context, Error, Result, bail};
 use config::{Evaluator, EvaluatorScore, NamedEvaluator, RunFile};
 use weights::Conventions;
 
-/// An evaluator as `--evaluator` names it.
+/// A value of `--evaluator`.
 #[derive(Clone, Debug)]
 pub enum EvaluatorArgument {
-    /// The run file's own.
-    OfRun,
-    /// This one.
+    /// All evaluators of the run file.
+    FromRunFile,
+    /// An evaluator with a name.
     Named(String, Box<Evaluator>),
 }
 
 impl FromStr for EvaluatorArgument {
-    type Err = String;
+    type Err = Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self> {
         if text == "run" {
-            return Ok(Self::OfRun);
+            return Ok(Self::FromRunFile);
         }
-        let (name, rest) = text.split_once('=').ok_or("expected NAME=FILE, such as pac_s=clip_ViT-B-32.pth, or run")?;
+        let (name, rest) =
+            text.split_once('=').context("expected NAME=FILE, such as pac_s=clip_ViT-B-32.pth, or run")?;
         let is_name = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
         };
         if !is_name(name) {
-            return Err(format!("`{name}` is no name: letters, digits, `_`, `-` and `.` make one"));
+            bail!("`{name}` is not a name: use letters, digits, `_`, `-` and `.`");
         }
-        let mut parts = rest.split(',');
-        let file = PathBuf::from(parts.next().unwrap_or_default());
+        let mut fields = rest.split(',');
+        let file = PathBuf::from(fields.next().unwrap_or_default());
         if file.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
-            let evaluator = Evaluator::load(&file).map_err(|error| error.to_string())?;
+            let evaluator = Evaluator::load(&file)?;
             return Ok(Self::Named(name.to_owned(), Box::new(evaluator)));
         }
-        let unclear = || format!("the name `{name}` does not say which score it is: begin it with pac_s or clip_s");
-        let score = Some(EvaluatorScore::of_name(name).ok_or_else(unclear)?);
-        let said = parts.map(|part| {
-            let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not KEY=VALUE"))?;
+        let score = EvaluatorScore::of_name(name);
+        let score =
+            score.with_context(|| format!("the score of `{name}` is unknown: begin the name with pac_s or clip_s"))?;
+        let conventions = fields.map(|field| {
+            let (key, value) = field.split_once('=').with_context(|| format!("`{field}` is not KEY=VALUE"))?;
             Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
         });
-        let said = said.collect::<Result<serde_json::Map<String, serde_json::Value>, String>>()?;
-        let clip: Conventions = serde_json::from_value(said.into()).map_err(|error| error.to_string())?;
-        let evaluator = Evaluator { weights: Some(file), clip, score, ..Evaluator::default() };
+        let conventions = conventions.collect::<Result<serde_json::Map<String, serde_json::Value>>>()?;
+        let clip: Conventions = serde_json::from_value(conventions.into())?;
+        let evaluator = Evaluator { weights: Some(file), clip, score: Some(score), ..Evaluator::default() };
         Ok(Self::Named(name.to_owned(), Box::new(evaluator)))
     }
 }
 
-/// The evaluators that arguments name, in their order. `run` is the run file of `run`.
+/// The evaluators of the arguments, in order. `run` is the run file, if there is one.
 ///
 /// # Errors
-/// There is no run file.
-pub fn named<'a>(
+/// An argument needs a run file, but there is none.
+pub fn named_evaluators<'a>(
     arguments: &'a [EvaluatorArgument],
     run: Option<&'a RunFile>,
-) -> Result<Vec<NamedEvaluator<'a>>, String> {
-    let mut all = Vec::new();
+) -> Result<Vec<NamedEvaluator<'a>>> {
+    let mut evaluators = Vec::new();
     for argument in arguments {
         match (argument, run) {
-            (EvaluatorArgument::Named(name, settings), _) => all.push(NamedEvaluator::named(name, settings)),
-            (EvaluatorArgument::OfRun, Some(run)) => all.extend(run.named_evaluators()),
-            (EvaluatorArgument::OfRun, None) => return Err("--evaluator run needs --config".to_owned()),
+            (EvaluatorArgument::Named(name, settings), _) => evaluators.push(NamedEvaluator::named(name, settings)),
+            (EvaluatorArgument::FromRunFile, Some(run)) => evaluators.extend(run.named_evaluators()),
+            (EvaluatorArgument::FromRunFile, None) => bail!("--evaluator run needs --config"),
         }
     }
-    // One alone needs no name before its retrieval.
-    match &mut all[..] {
+    // The retrieval metrics of a single evaluator have no name prefix.
+    match &mut evaluators[..] {
         [one] => *one = one.alone(),
         several => several.iter_mut().for_each(|one| *one = NamedEvaluator::named(one.name, one.settings)),
     }
-    Ok(all)
+    Ok(evaluators)
 }
 
 #[cfg(test)]
@@ -86,26 +89,26 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_followed_by_what_it_does_not_say() {
-        assert!(matches!("run".parse(), Ok(EvaluatorArgument::OfRun)));
+    fn conventions_follow_the_file() {
+        assert!(matches!("run".parse(), Ok(EvaluatorArgument::FromRunFile)));
         let (name, evaluator) = parsed("pac_s_plus_plus=PAC++_clip_ViT-L-14.pth,family=openai,lora=merged");
         assert_eq!((name.as_str(), evaluator.score), ("pac_s_plus_plus", Some(EvaluatorScore::PacS)));
         assert_eq!(evaluator.weights, Some("PAC++_clip_ViT-L-14.pth".into()));
-        let said =
+        let conventions =
             Conventions { family: Some(Family::Openai), lora: Some(LoraReading::Merged), ..Conventions::default() };
-        assert_eq!(evaluator.clip, said);
+        assert_eq!(evaluator.clip, conventions);
         let (_, evaluator) = parsed("clip_s=ViT-H-14.bin,activation=gelu,vision_heads=16");
         assert_eq!((evaluator.score, evaluator.clip.vision_heads), (Some(EvaluatorScore::ClipS), Some(16)));
         for (text, expected) in [
             ("x.pt", "expected NAME=FILE"),
-            ("mine=x.pt", "begin it with pac_s or clip_s"),
-            ("=x.pt", "is no name"),
+            ("mine=x.pt", "begin the name with pac_s or clip_s"),
+            ("=x.pt", "is not a name"),
             ("pac_s=x.pt,openai", "`openai` is not KEY=VALUE"),
             ("pac_s=x.pt,family=laion", "unknown variant `laion`"),
             ("pac_s=x.pt,colour=red", "unknown field `colour`"),
             ("pac_s=/nowhere/judge.yaml", "/nowhere/judge.yaml"),
         ] {
-            let problem = text.parse::<EvaluatorArgument>().unwrap_err();
+            let problem = text.parse::<EvaluatorArgument>().unwrap_err().to_string();
             assert!(problem.contains(expected), "{text}: {problem}");
         }
     }

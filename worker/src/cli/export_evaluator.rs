@@ -1,109 +1,123 @@
+//! `worker export-evaluator`: writes a trained evaluator as a PyTorch file.
+
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use weights::clip::LoraReading;
-use weights::{Conventions, folder, write_torch};
+use weights::{Conventions, model_folder, write_torch};
 
 use crate::models::open_folder;
 
+/// Export the evaluator of a checkpoint as a PyTorch file, as PAC-S is published.
+///
+/// Needs a checkpoint of a run that trained its evaluator. Prints the number of tensors, and the
+/// settings with which to read the file.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example: worker export-evaluator --from runs/coco/checkpoints/0-pac-00020000 --to my-pac.pth\n\n\
-                        The file is what torch.save({\"state_dict\": ...}) writes, with OpenAI's names. The last line that is \
-                        printed says how it is read here: what to set under evaluator.clip, or after the file in --evaluator."
+                        The file is what torch.save({\"state_dict\": ...}) writes, with OpenAI's names. The last line \
+                        of the output has the settings with which to read it: set them under evaluator.clip of a run file, or \
+                        append them to the file in --evaluator."
 )]
 pub struct ExportEvaluator {
-    /// A checkpoint of a run that trained its evaluator.
+    /// Checkpoint of a run that trained its evaluator.
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
-    /// The file to make.
+    /// File to write; must not exist.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
-    /// What becomes of LoRA factors.
+    /// How to write LoRA factors.
     #[arg(long, value_enum, default_value_t = FactorsLayout::Merged)]
     lora: FactorsLayout,
-    /// Print JSON.
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
-/// What becomes of the LoRA factors of an evaluator.
+/// How the LoRA factors of an evaluator are written.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum FactorsLayout {
-    /// They are added to their weights: a plain CLIP.
+    /// Add the factors to their weights: the file is a plain CLIP.
     Merged,
-    /// They stay beside their weights under PAC-S++'s names, for loralib with alpha 1.
+    /// Keep the factors as separate tensors with PAC-S++'s names, for loralib with alpha 1.
     Apart,
 }
 
 impl ExportEvaluator {
-    pub fn run(self) -> Result<(), String> {
-        let text = |error: weights::Error| error.to_string();
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// The checkpoint cannot be exported, or the file exists or cannot be written.
+    pub fn run(self) -> Result<()> {
         let Self { from, to, lora, json } = self;
         if to.exists() {
-            return Err(format!("{} exists: choose another name or remove it", to.display()));
+            bail!("{} exists: choose another name or remove it", to.display());
         }
         let progress = cli_support::spinner("reading and writing the weights");
         open_folder(&from)?;
-        let (clip, vocabulary) = folder::open_evaluator(&from, &Conventions::default()).map_err(text)?;
-        if vocabulary != folder::Vocabulary::Full {
-            return Err(format!(
-                "{}: its evaluator knows the tokens of its training captions only, and other programs use all of CLIP's: train it \
-                 with `vocabulary: full`",
+        let (clip, vocabulary) = model_folder::open_evaluator(&from, &Conventions::default())?;
+        if vocabulary != model_folder::Vocabulary::Full {
+            bail!(
+                "{}: the evaluator has only the tokens of its training captions, but other programs use all tokens of CLIP: \
+                 train it with `vocabulary: full`",
                 from.display()
-            ));
+            );
         }
         let tensors = match lora {
             FactorsLayout::Merged => clip.tensors(),
             FactorsLayout::Apart if clip.lora().is_some() => clip.tensors_and_factors(),
-            FactorsLayout::Apart => return Err(format!("{}: its evaluator has no LoRA factors", from.display())),
+            FactorsLayout::Apart => bail!("{}: the evaluator has no LoRA factors", from.display()),
         };
-        let tensors = tensors.map_err(text)?;
-        write_torch(&to, &tensors).map_err(text)?;
-        let reading = (lora == FactorsLayout::Apart).then_some(LoraReading::Merged);
-        let said = settings(&Conventions { lora: reading, ..clip.architecture().conventions() });
+        let tensors = tensors?;
+        write_torch(&to, &tensors)?;
+        let lora_reading = (lora == FactorsLayout::Apart).then_some(LoraReading::Merged);
+        let settings = non_default_settings(&Conventions { lora: lora_reading, ..clip.config().conventions() });
         progress.finish_and_clear();
-        print(&to, tensors.len(), said, json)
+        print(&to, tensors.len(), &settings, json)
     }
 }
 
-/// The conventions that are set, by the name of their key.
-fn settings(conventions: &Conventions) -> Map<String, Value> {
+/// The conventions that are not null, by key.
+fn non_default_settings(conventions: &Conventions) -> Map<String, Value> {
     let keys = serde_json::to_value(conventions).expect("conventions are plain data");
     let keys = keys.as_object().cloned().unwrap_or_default();
     keys.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
 
-fn print(to: &Path, tensors: usize, settings: Map<String, Value>, json: bool) -> Result<(), String> {
+fn print(to: &Path, tensors: usize, settings: &Map<String, Value>, json: bool) -> Result<()> {
     if json {
         return super::print(format_args!("{}", json!({ "file": to, "tensors": tensors, "clip": settings })));
     }
-    let written = |(key, value): (&String, &Value)| match value {
-        Value::String(word) => format!("{key}: {word}"),
+    let setting = |(key, value): (&String, &Value)| match value {
+        Value::String(text) => format!("{key}: {text}"),
         value => format!("{key}: {value}"),
     };
-    let settings: Vec<String> = settings.iter().map(written).collect();
+    let settings: Vec<String> = settings.iter().map(setting).collect();
     super::print(format_args!("{}: {tensors} tensors", to.display()))?;
     super::print(format_args!("clip: {{ {} }}", settings.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
-    use weights::{Activation, Architecture, Normalization, Text, Vision};
+    use weights::{Activation, ClipConfig, Normalization, TextConfig, VisionBackbone};
 
     use super::*;
 
     #[test]
-    fn only_what_a_reader_cannot_know_is_said() {
-        let text = Text { width: 64, layers: 1, heads: 1, context_length: 77, vocabulary_size: 49_408 };
-        let vision = Vision::Transformer { patch_size: 16, width: 96, layers: 1, heads: 4 };
-        let openai = Architecture::new(32, vision, text, 32);
-        let said = |architecture: &Architecture| Value::from(settings(&architecture.conventions()));
-        assert_eq!(said(&openai), json!({ "family": "openai", "vision_heads": 4 }));
+    fn settings_have_only_the_conventions_that_a_reader_cannot_detect() {
+        let text = TextConfig { width: 64, layers: 1, heads: 1, context_length: 77, vocabulary_size: 49_408 };
+        let vision = VisionBackbone::Transformer { patch_size: 16, width: 96, layers: 1, heads: 4 };
+        let openai = ClipConfig::new(32, vision, text, 32);
+        let settings = |config: &ClipConfig| Value::from(non_default_settings(&config.conventions()));
+        assert_eq!(settings(&openai), json!({ "family": "openai", "vision_heads": 4 }));
         let normalization = Normalization { mean: [0.5; 3], std: [0.25; 3] };
-        let other = Architecture { activation: Activation::Gelu, normalization, ..openai };
+        let other = ClipConfig { activation: Activation::Gelu, normalization, ..openai };
         let halves = ([0.5; 3], [0.25; 3]);
-        assert_eq!(said(&other), json!({ "activation": "gelu", "mean": halves.0, "std": halves.1, "vision_heads": 4 }));
+        assert_eq!(
+            settings(&other),
+            json!({ "activation": "gelu", "mean": halves.0, "std": halves.1, "vision_heads": 4 })
+        );
     }
 }

@@ -1,48 +1,58 @@
+//! `worker import`: converts a published captioner to a model folder.
+
 use std::path::PathBuf;
 
+use anyhow::Result;
 use serde_json::json;
 use weights::ReleasedFolder;
-use weights::folder::{self, Manifest, VisionTower};
+use weights::model_folder::{self, Manifest, VisionEncoder};
 use weights::write_safetensors;
 
 use crate::files;
 
+/// Import a published captioner from its Hugging Face folder as a model folder.
+///
+/// The other commands, and `captioner.weights` of a run file, read model folders. Prints the folder
+/// and the number of tensors.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker import --from dico-ViTL14 --to models/dico-vit-l14")]
 pub struct Import {
-    /// The published folder: config.json and its weights.
+    /// Published folder, with config.json and weights.
     #[arg(long, value_name = "HF_DIR")]
     from: PathBuf,
-    /// The model folder to make.
+    /// Model folder to create.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Print JSON.
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 impl Import {
-    pub fn run(self) -> Result<(), String> {
-        let text = |error: weights::Error| error.to_string();
-        let progress = cli_support::spinner("reading, translating and writing the weights");
-        let released = ReleasedFolder::open(&self.from).map_err(text)?;
-        let vocabulary = released.vocabulary().map_err(text)?;
-        files::new_folder(&self.to, |folder| {
-            let vision = released.vision_tensors().map_err(text)?;
-            write_safetensors(&folder.join(folder::CAPTIONER), &released.captioner_tensors()).map_err(text)?;
-            write_safetensors(&folder.join(folder::VISION), &vision).map_err(text)?;
-            write_safetensors(&folder.join(folder::RELEASED), &released.unused_tensors()).map_err(text)?;
-            let config = serde_json::to_vec_pretty(released.config()).map_err(|error| error.to_string())?;
-            files::write(&folder.join(folder::CONFIG), &config)?;
-            let tower = VisionTower {
-                architecture: released.vision().clone(),
-                path: folder::VISION.into(),
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// The published folder cannot be read, or the model folder exists or cannot be written.
+    pub fn run(self) -> Result<()> {
+        let progress = cli_support::spinner("reading, converting and writing the weights");
+        let released = ReleasedFolder::open(&self.from)?;
+        let vocabulary = released.vocabulary()?;
+        files::create_folder(&self.to, |folder| {
+            let vision = released.vision_tensors()?;
+            write_safetensors(&folder.join(model_folder::CAPTIONER_FILE), &released.captioner_tensors())?;
+            write_safetensors(&folder.join(model_folder::VISION_FILE), &vision)?;
+            write_safetensors(&folder.join(model_folder::PUBLISHED_TENSORS_FILE), &released.unused_tensors())?;
+            files::write_synced(&folder.join(model_folder::PUBLISHED_CONFIG_FILE), &serde_json::to_vec_pretty(released.config())?)?;
+            let tower = VisionEncoder {
+                config: released.vision().clone(),
+                path: model_folder::VISION_FILE.into(),
                 sha256: None,
                 lora: None,
                 published_prefix: Some(released.vision_prefix().to_owned()),
             };
-            Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder).map_err(text)?;
-            checkpoint_store::seal(folder).map_err(|error| error.to_string())
+            Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder)?;
+            checkpoint_store::seal_folder(folder)?;
+            Ok(())
         })?;
         progress.finish_and_clear();
         let tensors = released.captioner_tensors().len();

@@ -1,58 +1,62 @@
-//! The rank that a launcher gives a process, in environment variables.
+//! The worker id from the environment variables of a launcher.
 //!
-//! Variables are inherited: all workers that a loop in a shell starts find the variables of the
-//! task that the shell is, such as `SLURM_PROCID=0` of a batch script. So a launcher's rank counts
-//! only where it started several tasks, each with a rank of its own.
+//! Processes inherit variables: all workers that a shell script starts in a loop have the variables
+//! of the script's task, such as `SLURM_PROCID=0` in a batch script. A launcher's rank is therefore
+//! used only if the launcher started several tasks, each with its own rank.
 
-use crate::session::{RankSource, RequestedId};
+use anyhow::{Result, bail};
+
+use crate::session::{IdSource, RequestedId};
 
 /// The environment variables of a launcher.
 struct Launcher {
+    /// The variable with the rank of a task.
     rank: &'static str,
-    /// The variable that says how many tasks it started; absent: each has a rank of its own.
+    /// The variable with the number of tasks; none if the launcher sets `rank` only for tasks of
+    /// its own.
     tasks: Option<&'static str>,
 }
 
-/// Known launchers. Of several, the innermost is heard: torchrun and mpirun may run under Slurm or
-/// Kubernetes.
+/// Known launchers, the innermost first: torchrun and mpirun may run under Slurm or Kubernetes.
 const LAUNCHERS: [Launcher; 5] = [
     // torchrun
     Launcher { rank: "RANK", tasks: Some("WORLD_SIZE") },
-    // mpirun of Open MPI, and those of MPICH and Intel MPI
+    // mpirun of Open MPI; mpirun of MPICH and of Intel MPI
     Launcher { rank: "OMPI_COMM_WORLD_RANK", tasks: Some("OMPI_COMM_WORLD_SIZE") },
     Launcher { rank: "PMI_RANK", tasks: Some("PMI_SIZE") },
-    // srun: SLURM_NTASKS is the job's, which batch scripts have as well; this is the step's.
+    // srun. SLURM_NTASKS is not used: it is the number of the job, which batch scripts have, too.
+    // SLURM_STEP_NUM_TASKS is the number of the step that srun started.
     Launcher { rank: "SLURM_PROCID", tasks: Some("SLURM_STEP_NUM_TASKS") },
-    // Kubernetes, indexed Jobs: one task a pod
+    // Kubernetes, indexed Jobs: one task per pod
     Launcher { rank: "JOB_COMPLETION_INDEX", tasks: None },
 ];
 
-/// The rank that the innermost launcher of several tasks gives this process, if there is one.
+/// The rank that the innermost launcher of several tasks gives this process, as the worker id; none
+/// without such a launcher. `variable` looks up an environment variable.
 ///
 /// # Errors
-/// A variable of it is no rank.
-pub fn rank(variable: impl Fn(&str) -> Option<String>) -> Result<Option<RequestedId>, String> {
+/// The launcher's variable is not a rank.
+pub fn requested_id(variable: impl Fn(&str) -> Option<String>) -> Result<Option<RequestedId>> {
     let value = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
     for Launcher { rank: name, tasks } in LAUNCHERS {
         let Some(rank) = value(name) else { continue };
-        let started = tasks.map(|tasks| (tasks, value(tasks).and_then(|count| count.parse::<u32>().ok())));
-        if let Some((tasks, count)) = started
+        let task_count = tasks.map(|tasks| (tasks, value(tasks).and_then(|count| count.parse::<u32>().ok())));
+        if let Some((tasks, count)) = task_count
             && count.is_none_or(|count| count <= 1)
         {
             let count = count.map_or_else(|| "not set".to_owned(), |count| count.to_string());
-            tracing::info!("{name}={rank} is not used as rank: no launcher of several tasks set it ({tasks}: {count})");
+            tracing::info!(
+                "{name}={rank} is not used as worker id: no launcher of several tasks set it ({tasks}: {count})"
+            );
             continue;
         }
-        let parsed =
-            rank.parse().ok().filter(|rank| started.and_then(|(_, count)| count).is_none_or(|count| *rank < count));
-        let Some(rank) = parsed else {
-            let below = started.and_then(|(tasks, count)| Some(format!(" below {tasks}={}", count?)));
-            let below = below.unwrap_or_default();
-            return Err(format!(
-                "environment variable {name} is {rank:?}, not a rank{below}: unset it, or pass --rank"
-            ));
+        let is_below_count = |rank: &u32| task_count.and_then(|(_, count)| count).is_none_or(|count| *rank < count);
+        let Some(worker_id) = rank.parse().ok().filter(is_below_count) else {
+            let limit = task_count.and_then(|(tasks, count)| Some(format!(" below {tasks}={}", count?)));
+            let limit = limit.unwrap_or_default();
+            bail!("environment variable {name} is {rank:?}, not a rank{limit}: unset it, or pass --rank");
         };
-        return Ok(Some(RequestedId { rank, source: RankSource::Variable(name) }));
+        return Ok(Some(RequestedId { worker_id, source: IdSource::Variable(name) }));
     }
     Ok(None)
 }
@@ -61,18 +65,18 @@ pub fn rank(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Requeste
 mod tests {
     use super::*;
 
-    /// The rank in an environment, and the variable that it came from.
-    fn found(environment: &[(&str, &str)]) -> Result<Option<(u32, String)>, String> {
+    /// The worker id in an environment, and the variable that it is from.
+    fn id_and_variable(environment: &[(&str, &str)]) -> Result<Option<(u32, String)>> {
         let variable =
             |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
-        Ok(rank(variable)?.map(|wanted| (wanted.rank, wanted.source.to_string())))
+        Ok(requested_id(variable)?.map(|requested| (requested.worker_id, requested.source.to_string())))
     }
 
     #[test]
-    fn a_launcher_counts_where_it_started_several_tasks() {
+    fn the_rank_is_used_if_a_launcher_started_several_tasks() {
         let torchrun = |rank, size| [("RANK", rank), ("WORLD_SIZE", size)];
         let srun = |rank, tasks| [("SLURM_PROCID", rank), ("SLURM_NTASKS", "8"), ("SLURM_STEP_NUM_TASKS", tasks)];
-        let with = |one: &[(&'static str, &'static str)], other: &[(&'static str, &'static str)]| [one, other].concat();
+        let both = |one: &[(&'static str, &'static str)], other: &[(&'static str, &'static str)]| [one, other].concat();
         let index = [("JOB_COMPLETION_INDEX", "9")];
         let mpirun = [("OMPI_COMM_WORLD_RANK", "5"), ("OMPI_COMM_WORLD_SIZE", "6")];
         let mpich = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];
@@ -83,40 +87,40 @@ mod tests {
             (mpirun.to_vec(), Some((5, "OMPI_COMM_WORLD_RANK"))),
             (mpich.to_vec(), Some((1, "PMI_RANK"))),
             (index.to_vec(), Some((9, "JOB_COMPLETION_INDEX"))),
-            // One task, and whatever it starts.
+            // One task.
             (torchrun("0", "1").to_vec(), None),
             (srun("0", "1").to_vec(), None),
-            // The shell of a batch script: of the job's tasks, none is started yet.
+            // A batch script, which srun did not start.
             (vec![("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8"), ("SLURM_TASKS_PER_NODE", "8")], None),
-            // Left over, or set to nothing.
+            // Incomplete, empty or invalid variables.
             (vec![("RANK", "2")], None),
             (torchrun("2", "").to_vec(), None),
             (torchrun("2", "many").to_vec(), None),
             (torchrun("", "4").to_vec(), None),
             (vec![("JOB_COMPLETION_INDEX", "")], None),
-            // The innermost of several, of those that count.
-            (with(&torchrun("3", "4"), &srun("0", "2")), Some((3, "RANK"))),
-            (with(&torchrun("0", "1"), &srun("1", "2")), Some((1, "SLURM_PROCID"))),
-            (with(&mpirun, &srun("0", "2")), Some((5, "OMPI_COMM_WORLD_RANK"))),
-            (with(&torchrun("0", "1"), &index), Some((9, "JOB_COMPLETION_INDEX"))),
+            // Several launchers: the innermost that started several tasks.
+            (both(&torchrun("3", "4"), &srun("0", "2")), Some((3, "RANK"))),
+            (both(&torchrun("0", "1"), &srun("1", "2")), Some((1, "SLURM_PROCID"))),
+            (both(&mpirun, &srun("0", "2")), Some((5, "OMPI_COMM_WORLD_RANK"))),
+            (both(&torchrun("0", "1"), &index), Some((9, "JOB_COMPLETION_INDEX"))),
         ] {
             let expected = expected.map(|(rank, name)| (rank, name.to_owned()));
-            assert_eq!(found(&environment), Ok(expected), "{environment:?}");
+            assert_eq!(id_and_variable(&environment).unwrap(), expected, "{environment:?}");
         }
     }
 
     #[test]
-    fn a_variable_that_is_no_rank_is_named() {
+    fn the_error_names_a_variable_that_is_not_a_rank() {
         for (rank, problem) in [
             ("one", "environment variable RANK is \"one\", not a rank below WORLD_SIZE=4"),
             ("-1", "environment variable RANK is \"-1\", not a rank below WORLD_SIZE=4"),
             ("4", "environment variable RANK is \"4\", not a rank below WORLD_SIZE=4"),
             ("1.0", "environment variable RANK is \"1.0\", not a rank below WORLD_SIZE=4"),
         ] {
-            let error = found(&[("RANK", rank), ("WORLD_SIZE", "4")]).unwrap_err();
+            let error = id_and_variable(&[("RANK", rank), ("WORLD_SIZE", "4")]).unwrap_err().to_string();
             assert_eq!(error, format!("{problem}: unset it, or pass --rank"));
         }
-        let error = found(&[("JOB_COMPLETION_INDEX", "first")]).unwrap_err();
+        let error = id_and_variable(&[("JOB_COMPLETION_INDEX", "first")]).unwrap_err().to_string();
         assert!(error.starts_with("environment variable JOB_COMPLETION_INDEX is \"first\", not a rank:"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! One file per subcommand.
+//! The command line: one file per subcommand.
 
 mod bench;
 mod caption;
@@ -13,97 +13,89 @@ mod import;
 mod inspect;
 mod join;
 mod launcher;
-mod report;
 mod score;
+mod score_output;
 mod synthesize;
 
 use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
-use cli_support::{Completions, Logs};
+use cli_support::{Completions, LogArgs};
 
 #[cfg(test)]
-pub use device::parse as parse_device;
+pub use device::parse_device;
 
-/// Trains image captioners as one of a coordinator's workers, and all that goes with it.
+use crate::errors;
+
+/// Train image captioners as a worker of a coordinator, and caption, score, convert and measure.
 #[derive(Parser)]
 #[command(name = "worker", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    logs: Logs,
+    logs: LogArgs,
 }
 
 #[derive(Subcommand)]
 enum Command {
     Join(join::Join),
-    /// Store what the frozen towers see of each image of a split.
     Encode(encode::Encode),
-    /// Caption images.
     Caption(caption::Caption),
-    /// Caption a split and score the captions.
     Evaluate(evaluate::Evaluate),
     Inspect(inspect::Inspect),
-    /// Score captions against references, as pycocoevalcap does.
     Score(score::Score),
-    /// Measure how well scores go together with human judgements of captions.
     Correlate(correlate::Correlate),
-    /// Make a model folder of a published Hugging Face folder.
     Import(import::Import),
-    /// Make a folder that transformers loads, in the published layout, of a checkpoint or model folder.
     Export(export::Export),
-    /// Write the evaluator that a run trained as a PyTorch file with OpenAI's names, as PAC-S is published.
     ExportEvaluator(export_evaluator::ExportEvaluator),
-    /// Draw the built-in world: images, captions and scene graphs.
     Synthesize(synthesize::Synthesize),
     Bench(bench::Bench),
     #[command(after_help = "Example: worker completions bash > ~/.local/share/bash-completion/completions/worker")]
     Completions(Completions),
 }
 
-/// Prints a line.
+/// Prints a line to standard output.
 ///
 /// # Errors
 /// Standard output cannot be written.
-fn print(line: fmt::Arguments<'_>) -> Result<(), String> {
-    writeln!(cli_support::out(), "{line}").map_err(|error| error.to_string())
+fn print(line: fmt::Arguments<'_>) -> Result<()> {
+    writeln!(cli_support::stdout(), "{line}").map_err(Error::from)
 }
 
-/// Says something beside what is printed, if that is possible.
+/// Prints a message to standard error, and ignores failure.
 fn warn(line: fmt::Arguments<'_>) {
-    cli_support::complain(format_args!("worker: {line}"));
+    cli_support::print_error(format_args!("worker: {line}"));
 }
 
-/// Runs the command line; an error is one line on stderr and exit code 1.
+/// Runs the command line. An error is one line on standard error, with exit status 1.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli.logs.start();
-    let done = |()| ExitCode::SUCCESS;
+    cli.logs.install();
+    let success = |()| ExitCode::SUCCESS;
     let result = match cli.command {
         Command::Join(join) => join.run(),
-        Command::Encode(encode) => encode.run().map(done),
-        Command::Caption(caption) => caption.run().map(done),
-        Command::Evaluate(evaluate) => evaluate.run().map(done),
-        Command::Inspect(inspect) => inspect.run().map(done),
-        Command::Score(score) => score.run().map(done),
-        Command::Correlate(correlate) => correlate.run().map(done),
-        Command::Import(import) => import.run().map(done),
-        Command::Export(export) => export.run().map(done),
-        Command::ExportEvaluator(export) => export.run().map(done),
-        Command::Synthesize(synthesize) => synthesize.run().map(done),
-        Command::Completions(completions) => {
-            completions.print(Cli::command()).map(done).map_err(|error| error.to_string())
-        }
-        Command::Bench(bench) => bench.run().map(done),
+        Command::Encode(encode) => encode.run().map(success),
+        Command::Caption(caption) => caption.run().map(success),
+        Command::Evaluate(evaluate) => evaluate.run().map(success),
+        Command::Inspect(inspect) => inspect.run().map(success),
+        Command::Score(score) => score.run().map(success),
+        Command::Correlate(correlate) => correlate.run().map(success),
+        Command::Import(import) => import.run().map(success),
+        Command::Export(export) => export.run().map(success),
+        Command::ExportEvaluator(export) => export.run().map(success),
+        Command::Synthesize(synthesize) => synthesize.run().map(success),
+        Command::Completions(completions) => completions.print(Cli::command()).map(success).map_err(Error::from),
+        Command::Bench(bench) => bench.run().map(success),
     };
     match result {
         Ok(status) => status,
-        Err(problem) => {
-            warn(format_args!("error: {problem}"));
+        Err(error) => {
+            warn(format_args!("error: {}", errors::one_line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -16,70 +16,72 @@ use config::{Preset, TextReading, Trainable};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
 use weights::Lora;
-use weights::clip::{LORA_ALPHA, Text as TextArchitecture, Vision as VisionKind};
-pub use weights::{Architecture, VisionArchitecture};
+use weights::clip::{LORA_ALPHA, TextConfig, VisionBackbone};
+pub use weights::{ClipConfig, VisionConfig};
 
-pub use text::Text;
-use trainable::Group;
+pub use text::TextModel;
+use trainable::ParameterGroup;
 pub use trainable::Trainables;
-pub use vision::{Pool, Vision};
+pub use vision::{Pool, VisionModel};
 
-use crate::nn::{Backend, Builder, Mismatch, Parameters};
+use crate::nn::{Backend, Builder, ParameterMismatchError, Parameters};
 
 /// The config of a model that is trained from scratch, for a vocabulary of `vocabulary_size`
-/// tokens.
+/// tokens, begin and end tokens included.
 #[must_use]
-pub fn preset(preset: Preset, vocabulary_size: usize) -> Architecture {
+pub fn preset(preset: Preset, vocabulary_size: usize) -> ClipConfig {
     match preset {
         Preset::Tiny => {
-            let vision = VisionKind::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 };
-            let text = TextArchitecture { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size };
-            Architecture::new(64, vision, text, Preset::Tiny.evaluator_embedding())
+            let vision = VisionBackbone::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 };
+            let text = TextConfig { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size };
+            ClipConfig::new(64, vision, text, Preset::Tiny.evaluator_embedding())
         }
         // ViT-B/32.
         Preset::Dico => {
-            let vision = VisionKind::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 };
-            let text = TextArchitecture { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size };
-            Architecture::new(224, vision, text, Preset::Dico.evaluator_embedding())
+            let vision = VisionBackbone::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 };
+            let text = TextConfig { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size };
+            ClipConfig::new(224, vision, text, Preset::Dico.evaluator_embedding())
         }
     }
 }
 
 /// A frozen vision encoder without a text encoder: the captioner's feature source.
 pub struct VisionEncoder {
-    architecture: VisionArchitecture,
-    vision: Vision,
+    config: VisionConfig,
+    vision: VisionModel,
     parameters: Parameters,
 }
 
 impl VisionEncoder {
-    /// An encoder with the parameters `values`, which may be those of a whole CLIP.
+    /// An encoder whose parameters are copied from `values`, by name; further values, as those of a
+    /// whole CLIP, are ignored.
     ///
     /// # Errors
-    /// All missing parameters and all with a wrong shape.
+    /// Lists all parameters that are missing or of a wrong shape.
     pub fn new(
-        architecture: VisionArchitecture,
+        config: VisionConfig,
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
-    ) -> Result<Self, Mismatch> {
-        let mut builder = Builder::blank(backend);
-        let vision = Vision::new(&mut builder, &architecture);
+    ) -> Result<Self, ParameterMismatchError> {
+        let mut builder = Builder::uninitialized(backend);
+        let vision = VisionModel::new(&mut builder, &config);
         let parameters = builder.finish();
-        let needed =
-            parameters.named().filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
+        let needed = parameters
+            .named_parameters()
+            .filter_map(|(name, _)| Some((name.to_owned(), values.get(name)?.shallow_clone())));
         parameters.load(&needed.collect())?;
-        Ok(Self { architecture, vision, parameters })
+        Ok(Self { config, vision, parameters })
     }
 
     /// The encoder's config.
     #[must_use]
-    pub fn architecture(&self) -> &VisionArchitecture {
-        &self.architecture
+    pub fn config(&self) -> &VisionConfig {
+        &self.config
     }
 
-    /// See [`Vision::hidden`].
-    pub fn hidden(&self, images: &Tensor) -> Tensor {
-        self.vision.hidden(images)
+    /// See [`VisionModel::hidden_states`].
+    pub fn hidden_states(&self, images: &Tensor) -> Tensor {
+        self.vision.hidden_states(images)
     }
 
     /// The encoder's parameters.
@@ -89,14 +91,14 @@ impl VisionEncoder {
     }
 }
 
-/// Both encoders, and the temperature that they were trained with.
+/// A CLIP: both encoders, and the temperature that they were trained with.
 pub struct Clip {
-    architecture: Architecture,
+    config: ClipConfig,
     /// The vision encoder: images to hidden states.
-    pub vision: Vision,
+    pub vision: VisionModel,
     pool: Pool,
     /// The text encoder: tokens to embeddings.
-    pub text: Text,
+    pub text: TextModel,
     logit_scale: Tensor,
     parameters: Parameters,
 }
@@ -104,77 +106,82 @@ pub struct Clip {
 impl Clip {
     /// A model with parameters initialized from `seed`.
     #[must_use]
-    pub fn new(architecture: Architecture, seed: u64, backend: impl Into<Backend>) -> Self {
-        Self::build(architecture, Builder::new(seed, backend), &Trainables::default())
+    pub fn new(config: ClipConfig, seed: u64, backend: impl Into<Backend>) -> Self {
+        Self::build(config, Builder::new(seed, backend), &Trainables::default())
     }
 
-    /// The same, with the memory layout for a run that trains these parts of it.
+    /// Like [`Clip::new`], with the memory layout for a run that trains the parts `trainables`.
     #[must_use]
-    pub fn trainable(architecture: Architecture, seed: u64, backend: impl Into<Backend>, parts: &Trainables) -> Self {
-        let builder = Builder::new(seed, backend).with_lora(parts.lora.as_ref(), seed);
-        Self::build(architecture, builder, parts)
+    pub fn trainable(config: ClipConfig, seed: u64, backend: impl Into<Backend>, trainables: &Trainables) -> Self {
+        let builder = Builder::new(seed, backend).with_lora(trainables.lora.as_ref(), seed);
+        Self::build(config, builder, trainables)
     }
 
-    /// A model with the parameters `values`, and the memory layout for a run that trains these
-    /// parts of it. LoRA factors are initialized from `seed`.
+    /// A model whose parameters are copied from `values`, by name, with the memory layout for a run
+    /// that trains the parts `trainables`. LoRA factors are initialized from `seed`.
     ///
     /// # Errors
-    /// All parameters that are missing, unknown, or of a wrong shape.
-    pub fn trainable_with(
-        architecture: Architecture,
+    /// Lists all parameters that are missing, unknown, or of a wrong shape.
+    pub fn trainable_from_tensors(
+        config: ClipConfig,
         values: &BTreeMap<String, Tensor>,
         seed: u64,
         backend: impl Into<Backend>,
-        parts: &Trainables,
-    ) -> Result<Self, Mismatch> {
-        let builder = Builder::blank(backend).with_lora(parts.lora.as_ref(), seed);
-        let clip = Self::build(architecture, builder, parts);
-        let adaptation = clip.parameters.named().filter(|(name, _)| Group::of(name) >= Group::LoraFactors);
-        let adaptation = adaptation.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
-        let values = values.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).chain(adaptation);
+        trainables: &Trainables,
+    ) -> Result<Self, ParameterMismatchError> {
+        let builder = Builder::uninitialized(backend).with_lora(trainables.lora.as_ref(), seed);
+        let clip = Self::build(config, builder, trainables);
+        // LoRA factors keep their initial values.
+        let lora = clip
+            .parameters
+            .named_parameters()
+            .filter(|(name, _)| ParameterGroup::of(name) >= ParameterGroup::LoraFactors);
+        let lora = lora.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+        let values = values.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).chain(lora);
         clip.parameters.load(&values.collect())?;
         Ok(clip)
     }
 
-    /// A model with the parameters `values`.
+    /// A model whose parameters are copied from `values`, by name.
     ///
     /// # Errors
-    /// All parameters that are missing, unknown, or of a wrong shape.
-    pub fn with(
-        architecture: Architecture,
+    /// Lists all parameters that are missing, unknown, or of a wrong shape.
+    pub fn from_tensors(
+        config: ClipConfig,
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
-    ) -> Result<Self, Mismatch> {
-        Self::trainable_with(architecture, values, 0, backend, &Trainables::default())
+    ) -> Result<Self, ParameterMismatchError> {
+        Self::trainable_from_tensors(config, values, 0, backend, &Trainables::default())
     }
 
-    fn build(architecture: Architecture, mut builder: Builder, parts: &Trainables) -> Self {
-        let vision = Vision::new(&mut builder, &architecture.tower());
-        let pool = Pool::new(&mut builder, &architecture);
-        let text = Text::new(&mut builder, &architecture);
-        // The authors initialize the temperature with 0.07.
+    fn build(config: ClipConfig, mut builder: Builder, trainables: &Trainables) -> Self {
+        let vision = VisionModel::new(&mut builder, &config.vision_config());
+        let pool = Pool::new(&mut builder, &config);
+        let text = TextModel::new(&mut builder, &config);
+        // The initial temperature is 0.07 (`CLIP.__init__` in OpenAI's `clip/model.py`).
         let logit_scale = builder.constant("logit_scale", &[], (1.0_f64 / 0.07).ln());
-        if let Some(Lora { alpha, .. }) = parts.lora {
+        if let Some(Lora { alpha, .. }) = trainables.lora {
             _ = builder.constant(LORA_ALPHA, &[], alpha);
         }
-        let parameters = builder.finish_in_groups(|name| parts.group(name) as u8);
-        Self { architecture, vision, pool, text, logit_scale, parameters }
+        let parameters = builder.finish_in_groups(|name| trainables.group(name) as u8);
+        Self { config, vision, pool, text, logit_scale, parameters }
     }
 
-    /// Enables gradients of the parameters that a stage trains; the rest is frozen.
+    /// Enables gradients of the parameters that a stage trains, and freezes the others.
     pub fn start_training(&mut self, trainable: &Trainable) {
-        self.parameters.start_training(|name| Group::of(name).is_trained(trainable));
+        self.parameters.start_training(|name| ParameterGroup::of(name).is_trained(trainable));
     }
 
     /// The model's config.
     #[must_use]
-    pub fn architecture(&self) -> &Architecture {
-        &self.architecture
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
     }
 
-    /// Converts hidden states of [`Clip::vision`] to unit embeddings `[batch, embedding]`.
-    pub fn embed(&self, hidden: &Tensor) -> Tensor {
-        unit(&self.pool.embed(hidden))
+    /// Converts hidden states of [`Clip::vision`], `[batch, tokens, width]`, to unit embeddings
+    /// `[batch, embedding]`.
+    pub fn image_embeddings(&self, hidden: &Tensor) -> Tensor {
+        l2_normalize(&self.pool.embed(hidden))
     }
 
     /// All parameters.
@@ -188,28 +195,30 @@ impl Clip {
         &mut self.parameters
     }
 
-    /// The factor from cosine to logit, a scalar; at most 100, as in the authors' code.
+    /// The factor from cosine to logit, a scalar. At most 100, as the paper clips it (Radford et
+    /// al. 2021, section 2.5).
     pub fn logit_scale(&self) -> Tensor {
         self.logit_scale.clamp_max(100_f64.ln()).exp()
     }
 }
 
-/// `factor` max(cos, 0): CLIP-S (Hessel et al. 2021) with factor 2.5, PAC-S (Sarto et al. 2023)
-/// with 2. Both arguments are unit embeddings, `[.., embedding]`.
-pub fn score(images: &Tensor, texts: &Tensor, factor: f64) -> Tensor {
+/// `factor` max(cos, 0): CLIP-S with factor 2.5 (Hessel et al. 2021, section 3), PAC-S with factor
+/// 2 (Sarto et al. 2023, section 3). Both arguments are unit embeddings, `[.., embedding]`; the
+/// result is `[..]`.
+pub fn clip_score(images: &Tensor, texts: &Tensor, factor: f64) -> Tensor {
     (images * texts).sum_dim_intlist(-1, false, Kind::Float).clamp_min(0.0) * factor
 }
 
-/// Tokenizes a text for an evaluator: begin token, tokens, end token; at most `most` in all.
+/// Tokenizes a text for an evaluator: begin token, tokens, end token; at most `max_length` in all.
 #[must_use]
-pub fn read(vocabulary: &Vocabulary, reading: TextReading, text: &str, most: usize) -> Vec<i64> {
+pub fn tokenize(vocabulary: &Vocabulary, reading: TextReading, text: &str, max_length: usize) -> Vec<i64> {
     match reading {
-        TextReading::ClipTokenize => vocabulary.encode_cleaned(text, most),
-        TextReading::AsIs => vocabulary.encode(text, most),
+        TextReading::ClipTokenize => vocabulary.encode_cleaned(text, max_length),
+        TextReading::AsIs => vocabulary.encode(text, max_length),
     }
 }
 
-/// Scales vectors to unit length.
-pub(crate) fn unit(x: &Tensor) -> Tensor {
+/// Scales vectors `[.., width]` to unit length.
+pub(crate) fn l2_normalize(x: &Tensor) -> Tensor {
     x / x.square().sum_dim_intlist(-1, true, Kind::Float).sqrt()
 }

@@ -5,20 +5,20 @@ use config::{RunFile, Trainable};
 use weights::Lora;
 use weights::clip::{LORA_ALPHA, is_lora_factor};
 
-/// The parts of its evaluator that a run trains separately. The memory layout makes each of them
-/// one contiguous range.
+/// The parts of its evaluator that a run trains separately. The memory layout makes each part one
+/// contiguous range.
 #[derive(Clone, Debug, Default)]
 pub struct Trainables {
-    /// Whether a stage trains the last projections alone.
+    /// Whether a stage trains only the last projections.
     pub projections: bool,
-    /// The LoRA factors, if a stage trains some; the model has them for the whole run.
+    /// The LoRA factors, if a stage trains some. The model has them from the start of the run.
     pub lora: Option<Lora>,
 }
 
 impl Trainables {
-    /// The parts for the stages of a run, which agree on the factors.
+    /// The parts that the stages of a run train. All stages have the same LoRA settings.
     #[must_use]
-    pub fn of(run: &RunFile) -> Self {
+    pub fn of_run(run: &RunFile) -> Self {
         let all = || run.stages.iter().map(|stage| &stage.contrastive.trainable);
         let lora = all().find_map(|trainable| match trainable {
             Trainable::Lora(lora) => Some(lora.clone()),
@@ -27,10 +27,11 @@ impl Trainables {
         Self { projections: all().any(|trainable| *trainable == Trainable::Projections), lora }
     }
 
-    /// The group of a parameter. If no stage trains the projections alone, they belong to the body.
-    pub(super) fn group(&self, name: &str) -> Group {
-        match Group::of(name) {
-            Group::Projections if !self.projections => Group::Body,
+    /// The group of a parameter in the memory layout. If no stage trains only the projections, they
+    /// belong to the body.
+    pub(super) fn group(&self, name: &str) -> ParameterGroup {
+        match ParameterGroup::of(name) {
+            ParameterGroup::Projections if !self.projections => ParameterGroup::Body,
             group => group,
         }
     }
@@ -38,7 +39,7 @@ impl Trainables {
 
 /// The groups of parameters, in the order of their memory layout.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Group {
+pub(super) enum ParameterGroup {
     /// All parameters that are in no other group.
     Body,
     /// The last projections of both encoders.
@@ -49,7 +50,8 @@ pub(super) enum Group {
     LoraAlpha,
 }
 
-impl Group {
+impl ParameterGroup {
+    /// The group of the parameter `name`.
     pub fn of(name: &str) -> Self {
         match name {
             LORA_ALPHA => Self::LoraAlpha,
@@ -61,7 +63,7 @@ impl Group {
         }
     }
 
-    /// Whether a stage that trains this part of the evaluator trains the group.
+    /// Whether a stage with this setting trains the group.
     pub fn is_trained(self, trainable: &Trainable) -> bool {
         match trainable {
             Trainable::All => self <= Self::Projections,
@@ -81,7 +83,7 @@ mod tests {
 
     use super::*;
     use crate::clip::{Clip, preset};
-    use crate::collective::Solo;
+    use crate::collective::SingleRank;
     use crate::objective::contrastive::{self, Pairs};
     use crate::optimizer::{Adam, AveragedGradient};
     use crate::{tensors, testing};
@@ -90,12 +92,12 @@ mod tests {
         Lora { rank: 3, alpha: 6.0, ..Lora::default() }
     }
 
-    fn parts() -> Trainables {
+    fn trainables() -> Trainables {
         Trainables { projections: true, lora: Some(lora()) }
     }
 
     fn evaluator() -> Clip {
-        Clip::trainable(preset(Preset::Tiny, 50), 1, testing::device(), &parts())
+        Clip::trainable(preset(Preset::Tiny, 50), 1, testing::device(), &trainables())
     }
 
     fn pixels() -> Tensor {
@@ -108,28 +110,32 @@ mod tests {
     }
 
     fn embeddings(clip: &Clip) -> [Tensor; 2] {
-        [clip.embed(&clip.vision.hidden(&pixels())), clip.text.embed(&texts(), 1)]
+        [clip.image_embeddings(&clip.vision.hidden_states(&pixels())), clip.text.embed(&texts(), 1)]
     }
 
     fn values(clip: &Clip) -> BTreeMap<String, Tensor> {
-        clip.parameters().named().map(|(name, tensor)| (name.to_owned(), tensor.detach().copy())).collect()
+        clip.parameters().named_parameters().map(|(name, tensor)| (name.to_owned(), tensor.detach().copy())).collect()
     }
 
-    /// Trains this part for some steps. Returns the loss of each.
+    /// Trains this part for some steps. Returns the loss of each step.
     fn train(clip: &mut Clip, trainable: &Trainable, learning_rate: f64) -> Vec<f64> {
         let settings =
             config::Optimizer { learning_rate, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.1, clip_norm: None };
         clip.start_training(trainable);
         let mut adam = Adam::new(clip.parameters(), &settings);
-        let trained: usize = clip.parameters().named_trained().map(|(_, tensor)| tensor.numel()).sum();
-        assert_eq!([adam.first.numel(), adam.second.numel()], [trained; 2], "only what is trained has moments");
+        let trained: usize = clip.parameters().named_trained_parameters().map(|(_, tensor)| tensor.numel()).sum();
+        assert_eq!(
+            [adam.first_moment.numel(), adam.second_moment.numel()],
+            [trained; 2],
+            "only trained parameters have moments"
+        );
         assert_eq!(clip.parameters().gradient().unwrap().values.numel(), trained);
         let losses = (1..=4).map(|step| {
             let mut gradient = clip.parameters().gradient().unwrap().values;
             _ = gradient.zero_();
             let [images, texts] = embeddings(clip);
             let pairs = Pairs { tokens: 0, images, texts, generated_images: None, generated_texts: None };
-            let outcome = contrastive::outcome(&pairs, &clip.logit_scale(), &Solo).unwrap();
+            let outcome = contrastive::compute_loss(&pairs, &clip.logit_scale(), &SingleRank).unwrap();
             outcome.loss.backward();
             adam.update(clip.parameters(), &AveragedGradient::new(&gradient, outcome.weight), step, learning_rate);
             outcome.loss_sum
@@ -139,7 +145,7 @@ mod tests {
         losses
     }
 
-    fn check(trainable: &Trainable, is_trained: fn(&str) -> bool) {
+    fn check_training(trainable: &Trainable, is_trained: fn(&str) -> bool) {
         let mut clip = evaluator();
         let before = values(&clip);
         let losses = train(&mut clip, trainable, 1e-3);
@@ -155,66 +161,70 @@ mod tests {
     }
 
     #[test]
-    fn each_part_is_trained_and_what_is_frozen_keeps_every_bit() {
+    fn each_part_can_be_trained_and_frozen_parameters_do_not_change() {
         testing::each_code_path(|| {
-            check(&Trainable::Projections, |name| ["visual.proj", "text_projection"].contains(&name));
-            check(&Trainable::Lora(lora()), is_lora_factor);
-            check(&Trainable::All, |name| !is_lora_factor(name) && name != LORA_ALPHA);
+            check_training(&Trainable::Projections, |name| ["visual.proj", "text_projection"].contains(&name));
+            check_training(&Trainable::Lora(lora()), is_lora_factor);
+            check_training(&Trainable::All, |name| !is_lora_factor(name) && name != LORA_ALPHA);
         });
     }
 
     #[test]
-    fn a_run_that_trains_all_has_the_parameters_in_the_order_of_the_layers() {
-        let names = |parts: &Trainables| -> Vec<String> {
-            let clip = Clip::trainable(preset(Preset::Tiny, 50), 1, testing::device(), parts);
-            clip.parameters().named().map(|(name, _)| name.to_owned()).collect()
+    fn without_separate_parts_parameters_are_in_the_order_of_the_layers() {
+        let names = |trainables: &Trainables| -> Vec<String> {
+            let clip = Clip::trainable(preset(Preset::Tiny, 50), 1, testing::device(), trainables);
+            clip.parameters().named_parameters().map(|(name, _)| name.to_owned()).collect()
         };
         let plain = Clip::new(preset(Preset::Tiny, 50), 1, testing::device());
-        let layers: Vec<String> = plain.parameters().named().map(|(name, _)| name.to_owned()).collect();
+        let layers: Vec<String> = plain.parameters().named_parameters().map(|(name, _)| name.to_owned()).collect();
         assert_eq!(names(&Trainables::default()), layers);
         // The values do not depend on the parts that the run trains.
         let all = values(&evaluator());
         assert!(values(&plain).iter().all(|(name, value)| value.equal(&all[name])));
         let with_projections = names(&Trainables { projections: true, lora: None });
         assert_eq!(with_projections[layers.len() - 2..], ["visual.proj", "text_projection"]);
-        assert_eq!(names(&parts()).last().unwrap(), LORA_ALPHA);
+        assert_eq!(names(&trainables()).last().unwrap(), LORA_ALPHA);
     }
 
     #[test]
-    fn trained_factors_are_read_from_a_file_as_they_were_trained() {
+    fn trained_factors_read_from_a_file_give_the_same_embeddings() {
         for backend in [testing::device().into(), testing::sixteen_bits()] {
-            let mut clip = Clip::trainable(preset(Preset::Tiny, 50), 1, backend, &parts());
+            let mut clip = Clip::trainable(preset(Preset::Tiny, 50), 1, backend, &trainables());
             train(&mut clip, &Trainable::Lora(lora()), 1e-2);
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("evaluator.safetensors");
             let trained: Vec<_> = clip
                 .parameters()
-                .named()
+                .named_parameters()
                 .map(|(name, tensor)| (name.to_owned(), tensors::to_weights(tensor)))
                 .collect();
             write_safetensors(&path, &trained).unwrap();
-            let read = weights::Clip::of(&path, clip.architecture().clone()).unwrap();
+            let read = weights::ClipWeights::open_with_config(&path, clip.config().clone()).unwrap();
             let merged = tensors::from_weights(read.tensors().unwrap());
-            let plain = Clip::with(clip.architecture().clone(), &merged, backend).unwrap();
+            let plain = Clip::from_tensors(clip.config().clone(), &merged, backend).unwrap();
             let tolerance = if backend == testing::sixteen_bits() { 2e-2 } else { 1e-5 };
             for (found, expected) in no_grad(|| embeddings(&plain)).iter().zip(no_grad(|| embeddings(&clip))) {
-                let apart = (found - &expected).abs().max().to_kind(Kind::Double).double_value(&[]);
-                assert!(apart < tolerance, "{apart}");
+                let difference = (found - &expected).abs().max().to_kind(Kind::Double).double_value(&[]);
+                assert!(difference < tolerance, "{difference}");
             }
-            // Without the factors it is another model.
-            let without: BTreeMap<_, _> =
-                values(&clip).into_iter().filter(|(name, _)| Group::of(name) < Group::LoraFactors).collect();
-            let without = Clip::with(clip.architecture().clone(), &without, backend).unwrap();
+            // Without the factors the embeddings differ.
+            let without: BTreeMap<_, _> = values(&clip)
+                .into_iter()
+                .filter(|(name, _)| ParameterGroup::of(name) < ParameterGroup::LoraFactors)
+                .collect();
+            let without = Clip::from_tensors(clip.config().clone(), &without, backend).unwrap();
             let [found, expected] = [&without, &clip].map(|clip| no_grad(|| embeddings(clip))[0].shallow_clone());
             assert!((found - expected).abs().max().double_value(&[]) > 5.0 * tolerance);
         }
     }
 
     #[test]
-    fn factors_are_drawn_from_the_seed_whatever_the_model_starts_from() {
+    fn factors_depend_only_on_the_seed_of_the_model() {
         let plain = values(&Clip::new(preset(Preset::Tiny, 50), 7, testing::device()));
-        let start =
-            |seed| Clip::trainable_with(preset(Preset::Tiny, 50), &plain, seed, testing::device(), &parts()).unwrap();
+        let start = |seed| {
+            Clip::trainable_from_tensors(preset(Preset::Tiny, 50), &plain, seed, testing::device(), &trainables())
+                .unwrap()
+        };
         let [one, same, other] = [1, 1, 2].map(|seed| values(&start(seed)));
         let a = "visual.transformer.resblocks.0.mlp.c_fc.lora_A";
         assert!(one[a].equal(&same[a]) && !one[a].equal(&other[a]));

@@ -5,7 +5,8 @@ use weights::Activation;
 use weights::clip::LoraTarget::{Attention, Mlp};
 
 use crate::nn::{
-    Builder, LayerNorm, Linear, Mode, Parameter, Weight, attention, attention_mask, linear, merge_heads, split_parts,
+    Builder, DropoutMode, LayerNorm, Linear, Parameter, Weight, attention, cast_attention_mask, linear, merge_heads,
+    split_projections,
 };
 
 /// A stack of pre-norm residual blocks, parameters `{name}.resblocks.*`.
@@ -26,8 +27,8 @@ struct Block {
 }
 
 impl Transformer {
-    /// A stack of this width, number of layers and number of heads, initialized as by OpenAI's
-    /// `initialize_parameters`.
+    /// A stack of this width, number of layers and number of heads, initialized as in
+    /// `CLIP.initialize_parameters` of OpenAI's `clip/model.py`.
     pub fn new(
         builder: &mut Builder,
         name: &str,
@@ -40,39 +41,41 @@ impl Transformer {
         Self { blocks }
     }
 
-    /// Maps `[batch, length, width]` to the same shape; `mask` is added to the attention scores.
+    /// Maps `[batch, length, width]` to the same shape. `mask` `[batch, 1, length, length]` is
+    /// added to the attention scores.
     pub fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let mask = mask.zip(self.blocks.first());
-        let mask = mask.map(|(mask, block)| attention_mask(mask, block.in_proj_bias.working.kind()));
+        let mask = mask.map(|(mask, block)| cast_attention_mask(mask, block.in_proj_bias.working.kind()));
         self.blocks.iter().fold(x, |x, block| block.forward(x, mask.as_ref()))
     }
 }
 
 impl Block {
     fn new(builder: &mut Builder, name: &str, (width, layers, heads): (i64, i64, i64), activation: Activation) -> Self {
-        let into = (width as f64).powf(-0.5);
-        let out = into * (2.0 * layers as f64).powf(-0.5);
-        let hidden = (2.0 * width as f64).powf(-0.5);
+        // The names of `initialize_parameters`.
+        let attn_std = (width as f64).powf(-0.5);
+        let proj_std = attn_std * (2.0 * layers as f64).powf(-0.5);
+        let fc_std = (2.0 * width as f64).powf(-0.5);
         Self {
             heads,
             ln_1: LayerNorm::new(builder, &format!("{name}.ln_1"), width, 1e-5),
             in_proj_weight: {
                 let name = format!("{name}.attn.in_proj_weight");
-                builder.adapted_matrix(&name, [3 * width, width], into, Attention)
+                builder.lora_matrix(&name, [3 * width, width], attn_std, Attention)
             },
             in_proj_bias: builder.bias(&format!("{name}.attn.in_proj_bias"), 3 * width, 0.0),
-            out_proj: Linear::adapted(builder, &format!("{name}.attn.out_proj"), width, width, out, Attention),
+            out_proj: Linear::with_lora(builder, &format!("{name}.attn.out_proj"), width, width, proj_std, Attention),
             ln_2: LayerNorm::new(builder, &format!("{name}.ln_2"), width, 1e-5),
-            c_fc: Linear::adapted(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, hidden, Mlp),
-            c_proj: Linear::adapted(builder, &format!("{name}.mlp.c_proj"), 4 * width, width, out, Mlp),
+            c_fc: Linear::with_lora(builder, &format!("{name}.mlp.c_fc"), width, 4 * width, fc_std, Mlp),
+            c_proj: Linear::with_lora(builder, &format!("{name}.mlp.c_proj"), 4 * width, width, proj_std, Mlp),
             activation,
         }
     }
 
     fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let projected = linear(&self.ln_1.forward(&x), &self.in_proj_weight.parameter(), &self.in_proj_bias);
-        let [query, key, value] = split_parts(&projected, self.heads);
-        let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, Mode::Evaluate)));
+        let [query, key, value] = split_projections(&projected, self.heads);
+        let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, DropoutMode::Evaluate)));
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
         let activated = match self.activation {
             Activation::QuickGelu => quick_gelu(&hidden),
@@ -82,7 +85,7 @@ impl Block {
     }
 }
 
-/// OpenAI's approximation of the GELU: x sigmoid(1.702 x).
+/// OpenAI's approximation of the GELU, x sigmoid(1.702 x) (`QuickGELU` in `clip/model.py`).
 fn quick_gelu(x: &Tensor) -> Tensor {
     x * (x * 1.702).sigmoid()
 }

@@ -1,13 +1,12 @@
-//! Gloo: collective operations between workers without GPUs, over TCP, through libtorch's process
-//! group.
+//! Gloo: collective operations between CPUs over TCP, with libtorch's process group.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::net::IpAddr;
 
 use tch::Tensor;
 
-use super::store::{ERROR_LENGTH, Handle, c_string, text};
-use super::{Collective, CollectiveError, Flag, POLL, RendezvousPlan};
+use super::store::{ERROR_LENGTH, Handle, c_string, error_message};
+use super::{Collective, CollectiveError, Flag, POLL_INTERVAL, RendezvousParameters};
 
 // SAFETY: declarations of the functions in gloo/shim.cpp, with the same types.
 unsafe extern "C" {
@@ -35,8 +34,8 @@ unsafe extern "C" {
 
 /// A Gloo process group of one generation.
 pub struct Gloo {
-    /// Taken when dropped, to be destroyed on another thread: an abandoned group waits for its
-    /// peers' sockets.
+    /// Always present until the drop, which destroys the group on another thread: destroying an
+    /// abandoned group waits for the sockets of its peers.
     group: Option<Handle>,
     abandon: Flag,
     rank: usize,
@@ -44,41 +43,43 @@ pub struct Gloo {
 }
 
 impl Gloo {
-    /// Joins the rendezvous of a generation's ranks, which connect to this one at `own_host`.
+    /// Connects to the other ranks of a generation, which connect to this one at `own_host`.
     ///
     /// # Errors
     /// The other ranks did not join in time, or the generation was abandoned.
-    pub fn meet(meeting: &RendezvousPlan<'_>, own_host: IpAddr) -> Result<Self, CollectiveError> {
-        let (rank, world_size) = (meeting.rank, meeting.world_size);
-        let timeout = meeting.patience.as_millis() as i64;
-        let group = meeting.apart(move |store| {
+    pub fn connect(parameters: &RendezvousParameters<'_>, own_host: IpAddr) -> Result<Self, CollectiveError> {
+        let (rank, world_size) = (parameters.rank, parameters.world_size);
+        let timeout_ms = parameters.timeout.as_millis() as i64;
+        let group = parameters.with_store(move |store| {
             let own_host = c_string(&own_host.to_string())?;
             let (rank, size) = (rank as c_int, world_size as c_int);
             // SAFETY: store and string outlive the call.
             Handle::new(dico_gloo_free, |error| unsafe {
-                dico_gloo_new(store.pointer(), own_host.as_ptr(), rank, size, timeout, error)
+                dico_gloo_new(store.pointer(), own_host.as_ptr(), rank, size, timeout_ms, error)
             })
         })?;
-        Ok(Self { group: Some(group), abandon: meeting.abandon.clone(), rank, world_size })
+        Ok(Self { group: Some(group), abandon: parameters.abandon.clone(), rank, world_size })
     }
 
     fn group(&self) -> *mut c_void {
-        self.group.as_ref().expect("the group is only taken by drop").pointer
+        self.group.as_ref().expect("only the drop takes the group").pointer
     }
 
+    /// Starts an operation, and waits until it has completed.
     fn run(&self, start: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<(), CollectiveError> {
         if self.abandon.is_raised() {
             return Err(CollectiveError::Abandoned);
         }
-        let work = Handle::new(dico_work_free, start).map_err(CollectiveError::Failed)?;
+        let work = Handle::new(dico_work_free, start)?;
         let mut error = [0 as c_char; ERROR_LENGTH];
         loop {
-            // SAFETY: the work lives until the end of this function; the buffer has the length that the shim expects.
-            match unsafe { dico_work_wait(work.pointer, POLL.as_millis() as i64, error.as_mut_ptr()) } {
+            // SAFETY: the work lives until the end of this function; the buffer has the length that
+            // the shim expects.
+            match unsafe { dico_work_wait(work.pointer, POLL_INTERVAL.as_millis() as i64, error.as_mut_ptr()) } {
                 1 => return Ok(()),
                 0 if self.abandon.is_raised() => return Err(CollectiveError::Abandoned),
                 0 => {}
-                _ => return Err(CollectiveError::Failed(text(&error))),
+                _ => return Err(CollectiveError::Failed(error_message(&error))),
             }
         }
     }
@@ -101,7 +102,8 @@ impl Collective for Gloo {
     }
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError> {
-        // SAFETY: tch's tensors are at::Tensor; the shim keeps the tensor alive while the work runs.
+        // SAFETY: tch's tensors are at::Tensor; the shim keeps the tensor alive while the work
+        // runs.
         self.run(|error| unsafe { dico_gloo_all_reduce(self.group(), tensor.as_ptr().cast(), error) })
     }
 
@@ -135,25 +137,24 @@ mod tests {
 
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    fn world<T: Send>(size: usize, body: impl Fn(Gloo) -> T + Sync) -> Vec<T> {
+    /// Runs `body` on this number of ranks, each a thread. Returns the results in order of rank.
+    fn run_ranks<T: Send>(size: usize, body: impl Fn(Gloo) -> T + Sync) -> Vec<T> {
         let store = Store::serve(HOST).unwrap();
         let (address, body) = (store.address(), &body);
         std::thread::scope(|scope| {
             let ranks: Vec<_> = (0..size)
                 .map(|rank| {
                     scope.spawn(move || {
-                        let patience = Duration::from_secs(30);
-                        let abandon = Flag::default();
-                        let meeting = RendezvousPlan {
+                        let parameters = RendezvousParameters {
                             store_address: address,
                             generation: 1,
                             term: 0,
                             rank,
                             world_size: size,
-                            patience,
-                            abandon,
+                            timeout: Duration::from_secs(30),
+                            abandon: Flag::default(),
                         };
-                        body(Gloo::meet(&meeting, HOST).unwrap())
+                        body(Gloo::connect(&parameters, HOST).unwrap())
                     })
                 })
                 .collect();
@@ -163,28 +164,28 @@ mod tests {
 
     #[test]
     fn ranks_sum_broadcast_and_gather() {
-        let results = world(3, |gloo| {
-            let own = Tensor::full([4], gloo.rank() as f64 + 1.0, (Kind::Float, Device::Cpu));
-            let sum = own.copy();
+        let results = run_ranks(3, |gloo| {
+            let input = Tensor::full([4], gloo.rank() as f64 + 1.0, (Kind::Float, Device::Cpu));
+            let sum = input.copy();
             gloo.all_reduce(&sum).unwrap();
-            let copied = own.copy();
-            gloo.broadcast(&copied, 2).unwrap();
-            let gathered = Tensor::cat(&gloo.all_gather(&own).unwrap(), 0);
-            [sum, copied, gathered].map(|tensor| Vec::<f32>::try_from(tensor).unwrap())
+            let broadcast = input.copy();
+            gloo.broadcast(&broadcast, 2).unwrap();
+            let gathered = Tensor::cat(&gloo.all_gather(&input).unwrap(), 0);
+            [sum, broadcast, gathered].map(|tensor| Vec::<f32>::try_from(tensor).unwrap())
         });
-        for [sum, copied, gathered] in results {
-            assert_eq!((sum, copied), (vec![6.0; 4], vec![3.0; 4]));
+        for [sum, broadcast, gathered] in results {
+            assert_eq!((sum, broadcast), (vec![6.0; 4], vec![3.0; 4]));
             assert_eq!(gathered, [1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0]);
         }
     }
 
     #[test]
-    fn a_peer_that_leaves_is_noticed_and_an_abandoned_wait_ends() {
-        let errors = world(2, |gloo| match gloo.rank() {
+    fn a_wait_ends_when_a_peer_has_gone_or_the_generation_is_abandoned() {
+        let errors = run_ranks(2, |gloo| match gloo.rank() {
             0 => None,
             _ => {
-                // Rank 0 does not take part: either its closed connection or the flag ends the
-                // wait.
+                // Rank 0 does not call all_reduce: either its closed connection or the flag ends
+                // the wait.
                 let flag = gloo.abandon.clone();
                 std::thread::spawn(move || flag.raise());
                 gloo.all_reduce(&Tensor::zeros([8], (Kind::Float, Device::Cpu))).err()
@@ -194,19 +195,19 @@ mod tests {
     }
 
     #[test]
-    fn meeting_ends_when_abandoned() {
+    fn a_rendezvous_ends_when_the_generation_is_abandoned() {
         let store = Store::serve(HOST).unwrap();
         let flag = Flag::default();
         flag.raise();
-        let meeting = RendezvousPlan {
+        let parameters = RendezvousParameters {
             store_address: store.address(),
             generation: 1,
             term: 0,
             rank: 0,
             world_size: 2,
-            patience: Duration::from_secs(2),
+            timeout: Duration::from_secs(2),
             abandon: flag,
         };
-        assert_eq!(Gloo::meet(&meeting, HOST).err(), Some(CollectiveError::Abandoned));
+        assert_eq!(Gloo::connect(&parameters, HOST).err(), Some(CollectiveError::Abandoned));
     }
 }

@@ -3,7 +3,7 @@
 
 mod gloo;
 mod nccl;
-mod solo;
+mod single_rank;
 mod store;
 
 use std::net::IpAddr;
@@ -12,17 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use tch::{Device, Tensor};
 
 pub use gloo::Gloo;
 pub use nccl::Nccl;
-pub use solo::Solo;
+pub use single_rank::SingleRank;
 pub use store::Store;
 
-/// Interval at which waits check the abandon flag.
-const POLL: Duration = Duration::from_millis(10);
+use crate::errors;
 
-/// Collective operations. All ranks of a generation have to call them in the same order.
+/// Interval at which waits check the abandon flag.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Collective operations. All ranks of a generation call them in the same order.
 pub trait Collective {
     /// This rank, in 0..`world_size`.
     fn rank(&self) -> usize;
@@ -57,6 +60,12 @@ pub enum CollectiveError {
     Failed(String),
 }
 
+impl From<anyhow::Error> for CollectiveError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(errors::one_line(&error))
+    }
+}
+
 /// A one-way signal to another thread: to end a wait inside a collective, or to stop after the step
 /// in flight. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -75,8 +84,8 @@ impl Flag {
     }
 }
 
-/// The parameters of a generation's rendezvous.
-pub struct RendezvousPlan<'a> {
+/// The parameters of a generation's rendezvous: its ranks connect to each other.
+pub struct RendezvousParameters<'a> {
     /// The address (host:port) of rank 0's store.
     pub store_address: &'a str,
     /// The number of the generation.
@@ -87,49 +96,50 @@ pub struct RendezvousPlan<'a> {
     pub rank: usize,
     /// The number of ranks.
     pub world_size: usize,
-    /// The timeout for the other ranks.
-    pub patience: Duration,
+    /// How long to wait for the other ranks.
+    pub timeout: Duration,
     /// Ends the rendezvous, and later operations of the collective, when raised.
     pub abandon: Flag,
 }
 
-impl RendezvousPlan<'_> {
-    /// Joins the rendezvous, with the backend for this device; all members of a run have the same
-    /// type of device. Other ranks connect to this one at `host`.
+impl RendezvousParameters<'_> {
+    /// Connects to the other ranks with the backend for this device. All members of a run have the
+    /// same type of device. Other ranks connect to this one at `host`.
     ///
     /// # Errors
     /// The other ranks did not join in time, or the generation was abandoned.
-    pub fn hold(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, CollectiveError> {
+    pub fn connect(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, CollectiveError> {
         Ok(match device {
-            _ if self.world_size == 1 => Box::new(Solo),
-            Device::Cuda(gpu) => Box::new(Nccl::meet(self, gpu)?),
-            _ => Box::new(Gloo::meet(self, host)?),
+            _ if self.world_size == 1 => Box::new(SingleRank),
+            Device::Cuda(gpu) => Box::new(Nccl::connect(self, gpu)?),
+            _ => Box::new(Gloo::connect(self, host)?),
         })
     }
 
     /// The key prefix of the generation in the store, different for each generation.
-    fn name(&self) -> String {
+    fn key_prefix(&self) -> String {
         format!("generation-{}-{:016x}", self.generation, self.term)
     }
 
-    /// Runs `work` on the generation's store, which may block without a way to interrupt it, on a
-    /// separate thread. If the generation is abandoned, that thread is left to itself.
-    fn apart<T: Send + 'static>(
+    /// Runs `work`, which uses the generation's store, on a separate thread, because calls to the
+    /// store block and cannot be interrupted. Returns early if the generation is abandoned; the
+    /// thread then ends at its own timeout.
+    fn with_store<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&store::Client) -> Result<T, String> + Send + 'static,
+        work: impl FnOnce(&store::Client) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, CollectiveError> {
-        let (address, name, patience) = (self.store_address.to_owned(), self.name(), self.patience);
+        let (address, prefix, timeout) = (self.store_address.to_owned(), self.key_prefix(), self.timeout);
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
-            let done = store::Client::connect(&address, &name, patience).and_then(|store| work(&store));
+            let result = store::Client::connect(&address, &prefix, timeout).and_then(|store| work(&store));
             // Fails if the generation was abandoned; the result is dropped here then.
-            _ = sender.send(done);
+            _ = sender.send(result);
         });
         loop {
-            match receiver.recv_timeout(POLL) {
-                Ok(done) => return done.map_err(CollectiveError::Failed),
+            match receiver.recv_timeout(POLL_INTERVAL) {
+                Ok(result) => return Ok(result?),
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(CollectiveError::Failed("meeting thread died".into()));
+                    return Err(anyhow!("the rendezvous thread panicked").into());
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) if self.abandon.is_raised() => {
                     return Err(CollectiveError::Abandoned);

@@ -7,13 +7,14 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use anyhow::{Result, anyhow};
 use dataset::{DataSet, Error, Split};
 use feature_store::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
 use weights::Normalization;
 
 /// The number of ranges that are prefetched.
-const AHEAD: usize = 4;
+const PREFETCHED_RANGES: usize = 4;
 
 /// An image of a split and one of its captions, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,16 +25,16 @@ pub struct Sample {
     pub caption: usize,
 }
 
-/// The image sizes, in pixels per side, that vision encoders require.
+/// The image sizes, in pixels per side, that the vision encoders require.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sizes {
+pub struct ImageSizes {
     /// The sizes of all encoders, without duplicates.
     pub all: BTreeSet<u32>,
     /// The size for the evaluator that is trained on generated images.
     pub generated: u32,
 }
 
-impl Sizes {
+impl ImageSizes {
     /// The size for a single encoder.
     #[must_use]
     pub fn of_one(size: u32) -> Self {
@@ -41,23 +42,23 @@ impl Sizes {
     }
 }
 
-/// The sources of batches.
-pub struct Source {
+/// The source of batches: a data set, and feature stores if the run has them.
+pub struct BatchSource {
     /// The images and captions.
     pub data: Arc<DataSet>,
     /// The image sizes to prepare.
-    pub sizes: Sizes,
+    pub sizes: ImageSizes,
     /// Feature stores of the training and the validation split, read instead of images.
     pub stores: Option<[Store; 2]>,
-    /// Whether to skip images that cannot be decoded.
+    /// Whether images that cannot be decoded are skipped.
     pub skip_corrupt: bool,
 }
 
 /// A batch of prepared samples.
 pub struct Batch {
-    /// The images as pixels or features.
-    pub views: BatchImages,
-    /// Generated images for the same samples as bytes `[batch, size, size, 3]`, in the evaluator's
+    /// The images, as pixels or features.
+    pub images: BatchImages,
+    /// The generated images of the same samples: bytes `[batch, size, size, 3]`, in the evaluator's
     /// size; none unless requested.
     pub generated: Option<Tensor>,
     /// The samples, without those whose images could not be decoded; may be empty.
@@ -68,37 +69,40 @@ pub struct Batch {
 
 /// The images of a batch.
 pub enum BatchImages {
-    /// Pixels: bytes `[batch, size, size, 3]`, by size.
+    /// Bytes `[batch, size, size, 3]`, by size.
     Pixels(BTreeMap<u32, Tensor>),
-    /// Features: outputs of the frozen encoders, in the store's type.
+    /// Outputs of the frozen encoders, in the type of the feature store.
     Features {
         /// Hidden states of the captioner's vision encoder, `[batch, tokens, width]`.
         hidden: Tensor,
-        /// Unit embeddings by all evaluators, concatenated, `[batch, embeddings]`.
+        /// Unit embeddings by the models of all evaluators, concatenated,
+        /// `[batch, embedding widths]`.
         embeddings: Tensor,
     },
 }
 
 /// Normalizes images `range` of bytes `[batch, size, size, 3]` to `[images, 3, size, size]` on
 /// `device`.
-pub fn normalise(pixels: &Tensor, range: Range<usize>, device: Device, by: &Normalization) -> Tensor {
+pub fn normalize(pixels: &Tensor, range: Range<usize>, device: Device, normalization: &Normalization) -> Tensor {
     let pixels = pixels.narrow(0, range.start as i64, range.len() as i64).to_device(device);
     let constant = |values: [f32; 3]| Tensor::from_slice(&values).to_device(device);
     let values = pixels.to_kind(Kind::Float) / 255.0;
-    ((values - constant(by.mean)) / constant(by.std)).permute([0, 3, 1, 2]).contiguous()
+    ((values - constant(normalization.mean)) / constant(normalization.std)).permute([0, 3, 1, 2]).contiguous()
 }
 
+/// A batch to load, for the loading threads.
 struct Job {
     split: Split,
     samples: Vec<Sample>,
-    generated: bool,
-    done: SyncSender<Result<Batch, String>>,
+    /// Whether the generated images are loaded, too.
+    with_generated: bool,
+    result: SyncSender<Result<Batch>>,
 }
 
 /// A batch that is being prepared.
-pub struct Pending(Receiver<Result<Batch, String>>);
+pub struct PendingBatch(Receiver<Result<Batch>>);
 
-impl Pending {
+impl PendingBatch {
     /// Waits for the batch.
     ///
     /// # Errors
@@ -106,14 +110,14 @@ impl Pending {
     ///
     /// # Panics
     /// If a loading thread has panicked.
-    pub fn wait(self) -> Result<Batch, String> {
+    pub fn wait(self) -> Result<Batch> {
         self.0.recv().expect("loading threads answer every job")
     }
 }
 
 /// The pool of loading threads.
 pub struct Loader {
-    /// Taken when dropped, which ends the threads.
+    /// None while the loader is dropped: the closed channel ends the threads.
     jobs: Option<Sender<Job>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -121,19 +125,19 @@ pub struct Loader {
 impl Loader {
     /// Starts `threads` threads.
     #[must_use]
-    pub fn new(source: Source, threads: usize) -> Self {
-        let source = Arc::new(Reader { source, named: Mutex::default() });
+    pub fn new(source: BatchSource, threads: usize) -> Self {
+        let reader = Arc::new(BatchReader { source, logged: Mutex::default() });
         let (sender, receiver) = channel::<Job>();
         let receiver = Arc::new(Mutex::new(receiver));
         let threads = (0..threads.max(1))
             .map(|_| {
-                let (source, receiver) = (Arc::clone(&source), Arc::clone(&receiver));
+                let (reader, receiver) = (Arc::clone(&reader), Arc::clone(&receiver));
                 std::thread::spawn(move || {
                     loop {
                         let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
                         let Ok(job) = job else { return };
-                        // Fails if the batch is no longer needed.
-                        _ = job.done.send(source.load(&job));
+                        // Sending fails if the batch is no longer needed.
+                        _ = job.result.send(reader.load(&job));
                     }
                 })
             })
@@ -143,45 +147,45 @@ impl Loader {
 
     /// Starts to load samples of the training split.
     #[must_use]
-    pub fn train(&self, samples: Vec<Sample>) -> Pending {
-        self.start(Split::Train, samples, false)
+    pub fn load_training_samples(&self, samples: Vec<Sample>) -> PendingBatch {
+        self.submit(Split::Train, samples, false)
     }
 
     /// Starts to load samples of the training split, with their generated images.
     #[must_use]
-    pub fn train_with_generated(&self, samples: Vec<Sample>) -> Pending {
-        self.start(Split::Train, samples, true)
+    pub fn load_with_generated(&self, samples: Vec<Sample>) -> PendingBatch {
+        self.submit(Split::Train, samples, true)
     }
 
     /// Starts to load images `from..to` of a split.
-    fn images(&self, split: Split, from: usize, to: usize) -> Pending {
-        self.start(split, (from..to).map(|image| Sample { image, caption: 0 }).collect(), false)
+    fn load_images(&self, split: Split, from: usize, to: usize) -> PendingBatch {
+        self.submit(split, (from..to).map(|image| Sample { image, caption: 0 }).collect(), false)
     }
 
-    /// Batches for ranges of a split, in order, with prefetching.
-    pub fn ranges<'a>(
+    /// Loads one batch for each range of a split, in order, with prefetching.
+    pub fn load_ranges<'a>(
         &'a self,
         split: Split,
         ranges: impl Iterator<Item = Range<usize>> + 'a,
-    ) -> impl Iterator<Item = (Range<usize>, Result<Batch, String>)> + 'a {
-        let mut started = ranges.map(move |range| {
-            let pending = self.images(split, range.start, range.end);
+    ) -> impl Iterator<Item = (Range<usize>, Result<Batch>)> + 'a {
+        let mut submitted = ranges.map(move |range| {
+            let pending = self.load_images(split, range.start, range.end);
             (range, pending)
         });
-        let mut ahead: VecDeque<_> = started.by_ref().take(AHEAD).collect();
+        let mut prefetched: VecDeque<_> = submitted.by_ref().take(PREFETCHED_RANGES).collect();
         std::iter::from_fn(move || {
-            let (range, pending) = ahead.pop_front()?;
+            let (range, pending) = prefetched.pop_front()?;
             let batch = pending.wait();
-            ahead.extend(started.next());
+            prefetched.extend(submitted.next());
             Some((range, batch))
         })
     }
 
-    fn start(&self, split: Split, samples: Vec<Sample>, generated: bool) -> Pending {
-        let (done, pending) = sync_channel(1);
-        let jobs = self.jobs.as_ref().expect("jobs are only taken by drop");
-        jobs.send(Job { split, samples, generated, done }).expect("loading threads live as long as the loader");
-        Pending(pending)
+    fn submit(&self, split: Split, samples: Vec<Sample>, with_generated: bool) -> PendingBatch {
+        let (result, pending) = sync_channel(1);
+        let jobs = self.jobs.as_ref().expect("only drop takes the jobs");
+        jobs.send(Job { split, samples, with_generated, result }).expect("loading threads live as long as the loader");
+        PendingBatch(pending)
     }
 }
 
@@ -189,114 +193,117 @@ impl Drop for Loader {
     fn drop(&mut self) {
         self.jobs.take();
         for thread in self.threads.drain(..) {
-            // The thread has reported a panic already.
+            // A panic of the thread was reported when it happened.
             _ = thread.join();
         }
     }
 }
 
-/// The state that the threads share.
-struct Reader {
-    source: Source,
-    /// Images that were skipped: each is logged once, not once per epoch.
-    named: Mutex<HashSet<(Split, usize)>>,
+/// Reads batches. The loading threads share it.
+struct BatchReader {
+    source: BatchSource,
+    /// The skipped images that were logged: each is logged once, not once per epoch.
+    logged: Mutex<HashSet<(Split, usize)>>,
 }
 
-impl Reader {
-    fn load(&self, job: &Job) -> Result<Batch, String> {
+impl BatchReader {
+    fn load(&self, job: &Job) -> Result<Batch> {
         let store = self.source.stores.as_ref().and_then(|[train, validation]| match job.split {
             Split::Train => Some(train),
             Split::Validation => Some(validation),
             Split::Test => None,
         });
         match store {
-            Some(store) => self.read_rows(store, job),
-            None => self.decode(job),
+            Some(store) => self.read_features(store, job),
+            None => self.decode_images(job),
         }
     }
 
-    fn read_rows(&self, store: &Store, job: &Job) -> Result<Batch, String> {
+    /// Loads a batch from a feature store. A row of the store has the hidden states, then the
+    /// embeddings.
+    fn read_features(&self, store: &Store, job: &Job) -> Result<Batch> {
         let manifest = store.manifest();
         let [tokens, width, embedding] = [manifest.tokens, manifest.width, manifest.embedding].map(|size| size as i64);
         let split_at = (tokens * width) as usize * manifest.dtype.size();
         let (mut hidden, mut embeddings, mut samples) = (Vec::new(), Vec::new(), Vec::with_capacity(job.samples.len()));
         for &sample in &job.samples {
-            let row = store.row(sample.image).map_err(|error| error.to_string())?;
-            if store.is_blank(sample.image) {
-                self.leave_out(
+            let row = store.row(sample.image)?;
+            if store.is_undecodable(sample.image) {
+                self.skip_sample(
                     job.split,
                     sample,
                     &Error::Image {
-                        place: self.source.data.place(&self.source.data.split(job.split)[sample.image]),
+                        location: self.source.data.location(&self.source.data.split(job.split)[sample.image]),
                         problem: "could not be decoded when features were stored".to_owned(),
                     },
                 )?;
                 continue;
             }
-            let (first, second) = row.split_at(split_at);
-            hidden.extend_from_slice(first);
-            embeddings.extend_from_slice(second);
+            let (hidden_bytes, embedding_bytes) = row.split_at(split_at);
+            hidden.extend_from_slice(hidden_bytes);
+            embeddings.extend_from_slice(embedding_bytes);
             samples.push(sample);
         }
-        let (kind, images) = (kind(manifest.dtype), samples.len() as i64);
-        let views = BatchImages::Features {
-            hidden: Tensor::from_data_size(&hidden, &[images, tokens, width], kind),
-            embeddings: Tensor::from_data_size(&embeddings, &[images, embedding], kind),
+        let (kind, count) = (tensor_kind(manifest.dtype), samples.len() as i64);
+        let images = BatchImages::Features {
+            hidden: Tensor::from_data_size(&hidden, &[count, tokens, width], kind),
+            embeddings: Tensor::from_data_size(&embeddings, &[count, embedding], kind),
         };
         let skipped = (job.samples.len() - samples.len()) as u64;
-        Ok(Batch { views, generated: None, samples, skipped })
+        Ok(Batch { images, generated: None, samples, skipped })
     }
 
-    fn decode(&self, job: &Job) -> Result<Batch, String> {
-        let Sizes { all: sizes, generated: generated_size } = &self.source.sizes;
+    /// Loads a batch from the images of the data set.
+    fn decode_images(&self, job: &Job) -> Result<Batch> {
+        let ImageSizes { all: sizes, generated: generated_size } = &self.source.sizes;
         let mut pixels = vec![Vec::new(); sizes.len()];
-        let mut generated = job.generated.then(Vec::new);
+        let mut generated = job.with_generated.then(Vec::new);
         let mut samples = Vec::with_capacity(job.samples.len());
         for &sample in &job.samples {
             let item = &self.source.data.split(job.split)[sample.image];
             let real: Result<Vec<_>, _> = sizes.iter().map(|&size| self.source.data.pixels(item, size)).collect();
-            let drawn = || {
-                let drawn = job.generated.then(|| self.source.data.generated_pixels(sample.image, *generated_size));
-                drawn.transpose()
+            let generated_image = || {
+                let data = &self.source.data;
+                job.with_generated.then(|| data.generated_pixels(sample.image, *generated_size)).transpose()
             };
-            match real.and_then(|real| Ok((real, drawn()?))) {
-                Ok((real, drawn)) => {
+            match real.and_then(|real| Ok((real, generated_image()?))) {
+                Ok((real, generated_image)) => {
                     pixels.iter_mut().zip(real).for_each(|(all, one)| all.extend(one));
-                    generated.iter_mut().zip(drawn).for_each(|(all, one)| all.extend(one));
+                    generated.iter_mut().zip(generated_image).for_each(|(all, one)| all.extend(one));
                     samples.push(sample);
                 }
-                Err(error) => self.leave_out(job.split, sample, &error)?,
+                Err(error) => self.skip_sample(job.split, sample, &error)?,
             }
         }
         let tensor = |pixels: &[u8], size: u32| {
             let side = i64::from(size);
             Tensor::from_slice(pixels).view([samples.len() as i64, side, side, 3])
         };
-        let views = pixels.iter().zip(sizes).map(|(pixels, &size)| (size, tensor(pixels, size)));
-        let views = BatchImages::Pixels(views.collect());
+        let images = pixels.iter().zip(sizes).map(|(pixels, &size)| (size, tensor(pixels, size)));
+        let images = BatchImages::Pixels(images.collect());
         let generated = generated.map(|pixels| tensor(&pixels, *generated_size));
         let skipped = (job.samples.len() - samples.len()) as u64;
-        Ok(Batch { views, generated, samples, skipped })
+        Ok(Batch { images, generated, samples, skipped })
     }
 
-    /// Logs that a sample is skipped.
+    /// Skips a sample whose image has an error, and logs it.
     ///
     /// # Errors
-    /// It may not be skipped, or the error is not that of a single image.
-    fn leave_out(&self, split: Split, sample: Sample, error: &Error) -> Result<(), String> {
-        if !error.is_of_image() || !self.source.skip_corrupt {
-            return Err(error.with_remedy());
+    /// The run does not skip images, or the error does not concern a single image.
+    fn skip_sample(&self, split: Split, sample: Sample, error: &Error) -> Result<()> {
+        if !error.is_image_error() || !self.source.skip_corrupt {
+            return Err(anyhow!(error.with_remedy()));
         }
-        if self.named.lock().unwrap_or_else(PoisonError::into_inner).insert((split, sample.image)) {
-            tracing::warn!("leaving out {error}");
+        if self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert((split, sample.image)) {
+            tracing::warn!("skipping {error}");
         }
         Ok(())
     }
 }
 
-/// libtorch's name of a store's type.
+/// The tensor type of a feature store's type.
 #[must_use]
-pub fn kind(dtype: Dtype) -> Kind {
+pub fn tensor_kind(dtype: Dtype) -> Kind {
     match dtype {
         Dtype::F32 => Kind::Float,
         Dtype::F16 => Kind::Half,
@@ -306,7 +313,7 @@ pub fn kind(dtype: Dtype) -> Kind {
 
 #[cfg(test)]
 mod tests {
-    use feature_store::{Manifest, Rows, Tower, Writer};
+    use feature_store::{EncoderDescription, Manifest, RowFormat, Writer};
 
     use super::*;
 
@@ -341,35 +348,39 @@ mod tests {
     }
 
     fn loader(data: &Arc<DataSet>, stores: Option<[Store; 2]>, skip_corrupt: bool) -> Loader {
-        let sizes = Sizes { all: BTreeSet::from([4, 6]), generated: 6 };
-        Loader::new(Source { data: Arc::clone(data), sizes, stores, skip_corrupt }, 1)
+        let sizes = ImageSizes { all: BTreeSet::from([4, 6]), generated: 6 };
+        Loader::new(BatchSource { data: Arc::clone(data), sizes, stores, skip_corrupt }, 1)
     }
 
     #[test]
-    fn a_batch_without_any_sound_image_is_empty() {
+    fn a_batch_whose_images_cannot_be_decoded_is_empty() {
         let (_folder, data) = undecodable(true);
-        let batch = loader(&data, None, true).train(samples()).wait().unwrap();
+        let batch = loader(&data, None, true).load_training_samples(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
-        let BatchImages::Pixels(pixels) = batch.views else { panic!("not pixels") };
+        let BatchImages::Pixels(pixels) = batch.images else { panic!("not pixels") };
         let sizes: Vec<Vec<i64>> = pixels.values().map(Tensor::size).collect();
         assert_eq!(sizes, [[0, 4, 4, 3], [0, 6, 6, 3]]);
     }
 
     #[test]
-    fn an_image_that_may_not_be_left_out_is_named_with_the_setting() {
+    fn without_skip_corrupt_the_error_names_the_image_and_the_setting() {
         let (_folder, data) = undecodable(false);
-        let error = loader(&data, None, false).train(samples()).wait().err().unwrap();
+        let error = loader(&data, None, false).load_training_samples(samples()).wait().err().unwrap().to_string();
         assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
     }
 
     #[test]
-    fn blank_rows_of_a_store_are_images_that_are_left_out_or_named() {
+    fn undecodable_rows_of_a_store_are_skipped_or_reported() {
         let (folder, data) = undecodable(true);
         let stores = || {
             [(Split::Train, 2), (Split::Validation, 1)].map(|(split, images)| {
-                let tower =
-                    Tower { weights: "w".into(), sha256: "aa".into(), image_size: 4, computation: String::new() };
-                let rows = Rows { shape: [3, 2, 5], dtype: Dtype::F16 };
+                let tower = EncoderDescription {
+                    weights: "w".into(),
+                    sha256: "aa".into(),
+                    image_size: 4,
+                    computation: String::new(),
+                };
+                let rows = RowFormat { shape: [3, 2, 5], dtype: Dtype::F16 };
                 let names = (images, data.names_sha256(split));
                 let towers = (tower.clone(), vec![tower]);
                 let manifest = Manifest::new(split.name().to_owned(), names, "as it is".to_owned(), towers, rows);
@@ -381,11 +392,12 @@ mod tests {
                 Store::open(&path, &manifest).unwrap()
             })
         };
-        let batch = loader(&data, Some(stores()), true).train(samples()).wait().unwrap();
+        let batch = loader(&data, Some(stores()), true).load_training_samples(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
-        let BatchImages::Features { hidden, embeddings } = batch.views else { panic!("not features") };
+        let BatchImages::Features { hidden, embeddings } = batch.images else { panic!("not features") };
         assert_eq!((hidden.size(), embeddings.size()), (vec![0, 3, 2], vec![0, 5]));
-        let error = loader(&data, Some(stores()), false).train(samples()).wait().err().unwrap();
+        let error =
+            loader(&data, Some(stores()), false).load_training_samples(samples()).wait().err().unwrap().to_string();
         assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
     }
 }

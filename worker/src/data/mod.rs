@@ -1,6 +1,6 @@
-//! From a data set to batches: the order of samples, and the prefetching loader.
+//! Batches from a data set: the order of samples, and the prefetching loader.
 
 mod loader;
 pub mod permutation;
 
-pub use loader::{Batch, BatchImages, Loader, Pending, Sample, Sizes, Source, kind, normalise};
+pub use loader::{Batch, BatchImages, BatchSource, ImageSizes, Loader, PendingBatch, Sample, normalize, tensor_kind};

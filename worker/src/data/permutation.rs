@@ -1,10 +1,11 @@
 //! The order of samples: a pseudo-random permutation of 0..n that any process evaluates at any
-//! index in constant time and memory. A shard is therefore a range of indices, however large the
-//! data set.
+//! index in constant time and memory. So a shard is a range of indices, independent of the size of
+//! the data set.
 
 use crate::seeds;
 
-/// Rounds of the Feistel network; four make a pseudo-random permutation (Luby and Rackoff 1988), two more cost nothing here.
+/// The number of rounds of the Feistel network. Four make a pseudo-random permutation (Luby and
+/// Rackoff 1988); the time of two more is negligible.
 const ROUNDS: u64 = 6;
 
 /// A permutation of 0..`length`.
@@ -27,8 +28,8 @@ impl Permutation {
         Self { length, key, half_bits: bits.div_ceil(2).max(1) }
     }
 
-    /// The image of `index`. The Feistel network permutes powers of four, so results outside
-    /// 0..`length` are permuted again (cycle walking), fewer than four times on average.
+    /// The value at `index`. The Feistel network permutes 0..n for a power n of four, so values
+    /// outside 0..`length` are permuted again (cycle walking), fewer than four times on average.
     ///
     /// # Panics
     /// If `index` is not below the length.
@@ -37,14 +38,14 @@ impl Permutation {
         assert!(index < self.length, "{index} is not below {}", self.length);
         let mut x = index;
         loop {
-            x = self.network(x);
+            x = self.feistel_network(x);
             if x < self.length {
                 return x;
             }
         }
     }
 
-    fn network(&self, x: u64) -> u64 {
+    fn feistel_network(&self, x: u64) -> u64 {
         let mask = (1 << self.half_bits) - 1;
         let (mut left, mut right) = (x >> self.half_bits, x & mask);
         for round in 0..ROUNDS {
@@ -54,12 +55,12 @@ impl Permutation {
     }
 }
 
-/// Sample number `index` of the infinite sequence that goes through 0..`samples` once per epoch, in
-/// another order each time. Returns the epoch and the sample. The sequence begins with epoch
-/// `first`.
+/// The epoch and the sample at `index` of the infinite sequence that begins with epoch
+/// `first_epoch` and contains each of 0..`samples` once per epoch, in an order that depends on the
+/// epoch and `key`.
 #[must_use]
-pub fn sample(samples: u64, first: u64, index: u64, key: u64) -> (u64, u64) {
-    let epoch = first + index / samples;
+pub fn sample(samples: u64, first_epoch: u64, index: u64, key: u64) -> (u64, u64) {
+    let epoch = first_epoch + index / samples;
     (epoch, Permutation::new(samples, seeds::combine(key, &[epoch])).at(index % samples))
 }
 
@@ -71,25 +72,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_number_comes_once(length in 1..3000_u64, key: u64) {
+        fn a_permutation_contains_every_number_once(length in 1..3000_u64, key: u64) {
             let permutation = Permutation::new(length, key);
             let mut seen = vec![false; length as usize];
             for index in 0..length {
-                let place = permutation.at(index) as usize;
-                prop_assert!(!seen[place]);
-                seen[place] = true;
+                let value = permutation.at(index) as usize;
+                prop_assert!(!seen[value]);
+                seen[value] = true;
             }
         }
 
         #[test]
-        fn huge_sets_stay_in_range(length in 1_u64 << 40..1 << 50, key: u64, index: u64) {
+        fn values_of_large_permutations_stay_in_range(length in 1_u64 << 40..1 << 50, key: u64, index: u64) {
             let permutation = Permutation::new(length, key);
             prop_assert!(permutation.at(index % length) < length);
         }
     }
 
     #[test]
-    fn epochs_differ_and_each_is_whole() {
+    fn epochs_have_different_orders_and_contain_each_sample_once() {
         let epoch = |epoch: u64| (0..50).map(|i| sample(50, 0, epoch * 50 + i, 3)).collect::<Vec<_>>();
         let (first, second) = (epoch(0), epoch(1));
         assert!(first.iter().all(|&(epoch, _)| epoch == 0) && second.iter().all(|&(epoch, _)| epoch == 1));
@@ -98,12 +99,12 @@ mod tests {
         let mut sorted = numbers(&second);
         sorted.sort_unstable();
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
-        // A sequence that begins with a later epoch continues in the same way.
+        // A sequence that begins with a later epoch has the same order in that epoch.
         assert_eq!((0..50).map(|i| sample(50, 1, i, 3)).collect::<Vec<_>>(), second);
     }
 
     #[test]
-    fn places_are_spread_evenly() {
+    fn displacements_are_those_of_a_random_permutation() {
         // The mean displacement of a random permutation of n is n / 3.
         let permutation = Permutation::new(10_000, 77);
         let total: u64 = (0..10_000).map(|i| permutation.at(i).abs_diff(i)).sum();

@@ -1,8 +1,9 @@
-"""The pixels that a captioner sees which was trained with DiCO: those of CLIP's own preprocessing.
+"""The image processor of a captioner trained with DiCO: CLIP's own preprocessing.
 
-The short side is scaled to the captioner's image size, by Pillow and bicubic, and the centre is cut
-out. The image processors of transformers for CLIP place the cut one pixel beside it where a margin
-is odd, or scale with torchvision, which rounds otherwise. EXIF orientation is not applied.
+It resizes the short side to the captioner's image size with Pillow's bicubic filter, and crops the
+centre. The image processors of transformers for CLIP give other pixels: their crop is off by one
+pixel if a margin is odd, or they resize with torchvision, which rounds differently. EXIF
+orientation is not applied.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from transformers.image_processing_utils import BatchFeature, ImageProcessingMix
 
 
 class DicoImageProcessor(ImageProcessingMixin):
-    """Images, Pillow's or arrays of bytes [height, width, 3], to `pixel_values` [images, 3, side, side]."""
+    """Converts images (Pillow, or bytes [height, width, 3]) to `pixel_values` [images, 3, side, side]."""
 
     model_input_names = ["pixel_values"]
 
@@ -21,20 +22,20 @@ class DicoImageProcessor(ImageProcessingMixin):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def pixels(self, image):
-        """One image, normalised, [3, side, side]."""
+        """One image, resized, cropped and normalized, [3, side, side]."""
         image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-        square = centre(image.convert("RGB"), self.crop_size["height"])
+        square = resize_and_crop(image.convert("RGB"), self.crop_size["height"])
         values = np.asarray(square, dtype=np.float32) / np.float32(255)
         mean = np.asarray(self.image_mean, dtype=np.float32)
-        deviation = np.asarray(self.image_std, dtype=np.float32)
-        return ((values - mean) / deviation).transpose(2, 0, 1)
+        std = np.asarray(self.image_std, dtype=np.float32)
+        return ((values - mean) / std).transpose(2, 0, 1)
 
 
-def centre(image, side):
-    """The central `side` x `side` pixels, after the short side was scaled to `side`."""
+def resize_and_crop(image, side):
+    """Resizes the short side of an image to `side`, and crops the centre to `side` x `side`."""
     short = min(image.size)
     width, height = (side if length == short else side * length // short for length in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
-    # As torchvision's `CenterCrop`: half a pixel goes to the even side.
+    # Python rounds half to even, as torchvision's `CenterCrop` does.
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.crop((left, top, left + side, top + side))

@@ -1,27 +1,27 @@
-//! The files of an exported folder besides `config.json` and the weights, so that transformers
-//! loads it with `AutoModel` and `AutoProcessor`: Python code, a tokenizer, settings, and a model
-//! card.
+//! The files of an exported folder besides `config.json` and the weights: Python code, a tokenizer,
+//! settings, and a model card. With them transformers loads the folder with `AutoModel` and
+//! `AutoProcessor`.
 
-use checkpoint_store::Stamp;
+use checkpoint_store::CheckpointMetadata;
 use serde_json::{Value, json};
-use tokenizer::SPECIAL;
-use weights::folder::{self, Folder};
-use weights::{MODELING_MODULE, VisionArchitecture};
+use tokenizer::SPECIAL_TOKENS;
+use weights::model_folder::{self, ModelFolder};
+use weights::{MODELING_MODULE, VisionConfig};
 
 const MODELING: &str = include_str!("modeling_dico.py");
 const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
-/// Example code for using the folder; also in `docs/training.md`.
+/// Example code for the model card; also in `docs/training.md`.
 const SNIPPET: &str = include_str!("snippet.py");
 /// The folder's name in [`SNIPPET`].
 const SNIPPET_FOLDER: &str = "my-dico";
-/// The class of transformers that combines any image processor with any tokenizer.
+/// A class of transformers that combines any image processor with any tokenizer.
 const PROCESSOR: &str = "VisionTextDualEncoderProcessor";
 
-/// The name and content of each file. `name` is the model's name; `stamp` is the run and step, if
-/// the folder is a checkpoint.
+/// The name and content of each file. `name` is the model's name; `metadata` is the run and step,
+/// if the folder is a checkpoint.
 #[must_use]
-pub fn files(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> Vec<(String, Vec<u8>)> {
-    let vocabulary = tokenizer::Vocabulary::stored(&folder.manifest().vocabulary);
+pub fn files(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMetadata>) -> Vec<(String, Vec<u8>)> {
+    let vocabulary = tokenizer::Vocabulary::from_manifest(&folder.manifest().vocabulary);
     let json = |value: Value| serde_json::to_vec_pretty(&value).expect("numbers and strings are JSON");
     vec![
         (format!("{MODELING_MODULE}.py"), MODELING.into()),
@@ -30,14 +30,14 @@ pub fn files(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> Vec<(String,
         ("tokenizer.json".to_owned(), vocabulary.tokenizer_json().to_string().into()),
         ("tokenizer_config.json".to_owned(), json(tokenizer_config(folder))),
         ("generation_config.json".to_owned(), json(generation(folder, &vocabulary))),
-        ("README.md".to_owned(), card(folder, name, stamp).into()),
+        ("README.md".to_owned(), card(folder, name, metadata).into()),
     ]
 }
 
 /// The settings of the image processor, with the keys of transformers' own processor for CLIP,
 /// which reads them, too.
-fn preprocessor(folder: &Folder) -> Value {
-    let VisionArchitecture { image_size: side, normalization, .. } = &folder.manifest().vision.architecture;
+fn preprocessor(folder: &ModelFolder) -> Value {
+    let VisionConfig { image_size: side, normalization, .. } = &folder.manifest().vision.config;
     // Through text: the shortest decimal number that is this one in 32 bits.
     let channels = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or_default());
     json!({
@@ -58,8 +58,8 @@ fn preprocessor(folder: &Folder) -> Value {
     })
 }
 
-fn tokenizer_config(folder: &Folder) -> Value {
-    let [begin, end, pad] = SPECIAL;
+fn tokenizer_config(folder: &ModelFolder) -> Value {
+    let [begin, end, pad] = SPECIAL_TOKENS;
     json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": PROCESSOR,
@@ -72,13 +72,13 @@ fn tokenizer_config(folder: &Folder) -> Value {
 }
 
 /// The default settings of `worker caption`.
-fn generation(folder: &Folder, vocabulary: &tokenizer::Vocabulary) -> Value {
+fn generation(folder: &ModelFolder, vocabulary: &tokenizer::Vocabulary) -> Value {
     let defaults = config::Decoding::default();
     json!({
-        "bos_token_id": vocabulary.begin(),
-        "decoder_start_token_id": vocabulary.begin(),
-        "eos_token_id": vocabulary.end(),
-        "pad_token_id": vocabulary.pad(),
+        "bos_token_id": vocabulary.begin_token(),
+        "decoder_start_token_id": vocabulary.begin_token(),
+        "eos_token_id": vocabulary.end_token(),
+        "pad_token_id": vocabulary.pad_token(),
         "num_beams": defaults.beams,
         "max_length": folder.manifest().captioner.positions.min(defaults.max_length as usize),
         "length_penalty": defaults.length_penalty,
@@ -87,15 +87,15 @@ fn generation(folder: &Folder, vocabulary: &tokenizer::Vocabulary) -> Value {
 }
 
 /// The model card.
-fn card(folder: &Folder, name: &str, stamp: Option<&Stamp>) -> String {
+fn card(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMetadata>) -> String {
     let manifest = folder.manifest();
     let sizes = &manifest.captioner;
-    let origin = stamp.map_or_else(String::new, |Stamp { run, stage_name, step, .. }| {
+    let origin = metadata.map_or_else(String::new, |CheckpointMetadata { run, stage_name, step, .. }| {
         format!("\nIt was saved in stage `{stage_name}` of run `{run}`, after step {step}.\n")
     });
     let encoding = match manifest.vocabulary {
-        folder::Vocabulary::Full => String::new(),
-        folder::Vocabulary::Tokens(_) => format!(
+        model_folder::Vocabulary::Full => String::new(),
+        model_folder::Vocabulary::Tokens(_) => format!(
             "- It knows those tokens of CLIP that its training captions contain. The tokenizer encodes every text:\n  \
              tokens that the captioner does not know have numbers from {} on, and it cannot embed them.\n",
             sizes.vocabulary_size

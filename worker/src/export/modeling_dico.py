@@ -1,7 +1,7 @@
-"""A captioner that was trained with DiCO (arXiv 2408.14547), for transformers.
+"""A captioner trained with DiCO (arXiv 2408.14547), for transformers.
 
-A CLIP vision tower, a linear projection and a BERT make the encoder; the decoder is a GPT-2 with
-cross-attention. All layers are those of transformers. This file only connects them.
+The encoder consists of a CLIP vision encoder, a linear projection and a BERT. The decoder is a
+GPT-2 with cross-attention. All layers are those of transformers; this file connects them.
 
     model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
     tokens = model.generate(pixel_values=pixels)
@@ -23,21 +23,21 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 try:
-    # transformers 4, whose `CLIPVisionModel` puts the tower under another name.
+    # transformers 4: its `CLIPVisionModel` nests this class under `vision_model`.
     from transformers.models.clip.modeling_clip import CLIPVisionTransformer as VisionTower
 except ImportError:
     from transformers import CLIPVisionModel as VisionTower
 
 
 class DicoEncoderConfig(PretrainedConfig):
-    """`encoder` of config.json: sizes of the vision tower and of the BERT."""
+    """`encoder` of config.json: the configurations of the vision encoder and of the BERT."""
 
     model_type = "vision-encoder-encoder"
     sub_configs = {"vision_encoder": CLIPVisionConfig, "encoder": BertConfig}
 
     def __init__(self, vision_encoder=None, encoder=None, **settings):
         vision = dict(vision_encoder or {})
-        # Some folders hold the configuration of a whole CLIP.
+        # Some published folders have the configuration of a complete CLIP.
         self.vision_encoder = CLIPVisionConfig(**vision.get("vision_config", vision))
         self.encoder = BertConfig(**(encoder or {}))
         super().__init__(**(settings | {"hidden_size": self.encoder.hidden_size}))
@@ -48,11 +48,11 @@ AutoConfig.register(DicoEncoderConfig.model_type, DicoEncoderConfig, exist_ok=Tr
 
 
 class DicoConfig(VisionEncoderDecoderConfig):
-    """config.json: that of a `VisionEncoderDecoderModel`."""
+    """config.json: the configuration of a `VisionEncoderDecoderModel`."""
 
 
 class NestedTower(nn.Module):
-    """A vision tower whose parameters have names that begin with `vision_model`."""
+    """A vision encoder whose parameter names begin with `vision_model`."""
 
     def __init__(self, config):
         super().__init__()
@@ -63,7 +63,7 @@ class NestedTower(nn.Module):
 
 
 class DicoEncoder(PreTrainedModel):
-    """Pixels [images, 3, side, side] to the states [images, tokens, width] that the decoder attends to."""
+    """Encodes pixels [images, 3, side, side] as hidden states [images, tokens, width] for the decoder."""
 
     config_class = DicoEncoderConfig
     main_input_name = "pixel_values"
@@ -78,11 +78,11 @@ class DicoEncoder(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values, **_):
-        # The vision tower stays as it is, also when the rest is trained.
+        # The vision encoder is frozen, also if the other layers are trained.
         with torch.no_grad():
             # All tokens, before the last layer norm.
-            seen = self.vision_encoder(pixel_values).last_hidden_state
-        return BaseModelOutput(self.encoder(inputs_embeds=self.vis_enc_to_enc_proj(seen)).last_hidden_state)
+            hidden_states = self.vision_encoder(pixel_values).last_hidden_state
+        return BaseModelOutput(self.encoder(inputs_embeds=self.vis_enc_to_enc_proj(hidden_states)).last_hidden_state)
 
 
 class DicoCaptioner(VisionEncoderDecoderModel):

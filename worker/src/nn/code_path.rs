@@ -1,11 +1,11 @@
-//! The two code paths of models. On a CPU, operations are chosen for its caches. On a GPU,
-//! launching an operation takes longer than executing most of them, so operations are few and
-//! large, and all of them are libtorch's own.
+//! The two code paths of models. The CPU path uses operations that fit a CPU's caches. On a GPU,
+//! launching an operation takes longer than executing most of them, so the GPU path uses few and
+//! large operations, all of them libtorch's own.
 
 use tch::Device;
 
-/// Whether computations on `device` take the code path of GPUs.
-pub fn takes_gpu_path(device: Device) -> bool {
+/// Whether computations on `device` use the GPU path: on a GPU, and in tests that force it.
+pub fn uses_gpu_path(device: Device) -> bool {
     device.is_cuda() || forced::is_on()
 }
 
@@ -25,7 +25,7 @@ mod forced {
 
     // SAFETY: a declaration of the function in operators/operators.cpp.
     unsafe extern "C" {
-        fn dico_compute_as_on_gpus(is_on: bool);
+        fn dico_force_gpu_path(is_on: bool);
     }
 
     thread_local! {
@@ -38,11 +38,11 @@ mod forced {
 
     fn set(is_on: bool) {
         IS_ON.set(is_on);
-        // SAFETY: it sets a variable of this thread.
-        unsafe { dico_compute_as_on_gpus(is_on) };
+        // SAFETY: the function sets a variable of this thread.
+        unsafe { dico_force_gpu_path(is_on) };
     }
 
-    /// Makes this thread take the code path of GPUs on a CPU while `compute` runs.
+    /// Forces the GPU path on this thread while `compute` runs, also on a CPU.
     pub fn on_gpu_path<T>(compute: impl FnOnce() -> T) -> T {
         struct Restore;
         impl Drop for Restore {

@@ -6,11 +6,12 @@ use weights::clip::LoraTarget;
 use super::Builder;
 use super::lora::Weight;
 use super::operators::{self, Parameter};
-use super::takes_gpu_path;
+use super::uses_gpu_path;
 
-/// Whether dropout is applied, and with which probability.
+/// Whether dropout is applied, as PyTorch's `train()` and `eval()` set it, and with which
+/// probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
+pub enum DropoutMode {
     /// No dropout.
     Evaluate,
     /// Dropout with this probability.
@@ -20,19 +21,19 @@ pub enum Mode {
     },
 }
 
-impl Mode {
-    /// The probability of dropout.
+impl DropoutMode {
+    /// The probability of dropout, 0 without it.
     #[must_use]
-    pub fn dropout(self) -> f64 {
+    pub fn probability(self) -> f64 {
         match self {
             Self::Evaluate => 0.0,
             Self::Train { dropout } => dropout,
         }
     }
 
-    /// Applies dropout to `x`.
-    pub fn drop(self, x: Tensor) -> Tensor {
-        if self.dropout() > 0.0 { x.dropout(self.dropout(), true) } else { x }
+    /// Applies dropout to `x`; the shape stays the same.
+    pub fn dropout(self, x: Tensor) -> Tensor {
+        if self.probability() > 0.0 { x.dropout(self.probability(), true) } else { x }
     }
 }
 
@@ -51,8 +52,8 @@ impl Linear {
         }
     }
 
-    /// The same, whose weight has LoRA factors if the builder's model has them for `target`.
-    pub fn adapted(
+    /// The same layer, whose weight has LoRA factors if the builder's model has them for `target`.
+    pub fn with_lora(
         builder: &mut Builder,
         name: &str,
         inputs: i64,
@@ -61,13 +62,13 @@ impl Linear {
         target: LoraTarget,
     ) -> Self {
         Self {
-            weight: builder.adapted_matrix(&format!("{name}.weight"), [outputs, inputs], deviation, target),
+            weight: builder.lora_matrix(&format!("{name}.weight"), [outputs, inputs], deviation, target),
             bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
         }
     }
 
-    /// The same parameters, initialized as by `torch.nn.Linear`: weights and bias uniform within 1
-    /// / sqrt(inputs) of 0.
+    /// The same layer, initialized as `torch.nn.Linear`: weight and bias uniform in
+    /// -1 / sqrt(inputs)..1 / sqrt(inputs).
     pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = (inputs as f64).powf(-0.5);
         Self {
@@ -126,8 +127,8 @@ impl LayerNorm {
     }
 }
 
-/// Batch normalization of `[batch, channels, ..]` with running statistics, which are not updated
-/// here.
+/// Batch normalization of `[batch, channels, ..]` with running statistics, as in evaluation mode:
+/// they are never updated.
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
@@ -172,33 +173,33 @@ impl Embedding {
     }
 
     /// The first `count` vectors, `[count, width]`.
-    pub fn first(&self, count: i64) -> Tensor {
+    pub fn first_rows(&self, count: i64) -> Tensor {
         self.weight.master.narrow(0, 0, count)
     }
 
-    /// The table itself.
+    /// The table, `[entries, width]`.
     pub fn table(&self) -> &Parameter {
         &self.weight
     }
 }
 
-/// Reshapes `[batch, length, heads * width]` to `[batch, heads, length, width]`.
+/// Reshapes `[batch, length, heads * width]` to `[batch, heads, length, width]`, as a view.
 pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
     x.view([batch, length, heads, width / heads]).transpose(1, 2)
 }
 
-/// Reshapes `[batch, length, parts * heads * width]` to `[parts, batch, heads, length, width]`, as
-/// a view.
-pub fn stack_parts(x: &Tensor, parts: i64, heads: i64) -> Tensor {
+/// Reshapes fused projections (of queries, keys and values)
+/// `[batch, length, count * heads * width]` to `[count, batch, heads, length, width]`, as a view.
+pub fn stack_projections(x: &Tensor, count: i64, heads: i64) -> Tensor {
     let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
-    x.view([batch, length, parts, heads, width / (parts * heads)]).permute([2, 0, 3, 1, 4])
+    x.view([batch, length, count, heads, width / (count * heads)]).permute([2, 0, 3, 1, 4])
 }
 
-/// Splits `[batch, length, N * heads * width]` into N times `[batch, heads, length, width]`, as
-/// views.
-pub fn split_parts<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
-    stack_parts(x, N as i64, heads).unbind(0).try_into().expect("as many as were stacked")
+/// Splits fused projections `[batch, length, N * heads * width]` into N tensors `[batch, heads,
+/// length, width]`, as views.
+pub fn split_projections<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
+    stack_projections(x, N as i64, heads).unbind(0).try_into().expect("N projections were stacked")
 }
 
 /// Reshapes `[batch, heads, length, width]` to `[batch, length, heads * width]`.
@@ -207,47 +208,51 @@ pub fn merge_heads(x: &Tensor) -> Tensor {
     x.transpose(1, 2).reshape([batch, length, heads * width])
 }
 
-/// libtorch's attention kernels for GPUs require the rows of a mask to be a multiple of this; other
-/// masks are copied at each call.
+/// libtorch's attention kernels for GPUs require the row length of a mask to be a multiple of this.
+/// They copy other masks at each call.
 const MASK_ALIGNMENT: usize = 8;
 
-/// The smallest number of keys, at least `length`, for whose masks attention on `device` needs no
-/// copy.
-pub fn attention_length(length: usize, device: Device) -> usize {
-    if takes_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
+/// The smallest number of keys, at least `length`, at which attention on `device` does not copy the
+/// mask.
+pub fn padded_attention_length(length: usize, device: Device) -> usize {
+    if uses_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
 }
 
-/// Converts `mask` to the type of attention on queries of `kind`, once instead of in each layer.
-pub fn attention_mask(mask: &Tensor, kind: Kind) -> Tensor {
-    if takes_gpu_path(mask.device()) { mask.to_kind(kind) } else { mask.shallow_clone() }
+/// Converts `mask` to the type of the queries, `kind`, once instead of in each layer. The shape
+/// stays the same.
+pub fn cast_attention_mask(mask: &Tensor, kind: Kind) -> Tensor {
+    if uses_gpu_path(mask.device()) { mask.to_kind(kind) } else { mask.shallow_clone() }
 }
 
 /// Maximal number of keys for which attention on a CPU materializes all scores.
-const SHORT: i64 = 160;
+const MAX_KEYS_WITH_MATERIALIZED_SCORES: i64 = 160;
 
-/// Scaled dot-product attention over `[batch, heads, length, width]`. `mask`, of any floating-point
-/// type, is added to the scores.
-pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: Mode) -> Tensor {
+/// Scaled dot-product attention (Vaswani et al. 2017, equation 1). `query` is `[batch, heads,
+/// queries, width]`, `key` and `value` are `[batch, heads, keys, width]`, the result is `[batch,
+/// heads, queries, width]`. `mask`, of any floating-point type, broadcasts to `[batch, heads,
+/// queries, keys]` and is added to the scores.
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, mode: DropoutMode) -> Tensor {
     let kind = query.kind();
-    if takes_gpu_path(query.device()) || key.size()[2] > SHORT {
+    if uses_gpu_path(query.device()) || key.size()[2] > MAX_KEYS_WITH_MATERIALIZED_SCORES {
         let mask = mask.map(|mask| mask.to_kind(kind));
         return Tensor::scaled_dot_product_attention(
             query,
             key,
             value,
             mask.as_ref(),
-            mode.dropout(),
+            mode.probability(),
             false,
             None,
             false,
         );
     }
-    // libtorch's kernel for CPUs is optimized for long sequences: these few products are faster.
+    // libtorch's kernel for CPUs is optimized for long sequences: for short ones these few products
+    // are faster.
     let width = *query.size().last().expect("attention has a width");
     let scores = (query * (width as f64).powf(-0.5)).matmul(&key.transpose(-2, -1));
     let scores = match mask {
         Some(mask) => scores + mask,
         None => scores,
     };
-    mode.drop(scores.softmax(-1, None)).to_kind(kind).matmul(value)
+    mode.dropout(scores.softmax(-1, None)).to_kind(kind).matmul(value)
 }

@@ -2,21 +2,21 @@
 
 use tch::{Tensor, no_grad};
 
-use super::operators::{Parameter, records_gradients};
+use super::operators::{Parameter, is_grad_enabled};
 
 /// A weight W, or W + scale B A if it has LoRA factors.
 ///
-/// Products read the sum from memory of its own, which [`super::Parameters::changed`] refreshes: a
-/// frozen weight costs no more than one without factors. While gradients are recorded they flow
-/// through the sum to W or to the factors, whichever are trained.
+/// Products read the sum from separate memory, which [`super::Parameters::refresh_working_copies`]
+/// updates. So a frozen weight with factors costs no more than one without. While gradients are
+/// recorded, they flow through the sum to W or to the factors, whichever are trained.
 pub struct Weight {
-    /// W, and the tensor that products read.
+    /// W as `master`; the tensor that products read as `working`.
     base: Parameter,
     /// Boxed, because most weights have none.
-    factors: Option<Box<Factors>>,
+    factors: Option<Box<LoraFactors>>,
 }
 
-struct Factors {
+struct LoraFactors {
     /// A: `[rank, inputs]`, or `[rank k, inputs k]` of a convolution with a kernel of side k.
     a: Tensor,
     /// B: `[outputs, rank]`, or `[outputs k, rank k]`.
@@ -25,7 +25,9 @@ struct Factors {
     scale: f64,
 }
 
-impl Factors {
+impl LoraFactors {
+    /// `weight` + scale B A (Hu et al. 2022, equation 3), in the shape of `weight`. A convolution's
+    /// B A is reshaped as in loralib (`ConvLoRA`).
     fn added_to(&self, weight: &Tensor) -> Tensor {
         weight + (self.b.matmul(&self.a) * self.scale).view(weight.size().as_slice())
     }
@@ -39,24 +41,25 @@ impl From<Parameter> for Weight {
 }
 
 impl Weight {
-    /// A weight with the factors A and B. `base.working` is memory that nothing else uses.
+    /// A weight with the factors A and B. Nothing else may use the memory of `base.working`.
     pub(super) fn with_factors(base: Parameter, [a, b]: [Tensor; 2], scale: f64) -> Self {
-        Self { base, factors: Some(Box::new(Factors { a, b, scale })) }
+        Self { base, factors: Some(Box::new(LoraFactors { a, b, scale })) }
     }
 
     /// The same weight, sharing its memory.
     pub(super) fn shallow_clone(&self) -> Self {
-        let factors = self.factors.as_deref().map(|Factors { a, b, scale }| {
+        let factors = self.factors.as_deref().map(|LoraFactors { a, b, scale }| {
             let [a, b] = [a, b].map(Tensor::shallow_clone);
-            Box::new(Factors { a, b, scale: *scale })
+            Box::new(LoraFactors { a, b, scale: *scale })
         });
         Self { base: self.base.shallow_clone(), factors }
     }
 
-    /// The sum for a product: one tensor for gradients, and one that the product reads.
+    /// The sum for a matrix product `[outputs, inputs]`: a tensor with gradients, and the tensor
+    /// that the product reads.
     pub fn parameter(&self) -> Parameter {
         match &self.factors {
-            Some(factors) if records_gradients() => {
+            Some(factors) if is_grad_enabled() => {
                 let Parameter { master, working } = &self.base;
                 Parameter { master: factors.added_to(master), working: working.shallow_clone() }
             }
@@ -64,16 +67,16 @@ impl Weight {
         }
     }
 
-    /// The sum for a convolution: in 32 bits, with gradients.
-    pub fn value(&self) -> Tensor {
+    /// The sum for a convolution `[outputs, inputs, side, side]`: in 32 bits, with gradients.
+    pub fn convolution_weight(&self) -> Tensor {
         match &self.factors {
-            Some(factors) if records_gradients() => factors.added_to(&self.base.master),
+            Some(factors) if is_grad_enabled() => factors.added_to(&self.base.master),
             _ => self.base.working.shallow_clone(),
         }
     }
 
     /// Writes the sum to the tensor that products read.
-    pub(super) fn refresh(&self) {
+    pub(super) fn refresh_working_copy(&self) {
         if let Some(factors) = &self.factors {
             no_grad(|| self.base.working.shallow_clone().copy_(&factors.added_to(&self.base.master)));
         }
@@ -101,26 +104,26 @@ mod tests {
     /// A linear layer and a convolution with factors, both with random values.
     fn model(backend: impl Into<Backend>, alpha: f64) -> (Linear, Weight, Parameters) {
         let mut builder = Builder::new(1, backend).with_lora(Some(&lora(alpha)), LORA_SEED);
-        let layer = Linear::adapted(&mut builder, "mlp.c_fc", 6, 4, 0.5, LoraTarget::Mlp);
-        let kernel = builder.adapted_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
+        let layer = Linear::with_lora(&mut builder, "mlp.c_fc", 6, 4, 0.5, LoraTarget::Mlp);
+        let kernel = builder.lora_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
         let parameters = builder.finish();
         tch::manual_seed(2);
         no_grad(|| _ = parameters.flat().shallow_clone().normal_(0.0, 0.5));
-        parameters.changed();
+        parameters.refresh_working_copies();
         (layer, kernel, parameters)
     }
 
     fn named(parameters: &Parameters) -> BTreeMap<&str, &Tensor> {
-        parameters.named().collect()
+        parameters.named_parameters().collect()
     }
 
     #[test]
     fn factors_start_without_effect_and_have_the_published_names_and_shapes() {
-        let mut builder = Builder::blank(testing::device()).with_lora(Some(&lora(3.0)), LORA_SEED);
-        let weight = builder.adapted_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
-        _ = builder.adapted_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
+        let mut builder = Builder::uninitialized(testing::device()).with_lora(Some(&lora(3.0)), LORA_SEED);
+        let weight = builder.lora_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
+        _ = builder.lora_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
         let parameters = builder.finish();
-        let sizes: Vec<_> = parameters.named().map(|(name, tensor)| (name, tensor.size())).collect();
+        let sizes: Vec<_> = parameters.named_parameters().map(|(name, tensor)| (name, tensor.size())).collect();
         assert_eq!(
             sizes,
             [
@@ -138,32 +141,32 @@ mod tests {
         assert!(a.abs().min().double_value(&[]) > 0.0 && a.abs().max().double_value(&[]) < 2.0);
         // Weights that are not among the targets have no factors.
         let few = Lora { targets: [LoraTarget::Mlp].into(), ..lora(1.0) };
-        let mut builder = Builder::blank(testing::device()).with_lora(Some(&few), LORA_SEED);
-        _ = builder.adapted_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
-        assert_eq!(builder.finish().named().count(), 1);
+        let mut builder = Builder::uninitialized(testing::device()).with_lora(Some(&few), LORA_SEED);
+        _ = builder.lora_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
+        assert_eq!(builder.finish().named_parameters().count(), 1);
     }
 
     #[test]
-    fn frozen_products_read_the_sum_that_the_weights_crate_reads_too() {
+    fn frozen_products_read_the_sum_that_the_weights_crate_computes() {
         let (layer, kernel, parameters) = model(testing::device(), 3.0);
-        let found = named(&parameters);
+        let tensors = named(&parameters);
         let sum = |weight: &str, a: &str, b: &str| {
-            found[weight] + (found[b].matmul(found[a]) * (3.0 / 2.0)).view(found[weight].size().as_slice())
+            tensors[weight] + (tensors[b].matmul(tensors[a]) * (3.0 / 2.0)).view(tensors[weight].size().as_slice())
         };
         let x = Tensor::randn([5, 6], testing::floats());
         let weight = sum("mlp.c_fc.weight", "mlp.c_fc.lora_A", "mlp.c_fc.lora_B");
-        let expected = x.matmul(&weight.transpose(0, 1)) + found["mlp.c_fc.bias"];
+        let expected = x.matmul(&weight.transpose(0, 1)) + tensors["mlp.c_fc.bias"];
         assert!(no_grad(|| layer.forward(&x)).allclose(&expected, 1e-5, 1e-6, false));
         let expected = sum("visual.conv1.weight", "visual.conv1.lora_A", "visual.conv1.lora_B");
-        assert!(no_grad(|| kernel.value()).allclose(&expected, 1e-6, 1e-7, false));
-        assert!(kernel.value().allclose(&expected, 1e-6, 1e-7, false), "while gradients are recorded");
+        assert!(no_grad(|| kernel.convolution_weight()).allclose(&expected, 1e-6, 1e-7, false));
+        assert!(kernel.convolution_weight().allclose(&expected, 1e-6, 1e-7, false), "while gradients are recorded");
     }
 
     #[test]
-    fn gradients_of_factors_are_those_of_differences() {
+    fn gradients_of_factors_equal_finite_differences() {
         testing::each_code_path(|| {
             check_gradients(is_lora_factor);
-            // The weights themselves are trained in other stages of the same run.
+            // Other stages of the same run may train the weights themselves.
             check_gradients(|name| !is_lora_factor(name));
         });
     }
@@ -173,47 +176,50 @@ mod tests {
         let x = Tensor::randn([5, 6], testing::floats());
         let image = Tensor::randn([2, 3, 4, 4], testing::floats());
         let loss = || {
-            let convolved = image.conv2d(&kernel.value(), None::<&Tensor>, 2, 0, 1, 1);
+            let convolved = image.conv2d(&kernel.convolution_weight(), None::<&Tensor>, 2, 0, 1, 1);
             layer.forward(&x).tanh().square().sum(Kind::Float) + convolved.tanh().square().sum(Kind::Float)
         };
-        for (name, tensor) in parameters.named() {
+        for (name, tensor) in parameters.named_parameters() {
             _ = tensor.shallow_clone().set_requires_grad(is_trained(name));
         }
         loss().backward();
         let step = 1e-2;
-        for (name, tensor) in parameters.named() {
+        for (name, tensor) in parameters.named_parameters() {
             let gradient = tensor.grad();
             assert_eq!(gradient.defined(), is_trained(name), "{name}");
             if !gradient.defined() {
                 continue;
             }
             let values = tensor.detach().view(-1);
-            for at in 0..tensor.numel().min(6) as i64 {
-                let at_step = |step: f64| {
-                    no_grad(|| _ = values.narrow(0, at, 1).g_add_scalar_(step));
-                    parameters.changed();
+            for index in 0..tensor.numel().min(6) as i64 {
+                let loss_after = |step: f64| {
+                    no_grad(|| _ = values.narrow(0, index, 1).g_add_scalar_(step));
+                    parameters.refresh_working_copies();
                     no_grad(loss).double_value(&[])
                 };
-                let (above, below) = (at_step(step), at_step(-2.0 * step));
-                _ = at_step(step);
-                let (found, expected) = (gradient.view(-1).double_value(&[at]), (above - below) / (2.0 * step));
-                assert!((found - expected).abs() < 2e-2 * expected.abs().max(0.1), "{name}[{at}]: {found}, {expected}");
+                let (above, below) = (loss_after(step), loss_after(-2.0 * step));
+                _ = loss_after(step);
+                let (found, expected) = (gradient.view(-1).double_value(&[index]), (above - below) / (2.0 * step));
+                assert!(
+                    (found - expected).abs() < 2e-2 * expected.abs().max(0.1),
+                    "{name}[{index}]: {found}, {expected}"
+                );
             }
         }
     }
 
     #[test]
-    fn sixteen_bit_products_read_the_rounded_sum() {
+    fn sixteen_bit_products_read_the_sum_in_bf16() {
         let [(exact, ..), (rounded, kernel, parameters)] =
             [Backend::from(testing::device()), testing::sixteen_bits()].map(|backend| model(backend, 3.0));
         let x = Tensor::randn([5, 6], testing::floats());
         let [expected, found] = [&exact, &rounded].map(|layer| no_grad(|| layer.forward(&x)).to_kind(Kind::Float));
         assert!(found.allclose(&expected, 5e-2, 5e-2, false), "{found} is not {expected}");
-        // Without its factors it is another layer.
+        // Without its factors the layer computes something else.
         no_grad(|| _ = named(&parameters)["mlp.c_fc.lora_B"].shallow_clone().zero_());
-        parameters.changed();
+        parameters.refresh_working_copies();
         let without = no_grad(|| rounded.forward(&x)).to_kind(Kind::Float);
         assert!(!without.allclose(&expected, 5e-2, 5e-2, false));
-        assert_eq!(kernel.value().kind(), Kind::Float);
+        assert_eq!(kernel.convolution_weight().kind(), Kind::Float);
     }
 }

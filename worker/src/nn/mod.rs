@@ -1,20 +1,20 @@
 //! Building blocks of models: layers, parameters in one flat buffer, and CUDA graphs.
 
 mod code_path;
+mod cuda_graph;
 mod layers;
 mod lora;
 mod operators;
 mod parameters;
-mod replay;
 
 #[cfg(test)]
 pub use code_path::on_gpu_path;
-pub use code_path::takes_gpu_path;
+pub use code_path::uses_gpu_path;
+pub use cuda_graph::{GraphPool, GraphedComputation, GraphedFunction};
 pub use layers::{
-    BatchNorm, Conv1d, Embedding, LayerNorm, Linear, Mode, attention, attention_length, attention_mask, merge_heads,
-    split_heads, split_parts, stack_parts,
+    BatchNorm, Conv1d, DropoutMode, Embedding, LayerNorm, Linear, attention, cast_attention_mask, merge_heads,
+    padded_attention_length, split_heads, split_projections, stack_projections,
 };
 pub use lora::Weight;
-pub use operators::{Parameter, Update, adam, guarded, linear, log_normalisers, logits, token_log_probabilities};
-pub use parameters::{Backend, Builder, Gradient, Mismatch, Parameters};
-pub use replay::{GraphPool, Replay, ReplayedFunction};
+pub use operators::{AdamUpdate, Parameter, adam, checked_call, linear, logits, logsumexp, token_log_probabilities};
+pub use parameters::{Backend, Builder, Gradient, ParameterMismatchError, Parameters};

@@ -2,9 +2,10 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
+use anyhow::{Result, anyhow};
 use tch::Tensor;
 
-/// The size of an error buffer in bytes, as in `include/guarded.h`.
+/// The size of an error buffer in bytes, as in `include/checked_call.h`.
 const ERROR_LENGTH: usize = 512;
 
 // SAFETY: declarations of the functions in operators/operators.cpp, with the same types.
@@ -31,9 +32,9 @@ unsafe extern "C" {
         divisor: f64,
         error: *mut c_char,
     ) -> *mut c_void;
-    fn dico_records_gradients() -> bool;
+    fn dico_is_grad_enabled() -> bool;
     fn dico_logits(hidden: *const c_void, working: *const c_void, error: *mut c_char) -> *mut c_void;
-    fn dico_log_normalisers(logits: *const c_void, error: *mut c_char) -> *mut c_void;
+    fn dico_logsumexp(logits: *const c_void, error: *mut c_char) -> *mut c_void;
     fn dico_token_log_probabilities(
         hidden: *const c_void,
         table: *const c_void,
@@ -44,11 +45,13 @@ unsafe extern "C" {
     ) -> *mut c_void;
 }
 
-/// A trained matrix or bias in 32 bits, with the copy that products read.
+/// A matrix or bias for products: 32-bit master weights and the working copy that products read, as
+/// in mixed-precision training (Micikevicius et al. 2018).
 pub struct Parameter {
     /// The tensor that has gradients, in 32 bits.
     pub master: Tensor,
-    /// The tensor that products read: the same memory, or a copy of another type.
+    /// The tensor that products read, of the same shape: the same memory, or a copy of another
+    /// type.
     pub working: Tensor,
 }
 
@@ -66,23 +69,24 @@ impl Parameter {
     }
 }
 
-/// y = x W^T + b: maps `[.., inputs]`, with `[outputs, inputs]` and `[outputs]`, to `[.., outputs]`
-/// in the type of products.
+/// y = x W^T + b, as `torch.nn.functional.linear`: x is `[.., inputs]`, W is `[outputs, inputs]`, b
+/// is `[outputs]`, and y is `[.., outputs]`, in the type of the working copies.
 pub fn linear(x: &Tensor, weight: &Parameter, bias: &Parameter) -> Tensor {
     // SAFETY: tch's tensors are at::Tensor, and outlive the call.
-    called(|error| unsafe {
-        dico_linear(of(x), of(&weight.master), of(&bias.master), of(&weight.working), of(&bias.working), error)
+    call_operator(|error| unsafe {
+        let (weight_copy, bias_copy) = (as_pointer(&weight.working), as_pointer(&bias.working));
+        dico_linear(as_pointer(x), as_pointer(&weight.master), as_pointer(&bias.master), weight_copy, bias_copy, error)
     })
 }
 
-/// Rows `ids` `[..]` of `table` `[entries, width]`, as `[.., width]`.
+/// The rows `ids` `[..]` of `table` `[entries, width]`, as `[.., width]`.
 pub fn embedding(table: &Tensor, ids: &Tensor) -> Tensor {
     // SAFETY: as above.
-    called(|error| unsafe { dico_embedding(of(table), of(ids), error) })
+    call_operator(|error| unsafe { dico_embedding(as_pointer(table), as_pointer(ids), error) })
 }
 
 /// The arguments of an Adam update.
-pub struct Update<'a> {
+pub struct AdamUpdate<'a> {
     /// First and second moment, `[trained]`.
     pub moments: [&'a Tensor; 2],
     /// The number of the update, from 1.
@@ -97,69 +101,78 @@ pub struct Update<'a> {
     pub divisor: f64,
 }
 
-/// Updates `parameters` `[trained]` and the moments in place.
-pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &Update<'_>) {
-    let &Update { moments: [first, second], step, learning_rate, betas: [beta_1, beta_2], epsilon, divisor } = update;
+/// An update of Adam (Kingma and Ba 2015, algorithm 1) of `parameters` `[trained]` and of the
+/// moments, in place. `gradient` is also `[trained]`.
+pub fn adam(parameters: &Tensor, gradient: &Tensor, update: &AdamUpdate<'_>) {
+    let &AdamUpdate { moments: [first, second], step, learning_rate, betas: [beta_1, beta_2], epsilon, divisor } =
+        update;
     let (rate, step) = (learning_rate, step as f64);
     // SAFETY: as above.
-    _ = called(|error| unsafe {
-        let (parameters, gradient, first, second) = (of(parameters), of(gradient), of(first), of(second));
+    _ = call_operator(|error| unsafe {
+        let [parameters, gradient, first, second] = [parameters, gradient, first, second].map(as_pointer);
         dico_adam(parameters, gradient, first, second, step, rate, beta_1, beta_2, epsilon, divisor, error)
     });
 }
 
-/// Whether this thread records computations for a backward pass.
-pub(super) fn records_gradients() -> bool {
-    // SAFETY: it reads a variable of this thread.
-    unsafe { dico_records_gradients() }
+/// Whether this thread records computations for a backward pass, as `torch.is_grad_enabled`.
+pub(super) fn is_grad_enabled() -> bool {
+    // SAFETY: the function reads a variable of this thread.
+    unsafe { dico_is_grad_enabled() }
 }
 
-/// Maps hidden states `[rows, width]` to logits `[rows, vocabulary]` in the type of products,
-/// without gradients.
+/// Multiplies hidden states `[rows, width]` with `table` `[vocabulary, width]`. Returns logits
+/// `[rows, vocabulary]` in the type of the table's working copy, without gradients.
 pub fn logits(hidden: &Tensor, table: &Parameter) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
     // SAFETY: as above.
-    called(|error| unsafe { dico_logits(of(&hidden), of(&table.working), error) })
+    call_operator(|error| unsafe { dico_logits(as_pointer(&hidden), as_pointer(&table.working), error) })
 }
 
-/// The log-normalizers (logsumexp) of logits `[rows, vocabulary]`, `[rows]`; without gradients.
-pub fn log_normalisers(logits: &Tensor) -> Tensor {
+/// The logsumexp of each row of `logits` `[rows, vocabulary]`, `[rows]` in 32 bits; without
+/// gradients.
+pub fn logsumexp(logits: &Tensor) -> Tensor {
     // SAFETY: as above.
-    called(|error| unsafe { dico_log_normalisers(of(logits), error) })
+    call_operator(|error| unsafe { dico_logsumexp(as_pointer(logits), error) })
 }
 
-/// The log-probabilities `[n]` of the tokens `targets[i]` after the hidden states `nodes[i]`, both
-/// `[n]`. `hidden` is `[nodes, width]`; logits are its products with `table`, `[vocabulary,
-/// width]`. Can be differentiated once.
+/// The log-probabilities `[predictions]` of the tokens `targets[i]` after the hidden states
+/// `hidden[nodes[i]]`. `hidden` is `[nodes, width]`, `table` is `[vocabulary, width]`, `nodes` and
+/// `targets` are `[predictions]`. Equals `log_softmax(hidden table^T)[nodes[i], targets[i]]`
+/// without storing the log-softmax. Can be differentiated once.
 pub fn token_log_probabilities(hidden: &Tensor, table: &Parameter, nodes: &Tensor, targets: &Tensor) -> Tensor {
     let Parameter { master, working } = table;
     // SAFETY: as above.
-    called(|error| unsafe {
-        dico_token_log_probabilities(of(hidden), of(master), of(working), of(nodes), of(targets), error)
+    call_operator(|error| unsafe {
+        let [hidden, master, working] = [hidden, master, working].map(as_pointer);
+        dico_token_log_probabilities(hidden, master, working, as_pointer(nodes), as_pointer(targets), error)
     })
 }
 
-fn of(tensor: &Tensor) -> *const c_void {
+fn as_pointer(tensor: &Tensor) -> *const c_void {
     tensor.as_ptr().cast()
 }
 
-/// Calls an operator.
+/// Calls an operator. Returns its result.
 ///
 /// # Panics
 /// If it fails, e.g. for tensors of unsuitable shapes or lack of memory, as tch's operators do.
-fn called(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
-    let pointer = guarded(call).unwrap_or_else(|problem| panic!("{problem}"));
+fn call_operator(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Tensor {
+    let pointer = checked_call(call).unwrap_or_else(|problem| panic!("{problem}"));
     // SAFETY: a new at::Tensor that nothing else owns.
     unsafe { Tensor::from_ptr(pointer.cast()) }
 }
 
-/// Calls a function. Returns its pointer, or the message in the error buffer if that is null.
-pub fn guarded(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void, String> {
+/// Calls a C function with an error buffer. Returns its pointer.
+///
+/// # Errors
+/// The pointer is null. The error is the message in the buffer.
+pub fn checked_call(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void> {
     let mut error = [0 as c_char; ERROR_LENGTH];
     let pointer = call(error.as_mut_ptr());
     if pointer.is_null() {
-        // SAFETY: what is written there always ends with a zero, and the buffer starts as zeros.
-        return Err(unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned());
+        // SAFETY: the buffer starts as zeros, and C writes only strings that end with a zero.
+        let message = unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned();
+        return Err(anyhow!(message));
     }
     Ok(pointer)
 }
@@ -192,11 +205,11 @@ mod tests {
         assert!(worst < tolerance * scale, "{name}: off by {worst}, of {scale}");
     }
 
-    /// The tolerance for rounding in each type, relative to the largest value.
+    /// The tolerance for rounding errors of each type, relative to the largest value.
     const TOLERANCES: [(Kind, f64); 2] = [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)];
 
     #[test]
-    fn a_linear_layer_and_its_gradients_are_libtorchs_own() {
+    fn linear_and_its_gradients_equal_those_of_libtorch() {
         each_code_path(check_linear);
     }
 
@@ -207,10 +220,10 @@ mod tests {
                 let stored = random(if is_transposed { &[12, 20] } else { &[20, 12] });
                 let weight = matrix(&stored, kind);
                 let [ours, theirs] = [(), ()].map(|()| (random(&[3, 5, 12]), random(&[20])));
-                for (mine, other) in [(&ours.0, &theirs.0), (&ours.1, &theirs.1)] {
-                    tch::no_grad(|| mine.shallow_clone().copy_(other));
+                for (our, their) in [(&ours.0, &theirs.0), (&ours.1, &theirs.1)] {
+                    tch::no_grad(|| our.shallow_clone().copy_(their));
                 }
-                let used = if is_transposed { weight.transposed() } else { matrix_view(&weight) };
+                let used = if is_transposed { weight.transposed() } else { weight.shallow_clone() };
                 let bias = matrix(&ours.1, kind);
                 let found = linear(&ours.0, &used, &bias);
                 assert_eq!((found.kind(), found.size()), (kind, vec![3, 5, 20]));
@@ -219,9 +232,9 @@ mod tests {
                     if is_transposed { theirs_weight.transpose(0, 1) } else { theirs_weight.shallow_clone() };
                 let expected = theirs.0.linear(&oriented, Some(&theirs.1));
                 assert_near("y", &found, &expected, tolerance);
-                let slope = Tensor::randn([3, 5, 20], floats());
-                (found.to_kind(Kind::Float) * &slope).sum(Kind::Float).backward();
-                (expected * &slope).sum(Kind::Float).backward();
+                let incoming = Tensor::randn([3, 5, 20], floats());
+                (found.to_kind(Kind::Float) * &incoming).sum(Kind::Float).backward();
+                (expected * &incoming).sum(Kind::Float).backward();
                 assert_near("x", &ours.0.grad(), &theirs.0.grad(), tolerance);
                 assert_near("weight", &weight.master.grad(), &theirs_weight.grad(), tolerance);
                 assert_near("bias", &bias.master.grad(), &theirs.1.grad(), tolerance);
@@ -229,18 +242,14 @@ mod tests {
         }
     }
 
-    fn matrix_view(matrix: &Parameter) -> Parameter {
-        Parameter { master: matrix.master.shallow_clone(), working: matrix.working.shallow_clone() }
-    }
-
     #[test]
-    fn log_probabilities_and_their_gradients_are_those_of_a_whole_log_softmax() {
+    fn token_log_probabilities_and_their_gradients_equal_those_of_a_log_softmax() {
         each_code_path(check_log_probabilities);
     }
 
     fn check_log_probabilities() {
         tch::manual_seed(2);
-        // More tokens than one block of the projection, and some nodes with more than one target.
+        // The vocabulary takes more than one block of columns, and some nodes have several targets.
         let (vocabulary, nodes) = (9001, [0_i64, 1, 1, 2, 4, 3, 3]);
         let targets = indices(&[0, 4095, 4096, 9000, 17, 17, 8192]);
         let nodes = indices(&nodes);
@@ -250,25 +259,25 @@ mod tests {
             let hidden = random(&[5, 16]);
             let found = token_log_probabilities(&hidden, &table, &nodes, &targets);
             let (other, theirs) = (hidden.detach().set_requires_grad(true), values.detach().set_requires_grad(true));
-            let whole = other.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
-            let expected = whole.index_select(0, &nodes).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+            let log_softmax = other.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
+            let expected = log_softmax.index_select(0, &nodes).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
             assert_near("log p", &found, &expected, tolerance);
             let unrecorded = tch::no_grad(|| token_log_probabilities(&hidden, &table, &nodes, &targets));
             assert_eq!(unrecorded, found);
-            let slope = Tensor::from_slice(&[1.0_f32, -0.5, 2.0, 0.25, -1.0, 0.75, 0.5]).to_device(device());
-            (found * &slope).sum(Kind::Float).backward();
-            (expected * &slope).sum(Kind::Float).backward();
+            let incoming = Tensor::from_slice(&[1.0_f32, -0.5, 2.0, 0.25, -1.0, 0.75, 0.5]).to_device(device());
+            (found * &incoming).sum(Kind::Float).backward();
+            (expected * &incoming).sum(Kind::Float).backward();
             assert_near("hidden", &hidden.grad(), &other.grad(), tolerance);
             assert_near("table", &table.master.grad(), &theirs.grad(), tolerance);
         }
     }
 
     #[test]
-    fn gradients_of_a_table_are_added_where_the_leaf_has_room_for_them() {
-        each_code_path(check_table);
+    fn gradients_of_a_table_accumulate_in_the_memory_of_the_leaf() {
+        each_code_path(check_table_gradients);
     }
 
-    fn check_table() {
+    fn check_table_gradients() {
         tch::manual_seed(3);
         let (ids, targets) = (indices(&[3, 0, 3, 5]), indices(&[1, 2, 3, 5]));
         let values = random(&[6, 4]);
@@ -282,8 +291,8 @@ mod tests {
         };
         let theirs = values.detach().set_requires_grad(true);
         let hidden = Tensor::embedding(&theirs, &ids, -1, false, false);
-        let whole = hidden.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
-        let chosen = whole.index_select(0, &ids.clamp(0, 3)).gather(1, &targets.unsqueeze(1), false);
+        let log_softmax = hidden.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
+        let chosen = log_softmax.index_select(0, &ids.clamp(0, 3)).gather(1, &targets.unsqueeze(1), false);
         chosen.sum(Kind::Float).backward();
         // The first round allocates the gradient, the others add to it.
         assert_near("once", &gradient(1), &theirs.grad(), 1e-5);
@@ -291,11 +300,11 @@ mod tests {
     }
 
     #[test]
-    fn normalisers_are_exact_however_far_the_values_are() {
-        each_code_path(check_normalisers);
+    fn logsumexp_is_exact_for_large_values() {
+        each_code_path(check_logsumexp);
     }
 
-    fn check_normalisers() {
+    fn check_logsumexp() {
         tch::manual_seed(4);
         let wide = Tensor::randn([7, 5003], floats()) * 8.0;
         let far = [-1e30_f32, -300.0, -88.0, 0.0, 88.0, 3e4, 3.0e38];
@@ -305,16 +314,16 @@ mod tests {
             for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
                 let logits = logits.to_kind(kind);
                 let expected = logits.to_kind(Kind::Double).logsumexp(1, false);
-                let difference = (log_normalisers(&logits).to_kind(Kind::Double) - &expected).abs();
+                let difference = (logsumexp(&logits).to_kind(Kind::Double) - &expected).abs();
                 let allowed = expected.abs().clamp_min(1.0) * 1e-6;
                 assert!(difference.le_tensor(&allowed).all().int64_value(&[]) == 1, "{kind:?}: {difference}");
             }
         }
-        // Training stops at NaN and infinite values, so they have to be preserved.
-        for hidden in [f32::NAN, f32::from_bits(0x7FFF_FFFF), f32::from_bits(0x7FC0_0001), f32::INFINITY] {
+        // NaN and infinite values have to be preserved: training stops when it finds one.
+        for value in [f32::NAN, f32::from_bits(0x7FFF_FFFF), f32::from_bits(0x7FC0_0001), f32::INFINITY] {
             let logits = wide.copy();
-            logits.get(2).narrow(0, 3000, 1).copy_(&Tensor::from_slice(&[hidden]));
-            let found = Vec::<f32>::try_from(log_normalisers(&logits)).unwrap();
+            logits.get(2).narrow(0, 3000, 1).copy_(&Tensor::from_slice(&[value]));
+            let found = Vec::<f32>::try_from(logsumexp(&logits)).unwrap();
             assert_eq!(
                 found.iter().map(|found| found.is_finite()).collect::<Vec<_>>(),
                 [true, true, false, true, true, true, true]
@@ -323,22 +332,22 @@ mod tests {
     }
 
     #[test]
-    fn an_update_is_that_of_adam_with_what_its_gradient_is_divided_by() {
+    fn an_update_equals_adam_with_the_divided_gradient() {
         tch::manual_seed(5);
         let [parameters, gradient] = [(); 2].map(|()| Tensor::randn([1003], floats()));
         let [first, second] = [(); 2].map(|()| Tensor::zeros([1003], floats()));
-        let (before, slope) = (parameters.to_kind(Kind::Double), gradient.to_kind(Kind::Double) / 5.0);
+        let (before, divided) = (parameters.to_kind(Kind::Double), gradient.to_kind(Kind::Double) / 5.0);
         let moments = [&first, &second];
         let (learning_rate, betas, epsilon) = (0.01, [0.9, 0.99], 1e-8);
-        adam(&parameters, &gradient, &Update { moments, step: 1, learning_rate, betas, epsilon, divisor: 5.0 });
-        assert_near("first", &first, &(&slope * 0.1), 1e-6);
-        assert_near("second", &second, &(slope.square() * 0.01), 1e-5);
-        assert_near("parameters", &parameters, &(before - slope.sign() * learning_rate), 1e-5);
+        adam(&parameters, &gradient, &AdamUpdate { moments, step: 1, learning_rate, betas, epsilon, divisor: 5.0 });
+        assert_near("first", &first, &(&divided * 0.1), 1e-6);
+        assert_near("second", &second, &(divided.square() * 0.01), 1e-5);
+        assert_near("parameters", &parameters, &(before - divided.sign() * learning_rate), 1e-5);
     }
 
     #[test]
     #[should_panic(expected = "shape")]
-    fn what_does_not_fit_is_said() {
+    fn operators_panic_with_the_problem_for_unsuitable_shapes() {
         let [x, weight, bias] = [random(&[2, 3]), random(&[4, 5]), random(&[4])];
         _ = linear(&x, &matrix(&weight, Kind::BFloat16), &matrix(&bias, Kind::BFloat16));
     }

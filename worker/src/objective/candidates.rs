@@ -10,25 +10,25 @@ use tokenizer::Vocabulary;
 
 use super::reward::RewardModel;
 use crate::captioner::beam::Hypothesis;
-use crate::captioner::{Captioner, Captions, Search};
-use crate::nn::Mode;
+use crate::captioner::{Captioner, Captions, GenerationConfig};
+use crate::nn::DropoutMode;
 use crate::phase_timer::{PhaseTimer, StepPhase};
 use crate::seeds;
 
-/// The images of a batch.
+/// The encoded images of a batch.
 #[derive(Clone, Copy)]
-pub struct Images<'a> {
+pub struct ImageBatch<'a> {
     /// Hidden states of the captioner's vision encoder, `[images, vision tokens, vision width]`.
     pub hidden: &'a Tensor,
-    /// Unit embeddings by each evaluator of the reward, `[images, embedding]`.
+    /// Unit embeddings by each evaluator of the reward, each `[images, embedding]`.
     pub embeddings: &'a [Tensor],
     /// The indices of the images in the training split.
-    pub numbers: &'a [usize],
+    pub indices: &'a [usize],
 }
 
-/// Everything that these objectives need besides the policy.
+/// The inputs of DiCO and SCST besides the policy and the images.
 #[derive(Clone, Copy)]
-pub struct Context<'a> {
+pub struct ObjectiveContext<'a> {
     /// The reference policy: the captioner at the beginning of the stage.
     pub reference: &'a Captioner,
     /// Computes rewards of candidates.
@@ -36,8 +36,9 @@ pub struct Context<'a> {
     /// The vocabulary of policy and reference.
     pub vocabulary: &'a Vocabulary,
     /// The settings of beam search and sampling.
-    pub search: Search,
-    /// The dropout during generation; none to generate as in evaluations.
+    pub generation: GenerationConfig,
+    /// The dropout while candidates are generated; none to generate without dropout, as in
+    /// evaluations.
     pub candidate_dropout: Option<CandidateDropout>,
     /// Measures the time of each phase.
     pub timer: &'a PhaseTimer,
@@ -49,61 +50,67 @@ pub struct CandidateDropout {
     /// The probability of dropping an activation; above 0 and below 1.
     pub probability: f64,
     /// The seed for this step. The masks for an image depend on this seed and on the image's index,
-    /// not on the rank that has the image.
+    /// not on the rank that computes it.
     pub seed: u64,
 }
 
-/// [`Captioner::search`] or [`Captioner::sample`].
-type Generate = fn(&Captioner, &Tensor, &Search, Mode) -> Vec<Vec<Hypothesis>>;
+/// [`Captioner::beam_search`] or [`Captioner::sample`]. The tensor is
+/// `[images, vision tokens, vision width]`.
+type Generate = fn(&Captioner, &Tensor, &GenerationConfig, DropoutMode) -> Vec<Vec<Hypothesis>>;
 
 impl CandidateDropout {
-    /// Generates candidates image by image, after seeding libtorch's generators for each.
-    /// Afterwards reseeds them with a number drawn before, so that later random numbers do not
-    /// depend on the images.
-    fn candidates(
+    /// Generates candidates image by image, and seeds libtorch's generators before each image.
+    /// Afterwards reseeds them with a number drawn before the first image, so that later random
+    /// numbers do not depend on the images.
+    fn generate(
         self,
         policy: &Captioner,
-        images: &Images<'_>,
-        search: &Search,
+        images: &ImageBatch<'_>,
+        generation: &GenerationConfig,
         generate: Generate,
     ) -> Vec<Vec<Hypothesis>> {
-        let mode = Mode::Train { dropout: self.probability };
+        let mode = DropoutMode::Train { dropout: self.probability };
         let next_seed = Tensor::randint(i64::MAX, [1], (Kind::Int64, Device::Cpu)).int64_value(&[0]);
-        let of_image = |(at, &number): (usize, &usize)| {
-            tch::manual_seed(seeds::combine(self.seed, &[number as u64]) as i64);
-            generate(policy, &images.hidden.narrow(0, at as i64, 1), search, mode)
+        let of_image = |(row, &index): (usize, &usize)| {
+            tch::manual_seed(seeds::combine(self.seed, &[index as u64]) as i64);
+            generate(policy, &images.hidden.narrow(0, row as i64, 1), generation, mode)
         };
-        let found = images.numbers.iter().enumerate().flat_map(of_image).collect();
+        let found = images.indices.iter().enumerate().flat_map(of_image).collect();
         tch::manual_seed(next_seed);
         found
     }
 }
 
-impl Context<'_> {
+impl ObjectiveContext<'_> {
     /// Generates the candidates of each image with the policy.
-    pub fn candidates(&self, policy: &Captioner, images: &Images<'_>, generate: Generate) -> Vec<Vec<Hypothesis>> {
+    pub fn generate_candidates(
+        &self,
+        policy: &Captioner,
+        images: &ImageBatch<'_>,
+        generate: Generate,
+    ) -> Vec<Vec<Hypothesis>> {
         self.timer.time(StepPhase::Search, || match self.candidate_dropout {
-            None => generate(policy, images.hidden, &self.search, Mode::Evaluate),
-            Some(dropout) => dropout.candidates(policy, images, &self.search, generate),
+            None => generate(policy, images.hidden, &self.generation, DropoutMode::Evaluate),
+            Some(dropout) => dropout.generate(policy, images, &self.generation, generate),
         })
     }
 
     /// The rewards of each image's candidates, `[images, candidates]`.
-    pub fn rewards(&self, images: &Images<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
+    pub fn rewards(&self, images: &ImageBatch<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
         self.timer.time(StepPhase::Reward, || no_grad(|| self.reward_model.rewards(images, &self.decode(candidates))))
     }
 
     /// The texts of each image's candidates, and whether they have an end token.
     pub fn decode(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<Candidate>> {
-        let candidate = |found| decode(found, self.vocabulary);
+        let candidate = |hypothesis| decode(hypothesis, self.vocabulary);
         candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
     }
 }
 
 /// Candidates with rewards and log-probabilities; each image has equally many.
 pub struct Candidates {
-    found: Vec<Vec<Hypothesis>>,
-    /// `[images, candidates]`.
+    hypotheses: Vec<Vec<Hypothesis>>,
+    /// The rewards, `[images, candidates]`.
     pub rewards: Tensor,
     /// Log-probabilities under the policy, summed over tokens, with gradients; `[images,
     /// candidates]`.
@@ -113,94 +120,99 @@ pub struct Candidates {
 }
 
 impl Candidates {
-    /// Computes rewards and log-probabilities of the captions in `found`.
+    /// Computes rewards and log-probabilities of `hypotheses`, equally many for each image. `mode`
+    /// is the dropout of the policy.
     #[must_use]
     pub fn new(
-        found: Vec<Vec<Hypothesis>>,
+        hypotheses: Vec<Vec<Hypothesis>>,
         policy: &Captioner,
-        images: &Images<'_>,
-        context: &Context<'_>,
-        mode: Mode,
+        images: &ImageBatch<'_>,
+        context: &ObjectiveContext<'_>,
+        mode: DropoutMode,
     ) -> Self {
-        let rewards = context.rewards(images, &found);
-        let (count, each) = rewards.size2().expect("rewards are [images, candidates]");
-        let begin = context.vocabulary.begin();
-        let sequence = |found: &Hypothesis| std::iter::once(begin).chain(found.tokens.iter().copied()).collect();
-        let sequences: Vec<Vec<i64>> = found.iter().flatten().map(sequence).collect();
-        let captions = Captions::new(&sequences, each as usize, images.hidden.device());
+        let rewards = context.rewards(images, &hypotheses);
+        let (count, per_image) = rewards.size2().expect("rewards are [images, candidates]");
+        let begin = context.vocabulary.begin_token();
+        let sequence =
+            |hypothesis: &Hypothesis| std::iter::once(begin).chain(hypothesis.tokens.iter().copied()).collect();
+        let sequences: Vec<Vec<i64>> = hypotheses.iter().flatten().map(sequence).collect();
+        let captions = Captions::new(&sequences, per_image as usize, images.hidden.device());
         let log_probabilities = |captioner: &Captioner, mode| {
-            captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, each])
+            captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, per_image])
         };
-        let reference = || no_grad(|| log_probabilities(context.reference, Mode::Evaluate));
+        let reference = || no_grad(|| log_probabilities(context.reference, DropoutMode::Evaluate));
         let reference = context.timer.time(StepPhase::Reference, reference);
-        Self { found, rewards, policy: log_probabilities(policy, mode), reference }
+        Self { hypotheses, rewards, policy: log_probabilities(policy, mode), reference }
     }
 
     /// The number of tokens of all candidates, end tokens included.
     #[must_use]
     pub fn tokens(&self) -> u64 {
-        self.found.iter().flatten().map(|candidate| candidate.tokens.len() as u64).sum()
+        self.hypotheses.iter().flatten().map(|candidate| candidate.tokens.len() as u64).sum()
     }
 
-    /// The number of images, and of candidates of each.
+    /// The number of images, and the number of candidates per image.
     #[must_use]
     pub fn size(&self) -> (i64, i64) {
         self.rewards.size2().expect("rewards are [images, candidates]")
     }
 
     /// The candidates of the first image.
-    pub fn first(&self) -> &[Hypothesis] {
-        &self.found[0]
+    pub fn of_first_image(&self) -> &[Hypothesis] {
+        &self.hypotheses[0]
     }
 
-    /// The best candidate of each image, the first of equals: its reward and its index, both
+    /// The best candidate of each image, the first one among equals: its reward and its index, both
     /// `[images, 1]`.
     pub fn best(&self) -> (Tensor, Tensor) {
         self.rewards.max_dim(1, true)
     }
 
-    /// Summaries for the step's statistics that do not depend on the objective.
+    /// The summaries for the step's statistics that do not depend on the objective.
     #[must_use]
     pub fn summaries(&self) -> BTreeMap<&'static str, Summary> {
-        let (images, each) = self.size();
-        // On the CPU: each number read from a GPU would be a synchronization.
+        let (images, per_image) = self.size();
+        // Computed on the CPU: each number read from a GPU would be a synchronization.
         let [rewards, policy, reference] =
             [&self.rewards, &self.policy, &self.reference].map(|tensor| tensor.detach().to_device(Device::Cpu));
-        let (chosen, number) = rewards.max_dim(1, true);
-        let is_rejected = rewards.ones_like().scatter_value(1, &number, 0.0).to_kind(Kind::Bool);
+        let (chosen, index) = rewards.max_dim(1, true);
+        let is_rejected = rewards.ones_like().scatter_value(1, &index, 0.0).to_kind(Kind::Bool);
         let rejected = rewards.masked_select(&is_rejected);
         let chosen = chosen.squeeze_dim(1);
-        let per_token = values(&(policy - reference)).into_iter().zip(self.lengths());
+        let log_ratios = to_doubles(&(policy - reference)).into_iter().zip(self.lengths());
         let mut summaries = BTreeMap::from([
-            (names::REWARD_CHOSEN, Summary::of(values(&chosen))),
-            (names::REWARD_REJECTED, Summary::of(values(&rejected))),
-            (names::KL, Summary::of(per_token.map(|(sum, length)| sum / length))),
+            (names::REWARD_CHOSEN, Summary::of(to_doubles(&chosen))),
+            (names::REWARD_REJECTED, Summary::of(to_doubles(&rejected))),
+            (names::KL, Summary::of(log_ratios.map(|(log_ratio, length)| log_ratio / length))),
             (names::CAPTION_LENGTH, Summary::of(self.lengths())),
-            (names::REPETITION, Summary::of(self.found.iter().flatten().map(repetition))),
+            (names::REPETITION, Summary::of(self.hypotheses.iter().flatten().map(repeated_fraction))),
         ]);
-        if each > 1 {
-            let mean_rejected = rejected.view([images, each - 1]).mean_dim(1, false, rejected.kind());
-            summaries.insert(names::REWARD_MARGIN, Summary::of(values(&(chosen - mean_rejected))));
+        if per_image > 1 {
+            let mean_rejected = rejected.view([images, per_image - 1]).mean_dim(1, false, rejected.kind());
+            summaries.insert(names::REWARD_MARGIN, Summary::of(to_doubles(&(chosen - mean_rejected))));
         }
         summaries
     }
 
     fn lengths(&self) -> impl Iterator<Item = f64> {
-        self.found.iter().flatten().map(|candidate| candidate.tokens.len() as f64)
+        self.hypotheses.iter().flatten().map(|candidate| candidate.tokens.len() as f64)
     }
 }
 
-fn decode(found: &Hypothesis, vocabulary: &Vocabulary) -> Candidate {
-    Candidate { text: vocabulary.decode(&found.tokens), ended: found.tokens.last() == Some(&vocabulary.end()) }
+fn decode(hypothesis: &Hypothesis, vocabulary: &Vocabulary) -> Candidate {
+    Candidate {
+        text: vocabulary.decode(&hypothesis.tokens),
+        has_end_token: hypothesis.tokens.last() == Some(&vocabulary.end_token()),
+    }
 }
 
-/// The values of a tensor, in order.
-pub(super) fn values(tensor: &Tensor) -> Vec<f64> {
+/// The values of a tensor of any shape, row by row.
+pub(super) fn to_doubles(tensor: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).flatten(0, -1)).expect("a flat tensor of doubles")
 }
 
 /// The fraction of tokens that repeat an earlier token.
-fn repetition(candidate: &Hypothesis) -> f64 {
+fn repeated_fraction(candidate: &Hypothesis) -> f64 {
     let distinct: HashSet<i64> = candidate.tokens.iter().copied().collect();
     1.0 - distinct.len() as f64 / candidate.tokens.len().max(1) as f64
 }
@@ -214,40 +226,45 @@ mod tests {
 
     /// The candidates of images with these indices, and the next random number. Images whose
     /// indices end with the same digit have equal hidden states.
-    fn with_dropout(policy: &Captioner, seed: u64, numbers: &[usize], generate: Generate) -> (Vec<Vec<Vec<i64>>>, f64) {
-        let hidden = numbers.iter().map(|&number| {
-            tch::manual_seed(number as i64 % 10);
+    fn generate_with_dropout(
+        policy: &Captioner,
+        seed: u64,
+        indices: &[usize],
+        generate: Generate,
+    ) -> (Vec<Vec<Vec<i64>>>, f64) {
+        let hidden = indices.iter().map(|&index| {
+            tch::manual_seed(index as i64 % 10);
             Tensor::randn([4, 8], testing::floats())
         });
         let hidden = Tensor::stack(&hidden.collect::<Vec<_>>(), 0);
-        let images = Images { hidden: &hidden, embeddings: &[], numbers };
+        let images = ImageBatch { hidden: &hidden, embeddings: &[], indices };
         let decoding = config::Decoding { beams: 3, max_length: 8, ..config::Decoding::default() };
-        let search = Search { begin: 38, end: 39, ..Search::new(&decoding, &Vocabulary::full()) };
+        let generation =
+            GenerationConfig { begin: 38, end: 39, ..GenerationConfig::new(&decoding, &Vocabulary::full()) };
         tch::manual_seed(5);
-        let found = CandidateDropout { probability: 0.5, seed }.candidates(policy, &images, &search, generate);
+        let found = CandidateDropout { probability: 0.5, seed }.generate(policy, &images, &generation, generate);
         let tokens = found.into_iter().map(|of_image| of_image.into_iter().map(|found| found.tokens).collect());
         (tokens.collect(), Tensor::rand([1], testing::floats()).double_value(&[0]))
     }
 
     #[test]
-    fn dropout_follows_from_step_and_image_whichever_rank_has_the_image() {
-        const TEST: &str =
-            "objective::candidates::tests::dropout_follows_from_step_and_image_whichever_rank_has_the_image";
-        testing::alone(TEST, || testing::each_code_path(check_dropout));
+    fn dropout_masks_depend_on_step_and_image_but_not_on_the_rank() {
+        const TEST: &str = "objective::candidates::tests::dropout_masks_depend_on_step_and_image_but_not_on_the_rank";
+        testing::in_separate_process(TEST, || testing::each_code_path(check_dropout));
     }
 
     fn check_dropout() {
         let policy = captioner::preset(Preset::Tiny, 8, 4, 40);
         let policy = Captioner::new(policy, ProjectionInit::default(), 1, testing::device());
-        for generate in [Captioner::search, Captioner::sample] as [Generate; 2] {
-            let candidates = |seed, numbers: &[usize]| with_dropout(&policy, seed, numbers, generate);
-            let (together, drawn) = candidates(1, &[3, 4, 5]);
-            let (other_share, drawn_there) = candidates(1, &[5, 3]);
-            assert_eq!(other_share, [together[2].clone(), together[0].clone()]);
-            assert_eq!(drawn, drawn_there, "what is drawn next does not follow from the images");
-            // Another step, and another image with equal hidden states.
-            assert_ne!(candidates(2, &[3]).0[0], together[0]);
-            assert_ne!(candidates(1, &[13]).0[0], together[0]);
+        for generate in [Captioner::beam_search, Captioner::sample] as [Generate; 2] {
+            let candidates = |seed, indices: &[usize]| generate_with_dropout(&policy, seed, indices, generate);
+            let (all, next) = candidates(1, &[3, 4, 5]);
+            let (share, next_of_share) = candidates(1, &[5, 3]);
+            assert_eq!(share, [all[2].clone(), all[0].clone()]);
+            assert_eq!(next, next_of_share, "the next random number does not depend on the images");
+            // Another step, and another image with equal hidden states, have other masks.
+            assert_ne!(candidates(2, &[3]).0[0], all[0]);
+            assert_ne!(candidates(1, &[13]).0[0], all[0]);
         }
     }
 
@@ -256,24 +273,24 @@ mod tests {
         let vocabulary = Vocabulary::of_corpus(["a red circle"]);
         let tokens = vocabulary.encode("a red", 77)[1..].to_vec();
         let cut = tokens[..tokens.len() - 1].to_vec();
-        let found = [tokens, cut, vec![vocabulary.end()], vec![]];
+        let found = [tokens, cut, vec![vocabulary.end_token()], vec![]];
         let found = found.map(|tokens| decode(&Hypothesis { tokens, score: 0.0 }, &vocabulary));
         let expected = [("a red", true), ("a red", false), ("", true), ("", false)];
-        assert_eq!(found, expected.map(|(text, ended)| Candidate { text: text.to_owned(), ended }));
+        assert_eq!(found, expected.map(|(text, has_end_token)| Candidate { text: text.to_owned(), has_end_token }));
     }
 
     #[test]
-    fn repetition_counts_tokens_seen_before() {
+    fn repeated_fraction_counts_tokens_that_occurred_before() {
         let candidate = |tokens: &[i64]| Hypothesis { tokens: tokens.to_vec(), score: 0.0 };
-        assert_eq!(repetition(&candidate(&[1, 2, 1, 1])), 0.5);
-        assert_eq!(repetition(&candidate(&[])), 1.0);
+        assert_eq!(repeated_fraction(&candidate(&[1, 2, 1, 1])), 0.5);
+        assert_eq!(repeated_fraction(&candidate(&[])), 1.0);
     }
 
     #[test]
-    fn summaries_tell_the_chosen_from_the_rejected() {
+    fn summaries_separate_chosen_and_rejected_candidates() {
         let hypothesis = |length: usize| Hypothesis { tokens: (0..length as i64).collect(), score: 0.0 };
         let candidates = Candidates {
-            found: vec![vec![hypothesis(2), hypothesis(4)], vec![hypothesis(1), hypothesis(1)]],
+            hypotheses: vec![vec![hypothesis(2), hypothesis(4)], vec![hypothesis(1), hypothesis(1)]],
             rewards: Tensor::from_slice(&[0.25_f32, 0.75, 0.5, 0.5]).view([2, 2]),
             policy: Tensor::from_slice(&[-2.0_f32, -4.0, -1.0, -3.0]).view([2, 2]),
             reference: Tensor::from_slice(&[-3.0_f32, -2.0, -1.0, -2.0]).view([2, 2]),

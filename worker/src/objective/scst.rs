@@ -1,53 +1,60 @@
-//! Self-critical sequence training (Rennie et al., CVPR 2017): REINFORCE on the policy's own
-//! captions. Each reward r is compared with a baseline b; the loss is the mean over the candidates
-//! of an image.
+//! Self-critical sequence training (Rennie et al., CVPR 2017): REINFORCE on captions that the
+//! policy generates. A baseline b is subtracted from each reward r; the loss is the mean over the k
+//! candidates y of an image.
 //!
 //! ```text
 //! loss = -(1 / k) sum_i (r_i - b) log p(y_i)
 //! ```
 //!
 //! With beam-search candidates and their mean reward as the baseline this is the loss of M2 (Cornia
-//! et al., CVPR 2020). The reference policy does not enter the loss; it is used to report the
-//! divergence.
+//! et al., CVPR 2020, section 3.3). The loss does not depend on the reference policy, which is used
+//! only to report the KL divergence.
 
-use config::{Baseline, Candidates as Source, Scst};
+use config::{Baseline, Candidates as CandidateKind, Scst};
 use tch::{Kind, Tensor, no_grad};
 
-use super::Outcome;
-use super::candidates::{Candidates, Context, Images};
-use crate::captioner::{Captioner, Search};
-use crate::nn::Mode;
+use super::LossOutput;
+use super::candidates::{Candidates, ImageBatch, ObjectiveContext};
+use crate::captioner::{Captioner, GenerationConfig};
+use crate::nn::DropoutMode;
 use crate::phase_timer::StepPhase;
 
 /// The loss of a batch's images under the current policy.
 #[must_use]
-pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Scst, mode: Mode) -> Outcome {
+pub fn compute_loss(
+    policy: &Captioner,
+    images: &ImageBatch<'_>,
+    context: &ObjectiveContext<'_>,
+    settings: &Scst,
+    mode: DropoutMode,
+) -> LossOutput {
     let generate = match settings.candidates {
-        Source::Beams => Captioner::search,
-        Source::Samples => Captioner::sample,
+        CandidateKind::Beams => Captioner::beam_search,
+        CandidateKind::Samples => Captioner::sample,
     };
-    let found = context.candidates(policy, images, generate);
-    let candidates = Candidates::new(found, policy, images, context, mode);
+    let hypotheses = context.generate_candidates(policy, images, generate);
+    let candidates = Candidates::new(hypotheses, policy, images, context, mode);
     let baseline = match settings.baseline {
         Baseline::Mean => candidates.rewards.mean_dim(1, true, Kind::Float),
         Baseline::Greedy => {
-            let one = Search { beams: 1, ..context.search };
-            let greedy = context.timer.time(StepPhase::Search, || policy.search(images.hidden, &one, Mode::Evaluate));
-            context.rewards(images, &greedy)
+            let greedy = GenerationConfig { beams: 1, ..context.generation };
+            let generate = || policy.beam_search(images.hidden, &greedy, DropoutMode::Evaluate);
+            let captions = context.timer.time(StepPhase::Search, generate);
+            context.rewards(images, &captions)
         }
     };
     let loss = loss(&candidates.policy, &candidates.rewards, &baseline);
     let (images, _) = candidates.size();
     let loss_sum = loss.double_value(&[]);
     let (tokens, summaries) = (candidates.tokens(), no_grad(|| candidates.summaries()));
-    Outcome { loss, loss_sum, weight: images as f64, tokens, example: None, summaries }
+    LossOutput { loss, loss_sum, weight: images as f64, tokens, example: None, summaries }
 }
 
 /// The loss, summed over images: `log_probabilities` and `rewards` are `[images, candidates]`,
 /// `baseline` is `[images, 1]`.
 fn loss(log_probabilities: &Tensor, rewards: &Tensor, baseline: &Tensor) -> Tensor {
-    let each = rewards.size()[1] as f64;
-    ((rewards - baseline) * log_probabilities).sum(rewards.kind()) / -each
+    let candidates = rewards.size()[1] as f64;
+    ((rewards - baseline) * log_probabilities).sum(rewards.kind()) / -candidates
 }
 
 #[cfg(test)]
@@ -55,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loss_and_gradient_are_those_of_a_computation_by_hand() {
+    fn loss_and_gradient_equal_a_computation_without_tensors() {
         let rewards = [[0.61, 0.75, 0.58], [0.2, 0.2, 0.5]];
         let log_probabilities = [[-12.0, -9.5, -14.25], [-3.0, -4.0, -5.5]];
         let tensor = |rows: &[[f64; 3]; 2]| Tensor::from_slice(rows.as_flattened()).view([2, 3]);
@@ -69,8 +76,8 @@ mod tests {
                 for i in 0..3 {
                     let advantage = rewards[image][i] - baseline[image];
                     expected -= advantage * log_probabilities[image][i] / 3.0;
-                    let slope = gradient.double_value(&[image as i64, i as i64]);
-                    assert!((slope + advantage / 3.0).abs() < 1e-12, "{slope}");
+                    let derivative = gradient.double_value(&[image as i64, i as i64]);
+                    assert!((derivative + advantage / 3.0).abs() < 1e-12, "{derivative}");
                 }
             }
             assert!((found.double_value(&[]) - expected).abs() < 1e-12, "{found:?} is not {expected}");

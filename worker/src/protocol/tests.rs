@@ -67,7 +67,7 @@ fn step_done(generation: u64, step: u64) -> Message {
     Message::StepDone(v1::StepDone { position, ..Default::default() })
 }
 
-fn captions(generation: u64, more: bool) -> Message {
+fn evaluation_items(generation: u64, more: bool) -> Message {
     Message::EvaluationItems(v1::EvaluationItems { generation, more, ..Default::default() })
 }
 
@@ -75,82 +75,87 @@ fn idle(generation: u64) -> Message {
     Message::Idle(v1::Idle { generation, ..Default::default() })
 }
 
-/// A message of one side.
-enum Said {
-    /// Of the coordinator; and whether it is not obsolete.
-    There(v1::Directive, bool),
-    /// Of the worker.
-    Here(Message),
+/// A message between the coordinator and the worker.
+enum Exchange {
+    /// A directive, and whether it is current (not obsolete).
+    Directive(v1::Directive, bool),
+    /// A report of the worker.
+    Report(Message),
 }
 
-use Said::{Here, There};
+use Exchange::{Directive, Report};
 
 #[test]
-fn a_run_goes_through_its_generations() {
+fn directives_of_several_generations_are_accepted() {
     let mut protocol = protocol();
     let halt = |generation| directive(generation, Kind::Halt(v1::Halt::default()));
-    for (at, said) in [
-        There(rendezvous(3), true),
-        // Up to the window, and further with each report.
-        There(train(3, 0, 4), true),
-        Here(step_done(3, 1)),
-        Here(step_done(3, 2)),
-        There(train(3, 4, 2), true),
-        Here(step_done(3, 6)),
-        There(train(3, 6, 3), true),
-        There(checkpoint(3, 1), true),
-        There(evaluate(3, &[(0, 50), (50, 70)]), true),
-        Here(step_done(3, 9)),
-        Here(captions(3, true)),
-        Here(captions(3, false)),
-        Here(captions(3, false)),
-        There(evaluate(3, &[]), true),
-        There(advance(3, 1), true),
-        There(halt(3), true),
-        There(abandon(3), true),
+    for (index, exchange) in [
+        Directive(rendezvous(3), true),
+        // Steps are granted up to the window, and further with each report.
+        Directive(train(3, 0, 4), true),
+        Report(step_done(3, 1)),
+        Report(step_done(3, 2)),
+        Directive(train(3, 4, 2), true),
+        Report(step_done(3, 6)),
+        Directive(train(3, 6, 3), true),
+        Directive(checkpoint(3, 1), true),
+        Directive(evaluate(3, &[(0, 50), (50, 70)]), true),
+        Report(step_done(3, 9)),
+        Report(evaluation_items(3, true)),
+        Report(evaluation_items(3, false)),
+        Report(evaluation_items(3, false)),
+        Directive(evaluate(3, &[]), true),
+        Directive(advance(3, 1), true),
+        Directive(halt(3), true),
+        Directive(abandon(3), true),
         // A second Abandon is obsolete.
-        There(abandon(3), false),
-        Here(idle(3)),
-        // Directives in flight when a worker releases a generation by itself are obsolete.
-        There(rendezvous(4), true),
-        Here(idle(4)),
-        There(train(4, 0, 4), false),
-        There(halt(4), false),
-        There(abandon(4), false),
-        There(abandon(3), false),
-        There(rendezvous(9), true),
-        There(finish(9), true),
+        Directive(abandon(3), false),
+        Report(idle(3)),
+        // The worker releases generation 4 without an order: directives in flight are obsolete.
+        Directive(rendezvous(4), true),
+        Report(idle(4)),
+        Directive(train(4, 0, 4), false),
+        Directive(halt(4), false),
+        Directive(abandon(4), false),
+        Directive(abandon(3), false),
+        Directive(rendezvous(9), true),
+        Directive(finish(9), true),
     ]
     .into_iter()
     .enumerate()
     {
-        match said {
-            Here(message) => protocol.note(&message),
-            There(directive, matters) => {
+        match exchange {
+            Report(message) => protocol.record_report(&message),
+            Directive(directive, is_current) => {
                 let checked = protocol.check(directive.clone());
-                assert_eq!(checked.map(|checked| checked.is_some()), Ok(matters), "{at}: {:?}", directive.directive);
+                assert_eq!(
+                    checked.map(|checked| checked.is_some()),
+                    Ok(is_current),
+                    "{index}: {:?}",
+                    directive.directive
+                );
             }
         }
     }
 }
 
-/// The violation that the last of these directives is.
-fn violation(said: impl IntoIterator<Item = v1::Directive>) -> String {
+/// The violation with which the last of these directives is refused; the others are accepted.
+fn violation(directives: impl IntoIterator<Item = v1::Directive>) -> String {
     let mut protocol = protocol();
-    let mut said = said.into_iter().peekable();
+    let mut directives = directives.into_iter().peekable();
     loop {
-        let checked = protocol.check(said.next().unwrap());
-        match said.peek() {
+        let checked = protocol.check(directives.next().unwrap());
+        match directives.peek() {
             Some(_) => assert!(checked.is_ok(), "{checked:?}"),
-            None => return checked.expect_err("it makes no sense").to_string(),
+            None => return checked.expect_err("the last directive is invalid").to_string(),
         }
     }
 }
 
 #[test]
-fn what_does_not_come_where_it_may_is_named() {
+fn the_error_names_a_directive_that_is_invalid_at_this_point() {
     let long = checkpoint_named(&"\u{1b}x".repeat(1 << 20));
-    for (said, expected) in [
+    for (directives, expected) in [
         (vec![train(1, 0, 1)], "Train: of generation 1, before any Rendezvous"),
         (vec![abandon(1)], "Abandon: of generation 1, before any Rendezvous"),
         (vec![rendezvous(1), evaluate(2, &[])], "Evaluate: of generation 2, in generation 1"),
@@ -158,19 +163,19 @@ fn what_does_not_come_where_it_may_is_named() {
         (vec![rendezvous(1), abandon(2)], "Abandon: of generation 2, where the last is 1"),
         (vec![rendezvous(1), abandon(1), train(1, 0, 1)], "Train: of generation 1, after Abandon"),
         (vec![rendezvous(1), rendezvous(1)], "Rendezvous: generation 1 after generation 1"),
-        (vec![rendezvous(1), rendezvous(2)], "Rendezvous: generation 2 before the worker has let go of generation 1"),
+        (vec![rendezvous(1), rendezvous(2)], "Rendezvous: generation 2 before the worker has released generation 1"),
         (vec![rendezvous(0)], "Rendezvous: generation 0 after generation 0"),
         (vec![finish(0), finish(0)], "Finish: after Finish"),
         (vec![rendezvous(1), checkpoint(1, 5), checkpoint(1, 5)], "Checkpoint: number 5 after number 5"),
         (vec![rendezvous(1), long], "Checkpoint: the checkpoint name \"\\u{1b}x"),
-        (vec![rendezvous(1), evaluate(1, &[(0, 50)]), evaluate(1, &[])], "Evaluate: while 1 ranges of images"),
+        (vec![rendezvous(1), evaluate(1, &[(0, 50)]), evaluate(1, &[])], "Evaluate: while 1 image ranges"),
         (vec![rendezvous(1), evaluate(1, &[(50, 70), (0, 50)])], "Evaluate: the images 0..50 of 70, after 70"),
         (vec![rendezvous(1), evaluate(1, &[(0, 51)])], "Evaluate: the images 0..51 of 70"),
         (vec![rendezvous(1), train(1, 0, 5)], "Train: up to step 5 after a report of step 0, with a window of 4"),
         (vec![rendezvous(1), advance(1, 0)], "Advance: to stage 0 from stage 0"),
         (vec![rendezvous(1), advance(1, 2)], "Advance: stage 2 (from 0) of a run that has 2"),
     ] {
-        let error = violation(said);
+        let error = violation(directives);
         assert!(error.starts_with(&format!("the coordinator broke the protocol: {expected}")), "{error}");
         assert!(error.len() < 1_000 && !error.contains(char::is_control), "{error}");
     }
@@ -181,37 +186,37 @@ fn checkpoint_named(name: &str) -> v1::Directive {
 }
 
 #[test]
-fn checkpoints_that_nobody_reports_are_not_taken_forever() {
+fn the_number_of_unreported_checkpoints_is_limited() {
     let mut protocol = protocol();
     protocol.check(rendezvous(1)).unwrap();
-    let most = MAX_UNREPORTED_CHECKPOINTS as u64;
-    (0..most).for_each(|number| assert!(protocol.check(checkpoint(1, number)).is_ok()));
-    assert!(protocol.check(checkpoint(1, most)).is_err());
-    protocol.note(&Message::CheckpointFailed(v1::CheckpointFailed { generation: 1, ..Default::default() }));
-    assert!(protocol.check(checkpoint(1, most)).is_ok());
+    let limit = MAX_UNREPORTED_CHECKPOINTS as u64;
+    (0..limit).for_each(|number| assert!(protocol.check(checkpoint(1, number)).is_ok()));
+    assert!(protocol.check(checkpoint(1, limit)).is_err());
+    protocol.record_report(&Message::CheckpointFailed(v1::CheckpointFailed { generation: 1, ..Default::default() }));
+    assert!(protocol.check(checkpoint(1, limit)).is_ok());
 }
 
 #[test]
-fn other_settings_of_a_run_are_those_that_count() {
+fn changed_settings_of_a_run_change_the_limits() {
     let mut protocol = protocol();
-    let wider = RunFile::parse(
+    let changed = RunFile::parse(
         Path::new("run.yaml"),
         "name: test\noutput: /nowhere\nworkers: { min: 1, max: 2 }\n\
          data: { karpathy: { annotations: annotations.json, images: images } }\n\
          captioner: { preset: tiny }\nevaluator: { preset: tiny }\nstages:\n  \
          - { name: xe, objective: cross_entropy, steps: 90, batch: 4, optimizer: { learning_rate: 0.1 } }\n",
     );
-    protocol.configure(&wider.unwrap());
+    protocol.configure(&changed.unwrap());
     protocol.check(rendezvous(1)).unwrap();
     assert!(protocol.check(train(1, 0, 8)).is_ok());
 }
 
-/// Numbers, valid in a run or not.
+/// Numbers, some of which are valid in a run.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![6 => 0..6_u64, 2 => 0..80_u64, 1 => Just(u64::MAX), 1 => Just(u64::from(u32::MAX)), 1 => any::<u64>()]
 }
 
-fn small() -> impl Strategy<Value = u32> {
+fn number_u32() -> impl Strategy<Value = u32> {
     number().prop_map(|number| number as u32)
 }
 
@@ -226,11 +231,11 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 fn any_rendezvous() -> impl Strategy<Value = Kind> {
-    let position = prop::option::weighted(0.9, (small(), number(), number()));
+    let position = prop::option::weighted(0.9, (number_u32(), number(), number()));
     let start = prop::option::of((number(), number()));
-    let source = prop::option::of(small());
+    let source = prop::option::of(number_u32());
     let peers = prop_oneof![4 => 0..3_usize, 1 => 0..2_000_usize];
-    (small(), small(), source, text(), text(), position, start, peers).prop_map(
+    (number_u32(), number_u32(), source, text(), text(), position, start, peers).prop_map(
         |(rank, world_size, source_rank, checkpoint, checkpoint_sha256, position, start, peers)| {
             Kind::Rendezvous(v1::Rendezvous {
                 rank,
@@ -253,7 +258,7 @@ fn any_kind() -> impl Strategy<Value = Option<Kind>> {
     let ranges = prop::collection::vec((number(), number()), 0..4);
     let kind = prop_oneof![
         4 => any_rendezvous(),
-        6 => (small(), number(), small(), small(), small()).prop_map(
+        6 => (number_u32(), number(), number_u32(), number_u32(), number_u32()).prop_map(
             |(stage, first_step, steps, share_begin, share_end)| {
                 Kind::Train(v1::Train { stage, first_step, steps, share_begin, share_end })
             }
@@ -263,7 +268,7 @@ fn any_kind() -> impl Strategy<Value = Option<Kind>> {
             Kind::Evaluate(v1::Evaluate { evaluation, ranges })
         }),
         3 => (number(), text()).prop_map(|(checkpoint, name)| Kind::Checkpoint(v1::Checkpoint { checkpoint, name, journal: None })),
-        3 => small().prop_map(|stage| Kind::Advance(v1::Advance { stage })),
+        3 => number_u32().prop_map(|stage| Kind::Advance(v1::Advance { stage })),
         1 => text().prop_map(|reason| Kind::Abandon(v1::Abandon { reason })),
         1 => text().prop_map(|reason| Kind::Halt(v1::Halt { reason })),
         1 => text().prop_map(|reason| Kind::Leave(v1::Leave { reason, orderly: false })),
@@ -271,19 +276,18 @@ fn any_kind() -> impl Strategy<Value = Option<Kind>> {
     prop::option::weighted(0.95, kind)
 }
 
-/// A report of a worker, valid or not.
+/// Reports of a worker, some of which fit the current generation.
 fn any_report() -> impl Strategy<Value = Message> {
     prop_oneof![
         3 => number().prop_map(idle),
         2 => (number(), number()).prop_map(|(generation, step)| step_done(generation, step)),
-        1 => number().prop_map(|generation| captions(generation, false)),
-        1 => (number(), small()).prop_map(|(generation, stage)| Message::Advanced(v1::Advanced { generation, stage })),
+        1 => number().prop_map(|generation| evaluation_items(generation, false)),
+        1 => (number(), number_u32()).prop_map(|(generation, stage)| Message::Advanced(v1::Advanced { generation, stage })),
     ]
 }
 
-/// A directive that an honest coordinator might send next, so that invalid ones are tested in every
-/// state.
-fn honest(protocol: &Protocol, kind: u8) -> v1::Directive {
+/// A directive that is valid next, so that the test reaches every state of the protocol.
+fn valid_directive(protocol: &Protocol, kind: u8) -> v1::Directive {
     let Some(generation) = &protocol.generation else { return rendezvous(1) };
     let (number, (stage, step)) = (generation.number, generation.granted);
     match kind % 5 {
@@ -293,47 +297,49 @@ fn honest(protocol: &Protocol, kind: u8) -> v1::Directive {
             directive(number, Kind::Train(order))
         }
         2 => evaluate(number, &[(0, 50), (50, 70)]),
-        3 => checkpoint(number, generation.checkpoint.map_or(0, |last| last.saturating_add(1))),
+        3 => checkpoint(number, generation.last_checkpoint.map_or(0, |last| last.saturating_add(1))),
         _ => advance(number, stage + 1),
     }
 }
 
-/// A turn of the test below.
+/// A message of the property test below.
 #[derive(Clone, Debug)]
-enum Turn {
-    Nonsense(v1::Directive),
+enum RandomMessage {
+    Directive(v1::Directive),
     Report(Message),
-    /// See [`honest`].
-    Honest(u8),
+    /// A [`valid_directive`] of this kind.
+    ValidDirective(u8),
 }
 
-fn turn() -> impl Strategy<Value = Turn> {
-    let nonsense = (number(), any_kind());
+fn random_message() -> impl Strategy<Value = RandomMessage> {
+    let directive = (number(), any_kind());
     prop_oneof![
-        3 => nonsense.prop_map(|(generation, directive)| Turn::Nonsense(v1::Directive { generation, directive })),
-        1 => any_report().prop_map(Turn::Report),
-        4 => any::<u8>().prop_map(Turn::Honest),
+        3 => directive.prop_map(|(generation, directive)| RandomMessage::Directive(v1::Directive { generation, directive })),
+        1 => any_report().prop_map(RandomMessage::Report),
+        4 => any::<u8>().prop_map(RandomMessage::ValidDirective),
     ]
 }
 
 proptest! {
     #[test]
-    fn whatever_a_coordinator_says_what_is_accepted_is_within_the_run(turns in prop::collection::vec(turn(), 0..60)) {
+    fn accepted_directives_are_within_the_limits_of_the_run(
+        messages in prop::collection::vec(random_message(), 0..60),
+    ) {
         let mut protocol = protocol();
-        // The point to which the accepted directives lead.
-        let (mut at, mut last) = (None, 0);
-        for turn in turns {
-            let directive = match turn {
-                Turn::Nonsense(directive) => directive,
-                Turn::Report(report) => {
-                    protocol.note(&report);
+        // The position and the generation after the accepted directives.
+        let (mut position, mut last_generation) = (None, 0);
+        for message in messages {
+            let directive = match message {
+                RandomMessage::Directive(directive) => directive,
+                RandomMessage::Report(report) => {
+                    protocol.record_report(&report);
                     continue;
                 }
-                Turn::Honest(kind) => {
+                RandomMessage::ValidDirective(kind) => {
                     if kind % 5 == 0 {
-                        protocol.note(&idle(u64::MAX));
+                        protocol.record_report(&idle(u64::MAX));
                     }
-                    honest(&protocol, kind)
+                    valid_directive(&protocol, kind)
                 }
             };
             let generation = directive.generation;
@@ -345,51 +351,51 @@ proptest! {
                 Ok(None) => {}
                 Ok(Some(checked)) => {
                     prop_assert_eq!(checked.generation(), generation);
-                    within_the_run(checked.kind(), generation, &mut at, &mut last);
+                    assert_within_limits(checked.kind(), generation, &mut position, &mut last_generation);
                 }
             }
         }
     }
 }
 
-/// Checks an accepted directive; `at` is the point to which the ones before lead, `last` their
-/// generation.
-fn within_the_run(kind: &Kind, generation: u64, at: &mut Option<(u32, u64)>, last: &mut u64) {
+/// Checks an accepted directive. `position` and `last_generation` are those after the previous
+/// directives, and are updated.
+fn assert_within_limits(kind: &Kind, generation: u64, position: &mut Option<StageStep>, last_generation: &mut u64) {
     match kind {
         Kind::Rendezvous(order) => {
-            assert!(generation > *last && order.rank < order.world_size && order.world_size <= MAX_WORKERS);
+            assert!(generation > *last_generation && order.rank < order.world_size && order.world_size <= MAX_WORKERS);
             assert!(order.source_rank.is_none_or(|source| source < order.world_size));
             assert!(order.peers.len() < order.world_size as usize);
             assert!(!order.checkpoint.contains(['/', '\\', '\0']) && !order.checkpoint.starts_with('.'));
-            let position = order.position.unwrap();
-            assert!(position.step <= STAGES[position.stage as usize].0);
+            let start_position = order.position.unwrap();
+            assert!(start_position.step <= STAGES[start_position.stage as usize].0);
             let start = order.sequence_start.unwrap_or_default();
-            assert!(start.step <= position.step && start.epoch <= 54);
-            (*at, *last) = (Some((position.stage, position.step)), generation);
+            assert!(start.step <= start_position.step && start.epoch <= 54);
+            (*position, *last_generation) = (Some((start_position.stage, start_position.step)), generation);
         }
         Kind::Train(order) => {
             let (steps, batch) = STAGES[order.stage as usize];
-            assert_eq!((Some((order.stage, order.first_step)), generation), (*at, *last));
+            assert_eq!((Some((order.stage, order.first_step)), generation), (*position, *last_generation));
             let end = order.first_step + u64::from(order.steps);
             assert!(order.steps > 0 && end <= steps && order.share_begin < order.share_end && order.share_end <= batch);
-            *at = Some((order.stage, end));
+            *position = Some((order.stage, end));
         }
         Kind::Evaluate(order) => {
-            assert_eq!(generation, *last);
+            assert_eq!(generation, *last_generation);
             let images: u64 = order.ranges.iter().map(|range| range.end - range.begin).sum();
             assert!(images <= IMAGES && order.ranges.iter().all(|range| range.end <= IMAGES));
         }
         Kind::Checkpoint(order) => {
-            assert_eq!(generation, *last);
+            assert_eq!(generation, *last_generation);
             assert_eq!(Path::new(&order.name).file_name().and_then(|name| name.to_str()), Some(&*order.name));
         }
         Kind::Advance(order) => {
-            assert_eq!((Some(order.stage), generation), (at.map(|(stage, _)| stage + 1), *last));
+            assert_eq!((Some(order.stage), generation), (position.map(|(stage, _)| stage + 1), *last_generation));
             assert!((order.stage as usize) < STAGES.len());
-            *at = Some((order.stage, 0));
+            *position = Some((order.stage, 0));
         }
         Kind::Abandon(v1::Abandon { reason }) | Kind::Halt(v1::Halt { reason }) => {
-            assert!(generation == *last && reason.is_empty());
+            assert!(generation == *last_generation && reason.is_empty());
         }
         Kind::Finish(_) | Kind::Leave(_) => {}
     }

@@ -3,76 +3,79 @@
 //! signal.
 //!
 //! ```text
-//!   joining ---> stream ----------------> over: finished, left, failed
+//!   joining ---> stream ----------------> exit: finished, left, failed
 //!      ^            | connection lost
-//!      '------------' (training: release the generation, keep the state)
+//!      '------------' (training thread: releases the generation, keeps the state)
 //! ```
 
 mod joining;
-mod leaving;
-mod place;
+mod membership;
+mod shutdown;
 mod stream;
-mod training;
+mod training_thread;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use proto::v1::{self, coordinator_client::CoordinatorClient};
 use tch::Device;
 use tokio::sync::watch;
-use transport::{Channel, Link};
+use transport::{Channel, Connector};
 
 use crate::collective::Store;
-use crate::trainer::End;
+use crate::trainer::TrainerExit;
 use joining::{Reservation, RetryPolicy};
-use place::Membership;
+use membership::Membership;
 use stream::SessionEnd;
-use training::{ReleasedState, Training, training_died};
+use training_thread::{ReleaseOutcome, SettingsOutcome, TrainingThread, training_thread_panicked};
 
-/// Maximal number of characters of the coordinator's reasons that are shown.
+/// Maximal number of characters that a message quotes of the coordinator's reasons.
 const MAX_REASON_CHARS: usize = 1_000;
 /// After a session shorter than this the worker waits before it joins again.
-const MIN_SESSION: Duration = Duration::from_secs(1);
+const MIN_SESSION_DURATION: Duration = Duration::from_secs(1);
 /// Maximal size of a message from a coordinator, in bytes: twice that of a run file, which is the
-/// largest part of any message.
+/// largest field of any message.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// Maximal number of reports that wait for the network; the training thread waits beyond it.
-const REPORTS: usize = 256;
+/// Number of reports that can wait for the network. The training thread blocks when the queue is
+/// full.
+const REPORT_QUEUE_CAPACITY: usize = 256;
 
 /// The options of `worker join`.
 pub struct Options {
     /// The connection settings for the coordinator.
-    pub coordinator: Link,
-    /// The wanted id; none to let the coordinator choose.
-    pub rank: Option<RequestedId>,
+    pub coordinator: Connector,
+    /// The requested worker id; none to let the coordinator choose.
+    pub requested_id: Option<RequestedId>,
     /// The device to compute on.
     pub device: Device,
-    /// The address for other workers; none for the address of the route to the coordinator.
+    /// The address at which other workers reach this one; none for the local address of the route
+    /// to the coordinator.
     pub host: Option<IpAddr>,
     /// How long to retry when the coordinator does not answer.
-    pub patience: Duration,
+    pub join_timeout: Duration,
 }
 
-/// The id that a worker asks for.
+/// The worker id that a worker requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestedId {
-    /// The id.
-    pub rank: u32,
-    /// The source of this setting, for messages.
-    pub source: RankSource,
+    /// The worker id.
+    pub worker_id: u32,
+    /// The source of the id, for messages.
+    pub source: IdSource,
 }
 
-/// The source of the wanted id.
+/// The source of a requested worker id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RankSource {
-    /// On the command line.
+pub enum IdSource {
+    /// The flag `--rank`.
     Flag,
-    /// In an environment variable of this name.
+    /// The environment variable of this name.
     Variable(&'static str),
 }
 
-impl fmt::Display for RankSource {
+impl fmt::Display for IdSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Flag => "--rank",
@@ -86,7 +89,7 @@ impl fmt::Display for RankSource {
 pub enum WorkerExit {
     /// The run is complete.
     Finished,
-    /// The worker left before that: on a shutdown signal, a drain or the coordinator's stop. No
+    /// The worker left before that: after a shutdown signal, a drain or the coordinator's stop. No
     /// state is lost.
     Left,
 }
@@ -94,131 +97,135 @@ pub enum WorkerExit {
 /// Runs a worker until the run is complete or the process gets a shutdown signal.
 ///
 /// # Errors
-/// The reason why this worker cannot continue, in one line.
-pub async fn run(options: Options) -> Result<WorkerExit, String> {
-    run_until(options, leaving::wish()?).await
+/// The coordinator refuses this worker or cannot be reached, or the worker cannot continue.
+pub async fn run(options: Options) -> Result<WorkerExit> {
+    run_until(options, shutdown::listen()?).await
 }
 
-/// As [`run`], with `wish` as the shutdown signal.
-async fn run_until(options: Options, mut wish: watch::Receiver<bool>) -> Result<WorkerExit, String> {
-    let begin = async {
+/// As [`run`], with `shutdown` as the shutdown signal.
+async fn run_until(options: Options, mut shutdown: watch::Receiver<bool>) -> Result<WorkerExit> {
+    let join_and_load = async {
         let host = match options.host {
             Some(host) => host,
-            None => joining::route_to(&options).await?,
+            None => joining::local_address_of_route(&options).await?,
         };
         let reservation = joining::join(&options, host).await?;
         let store = Store::serve(host)?;
         let training = tokio::select! {
-            training = Training::start(&reservation.place, options.device, host) => training?,
+            training = TrainingThread::start(&reservation.membership, options.device, host) => training?,
             never = joining::renew(&options, &reservation) => match never {},
         };
-        Ok::<_, String>((host, reservation.place, store, training))
+        anyhow::Ok((host, reservation.membership, store, training))
     };
-    let (host, place, store, mut training) = tokio::select! {
-        begun = begin => begun?,
-        // The worker is no member yet: it can leave at once.
-        Ok(_) = wish.wait_for(|wish| *wish) => return Ok(WorkerExit::Left),
+    let (host, membership, store, mut training) = tokio::select! {
+        loaded = join_and_load => loaded?,
+        // The worker is not a member yet: it can leave at once.
+        Ok(_) = shutdown.wait_for(|requested| *requested) => return Ok(WorkerExit::Left),
     };
-    let over = take_part(&options, host, place, store, &mut training, &wish).await;
-    training.saved().await;
-    // libtorch's messages have several lines.
-    over.map_err(|problem| problem.replace(['\n', '\r'], " "))
+    let exit = run_sessions(&options, host, membership, store, &mut training, &shutdown).await;
+    training.wait_for_saves().await;
+    exit
 }
 
-/// Runs sessions until the worker's part in the run ends.
-async fn take_part(
+/// Runs one session after another until the worker finishes, leaves or fails.
+async fn run_sessions(
     options: &Options,
     host: IpAddr,
-    mut place: Membership,
+    mut membership: Membership,
     mut store: Store,
-    training: &mut Training,
-    wish: &watch::Receiver<bool>,
-) -> Result<WorkerExit, String> {
-    let mut holds = None;
-    // Retries over several sessions, until one of them lasts.
-    let mut attempts = RetryPolicy::new(options);
+    training: &mut TrainingThread,
+    shutdown: &watch::Receiver<bool>,
+) -> Result<WorkerExit> {
+    // The position of the state that the worker keeps between sessions.
+    let mut held_position = None;
+    // Counts over consecutive sessions that are shorter than `MIN_SESSION_DURATION`.
+    let mut retry_policy = RetryPolicy::new(options);
     loop {
-        let begun = Instant::now();
+        let session_started_at = Instant::now();
         let attach = v1::Attach {
-            session_token: place.session_token.clone(),
+            session_token: membership.session_token.clone(),
             store_address: store.address().to_owned(),
             data_set: Some(training.data_set.clone()),
-            holds,
-            run_id: place.run_id.clone(),
+            holds: held_position,
+            run_id: membership.run_id.clone(),
             generation: training.generation(),
             term: training.term(),
         };
-        match stream::serve(&options.coordinator, &place, attach, training, wish.clone()).await {
-            SessionEnd::Finished => return finish(place.rank, training).await,
+        match stream::run_session(&options.coordinator, &membership, attach, training, shutdown.clone()).await {
+            SessionEnd::Finished => return print_result(membership.worker_id, training).await,
             SessionEnd::Left(reason) => {
-                tracing::info!(rank = place.rank, reason, "left");
-                cli_support::tell(format_args!("left rank={}", place.rank));
+                tracing::info!(rank = membership.worker_id, reason, "left");
+                cli_support::print_line(format_args!("left rank={}", membership.worker_id));
                 return Ok(WorkerExit::Left);
             }
-            SessionEnd::Failed(reason) => return Err(reason),
+            SessionEnd::Failed(reason) => return Err(anyhow!(reason)),
             SessionEnd::Disconnected(reason) => {
-                tracing::warn!("connection to the coordinator lost ({reason}): holding the state, and rejoining");
-                let heartbeat_timeout = place.heartbeat_timeout;
-                holds = match training.let_go(heartbeat_timeout).await? {
-                    ReleasedState::State(position) => position,
-                    ReleasedState::Result => return finish(place.rank, training).await,
+                tracing::warn!("lost the connection to the coordinator ({reason}): keeping the state and rejoining");
+                held_position = match training.release_generation(membership.heartbeat_timeout).await? {
+                    ReleaseOutcome::Idle(position) => position,
+                    ReleaseOutcome::Finished => return print_result(membership.worker_id, training).await,
                 };
-                let reservation = come_back(options, host, &place, &mut attempts, begun, &reason).await?;
-                if let Err(reason) = training.take_settings(&reservation.place) {
+                let reservation =
+                    rejoin(options, host, &membership, &mut retry_policy, session_started_at, &reason).await?;
+                if let SettingsOutcome::ReloadRequired(reason) = training.apply_settings(&reservation.membership) {
                     tracing::info!(reason, "loading data and models again");
-                    store = begin_anew(options, host, &reservation, training).await?;
-                    holds = None;
+                    store = reload(options, host, &reservation, training).await?;
+                    held_position = None;
                 }
-                place = reservation.place;
+                membership = reservation.membership;
             }
-            SessionEnd::Disowned(reason) => {
-                tracing::warn!("giving up the state that was held, and joining anew: {reason}");
-                let reservation = come_back(options, host, &place, &mut attempts, begun, &reason).await?;
-                store = begin_anew(options, host, &reservation, training).await?;
-                holds = None;
-                place = reservation.place;
+            SessionEnd::StateRejected(reason) => {
+                tracing::warn!("discarding the state, and joining again without one: {reason}");
+                let reservation =
+                    rejoin(options, host, &membership, &mut retry_policy, session_started_at, &reason).await?;
+                store = reload(options, host, &reservation, training).await?;
+                held_position = None;
+                membership = reservation.membership;
             }
         }
     }
 }
 
-/// Joins again after the session that began at `begun`; at once if that session lasted.
-async fn come_back<'a>(
+/// Joins again after the end of a session, for `reason`. Waits first if the session was short.
+async fn rejoin<'a>(
     options: &'a Options,
     host: IpAddr,
-    place: &Membership,
-    attempts: &mut RetryPolicy<'a>,
-    begun: Instant,
+    membership: &Membership,
+    retry_policy: &mut RetryPolicy<'a>,
+    session_started_at: Instant,
     reason: &str,
-) -> Result<Reservation, String> {
-    match begun.elapsed() < MIN_SESSION {
-        true => attempts.retry(reason).await?,
-        false => *attempts = RetryPolicy::new(options),
+) -> Result<Reservation> {
+    match session_started_at.elapsed() < MIN_SESSION_DURATION {
+        true => retry_policy.wait_before_retry(reason).await?,
+        false => *retry_policy = RetryPolicy::new(options),
     }
-    let asked = Instant::now();
-    let reservation = joining::rejoin(options, host, place.rank, place.heartbeat_timeout).await?;
-    attempts.leave_out(asked.elapsed());
+    let started_at = Instant::now();
+    let reservation = joining::rejoin(options, host, membership.worker_id, membership.heartbeat_timeout).await?;
+    retry_policy.exclude(started_at.elapsed());
     Ok(reservation)
 }
 
-/// Loads data and models again while the reservation is kept. Uses a new rendezvous store, because
-/// the old one may have entries of generations with the same numbers.
-async fn begin_anew(
+/// Loads data and models again, and renews the reservation meanwhile. Returns a new rendezvous
+/// store, because the old one may have entries of generations with the same numbers.
+async fn reload(
     options: &Options,
     host: IpAddr,
     reservation: &Reservation,
-    training: &mut Training,
-) -> Result<Store, String> {
+    training: &mut TrainingThread,
+) -> Result<Store> {
     tokio::select! {
-        restarted = training.restart(&reservation.place, options.device, host) => restarted?,
+        restarted = training.restart(&reservation.membership, options.device, host) => restarted?,
         never = joining::renew(options, reservation) => match never {},
     }
     Store::serve(host)
 }
 
-async fn finish(rank: u32, training: &mut Training) -> Result<WorkerExit, String> {
-    let End::Finished(sha256) = training.end().await else { return Err(training_died()) };
-    cli_support::tell(format_args!("finished rank={rank} parameters_sha256={sha256}"));
+/// Waits for the training thread's result of a complete run, and prints it.
+async fn print_result(worker_id: u32, training: &mut TrainingThread) -> Result<WorkerExit> {
+    let TrainerExit::Finished(sha256) = training.wait_for_exit().await else {
+        return Err(training_thread_panicked());
+    };
+    cli_support::print_line(format_args!("finished rank={worker_id} parameters_sha256={sha256}"));
     Ok(WorkerExit::Finished)
 }
 

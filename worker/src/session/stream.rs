@@ -1,4 +1,4 @@
-//! One session: a stream to the coordinator, from Attach to its end.
+//! One session: the stream of messages with the coordinator, from Attach to its end.
 
 use std::time::Duration;
 
@@ -6,111 +6,115 @@ use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
-use transport::Link;
+use transport::Connector;
 
-use super::joining::MIN_HEARTBEAT;
-use super::place::Membership;
-use super::training::Training;
-use super::{MAX_REASON_CHARS, REPORTS, client, leaving};
+use super::joining::MIN_HEARTBEAT_INTERVAL;
+use super::membership::Membership;
+use super::shutdown::LEAVE_REASON;
+use super::training_thread::TrainingThread;
+use super::{MAX_REASON_CHARS, REPORT_QUEUE_CAPACITY, client};
+use crate::errors;
 use crate::protocol::ProtocolViolation;
 
 /// How long a coordinator may take to accept a session or a message, unless the heartbeat timeout
 /// is longer.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the coordinator may take to close a stream.
-const FAREWELL: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a session ended.
 pub enum SessionEnd {
     /// The run is complete.
     Finished,
-    /// This worker was released, after a shutdown signal or because it is not needed; the reason.
+    /// This worker left, after a shutdown signal or because the run does not need it; the reason.
     Left(String),
     /// This worker cannot continue; the reason.
     Failed(String),
-    /// The connection broke; the reason.
+    /// The connection was lost; the reason.
     Disconnected(String),
-    /// The worker's state is not part of the coordinator's run; the reason.
-    Disowned(String),
+    /// The worker's state is not on the lineage of the coordinator's run; the reason.
+    StateRejected(String),
 }
 
 /// Runs one session, from Attach to its end.
-pub async fn serve(
-    link: &Link,
-    place: &Membership,
+pub async fn run_session(
+    connector: &Connector,
+    membership: &Membership,
     attach: v1::Attach,
-    training: &mut Training,
-    mut wish: watch::Receiver<bool>,
+    training: &mut TrainingThread,
+    mut shutdown: watch::Receiver<bool>,
 ) -> SessionEnd {
-    let (outgoing, messages) = mpsc::channel(REPORTS);
-    let heartbeat_timeout = place.heartbeat_timeout;
+    let (outgoing, messages) = mpsc::channel(REPORT_QUEUE_CAPACITY);
+    let heartbeat_timeout = membership.heartbeat_timeout;
     let send = async |message| {
         let sent = outgoing.send(v1::WorkerMessage { message: Some(message) });
-        tokio::time::timeout(heartbeat_timeout.max(ANSWER), sent).await.map(|sent| sent.is_ok())
+        tokio::time::timeout(heartbeat_timeout.max(ANSWER_TIMEOUT), sent).await.map(|sent| sent.is_ok())
     };
-    // There is room for the first message.
+    // The queue has room for the first message.
     _ = send(Message::Attach(attach)).await;
     let session = async {
-        let channel = link.stay(heartbeat_timeout).await?;
+        let channel = connector.open_channel(heartbeat_timeout).await?;
         client(channel).session(ReceiverStream::new(messages)).await
     };
-    let mut directives = match tokio::time::timeout(heartbeat_timeout.max(ANSWER), session).await {
+    let mut directives = match tokio::time::timeout(heartbeat_timeout.max(ANSWER_TIMEOUT), session).await {
         Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return broken(&status),
+        Ok(Err(status)) => return session_end(&status),
         Err(_) => return SessionEnd::Disconnected("the coordinator does not answer".to_owned()),
     };
-    let mut heartbeat = tokio::time::interval(place.heartbeat.max(MIN_HEARTBEAT));
-    let (mut finished, mut leaves) = (false, false);
+    let mut heartbeat = tokio::time::interval(membership.heartbeat_interval.max(MIN_HEARTBEAT_INTERVAL));
+    let (mut is_finished, mut is_leaving) = (false, false);
     loop {
         let message = tokio::select! {
             directive = directives.message() => match directive {
-                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) => return left(&leave, leaves),
-                Ok(Some(directive)) => match training.order(directive) {
+                Ok(Some(v1::Directive { directive: Some(Kind::Leave(leave)), .. })) => {
+                    return session_end_after_leave(&leave, is_leaving);
+                }
+                Ok(Some(directive)) => match training.execute(directive) {
                     Ok(()) => continue,
                     Err(violation) => {
-                        _ = send(failed(&violation, training.generation())).await;
+                        _ = send(violation_report(&violation, training.generation())).await;
                         return close(outgoing, directives, SessionEnd::Failed(violation.to_string())).await;
                     }
                 },
-                Ok(None) | Err(_) if finished => return SessionEnd::Finished,
+                Ok(None) | Err(_) if is_finished => return SessionEnd::Finished,
                 Ok(None) => return SessionEnd::Disconnected("stream closed".to_owned()),
-                Err(status) => return broken(&status),
+                Err(status) => return session_end(&status),
             },
-            report = training.report(), if !finished => match report {
+            report = training.next_report(), if !is_finished => match report {
                 Some(report) => {
-                    finished = matches!(report, Message::Finished(_));
+                    is_finished = matches!(report, Message::Finished(_));
                     report
                 }
-                None => return SessionEnd::Failed(training.why_ended().await),
+                None => return SessionEnd::Failed(errors::one_line(&training.exit_error().await)),
             },
-            Ok(_) = wish.wait_for(|wish| *wish), if !leaves => {
-                leaves = true;
+            Ok(_) = shutdown.wait_for(|requested| *requested), if !is_leaving => {
+                is_leaving = true;
                 training.halt();
-                Message::Leaving(v1::Leaving { reason: leaving::REASON.to_owned() })
+                Message::Leaving(v1::Leaving { reason: LEAVE_REASON.to_owned() })
             }
             _ = heartbeat.tick() => Message::Heartbeat(training.progress.heartbeat()),
         };
-        let fatal = matches!(&message, Message::Failed(failed) if failed.fatal);
+        let is_fatal = matches!(&message, Message::Failed(failed) if failed.fatal);
         let Ok(sent) = send(message).await else {
-            return SessionEnd::Disconnected("the coordinator does not listen".to_owned());
+            return SessionEnd::Disconnected("the coordinator does not read messages".to_owned());
         };
-        if finished {
+        if is_finished {
             // Closing this side tells the coordinator that no more messages follow.
             return close(outgoing, directives, SessionEnd::Finished).await;
         }
-        if fatal {
-            let reason = training.why_ended().await;
+        if is_fatal {
+            let reason = errors::one_line(&training.exit_error().await);
             return close(outgoing, directives, SessionEnd::Failed(reason)).await;
         }
         if !sent {
-            // The coordinator has closed the stream, perhaps after a Leave that was not read yet.
-            return last_words(directives, leaves).await;
+            // The coordinator has closed the stream. A Leave may still be unread.
+            return read_remaining_directives(directives, is_leaving).await;
         }
     }
 }
 
-/// Reads the rest of a closed stream: whether the coordinator told this worker to leave.
-async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: bool) -> SessionEnd {
+/// Reads the rest of a stream that the coordinator has closed, which may end with a Leave.
+async fn read_remaining_directives(mut directives: tonic::Streaming<v1::Directive>, is_leaving: bool) -> SessionEnd {
     let leave = async {
         while let Ok(Some(directive)) = directives.message().await {
             if let Some(Kind::Leave(leave)) = directive.directive {
@@ -119,37 +123,38 @@ async fn last_words(mut directives: tonic::Streaming<v1::Directive>, leaves: boo
         }
         None
     };
-    match tokio::time::timeout(FAREWELL, leave).await {
-        Ok(Some(leave)) => left(&leave, leaves),
+    match tokio::time::timeout(CLOSE_TIMEOUT, leave).await {
+        Ok(Some(leave)) => session_end_after_leave(&leave, is_leaving),
         _ => SessionEnd::Disconnected("stream closed".to_owned()),
     }
 }
 
-/// How a session ends after a Leave; `leaves` is whether this worker had asked to leave.
-fn left(leave: &v1::Leave, leaves: bool) -> SessionEnd {
+/// How a session ends after a Leave; `is_leaving` is whether this worker has sent Leaving.
+fn session_end_after_leave(leave: &v1::Leave, is_leaving: bool) -> SessionEnd {
     let reason = cli_support::one_line(&leave.reason, MAX_REASON_CHARS);
-    if leaves || leave.orderly { SessionEnd::Left(reason) } else { SessionEnd::Failed(reason) }
+    if is_leaving || leave.orderly { SessionEnd::Left(reason) } else { SessionEnd::Failed(reason) }
 }
 
-/// The report that the coordinator has broken the protocol.
-fn failed(violation: &ProtocolViolation, generation: u64) -> Message {
+/// The report that the coordinator has violated the protocol.
+fn violation_report(violation: &ProtocolViolation, generation: u64) -> Message {
     Message::Failed(v1::Failed { generation, reason: violation.to_string(), fatal: true, ..Default::default() })
 }
 
-/// Closes this side of the stream and waits up to [`FAREWELL`] for the coordinator to close its
-/// side, so that the last message is delivered.
+/// Closes this side of the stream and waits up to [`CLOSE_TIMEOUT`] for the coordinator to close
+/// its side, so that the last message is delivered.
 async fn close(
     outgoing: mpsc::Sender<v1::WorkerMessage>,
     mut directives: tonic::Streaming<v1::Directive>,
-    over: SessionEnd,
+    end: SessionEnd,
 ) -> SessionEnd {
     drop(outgoing);
-    let drained = async { while let Ok(Some(_)) = directives.message().await {} };
-    _ = tokio::time::timeout(FAREWELL, drained).await;
-    over
+    let closed = async { while let Ok(Some(_)) = directives.message().await {} };
+    _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+    end
 }
 
-fn broken(status: &Status) -> SessionEnd {
+/// How a session ends with this status.
+fn session_end(status: &Status) -> SessionEnd {
     let reason = cli_support::one_line(status.message(), MAX_REASON_CHARS);
     match status.code() {
         // The coordinator has refused this worker, and would refuse it again.
@@ -158,7 +163,7 @@ fn broken(status: &Status) -> SessionEnd {
         | Code::NotFound
         | Code::PermissionDenied
         | Code::OutOfRange => SessionEnd::Failed(reason),
-        Code::DataLoss => SessionEnd::Disowned(reason),
+        Code::DataLoss => SessionEnd::StateRejected(reason),
         _ => SessionEnd::Disconnected(reason),
     }
 }
@@ -174,55 +179,55 @@ mod tests {
 
     use super::*;
 
-    /// A coordinator that sends these directives in each session, and closes it.
+    /// A coordinator that sends these directives in each session, and then closes it.
     #[derive(Clone)]
-    struct Says(Vec<Kind>);
+    struct ScriptedCoordinator(Vec<Kind>);
 
     #[tonic::async_trait]
-    impl Coordinator for Says {
+    impl Coordinator for ScriptedCoordinator {
         type SessionStream = ReceiverStream<Result<v1::Directive, Status>>;
 
         async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-            Err(Status::unavailable("nobody joins here"))
+            Err(Status::unavailable("not used in this test"))
         }
 
         async fn session(
             &self,
             _: Request<Streaming<v1::WorkerMessage>>,
         ) -> Result<Response<Self::SessionStream>, Status> {
-            let (said, stream) = mpsc::channel(self.0.len().max(1));
+            let (directives, stream) = mpsc::channel(self.0.len().max(1));
             for kind in &self.0 {
                 let directive = v1::Directive { generation: 1, directive: Some(kind.clone()) };
-                said.try_send(Ok(directive)).expect("there is room for all");
+                directives.try_send(Ok(directive)).expect("the channel has room for all");
             }
             Ok(Response::new(ReceiverStream::new(stream)))
         }
     }
 
-    /// How the session ends for a worker that can no longer send, after these directives.
-    async fn after(said: &[Kind], leaves: bool) -> SessionEnd {
+    /// How the session ends after these directives for a worker that can no longer send.
+    async fn end_after(directives: &[Kind], is_leaving: bool) -> SessionEnd {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = Server::builder().add_service(CoordinatorServer::new(Says(said.to_vec())));
+        let server = Server::builder().add_service(CoordinatorServer::new(ScriptedCoordinator(directives.to_vec())));
         let served = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let (_outgoing, messages) = mpsc::channel(1);
         let session = CoordinatorClient::new(channel).session(ReceiverStream::new(messages)).await;
-        let over = last_words(session.unwrap().into_inner(), leaves).await;
+        let end = read_remaining_directives(session.unwrap().into_inner(), is_leaving).await;
         served.abort();
-        over
+        end
     }
 
     #[tokio::test]
-    async fn a_leave_is_heeded_though_nothing_can_be_sent_any_more() {
+    async fn a_leave_is_read_from_a_stream_that_cannot_be_written() {
         let leave = |orderly| Kind::Leave(v1::Leave { reason: "drained".into(), orderly });
         let before = Kind::Abandon(v1::Abandon::default());
-        assert!(matches!(after(&[leave(true)], false).await, SessionEnd::Left(reason) if reason == "drained"));
-        assert!(matches!(after(&[before.clone(), leave(true)], false).await, SessionEnd::Left(_)));
-        assert!(matches!(after(&[leave(false)], false).await, SessionEnd::Failed(reason) if reason == "drained"));
-        // No error for a worker that wanted to leave.
-        assert!(matches!(after(&[leave(false)], true).await, SessionEnd::Left(_)));
-        assert!(matches!(after(&[before], false).await, SessionEnd::Disconnected(_)));
-        assert!(matches!(after(&[], true).await, SessionEnd::Disconnected(_)));
+        assert!(matches!(end_after(&[leave(true)], false).await, SessionEnd::Left(reason) if reason == "drained"));
+        assert!(matches!(end_after(&[before.clone(), leave(true)], false).await, SessionEnd::Left(_)));
+        assert!(matches!(end_after(&[leave(false)], false).await, SessionEnd::Failed(reason) if reason == "drained"));
+        // A worker that has sent Leaving ends without an error.
+        assert!(matches!(end_after(&[leave(false)], true).await, SessionEnd::Left(_)));
+        assert!(matches!(end_after(&[before], false).await, SessionEnd::Disconnected(_)));
+        assert!(matches!(end_after(&[], true).await, SessionEnd::Disconnected(_)));
     }
 }

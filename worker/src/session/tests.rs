@@ -15,59 +15,61 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
+use crate::errors;
 
-/// More than a worker needs to end on a busy machine; a failure if reached.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Maximal length of the line that a worker ends with, in bytes.
-const MAX_LINE_LENGTH: usize = 8_000;
+/// How long a worker may take to end; generous for busy machines.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Maximal length of a worker's error, in bytes.
+const MAX_ERROR_BYTES: usize = 8_000;
 
-/// A coordinator that gives each join the same answer, and sends the same directives in each
-/// session.
+/// A coordinator that answers each join with the same response, and sends the same directives in
+/// each session.
 #[derive(Clone)]
-struct Liar {
-    answer: v1::JoinResponse,
-    says: Vec<v1::Directive>,
+struct MaliciousCoordinator {
+    response: v1::JoinResponse,
+    directives: Vec<v1::Directive>,
     /// Whether it closes a session after the last directive.
-    closes: bool,
+    closes_sessions: bool,
 }
 
 #[tonic::async_trait]
-impl Coordinator for Liar {
+impl Coordinator for MaliciousCoordinator {
     type SessionStream = ReceiverStream<Result<v1::Directive, Status>>;
 
     async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        Ok(Response::new(self.answer.clone()))
+        Ok(Response::new(self.response.clone()))
     }
 
     async fn session(
         &self,
         messages: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let (said, stream) = mpsc::channel(1);
-        let Self { says, closes, .. } = self.clone();
+        let (sender, stream) = mpsc::channel(1);
+        let Self { directives, closes_sessions, .. } = self.clone();
         let mut messages = messages.into_inner();
         tokio::spawn(async move {
-            for directive in says {
+            for directive in directives {
                 // Fails if the worker has ended.
-                _ = said.send(Ok(directive)).await;
+                _ = sender.send(Ok(directive)).await;
             }
-            while !closes && messages.message().await.is_ok_and(|message| message.is_some()) {}
+            while !closes_sessions && messages.message().await.is_ok_and(|message| message.is_some()) {}
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
-/// A small synthetic data set, and a run on it.
-struct Scene {
+/// A run on a small synthetic data set.
+struct TestRun {
     _folder: TempDir,
-    answer: v1::JoinResponse,
+    /// A valid response to a join.
+    response: v1::JoinResponse,
 }
 
-impl Scene {
+impl TestRun {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display();
-        synthetic_data::synthesize(&folder.path().join("world"), 20, 3, |_| {}).unwrap();
+        synthetic_data::write_dataset(&folder.path().join("world"), 20, 3, |_| {}).unwrap();
         let optimizer = "optimizer: { learning_rate: 1.0e-3 }";
         let text = format!(
             "name: test\noutput: {path}/run\nworkers: {{ min: 1, max: 2 }}\n\
@@ -77,52 +79,53 @@ impl Scene {
              - {{ name: more, objective: cross_entropy, steps: 9, batch: 4, {optimizer} }}\n"
         );
         let run = RunFile::parse(Path::new("run.yaml"), &text).unwrap();
-        let answer = v1::JoinResponse {
+        let response = v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
-            rank: 1,
+            worker_id: 1,
             session_token: "1.secret".to_owned(),
             run_file: serde_json::to_string(&run).unwrap(),
             heartbeat_interval_ms: 100,
             heartbeat_timeout_ms: 10_000,
             run_id: "3fa2".to_owned(),
         };
-        Self { _folder: folder, answer }
+        Self { _folder: folder, response }
     }
 
-    /// How a worker ends with this answer to its join and these directives.
-    async fn end(
+    /// Runs a worker with this response to its join and these directives.
+    async fn run_worker(
         &self,
-        answer: v1::JoinResponse,
-        says: Vec<v1::Directive>,
-        closes: bool,
+        response: v1::JoinResponse,
+        directives: Vec<v1::Directive>,
+        closes_sessions: bool,
     ) -> Result<WorkerExit, String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let server = Server::builder().add_service(CoordinatorServer::new(Liar { answer, says, closes }));
+        let coordinator = MaliciousCoordinator { response, directives, closes_sessions };
+        let server = Server::builder().add_service(CoordinatorServer::new(coordinator));
         let served = tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let options = Options {
-            coordinator: Link::new(url, None, None).unwrap(),
-            rank: None,
+            coordinator: Connector::new(url, None, None).unwrap(),
+            requested_id: None,
             device: Device::Cpu,
             host: Some([127, 0, 0, 1].into()),
-            patience: Duration::from_secs(1),
+            join_timeout: Duration::from_secs(1),
         };
-        let (_wish, wishes) = watch::channel(false);
-        let ended = tokio::time::timeout(PATIENCE, run_until(options, wishes)).await;
+        let (_sender, shutdown) = watch::channel(false);
+        let exit = tokio::time::timeout(EXIT_TIMEOUT, run_until(options, shutdown)).await;
         served.abort();
-        ended.unwrap_or_else(|_| Err("the worker does not end".to_owned()))
+        exit.unwrap_or_else(|_| Err(anyhow!("the worker does not end"))).map_err(|error| errors::one_line(&error))
     }
 
     /// The error with which a worker ends after these directives.
-    async fn error(&self, says: Vec<v1::Directive>) -> String {
-        self.error_of(self.answer.clone(), says).await
+    async fn error(&self, directives: Vec<v1::Directive>) -> String {
+        self.error_with_response(self.response.clone(), directives).await
     }
 
-    /// The same with another answer to the join.
-    async fn error_of(&self, answer: v1::JoinResponse, says: Vec<v1::Directive>) -> String {
-        match self.end(answer, says, false).await {
-            Ok(ending) => format!("no error, but {ending:?}"),
-            Err(error) if error.len() > MAX_LINE_LENGTH => format!("an error of {} bytes", error.len()),
+    /// The same with another response to the join.
+    async fn error_with_response(&self, response: v1::JoinResponse, directives: Vec<v1::Directive>) -> String {
+        match self.run_worker(response, directives, false).await {
+            Ok(exit) => format!("no error, but {exit:?}"),
+            Err(error) if error.len() > MAX_ERROR_BYTES => format!("an error of {} bytes", error.len()),
             Err(error) if error.contains(char::is_control) => format!("control characters in {error:?}"),
             Err(error) => error,
         }
@@ -133,8 +136,8 @@ fn directive(generation: u64, kind: Kind) -> v1::Directive {
     v1::Directive { generation, directive: Some(kind) }
 }
 
-/// A rendezvous of this worker alone.
-fn meeting() -> v1::Rendezvous {
+/// A rendezvous of a generation with one worker.
+fn single_worker_rendezvous() -> v1::Rendezvous {
     v1::Rendezvous {
         rank: 0,
         world_size: 1,
@@ -146,7 +149,7 @@ fn meeting() -> v1::Rendezvous {
 }
 
 fn rendezvous(change: impl FnOnce(&mut v1::Rendezvous)) -> v1::Directive {
-    let mut order = meeting();
+    let mut order = single_worker_rendezvous();
     change(&mut order);
     directive(1, Kind::Rendezvous(order))
 }
@@ -171,17 +174,17 @@ fn advance(stage: u32) -> v1::Directive {
 }
 
 #[tokio::test]
-async fn directives_that_make_no_sense_end_a_worker_with_what_was_said() {
-    let scene = Scene::new();
-    let met = || rendezvous(|_| {});
+async fn an_invalid_directive_ends_a_worker_with_an_error_that_names_it() {
+    let test_run = TestRun::new();
+    let valid_rendezvous = || rendezvous(|_| {});
     let mut failures = Vec::new();
-    for (says, expected) in [
-        (vec![met(), advance(99)], "stage 99"),
-        (vec![met(), train(|order| order.share_end = u32::MAX)], "0..4294967295"),
-        (vec![met(), train(|order| order.share_begin = 5)], "5..4"),
-        (vec![met(), train(|order| order.steps = u32::MAX)], "4294967295"),
-        (vec![met(), train(|order| order.first_step = 7)], "step 7"),
-        (vec![met(), train(|order| order.stage = 99)], "stage 99"),
+    for (directives, expected) in [
+        (vec![valid_rendezvous(), advance(99)], "stage 99"),
+        (vec![valid_rendezvous(), train(|order| order.share_end = u32::MAX)], "0..4294967295"),
+        (vec![valid_rendezvous(), train(|order| order.share_begin = 5)], "5..4"),
+        (vec![valid_rendezvous(), train(|order| order.steps = u32::MAX)], "4294967295"),
+        (vec![valid_rendezvous(), train(|order| order.first_step = 7)], "step 7"),
+        (vec![valid_rendezvous(), train(|order| order.stage = 99)], "stage 99"),
         (vec![rendezvous(|order| order.world_size = 0)], "0 of 0"),
         (vec![rendezvous(|order| order.world_size = u32::MAX)], "4294967295"),
         (vec![rendezvous(|order| order.rank = 1)], "1 of 1"),
@@ -196,69 +199,72 @@ async fn directives_that_make_no_sense_end_a_worker_with_what_was_said() {
             "18446744073709551615",
         ),
         (vec![rendezvous(|order| order.checkpoint = "../../etc".to_owned())], "../../etc"),
-        (vec![met(), evaluate(&[(0, u64::MAX)])], "0..18446744073709551615"),
-        (vec![met(), evaluate(&[(1, 0)])], "1..0"),
-        (vec![met(), checkpoint(1, "../up")], "../up"),
-        (vec![met(), checkpoint(1, "a"), checkpoint(1, "a")], "1"),
+        (vec![valid_rendezvous(), evaluate(&[(0, u64::MAX)])], "0..18446744073709551615"),
+        (vec![valid_rendezvous(), evaluate(&[(1, 0)])], "1..0"),
+        (vec![valid_rendezvous(), checkpoint(1, "../up")], "../up"),
+        (vec![valid_rendezvous(), checkpoint(1, "a"), checkpoint(1, "a")], "1"),
         (vec![train(|_| {})], "Train"),
         (vec![evaluate(&[(0, 1)])], "Evaluate"),
         (vec![checkpoint(1, "a")], "Checkpoint"),
-        (vec![v1::Directive { generation: 1, directive: None }], "nothing"),
+        (vec![v1::Directive { generation: 1, directive: None }], "without content"),
         (vec![directive(u64::MAX, Kind::Advance(v1::Advance { stage: 1 }))], "18446744073709551615"),
     ] {
-        let error = scene.error(says.clone()).await;
+        let error = test_run.error(directives.clone()).await;
         if !error.contains("the coordinator broke the protocol") || !error.contains(expected) {
-            failures.push(format!("{says:?}: {error}"));
+            failures.push(format!("{directives:?}: {error}"));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[tokio::test]
-async fn answers_to_a_join_that_make_no_sense_end_a_worker() {
-    let scene = Scene::new();
+async fn an_invalid_response_to_a_join_ends_a_worker() {
+    let test_run = TestRun::new();
     let mut failures = Vec::new();
-    let run_file = |from: &str, to: &str| scene.answer.run_file.replace(from, to);
+    let run_file = |from: &str, to: &str| test_run.response.run_file.replace(from, to);
     let control = |setting: &str| {
-        let mut run: serde_json::Value = serde_json::from_str(&scene.answer.run_file).unwrap();
+        let mut run: serde_json::Value = serde_json::from_str(&test_run.response.run_file).unwrap();
         let (key, value) = setting.split_once(':').unwrap();
         run["control"][key] = serde_json::from_str(value).unwrap();
         run.to_string()
     };
-    for (answer, expected) in [
-        (v1::JoinResponse { run_file: String::new(), ..scene.answer.clone() }, "run file"),
-        (v1::JoinResponse { run_file: "\u{1b}[31m".repeat(500_000), ..scene.answer.clone() }, "run file"),
-        (v1::JoinResponse { run_file: run_file("\"steps\":9", "\"steps\":0"), ..scene.answer.clone() }, "steps"),
-        (v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":0"), ..scene.answer.clone() }, "batch"),
+    for (response, expected) in [
+        (v1::JoinResponse { run_file: String::new(), ..test_run.response.clone() }, "run file"),
+        (v1::JoinResponse { run_file: "\u{1b}[31m".repeat(500_000), ..test_run.response.clone() }, "run file"),
+        (v1::JoinResponse { run_file: run_file("\"steps\":9", "\"steps\":0"), ..test_run.response.clone() }, "steps"),
+        (v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":0"), ..test_run.response.clone() }, "batch"),
         (
-            v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":4294967295"), ..scene.answer.clone() },
+            v1::JoinResponse { run_file: run_file("\"batch\":4", "\"batch\":4294967295"), ..test_run.response.clone() },
             "batch",
         ),
         (
             v1::JoinResponse {
                 run_file: run_file("\"steps\":9", &format!("\"steps\":{}", u64::MAX)),
-                ..scene.answer.clone()
+                ..test_run.response.clone()
             },
             "steps",
         ),
-        (v1::JoinResponse { run_file: run_file("\"xe\"", "\"../xe\""), ..scene.answer.clone() }, "name"),
-        (v1::JoinResponse { run_file: control("window:4294967295"), ..scene.answer.clone() }, "control.window"),
-        (v1::JoinResponse { run_file: control("window:0"), ..scene.answer.clone() }, "control.window"),
+        (v1::JoinResponse { run_file: run_file("\"xe\"", "\"../xe\""), ..test_run.response.clone() }, "name"),
+        (v1::JoinResponse { run_file: control("window:4294967295"), ..test_run.response.clone() }, "control.window"),
+        (v1::JoinResponse { run_file: control("window:0"), ..test_run.response.clone() }, "control.window"),
         (
-            v1::JoinResponse { run_file: control("heartbeat_timeout:1e300"), ..scene.answer.clone() },
+            v1::JoinResponse { run_file: control("heartbeat_timeout:1e300"), ..test_run.response.clone() },
             "control.heartbeat_timeout",
         ),
-        (v1::JoinResponse { run_file: control("stall_timeout:-1"), ..scene.answer.clone() }, "control.stall_timeout"),
-        (v1::JoinResponse { heartbeat_interval_ms: 0, ..scene.answer.clone() }, "heartbeat"),
-        (v1::JoinResponse { heartbeat_interval_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
-        (v1::JoinResponse { heartbeat_timeout_ms: 0, ..scene.answer.clone() }, "heartbeat"),
-        (v1::JoinResponse { heartbeat_timeout_ms: u64::MAX, ..scene.answer.clone() }, "18446744073709551615"),
-        (v1::JoinResponse { session_token: "x".repeat(1 << 20), ..scene.answer.clone() }, "session token"),
-        (v1::JoinResponse { rank: u32::MAX, ..scene.answer.clone() }, "4294967295"),
-        (v1::JoinResponse { protocol_version: 99, ..scene.answer.clone() }, "99"),
-        (v1::JoinResponse { run_id: "\u{1b}".repeat(1 << 20), ..scene.answer.clone() }, "run id"),
+        (
+            v1::JoinResponse { run_file: control("stall_timeout:-1"), ..test_run.response.clone() },
+            "control.stall_timeout",
+        ),
+        (v1::JoinResponse { heartbeat_interval_ms: 0, ..test_run.response.clone() }, "heartbeat"),
+        (v1::JoinResponse { heartbeat_interval_ms: u64::MAX, ..test_run.response.clone() }, "18446744073709551615"),
+        (v1::JoinResponse { heartbeat_timeout_ms: 0, ..test_run.response.clone() }, "heartbeat"),
+        (v1::JoinResponse { heartbeat_timeout_ms: u64::MAX, ..test_run.response.clone() }, "18446744073709551615"),
+        (v1::JoinResponse { session_token: "x".repeat(1 << 20), ..test_run.response.clone() }, "session token"),
+        (v1::JoinResponse { worker_id: u32::MAX, ..test_run.response.clone() }, "4294967295"),
+        (v1::JoinResponse { protocol_version: 99, ..test_run.response.clone() }, "99"),
+        (v1::JoinResponse { run_id: "\u{1b}".repeat(1 << 20), ..test_run.response.clone() }, "run id"),
     ] {
-        let error = scene.error_of(answer, vec![]).await;
+        let error = test_run.error_with_response(response, vec![]).await;
         if !error.contains("the coordinator broke the protocol") || !error.contains(expected) {
             failures.push(format!("{expected}: {error}"));
         }
@@ -267,17 +273,17 @@ async fn answers_to_a_join_that_make_no_sense_end_a_worker() {
 }
 
 #[tokio::test]
-async fn a_leave_of_megabytes_is_one_short_line() {
-    let scene = Scene::new();
+async fn the_error_for_a_leave_with_a_reason_of_megabytes_is_one_short_line() {
+    let test_run = TestRun::new();
     let reason = "\u{1b}[31mgo\r\n".repeat(1 << 18);
     let leave = directive(0, Kind::Leave(v1::Leave { reason, orderly: false }));
-    let error = scene.error(vec![leave]).await;
+    let error = test_run.error(vec![leave]).await;
     assert!(error.contains("\\u001b[31mgo"), "{error}");
 }
 
 #[tokio::test]
-async fn a_coordinator_that_closes_every_session_at_once_is_given_up() {
-    let scene = Scene::new();
-    let error = scene.end(scene.answer.clone(), vec![], true).await.unwrap_err();
+async fn a_worker_gives_up_on_a_coordinator_that_closes_every_session_at_once() {
+    let test_run = TestRun::new();
+    let error = test_run.run_worker(test_run.response.clone(), vec![], true).await.unwrap_err();
     assert!(error.contains("gave up on http://127.0.0.1:"), "{error}");
 }

@@ -4,14 +4,14 @@ use config::Objective;
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 
-use super::{Stop, Trainer};
-use crate::caption_evaluator::{CaptionEvaluator, Writer};
+use super::{DirectiveError, Trainer};
+use crate::caption_evaluator::{CaptionEvaluator, CaptionSource};
 
 impl Trainer {
     /// Captions the ranges of the validation split that are assigned to this worker, and reports
     /// each when it is done. After a stage that trained the evaluator, evaluates the reference
     /// captions instead.
-    pub(super) fn evaluate(&self, generation: u64, order: &v1::Evaluate) -> Result<(), Stop> {
+    pub(super) fn evaluate(&self, generation: u64, order: &v1::Evaluate) -> Result<(), DirectiveError> {
         let stage = self.state.position.unwrap_or_default().stage as usize;
         let evaluator = CaptionEvaluator {
             run: &self.run,
@@ -20,30 +20,30 @@ impl Trainer {
             data: &self.data,
             split: Split::Validation,
             scenes: self.scenes.as_ref(),
-            writer: match self.run.stages[stage].objective {
-                Objective::Contrastive => Writer::People,
-                _ => Writer::Captioner,
+            captions: match self.run.stages[stage].objective {
+                Objective::Contrastive => CaptionSource::References,
+                _ => CaptionSource::Captioner,
             },
         };
         let ranges = order.ranges.iter().map(|range| range.begin as usize..range.end as usize);
-        let (mut left, mut skipped) = (order.ranges.len(), 0);
-        for (range, batch) in self.loader.ranges(Split::Validation, ranges) {
-            self.not_abandoned()?;
+        let (mut remaining_ranges, mut skipped) = (order.ranges.len(), 0);
+        for (range, batch) in self.loader.load_ranges(Split::Validation, ranges) {
+            self.check_abandoned()?;
             let batch = batch?;
             skipped += batch.skipped;
-            let items = evaluator.items(&batch);
+            let items = evaluator.evaluate_batch(&batch);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
             let evaluation = order.evaluation;
-            let parts = proto::parts(items);
-            let last = parts.len() - 1;
-            for (number, items) in parts.into_iter().enumerate() {
-                let more = number < last;
+            let messages = proto::split_items(items);
+            let last = messages.len() - 1;
+            for (index, items) in messages.into_iter().enumerate() {
+                let more = index < last;
                 let items = v1::EvaluationItems { generation, evaluation, range, items, more };
-                self.report(Message::EvaluationItems(items));
+                self.send_report(Message::EvaluationItems(items));
             }
-            left -= 1;
-            if left > 0 && self.halt.is_raised() {
-                return Err(Stop::Halted);
+            remaining_ranges -= 1;
+            if remaining_ranges > 0 && self.halt.is_raised() {
+                return Err(DirectiveError::Halted);
             }
         }
         if skipped > 0 {

@@ -5,17 +5,19 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, anyhow};
 use checkpoint_store::Checkpoints;
 use proto::v1::{self, worker_message::Message};
 
 use super::Reports;
 use super::snapshot::Snapshot;
+use crate::errors;
 use crate::memory;
 
 /// How long an ending process waits for its last checkpoint.
-const LAST_SAVE: Duration = Duration::from_secs(120);
+const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A snapshot, and the directive that it was taken for.
+/// A snapshot, and the Checkpoint directive that it is for.
 pub struct Save {
     /// The generation of the directive.
     pub generation: u64,
@@ -29,8 +31,8 @@ pub struct Save {
 
 /// The handle of the thread.
 pub struct Saver {
-    saves: SyncSender<Save>,
-    saving: Saving,
+    queue: SyncSender<Save>,
+    pending_saves: PendingSaves,
 }
 
 impl Saver {
@@ -38,38 +40,38 @@ impl Saver {
     pub fn start(checkpoints: Arc<Checkpoints>, reports: Reports) -> Self {
         // A rendezvous channel: a second save waits for the first, so that there are at most two
         // snapshots in memory.
-        let (saves, waiting) = sync_channel(0);
-        let saving = Saving::default();
-        let shared = saving.clone();
-        std::thread::spawn(move || save_all(&waiting, &checkpoints, &reports, &shared));
-        Self { saves, saving }
+        let (queue, saves) = sync_channel(0);
+        let pending_saves = PendingSaves::default();
+        let thread_pending_saves = pending_saves.clone();
+        std::thread::spawn(move || write_saves(&saves, &checkpoints, &reports, &thread_pending_saves));
+        Self { queue, pending_saves }
     }
 
     /// Queues a snapshot, to be saved and reported.
     ///
     /// # Errors
-    /// The thread has died.
-    pub fn save(&self, save: Save) -> Result<(), String> {
+    /// The thread has panicked.
+    pub fn save(&self, save: Save) -> Result<()> {
         let number = save.checkpoint;
-        self.saving.change(|under_way| _ = under_way.insert(number));
-        self.saves.send(save).map_err(|_| {
-            self.saving.change(|under_way| _ = under_way.remove(&number));
-            "the thread that saves checkpoints died".to_owned()
+        self.pending_saves.change(|numbers| _ = numbers.insert(number));
+        self.queue.send(save).map_err(|_| {
+            self.pending_saves.change(|numbers| _ = numbers.remove(&number));
+            anyhow!("the thread that saves checkpoints panicked")
         })
     }
 
-    /// The saves in progress.
-    pub fn saving(&self) -> &Saving {
-        &self.saving
+    /// The saves that have not completed.
+    pub fn pending_saves(&self) -> &PendingSaves {
+        &self.pending_saves
     }
 }
 
-/// The numbers of the saves in progress. Clones share their state.
+/// The numbers of the saves that have not completed. Clones share their state.
 #[derive(Clone, Default)]
-pub struct Saving(Arc<(Mutex<BTreeSet<u64>>, Condvar)>);
+pub struct PendingSaves(Arc<(Mutex<BTreeSet<u64>>, Condvar)>);
 
-impl Saving {
-    /// The latest save in progress.
+impl PendingSaves {
+    /// The number of the latest one.
     #[must_use]
     pub fn latest(&self) -> Option<u64> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).last().copied()
@@ -80,38 +82,41 @@ impl Saving {
         self.0.1.notify_all();
     }
 
-    /// Waits until no save is in progress, for `LAST_SAVE` at most.
+    /// Waits until all saves have completed, for `FINAL_SAVE_TIMEOUT` at most.
     pub fn wait(&self) {
-        let (under_way, changed) = &*self.0;
-        let guard = under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = changed.wait_timeout_while(guard, LAST_SAVE, |under_way| !under_way.is_empty());
+        let (numbers, changed) = &*self.0;
+        let guard = numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = changed.wait_timeout_while(guard, FINAL_SAVE_TIMEOUT, |numbers| !numbers.is_empty());
         if waited.unwrap_or_else(PoisonError::into_inner).1.timed_out() {
-            tracing::warn!("a checkpoint is not written after {} s: not waiting for it any more", LAST_SAVE.as_secs());
+            let seconds = FINAL_SAVE_TIMEOUT.as_secs();
+            tracing::warn!("a checkpoint is not written after {seconds} s: ending without it");
         }
     }
 }
 
-fn save_all(saves: &Receiver<Save>, checkpoints: &Checkpoints, reports: &Reports, saving: &Saving) {
+/// The thread: writes and reports saves until the queue is closed.
+fn write_saves(saves: &Receiver<Save>, checkpoints: &Checkpoints, reports: &Reports, pending_saves: &PendingSaves) {
     while let Ok(Save { generation, checkpoint, name, snapshot }) = saves.recv() {
         let started = Instant::now();
         let parameters_sha256 = snapshot.parameters_sha256();
         let written = snapshot.write(checkpoints, &name, &parameters_sha256);
         // The next save may need the memory.
         drop(snapshot);
-        memory::give_back();
+        memory::trim();
         let report = match written {
             Ok(()) => {
                 tracing::info!(name, seconds = started.elapsed().as_secs_f64(), "checkpoint saved");
                 Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256 })
             }
-            Err(reason) => {
+            Err(error) => {
+                let reason = errors::one_line(&error);
                 tracing::warn!(name, reason, "checkpoint not saved");
                 Message::CheckpointFailed(v1::CheckpointFailed { generation, checkpoint, reason })
             }
         };
-        // Fails if the session is gone; then the report is not needed.
+        // Fails if the session has ended. Then the report is not needed.
         _ = reports.blocking_send(report);
-        saving.change(|under_way| _ = under_way.remove(&checkpoint));
+        pending_saves.change(|numbers| _ = numbers.remove(&checkpoint));
     }
 }
 

@@ -1,4 +1,5 @@
-//! The images that a run file names: which of them cannot be used, all at once, and which are odd.
+//! Checks the images that a run file names. Lists all unusable images at once, and counts unusual
+//! ones.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -10,77 +11,84 @@ use dataset::{BadImage, DataSet, Split};
 use feature_store::Store;
 use serde_json::{Value, json};
 
-/// So many images of each split are decoded unless all are to be.
-const SAMPLE: usize = 1_000;
-/// Threads that decode where there are fewer cores: some of them wait for disks and servers.
+/// Maximal number of images of each split that are decoded without `--decode-all`.
+const MAX_SAMPLED_IMAGES: usize = 1_000;
+/// Minimal number of decoding threads, also with fewer cores: some wait for disks and servers.
 const MIN_THREADS: usize = 8;
 
-/// What was found of the images of a run.
+/// The result of the check of a run's images.
 pub struct Images {
-    /// Without those that turned out to be bad before any was decoded.
+    /// The data without images that are known to be bad before they are decoded.
     pub data: DataSet,
-    /// Those that cannot be used, whenever that was found.
+    /// All images that cannot be used.
     bad: Vec<BadImage>,
+    /// The number of images that were decoded.
     decoded: usize,
-    /// Whether bad images are left out, so that the run goes on without them.
+    /// Whether the run leaves out bad images.
     skip_corrupt: bool,
 }
 
 impl Images {
-    /// Looks at all images, and decodes some of each split, evenly spread, or all of them. Images
-    /// that a feature store stands in for are not decoded, unless all are to be.
+    /// Checks that all images exist, and decodes some of each split, evenly spread, or all of them.
+    /// With a feature store, images are decoded only with `decode_all`.
     ///
     /// # Errors
-    /// Annotations or tars cannot be read or are not in their format.
-    pub fn look(settings: &config::Data, decode_all: bool) -> anyhow::Result<Self> {
-        let progress = cli_support::spinner("looking at images");
-        let data = DataSet::survey(settings).context("data")?;
+    /// Annotations or tar files cannot be read or have another format.
+    pub fn inspect(settings: &config::Data, decode_all: bool) -> anyhow::Result<Self> {
+        let progress = cli_support::spinner("checking images");
+        let data = DataSet::load_usable(settings).context("data")?;
         progress.finish_and_clear();
-        let most = match () {
+        let max = match () {
             () if decode_all => usize::MAX,
             () if settings.features.is_some() => 0,
-            () => SAMPLE,
+            () => MAX_SAMPLED_IMAGES,
         };
-        let samples = Split::ALL.map(|split| (split, spread(data.split(split).len(), most)));
+        let samples = Split::ALL.map(|split| (split, spread_evenly(data.split(split).len(), max)));
         let decoded: usize = samples.iter().map(|(_, images)| images.len()).sum();
-        let bar = cli_support::bar(decoded as u64, "images decoded");
+        let bar = cli_support::progress_bar(decoded as u64, "images decoded");
         let threads = available_parallelism().map_or(1, NonZero::get).max(MIN_THREADS);
-        let mut bad = data.left_out().to_vec();
+        let mut bad = data.skipped_images().to_vec();
         for (split, images) in samples {
-            bad.extend(data.try_decoding(split, &images, threads, || bar.inc(1)).context("data")?);
+            bad.extend(data.undecodable_images(split, &images, threads, || bar.inc(1)).context("data")?);
         }
         bar.finish_and_clear();
         Ok(Self { data, bad, decoded, skip_corrupt: settings.skip_corrupt })
     }
 
-    /// Adds the images that could not be decoded when the store of a split was made.
-    pub fn add_blank_rows(&mut self, split: Split, store: &Store) {
+    /// Adds the images that could not be decoded when the feature store of a split was computed.
+    pub fn add_undecodable_rows(&mut self, split: Split, store: &Store) {
         let problem = "could not be decoded when features were stored";
-        let blank = self.data.split(split).iter().enumerate().filter(|(row, _)| store.is_blank(*row));
-        let bad = blank.map(|(_, item)| BadImage { split, place: self.data.place(item), problem: problem.to_owned() });
-        let known: HashSet<&str> = self.bad.iter().map(|bad| bad.place.as_str()).collect();
-        let new: Vec<BadImage> = bad.filter(|bad| !known.contains(bad.place.as_str())).collect();
+        let undecodable = self.data.split(split).iter().enumerate().filter(|(row, _)| store.is_undecodable(*row));
+        let bad = undecodable.map(|(_, item)| BadImage {
+            split,
+            location: self.data.location(item),
+            problem: problem.to_owned(),
+        });
+        let known: HashSet<&str> = self.bad.iter().map(|bad| bad.location.as_str()).collect();
+        let new: Vec<BadImage> = bad.filter(|bad| !known.contains(bad.location.as_str())).collect();
         self.bad.extend(new);
     }
 
-    /// Refuses images that a run would end with: bad ones that may not be left out, or too few that
-    /// are left. Then all bad ones are printed.
-    pub fn expect_usable(&self, json: bool) -> anyhow::Result<()> {
-        let missing = [Split::Train, Split::Validation].into_iter().find(|split| {
+    /// Checks that a run can use the images. Otherwise prints all bad images.
+    ///
+    /// # Errors
+    /// An image is bad and may not be left out, or a split has no usable image.
+    pub fn check_usable(&self, json: bool) -> anyhow::Result<()> {
+        let empty_split = [Split::Train, Split::Validation].into_iter().find(|split| {
             let bad = self.bad.iter().filter(|bad| bad.split == *split).count();
-            self.data.split(*split).len() + self.left_out_of(*split) <= bad
+            self.data.split(*split).len() + self.skipped_in(*split) <= bad
         });
         let refused = if self.skip_corrupt { None } else { self.bad.first() };
-        if refused.is_none() && missing.is_none() {
+        if refused.is_none() && empty_split.is_none() {
             return Ok(());
         }
         if json {
-            writeln!(cli_support::out(), "{}", self.json())?;
+            writeln!(cli_support::stdout(), "{}", self.json())?;
         } else {
-            self.lines().try_for_each(|line| writeln!(cli_support::out(), "{line}"))?;
+            self.lines().try_for_each(|line| writeln!(cli_support::stdout(), "{line}"))?;
         }
         let count = self.bad.len();
-        match (refused, missing) {
+        match (refused, empty_split) {
             (Some(first), _) => bail!(
                 "data: {count} images are missing or cannot be decoded, the first of them {first} (replace them, or set \
                  data.skip_corrupt to leave them out)"
@@ -89,24 +97,24 @@ impl Images {
         }
     }
 
-    fn left_out_of(&self, split: Split) -> usize {
-        self.data.left_out().iter().filter(|bad| bad.split == split).count()
+    fn skipped_in(&self, split: Split) -> usize {
+        self.data.skipped_images().iter().filter(|bad| bad.split == split).count()
     }
 
-    /// What there is to say of them, for people.
+    /// Descriptions of the data and the images, in lines for people.
     pub fn summary(&self) -> Vec<String> {
         let [train, validation, test] = Split::ALL.map(|split| self.data.split(split).len());
         let all = train + validation + test;
         let left_out = if self.bad.is_empty() { String::new() } else { format!(", {} left out", self.bad.len()) };
-        let captions = self.data.train_captions();
-        let silent = test > 0 && self.data.split(Split::Test).iter().all(|item| item.captions.is_empty());
-        let silent = if silent { " (without captions)" } else { "" };
-        let more = if self.decoded < all { "; --decode-all decodes all" } else { "" };
+        let captions = self.data.train_caption_count();
+        let has_no_captions = test > 0 && self.data.split(Split::Test).iter().all(|item| item.captions.is_empty());
+        let without_captions = if has_no_captions { " (without captions)" } else { "" };
+        let hint = if self.decoded < all { "; --decode-all decodes all" } else { "" };
         let mut lines = vec![
             format!(
-                "data: {train} training images with {captions} captions, {validation} validation, {test} test{silent}{left_out}"
+                "data: {train} training images with {captions} captions, {validation} validation, {test} test{without_captions}{left_out}"
             ),
-            format!("images: {} of {all} decoded{more}", self.decoded),
+            format!("images: {} of {all} decoded{hint}", self.decoded),
         ];
         lines.extend(self.data.warnings().map(|warning| format!("images: {warning}")));
         lines.extend(self.lines());
@@ -115,27 +123,27 @@ impl Images {
 
     /// A line for each bad image.
     fn lines(&self) -> impl Iterator<Item = String> {
-        let what = if self.skip_corrupt { "left out" } else { "bad image" };
-        self.bad.iter().map(move |bad| format!("{what}: {}: {bad}", bad.split))
+        let label = if self.skip_corrupt { "left out" } else { "bad image" };
+        self.bad.iter().map(move |bad| format!("{label}: {}: {bad}", bad.split))
     }
 
-    /// All of it, for programs.
+    /// The result for programs.
     pub fn json(&self) -> Value {
-        let bad = |bad: &BadImage| json!({ "split": bad.split.name(), "image": bad.place, "problem": bad.problem });
-        let odd = self.data.odd();
+        let bad = |bad: &BadImage| json!({ "split": bad.split.name(), "image": bad.location, "problem": bad.problem });
+        let unusual = self.data.unusual_images();
         json!({
             "decoded_images": self.decoded,
             "bad_images": self.bad.iter().map(bad).collect::<Vec<_>>(),
-            "turned_images": odd.turned,
-            "images_of_16_bit_grey": odd.grey_of_16_bits,
+            "turned_images": unusual.exif_rotated,
+            "images_of_16_bit_grey": unusual.greyscale_16_bit,
         })
     }
 }
 
-/// At most `most` of `0..count`, evenly spread.
-fn spread(count: usize, most: usize) -> Vec<usize> {
-    let taken = count.min(most);
-    (0..taken).map(|at| (at as u128 * count as u128 / taken as u128) as usize).collect()
+/// At most `max` of the numbers `0..count`, evenly spread.
+fn spread_evenly(count: usize, max: usize) -> Vec<usize> {
+    let selected = count.min(max);
+    (0..selected).map(|index| (index as u128 * count as u128 / selected as u128) as usize).collect()
 }
 
 #[cfg(test)]
@@ -144,8 +152,8 @@ mod tests {
 
     #[test]
     fn samples_are_spread_evenly() {
-        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
-        assert_eq!(spread(3, usize::MAX), [0, 1, 2]);
-        assert!(spread(0, 4).is_empty() && spread(4, 0).is_empty());
+        assert_eq!(spread_evenly(10, 4), [0, 2, 5, 7]);
+        assert_eq!(spread_evenly(3, usize::MAX), [0, 1, 2]);
+        assert!(spread_evenly(0, 4).is_empty() && spread_evenly(4, 0).is_empty());
     }
 }

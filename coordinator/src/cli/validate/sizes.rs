@@ -1,4 +1,4 @@
-//! How the sizes of a run file go with those of its data.
+//! Compares caption lengths and batch sizes of a run file with those of its data.
 
 use std::thread;
 
@@ -6,29 +6,29 @@ use config::{Objective, RunFile, Stage};
 use dataset::{DataSet, Split};
 use tokenizer::Vocabulary;
 
-/// What is worth knowing of lengths and batches, in lines for people.
-pub fn lines(file: &RunFile, data: &DataSet, vocabulary: &Vocabulary) -> Vec<String> {
+/// Describes caption lengths and batch sizes, in lines for people.
+pub fn describe_sizes(file: &RunFile, data: &DataSet, vocabulary: &Vocabulary) -> Vec<String> {
     let (target, search) = (file.captioner.max_target_length, file.decoding.max_length);
     let captions: Vec<&str> =
         data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str).collect();
-    let [longer_than_target, longer_than_search] = longer(&captions, vocabulary, [target, search]);
+    let [longer_than_target, longer_than_search] = count_longer(&captions, vocabulary, [target, search]);
     let lengths = format!(
-        "captions: of {} training captions {longer_than_target} are longer than captioner.max_target_length ({target} tokens; \
-         they are learned up to there), {longer_than_search} than decoding.max_length ({search} tokens; no generated caption is \
-         longer)",
+        "captions: {longer_than_target} of {} training captions are longer than captioner.max_target_length ({target} tokens; \
+         training truncates them), {longer_than_search} are longer than decoding.max_length ({search} tokens; no generated \
+         caption is longer)",
         captions.len()
     );
-    let batches = file.stages.iter().filter_map(|stage| repeats(stage, data));
+    let batches = file.stages.iter().filter_map(|stage| repetition_warning(stage, data));
     std::iter::once(lengths).chain(batches).collect()
 }
 
-/// How many of some captions have more tokens than each of `limits`, begin and end included.
-fn longer(captions: &[&str], vocabulary: &Vocabulary, limits: [u32; 2]) -> [usize; 2] {
+/// Counts the captions with more tokens than each of `limits`. The start and end tokens count.
+fn count_longer(captions: &[&str], vocabulary: &Vocabulary, limits: [u32; 2]) -> [usize; 2] {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let count = |captions: &[&str]| {
         let mut longer = [0; 2];
         for caption in captions {
-            let length = vocabulary.length(caption);
+            let length = vocabulary.token_count(caption);
             for (longer, limit) in longer.iter_mut().zip(limits) {
                 *longer += usize::from(length > limit as usize);
             }
@@ -36,22 +36,26 @@ fn longer(captions: &[&str], vocabulary: &Vocabulary, limits: [u32; 2]) -> [usiz
         longer
     };
     thread::scope(|scope| {
-        let parts = captions.chunks(captions.len().div_ceil(threads).max(1));
-        let parts: Vec<_> = parts.map(|part| scope.spawn(move || count(part))).collect();
-        let counts = parts.into_iter().map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let chunks = captions.chunks(captions.len().div_ceil(threads).max(1));
+        let workers: Vec<_> = chunks.map(|chunk| scope.spawn(move || count(chunk))).collect();
+        let counts =
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         counts.fold([0; 2], |[a, b], [c, d]| [a + c, b + d])
     })
 }
 
-/// What a stage trains on more than once in a step, if it does.
-fn repeats(stage: &Stage, data: &DataSet) -> Option<String> {
-    let (samples, of) = match stage.objective {
-        Objective::CrossEntropy => (data.train_captions(), "captions"),
+/// A warning if a step of the stage contains a sample more than once.
+fn repetition_warning(stage: &Stage, data: &DataSet) -> Option<String> {
+    let (samples, unit) = match stage.objective {
+        Objective::CrossEntropy => (data.train_caption_count(), "captions"),
         Objective::Contrastive | Objective::Scst | Objective::Dico => (data.split(Split::Train).len() as u64, "images"),
     };
     let Stage { name, batch, .. } = stage;
     let warning = || {
-        format!("stage {name}: its batch of {batch} is more than the {samples} training {of}: a step has some twice")
+        format!(
+            "stage {name}: its batch of {batch} is more than the {samples} training {unit}: each step contains some of \
+             them more than once"
+        )
     };
     (u64::from(*batch) > samples).then(warning)
 }
@@ -66,7 +70,7 @@ mod tests {
         let captions: Vec<String> = [0, 1, 28, 29, 75, 76, 500].map(caption).into();
         let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
         let vocabulary = Vocabulary::full();
-        assert_eq!(longer(&captions, &vocabulary, [77, 30]), [2, 4]);
-        assert_eq!(longer(&[], &vocabulary, [77, 30]), [0, 0]);
+        assert_eq!(count_longer(&captions, &vocabulary, [77, 30]), [2, 4]);
+        assert_eq!(count_longer(&[], &vocabulary, [77, 30]), [0, 0]);
     }
 }

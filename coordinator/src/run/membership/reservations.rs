@@ -1,64 +1,71 @@
-//! Reservations: places of workers that load data and models, and have yet to attach.
+//! Reservations: ids of workers that load data and models, and have not attached yet.
 //!
-//! A reservation costs its holder one request, so a client could take all places of a run. Three
+//! A reservation costs its holder one request, so a client could take all ids of a run. Three
 //! limits prevent that: a reservation lasts for seconds unless it is renewed, one address has few
 //! at a time, and a reservation is not renewed for long while workers with fewer reservations wait.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use super::{Machine, Secret, Terms};
-use crate::run::Time;
+use super::{
+    Machine,
+    join::{JoinSettings, SecretDigest},
+};
+use crate::run::{Time, WorkerId};
 
-/// Most reservations of one address: twice the GPUs of a large machine. Of more workers behind one
-/// proxy, some wait until others have attached.
-pub const MAX_PER_ADDRESS: usize = 32;
+/// Maximal number of reservations of one address: twice the GPUs of a large machine. If more
+/// workers join from behind one proxy, some wait until others have attached.
+pub const MAX_RESERVATIONS_PER_ADDRESS: usize = 32;
 /// Age from which a reservation is only renewed if no worker in the queue comes first. Most workers
-/// load in less; one that loses its place joins again when it has loaded, and waits for the next
-/// place.
+/// load in less time. A worker that loses its reservation joins again when it has loaded, and waits
+/// for the next free id.
 pub const MAX_CONTENDED_AGE: Duration = Duration::from_secs(300);
-/// How long a reservation lasts without renewal.
-const TTL: Duration = Duration::from_secs(10);
-/// The same in heartbeats, where those are rare: a worker renews its reservation with each.
-const TTL_HEARTBEATS: u32 = 5;
+/// Minimal lifetime of a reservation without renewal.
+const MIN_LIFETIME: Duration = Duration::from_secs(10);
+/// Lifetime of a reservation without renewal, in heartbeat intervals, if that is longer. A worker
+/// renews its reservation at each interval.
+const LIFETIME_HEARTBEATS: u32 = 5;
 
-/// The place of a worker that has yet to attach.
+/// The reservation of a worker that has not attached yet.
 #[derive(Clone, Debug)]
 pub struct Reservation {
-    /// The idempotency key of its join.
-    pub key: Secret,
+    /// The digest of the idempotency key of its join.
+    pub key: SecretDigest,
     /// The address of the worker that made it.
     pub address: IpAddr,
-    /// The machine, as the worker describes it.
+    /// The worker's description of its machine.
     pub machine: Machine,
     /// When it was made.
-    pub since: Time,
+    pub reserved_at: Time,
     /// When it was made or last renewed.
-    pub heard: Time,
+    pub renewed_at: Time,
     /// When it ends without renewal.
-    until: Time,
+    expires_at: Time,
 }
 
 impl Reservation {
     /// A reservation that is made now.
-    pub fn new(now: Time, key: Secret, address: IpAddr, machine: Machine, terms: &Terms) -> Self {
-        Self { key, address, machine, since: now, heard: now, until: now.saturating_add(ttl(terms)) }
+    pub fn new(now: Time, key: SecretDigest, address: IpAddr, machine: Machine, settings: &JoinSettings) -> Self {
+        let expires_at = now.saturating_add(lifetime(settings));
+        Self { key, address, machine, reserved_at: now, renewed_at: now, expires_at }
     }
 
     /// Renews it.
-    pub fn renew(&mut self, now: Time, machine: Machine, terms: &Terms) {
-        (self.machine, self.heard, self.until) = (machine, now, now.saturating_add(ttl(terms)));
+    pub fn renew(&mut self, now: Time, machine: Machine, settings: &JoinSettings) {
+        let expires_at = now.saturating_add(lifetime(settings));
+        (self.machine, self.renewed_at, self.expires_at) = (machine, now, expires_at);
     }
 }
 
-/// How long a reservation lasts without renewal.
-fn ttl(terms: &Terms) -> Duration {
-    TTL.max(terms.heartbeat.saturating_mul(TTL_HEARTBEATS)).min(terms.heartbeat_timeout)
+/// The lifetime of a reservation without renewal.
+fn lifetime(settings: &JoinSettings) -> Duration {
+    let heartbeats = settings.heartbeat_interval.saturating_mul(LIFETIME_HEARTBEATS);
+    MIN_LIFETIME.max(heartbeats).min(settings.heartbeat_timeout)
 }
 
-/// All reservations of a run, by rank.
+/// All reservations of a run, by worker id.
 #[derive(Debug, Default)]
 pub struct Reservations {
-    by_rank: BTreeMap<u32, Reservation>,
+    by_id: BTreeMap<WorkerId, Reservation>,
     /// Number of reservations of each address; addresses without any are absent.
     by_address: BTreeMap<IpAddr, usize>,
 }
@@ -66,17 +73,22 @@ pub struct Reservations {
 impl Reservations {
     /// Number of reservations.
     pub fn len(&self) -> usize {
-        self.by_rank.len()
+        self.by_id.len()
     }
 
-    /// The reservation of a rank.
-    pub fn get(&self, rank: u32) -> Option<&Reservation> {
-        self.by_rank.get(&rank)
+    /// Whether there are no reservations.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
     }
 
-    /// The reservation of a rank.
-    pub fn get_mut(&mut self, rank: u32) -> Option<&mut Reservation> {
-        self.by_rank.get_mut(&rank)
+    /// The reservation of an id.
+    pub fn get(&self, worker_id: WorkerId) -> Option<&Reservation> {
+        self.by_id.get(&worker_id)
+    }
+
+    /// The reservation of an id.
+    pub fn get_mut(&mut self, worker_id: WorkerId) -> Option<&mut Reservation> {
+        self.by_id.get_mut(&worker_id)
     }
 
     /// Number of reservations of an address.
@@ -84,24 +96,24 @@ impl Reservations {
         self.by_address.get(&address).copied().unwrap_or_default()
     }
 
-    /// The rank that is reserved under a key; only `wanted` is considered, if it is given.
-    pub fn find(&self, wanted: Option<u32>, key: Secret) -> Option<u32> {
+    /// The id that is reserved under a key; only `requested_id` is considered, if it is given.
+    pub fn find(&self, requested_id: Option<WorkerId>, key: SecretDigest) -> Option<WorkerId> {
         let has_key = |reservation: &Reservation| reservation.key == key;
-        match wanted {
-            Some(rank) => self.get(rank).is_some_and(has_key).then_some(rank),
-            None => self.by_rank.iter().find(|(_, reservation)| has_key(reservation)).map(|(rank, _)| *rank),
+        match requested_id {
+            Some(worker_id) => self.get(worker_id).is_some_and(has_key).then_some(worker_id),
+            None => self.by_id.iter().find(|(_, reservation)| has_key(reservation)).map(|(worker_id, _)| *worker_id),
         }
     }
 
-    /// Reserves a free rank.
-    pub fn insert(&mut self, rank: u32, reservation: Reservation) {
+    /// Reserves a free id.
+    pub fn insert(&mut self, worker_id: WorkerId, reservation: Reservation) {
         *self.by_address.entry(reservation.address).or_default() += 1;
-        self.by_rank.insert(rank, reservation);
+        self.by_id.insert(worker_id, reservation);
     }
 
     /// Ends a reservation.
-    pub fn remove(&mut self, rank: u32) -> Option<Reservation> {
-        let reservation = self.by_rank.remove(&rank)?;
+    pub fn remove(&mut self, worker_id: WorkerId) -> Option<Reservation> {
+        let reservation = self.by_id.remove(&worker_id)?;
         if let Some(count) = self.by_address.get_mut(&reservation.address) {
             *count -= 1;
             if *count == 0 {
@@ -111,11 +123,11 @@ impl Reservations {
         Some(reservation)
     }
 
-    /// Ends reservations that were not renewed in time; returns the lowest rank among them.
-    pub fn expire(&mut self, now: Time) -> Option<u32> {
-        let expired = |(rank, reservation): (&u32, &Reservation)| (now >= reservation.until).then_some(*rank);
-        let expired: Vec<u32> = self.by_rank.iter().filter_map(expired).collect();
-        expired.iter().for_each(|rank| _ = self.remove(*rank));
+    /// Ends reservations that were not renewed in time; returns the lowest id among them.
+    pub fn expire(&mut self, now: Time) -> Option<WorkerId> {
+        let is_expired = |(_, reservation): &(&WorkerId, &Reservation)| now >= reservation.expires_at;
+        let expired: Vec<WorkerId> = self.by_id.iter().filter(is_expired).map(|(worker_id, _)| *worker_id).collect();
+        expired.iter().for_each(|worker_id| _ = self.remove(*worker_id));
         expired.first().copied()
     }
 }

@@ -1,8 +1,8 @@
-//! Simulated collectives: operations that the members of a generation can only complete together,
-//! in rounds. The first round is the rendezvous; every other one is an all-reduce.
+//! Simulated collectives. The members of a generation complete its rounds together: the first round
+//! is the rendezvous, each later one an all-reduce.
 //!
-//! Each member completes a round at its own time after all have entered it: when a member dies in
-//! between, some have applied the step and others have not.
+//! A round is complete once all members have entered it. Each member notices that at its own time.
+//! If a member fails in between, some members apply the step and others do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,97 +10,101 @@ use proto::v1;
 use rand::Rng;
 
 use super::{
-    History, WorkerId,
+    History, ProcessId,
+    cluster::Cluster,
     network::Direction,
-    worker::{Activity, Wake},
-    world::SimWorld,
+    worker::{Activity, WakeReason},
 };
 
+/// The collective of a generation.
 #[derive(Debug, Default)]
 pub struct Collective {
-    world: u32,
-    /// The round that each member has entered.
-    arrived: BTreeMap<WorkerId, u64>,
+    world_size: u32,
+    /// The last round that each member has entered.
+    entered_rounds: BTreeMap<ProcessId, u64>,
     /// Rounds in which a member has raised the halt flag.
-    pub halting: BTreeSet<u64>,
-    /// The initial state of all members; set when all have met.
-    pub state: Option<History>,
-    /// A member has released the collective, or has died.
-    broken: bool,
+    pub halt_rounds: BTreeSet<u64>,
+    /// The initial state of all members; set when the rendezvous is complete.
+    pub initial_state: Option<History>,
+    /// Whether a member has released the collective, or has died.
+    is_broken: bool,
 }
 
 impl Collective {
-    /// The last round that all members have entered.
-    fn common(&self) -> Option<u64> {
-        let all = self.arrived.len() == self.world as usize;
-        self.arrived.values().min().copied().filter(|_| all && !self.broken)
+    /// The last round that all members have entered; none if the collective is broken.
+    fn last_common_round(&self) -> Option<u64> {
+        let is_full = self.entered_rounds.len() == self.world_size as usize;
+        self.entered_rounds.values().min().copied().filter(|_| is_full && !self.is_broken)
     }
 }
 
-impl SimWorld {
-    /// A worker enters the rendezvous.
-    pub fn meet(&mut self, id: WorkerId, generation: u64, world: u32) {
-        self.collectives.entry(generation).or_default().world = world;
-        self.arrive(id, generation, 0);
+impl Cluster {
+    /// Adds a worker to the collective and enters it into the rendezvous.
+    pub fn join_rendezvous(&mut self, id: ProcessId, generation: u64, world_size: u32) {
+        self.collectives.entry(generation).or_default().world_size = world_size;
+        self.enter_round(id, generation, 0);
     }
 
-    /// A worker enters a round and waits for the others.
-    pub fn arrive(&mut self, id: WorkerId, generation: u64, round: u64) {
+    /// Enters a worker into a round, which completes if it is the last member to enter.
+    pub fn enter_round(&mut self, id: ProcessId, generation: u64, round: u64) {
         let collective = self.collectives.entry(generation).or_default();
-        collective.arrived.insert(id, round);
-        if self.workers.get(&id).is_some_and(|worker| worker.halted == generation) {
-            collective.halting.insert(round);
+        collective.entered_rounds.insert(id, round);
+        if self.workers.get(&id).is_some_and(|worker| worker.halted_generation == generation) {
+            collective.halt_rounds.insert(round);
         }
-        if collective.broken {
-            self.notice(id);
+        if collective.is_broken {
+            self.notify_collective_failure(id);
         } else {
-            self.release(generation);
+            self.complete_round(generation);
         }
     }
 
-    /// Completes a round that all members have entered, if they can reach each other.
-    fn release(&mut self, generation: u64) {
+    /// Completes the round that all members have entered, if there is one and they can reach each
+    /// other.
+    fn complete_round(&mut self, generation: u64) {
         let collective = &self.collectives[&generation];
-        let Some(round) = collective.common() else { return };
-        let members: Vec<WorkerId> = collective.arrived.keys().copied().collect();
-        if members.len() > 1 && members.iter().any(|id| self.network.is_cut(*id, Direction::Peers)) {
+        let Some(round) = collective.last_common_round() else { return };
+        let members: Vec<ProcessId> = collective.entered_rounds.keys().copied().collect();
+        if members.len() > 1 && members.iter().any(|id| self.network.is_partitioned(*id, Direction::BetweenWorkers)) {
             return;
         }
         self.check_shares(&members);
         for id in members {
-            let arrived = self.collectives[&generation].arrived[&id];
-            let Some(worker) = self.workers.get_mut(&id).filter(|_| arrived == round) else { continue };
-            worker.doing = match std::mem::take(&mut worker.doing) {
-                Activity::Meeting(rendezvous) => Activity::Adopting(rendezvous),
-                Activity::Reducing(train) => Activity::Applying(train),
+            let entered_round = self.collectives[&generation].entered_rounds[&id];
+            let Some(worker) = self.workers.get_mut(&id).filter(|_| entered_round == round) else { continue };
+            worker.activity = match std::mem::take(&mut worker.activity) {
+                Activity::AwaitingRendezvous(rendezvous) => Activity::ReceivingState(rendezvous),
+                Activity::AwaitingAllReduce(train) => Activity::ApplyingUpdate(train),
                 other => {
-                    worker.doing = other;
+                    worker.activity = other;
                     continue;
                 }
             };
-            if let Activity::Adopting(rendezvous) = &worker.doing {
+            if let Activity::ReceivingState(rendezvous) = &worker.activity {
                 let rendezvous = rendezvous.clone();
-                self.lay_out_state(id, generation, &rendezvous);
+                self.publish_initial_state(id, generation, &rendezvous);
             }
-            let takes = self.latency();
-            self.wake(id, takes, Wake::Done);
+            let duration = self.latency();
+            self.schedule_wake_up(id, duration, WakeReason::ActivityDone);
         }
     }
 
-    pub fn release_all(&mut self) {
+    /// Completes the rounds that a partition between workers has held up.
+    pub fn complete_all_rounds(&mut self) {
         for generation in self.collectives.keys().copied().collect::<Vec<_>>() {
-            self.release(generation);
+            self.complete_round(generation);
         }
     }
 
-    /// Publishes the initial state: by the source, or by the member that reads the checkpoint.
-    fn lay_out_state(&mut self, id: WorkerId, generation: u64, rendezvous: &v1::Rendezvous) {
+    /// Sets the generation's initial state if this member provides it: the source, or rank 0 from
+    /// the checkpoint or the seed.
+    fn publish_initial_state(&mut self, id: ProcessId, generation: u64, rendezvous: &v1::Rendezvous) {
         let state = match rendezvous.source_rank {
             Some(source) if source == rendezvous.rank => {
                 let worker = &self.workers[&id];
-                let at = worker.position.map(|position| (position.stage, position.step));
-                let wanted = rendezvous.position.map(|position| (position.stage, position.step));
-                assert_eq!(at, wanted, "the source is at the place");
+                let source_position = worker.position.map(|position| (position.stage, position.step));
+                let start = rendezvous.position.map(|position| (position.stage, position.step));
+                assert_eq!(source_position, start, "the source holds the state at the start");
                 worker.history.clone()
             }
             None if rendezvous.rank == 0 && rendezvous.checkpoint.is_empty() => History::new(),
@@ -109,41 +113,49 @@ impl SimWorld {
                 Some(history) => history.clone(),
                 None => {
                     let name = &rendezvous.checkpoint;
-                    assert_ne!(self.invariants.live, Some(generation), "{name} is not there to start from");
+                    assert_ne!(
+                        self.invariants.current_generation,
+                        Some(generation),
+                        "the checkpoint {name} does not exist"
+                    );
                     return;
                 }
             },
             _ => return,
         };
-        self.collectives.entry(generation).or_default().state = Some(state);
+        self.collectives.entry(generation).or_default().initial_state = Some(state);
     }
 
-    /// A member releases its collective, or dies. The members that wait for it notice, unless its
-    /// machine has vanished silently.
-    pub fn let_go(&mut self, id: WorkerId, generation: u64, silently: bool) {
-        let Some(collective) = self.collectives.get_mut(&generation).filter(|_| !silently) else { return };
-        let first = !std::mem::replace(&mut collective.broken, true);
-        let others: Vec<WorkerId> = collective.arrived.keys().copied().filter(|other| *other != id).collect();
-        for other in others.into_iter().filter(|_| first) {
-            // A member that has received everything may still complete the round.
-            let complete = matches!(self.workers.get(&other).map(|worker| &worker.doing), Some(Activity::Applying(_)));
-            if !complete || self.rng.random() {
-                self.notice(other);
+    /// Breaks the collective, because a member releases it or dies. The members that wait in it
+    /// notice, unless `is_silent`: the member's machine is lost.
+    pub fn release_collective(&mut self, id: ProcessId, generation: u64, is_silent: bool) {
+        let Some(collective) = self.collectives.get_mut(&generation).filter(|_| !is_silent) else { return };
+        let was_broken = std::mem::replace(&mut collective.is_broken, true);
+        let others: Vec<ProcessId> = collective.entered_rounds.keys().copied().filter(|other| *other != id).collect();
+        for other in others.into_iter().filter(|_| !was_broken) {
+            // A member for which the round is complete may still apply the update.
+            let is_complete =
+                matches!(self.workers.get(&other).map(|worker| &worker.activity), Some(Activity::ApplyingUpdate(_)));
+            if !is_complete || self.rng.random() {
+                self.notify_collective_failure(other);
             }
         }
     }
 
-    /// A worker that waits in a collective notices that it is broken.
-    fn notice(&mut self, id: WorkerId) {
-        let waits = |doing: &Activity| {
+    /// Schedules a failure for a worker that waits in a broken collective.
+    fn notify_collective_failure(&mut self, id: ProcessId) {
+        let waits = |activity: &Activity| {
             matches!(
-                doing,
-                Activity::Meeting(_) | Activity::Adopting(_) | Activity::Reducing(_) | Activity::Applying(_)
+                activity,
+                Activity::AwaitingRendezvous(_)
+                    | Activity::ReceivingState(_)
+                    | Activity::AwaitingAllReduce(_)
+                    | Activity::ApplyingUpdate(_)
             )
         };
-        if self.workers.get(&id).is_some_and(|worker| waits(&worker.doing)) {
+        if self.workers.get(&id).is_some_and(|worker| waits(&worker.activity)) {
             let latency = self.latency();
-            self.wake(id, latency, Wake::Broken);
+            self.schedule_wake_up(id, latency, WakeReason::CollectiveFailed);
         }
     }
 }

@@ -1,287 +1,338 @@
-//! The session of a simulated worker: joins, attaches, passes directives on and reports back, sends
-//! heartbeats, and reconnects.
+//! The connection of a simulated worker: joins, attaches, passes directives to the training thread,
+//! sends reports and heartbeats, and reconnects.
 
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
-    IMAGES, WorkerId,
-    network::{Direction, Down, Up},
-    worker::{Activity, Link, Wake},
-    world::{SimEvent, SimWorld},
+    ProcessId, VALIDATION_IMAGES,
+    cluster::{Cluster, SimEvent},
+    network::{Direction, PacketToCoordinator, PacketToWorker},
+    worker::{Activity, ConnectionState, WakeReason},
 };
 use crate::run::{RefusalKind, RequestId, SessionId, Time};
 
-/// The first and the longest pause between attempts to join.
-const BACK_OFF: [Time; 2] = [Time::from_millis(100), Time::from_secs(5)];
-/// A worker gives up after this long without an answer.
-const PATIENCE: Time = Time::from_secs(60);
-/// How long a worker waits for an answer.
-const ANSWER_WITHIN: Time = Time::from_secs(5);
+/// The bounds of the delay between attempts to join.
+const MIN_BACK_OFF: Time = Time::from_millis(100);
+const MAX_BACK_OFF: Time = Time::from_secs(5);
+/// The time after which a worker that is not admitted exits.
+const JOIN_TIMEOUT: Time = Time::from_secs(60);
+/// The time after which a join request counts as lost.
+const JOIN_RESPONSE_TIMEOUT: Time = Time::from_secs(5);
 
 /// The data of all workers.
 fn data_set() -> v1::DataSet {
-    v1::DataSet { train_images: 7, train_captions: 31, validation_images: IMAGES, ..Default::default() }
+    v1::DataSet { train_images: 7, train_captions: 31, validation_images: VALIDATION_IMAGES, ..Default::default() }
 }
 
-impl SimWorld {
-    /// Begins to join again.
-    pub fn come_back(&mut self, id: WorkerId) {
-        let now = self.agenda.now();
+impl Cluster {
+    /// Starts to join, or to join again.
+    pub fn start_joining(&mut self, id: ProcessId) {
+        let now = self.queue.now();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        (worker.asks_since, worker.pause, worker.held_since) = (now, Time::ZERO, None);
-        self.ask(id);
+        (worker.joining_since, worker.back_off, worker.id_held_since) = (now, Time::ZERO, None);
+        self.send_join_request(id);
     }
 
-    /// Sends a join request. Request and answer may both be lost.
-    fn ask(&mut self, id: WorkerId) {
-        let request = RequestId(self.next_number());
-        let (now, latency, lost) = (self.agenda.now(), self.latency(), self.is_lost(id, Direction::Up));
+    /// Sends a join request. The request and the response may be lost.
+    fn send_join_request(&mut self, id: ProcessId) {
+        let request = RequestId(self.next_id());
+        let (now, latency, is_lost) = (self.queue.now(), self.latency(), self.is_lost(id, Direction::ToCoordinator));
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.link = Link::Asking(request);
+        worker.connection = ConnectionState::Joining(request);
         let join = v1::JoinRequest {
             protocol_version: PROTOCOL_VERSION,
-            rank: worker.rank,
+            worker_id: worker.worker_id,
             host: worker.host.clone(),
-            idempotency_key: format!("{id:?} since {:?}", worker.asks_since),
-            waited_ms: worker.held_since.map_or(0, |since| (now - since).as_millis() as u64),
+            idempotency_key: format!("{id:?} since {:?}", worker.joining_since),
+            waited_ms: worker.id_held_since.map_or(0, |since| (now - since).as_millis() as u64),
             ..Default::default()
         };
-        if !lost {
-            self.agenda.after(latency, SimEvent::Ask { worker: id, request, join });
+        if !is_lost {
+            self.queue.schedule_after(latency, SimEvent::JoinRequest { worker: id, request, join });
         }
-        self.agenda.after(ANSWER_WITHIN, SimEvent::Connection { worker: id, wake: Wake::Unanswered(request) });
+        self.queue.schedule_after(
+            JOIN_RESPONSE_TIMEOUT,
+            SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::JoinTimeout(request) },
+        );
     }
 
-    fn is_lost(&mut self, id: WorkerId, way: Direction) -> bool {
-        self.network.is_cut(id, way) || (self.network.lossy && self.rng.random_ratio(1, 4))
+    /// Whether a join request or response is lost.
+    fn is_lost(&mut self, id: ProcessId, direction: Direction) -> bool {
+        self.network.is_partitioned(id, direction) || (self.network.loses_joins && self.rng.random_ratio(1, 4))
     }
 
-    /// Sends the coordinator's answer.
-    pub fn answer(&mut self, id: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind>) {
-        if !self.is_lost(id, Direction::Down) {
+    /// Sends the coordinator's response to a join request.
+    pub fn send_join_response(
+        &mut self,
+        id: ProcessId,
+        request: RequestId,
+        response: Result<v1::JoinResponse, RefusalKind>,
+    ) {
+        if !self.is_lost(id, Direction::ToWorker) {
             let latency = self.latency();
-            self.agenda.after(latency, SimEvent::Answer { worker: id, request, answer });
+            self.queue.schedule_after(latency, SimEvent::JoinResponse { worker: id, request, response });
         }
     }
 
-    pub fn hear_answer(&mut self, id: WorkerId, request: RequestId, answer: Result<v1::JoinResponse, RefusalKind>) {
+    /// Handles the response to a join request: loads or attaches, retries, or exits.
+    pub fn handle_join_response(
+        &mut self,
+        id: ProcessId,
+        request: RequestId,
+        response: Result<v1::JoinResponse, RefusalKind>,
+    ) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.link != Link::Asking(request) {
+        if worker.connection != ConnectionState::Joining(request) {
             return;
         }
-        match answer {
-            Ok(place) => {
-                worker.rank = Some(place.rank);
-                match worker.lies {
-                    true => worker.run_id = place.run_id,
-                    false if worker.run_id != place.run_id => worker.begin_anew(place.run_id),
+        match response {
+            Ok(admission) => {
+                worker.worker_id = Some(admission.worker_id);
+                match worker.forges_run_id {
+                    true => worker.run_id = admission.run_id,
+                    false if worker.run_id != admission.run_id => worker.reset_for_run(admission.run_id),
                     false => {}
                 }
-                if worker.loaded {
-                    self.attach(id, place.session_token);
+                if worker.is_loaded {
+                    self.attach(id, admission.session_token);
                 } else {
-                    worker.link = Link::Loading { token: place.session_token };
-                    let takes = Time::from_millis(self.rng.random_range(50..self.scenario.loading));
-                    self.agenda.after(takes, SimEvent::Connection { worker: id, wake: Wake::Loaded });
+                    worker.connection = ConnectionState::Loading { token: admission.session_token };
+                    let duration = Time::from_millis(self.rng.random_range(50..self.scenario.max_loading_ms));
+                    self.queue.schedule_after(
+                        duration,
+                        SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::Loaded },
+                    );
                 }
             }
-            // If the id is still taken by this worker's own lost session, it becomes free soon;
-            // otherwise another worker has it.
-            Err(RefusalKind::AlreadyExists) if worker.loaded => {
-                if self.agenda.now() - worker.asks_since >= 2 * self.scenario.heartbeat_timeout() {
-                    worker.rank = worker.wanted;
+            // If this worker's own lost session still has the id, the coordinator frees it within
+            // the heartbeat timeout. Otherwise another worker has it.
+            Err(RefusalKind::AlreadyExists) if worker.is_loaded => {
+                if self.queue.now() - worker.joining_since >= 2 * self.scenario.heartbeat_timeout() {
+                    worker.worker_id = worker.requested_worker_id;
                 }
-                self.ask_later(id);
+                self.retry_join_later(id);
             }
-            Err(RefusalKind::Held) => {
-                worker.held_since.get_or_insert(self.agenda.now());
-                self.ask_later(id);
+            Err(RefusalKind::RetryLater) => {
+                worker.id_held_since.get_or_insert(self.queue.now());
+                self.retry_join_later(id);
             }
-            Err(RefusalKind::Unavailable) => self.ask_later(id),
+            Err(RefusalKind::Unavailable) => self.retry_join_later(id),
             Err(refusal) => {
                 let expected = [RefusalKind::AlreadyExists, RefusalKind::ResourceExhausted];
-                let over = refusal == RefusalKind::Over && self.invariants.over;
-                assert!(over || expected.contains(&refusal), "a correct worker was refused a place: {refusal:?}");
+                let is_over = refusal == RefusalKind::RunOver && self.invariants.is_over;
+                assert!(
+                    is_over || expected.contains(&refusal),
+                    "the coordinator refused a correct worker: {refusal:?}"
+                );
                 self.retire_worker(id);
             }
         }
     }
 
-    fn ask_later(&mut self, id: WorkerId) {
+    /// Schedules the next attempt to join, or ends the worker after [`JOIN_TIMEOUT`].
+    fn retry_join_later(&mut self, id: ProcessId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if self.agenda.now() - worker.asks_since > PATIENCE {
+        if self.queue.now() - worker.joining_since > JOIN_TIMEOUT {
             self.retire_worker(id);
             return;
         }
-        worker.link = Link::None;
-        worker.pause = (worker.pause * 2).clamp(BACK_OFF[0], BACK_OFF[1]);
-        let pause = worker.pause;
-        self.agenda.after(pause, SimEvent::Connection { worker: id, wake: Wake::Ask });
+        worker.connection = ConnectionState::Disconnected;
+        worker.back_off = (worker.back_off * 2).clamp(MIN_BACK_OFF, MAX_BACK_OFF);
+        let back_off = worker.back_off;
+        self.queue.schedule_after(back_off, SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::Join });
     }
 
-    fn attach(&mut self, id: WorkerId, token: String) {
-        let session = SessionId(self.next_number());
-        self.open(session, id);
+    /// Opens a session: sends the state that the worker holds, and unsent reports.
+    fn attach(&mut self, id: ProcessId, token: String) {
+        let session = SessionId(self.next_id());
+        self.open_session(session, id);
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.link = Link::Attached(session);
+        worker.connection = ConnectionState::Attached(session);
         let attach = v1::Attach {
             session_token: token,
             store_address: format!("{}:{}", worker.host, id.0),
             data_set: Some(data_set()),
             holds: worker.position,
-            generation: worker.told,
+            generation: worker.latest_generation,
             term: worker.term,
             run_id: worker.run_id.clone(),
         };
-        self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
-        let unsent = std::mem::take(&mut worker.unsent);
-        let leaves = worker.leaves;
-        self.send_up(session, Up::Attach(attach));
-        if leaves {
-            self.say_leaving(id, session);
+        self.invariants.reported_states.insert(session, worker.position.map(|_| worker.history.clone()));
+        let unsent_reports = std::mem::take(&mut worker.unsent_reports);
+        let is_leaving = worker.is_leaving;
+        self.send_to_coordinator(session, PacketToCoordinator::Attach(attach));
+        if is_leaving {
+            self.send_leaving(id, session);
         }
-        unsent.into_iter().for_each(|message| self.send_up(session, Up::Message(message)));
-        self.beat(id, session);
+        unsent_reports
+            .into_iter()
+            .for_each(|message| self.send_to_coordinator(session, PacketToCoordinator::Message(message)));
+        self.send_heartbeat(id, session);
     }
 
-    pub fn woken(&mut self, id: WorkerId, wake: Wake) {
+    /// Handles a wake-up of the connection; one that does not fit its state is ignored.
+    pub fn handle_connection_wake_up(&mut self, id: ProcessId, reason: WakeReason) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        match (wake, &worker.link) {
-            (Wake::Ask, Link::None) => self.ask(id),
-            (Wake::Unanswered(request), Link::Asking(asked)) if request == *asked => {
-                worker.held_since = None;
-                self.ask_later(id);
+        match (reason, &worker.connection) {
+            (WakeReason::Join, ConnectionState::Disconnected) => self.send_join_request(id),
+            (WakeReason::JoinTimeout(request), ConnectionState::Joining(pending)) if request == *pending => {
+                worker.id_held_since = None;
+                self.retry_join_later(id);
             }
-            (Wake::Loaded, Link::Loading { token }) => {
+            (WakeReason::Loaded, ConnectionState::Loading { token }) => {
                 let token = token.clone();
-                worker.loaded = true;
+                worker.is_loaded = true;
                 self.attach(id, token);
             }
-            (Wake::Leave, link) => {
-                worker.leaves = true;
-                match *link {
-                    // The worker is no member yet: it can leave at once.
-                    _ if !worker.loaded => self.end_worker(id, false),
-                    Link::Attached(session) => self.say_leaving(id, session),
+            (WakeReason::ShutdownSignal, connection) => {
+                worker.is_leaving = true;
+                match *connection {
+                    // A worker that is not a member yet can leave at once.
+                    _ if !worker.is_loaded => self.end_worker(id, false),
+                    ConnectionState::Attached(session) => self.send_leaving(id, session),
                     _ => {}
                 }
             }
-            (Wake::LetGo(session), Link::LettingGo(lost)) if session == *lost => {
-                let told = worker.told;
-                self.abandon(id, told);
+            (WakeReason::ReleaseTimeout(session), ConnectionState::Releasing(lost)) if session == *lost => {
+                let generation = worker.latest_generation;
+                self.abandon_generation(id, generation);
             }
-            (Wake::Beat(session), Link::Attached(own)) if session == *own => self.beat(id, session),
+            (WakeReason::Heartbeat(session), ConnectionState::Attached(own)) if session == *own => {
+                self.send_heartbeat(id, session)
+            }
             _ => {}
         }
     }
 
-    /// Sends a heartbeat, and checks the heartbeat timeout.
-    fn beat(&mut self, id: WorkerId, session: SessionId) {
+    /// Sends a heartbeat, or disconnects if the coordinator has been unreachable for the heartbeat
+    /// timeout.
+    fn send_heartbeat(&mut self, id: ProcessId, session: SessionId) {
         let heartbeat_timeout = self.scenario.heartbeat_timeout();
-        let since = |way| self.network.cuts.get(&(id, way)).copied();
-        let cut = since(Direction::Up).into_iter().chain(since(Direction::Down)).chain(self.coordinator.frozen).min();
-        if cut.is_some_and(|since| self.agenda.now() - since >= heartbeat_timeout) {
-            self.disconnected(id);
+        let since = |direction| self.network.partitions.get(&(id, direction)).copied();
+        let unreachable_since = since(Direction::ToCoordinator)
+            .into_iter()
+            .chain(since(Direction::ToWorker))
+            .chain(self.coordinator.suspended_since)
+            .min();
+        if unreachable_since.is_some_and(|since| self.queue.now() - since >= heartbeat_timeout) {
+            self.disconnect(id);
             return;
         }
         let worker = &self.workers[&id];
-        let phase = match &worker.doing {
-            Activity::Nothing | Activity::Finishing => v1::Phase::Idle,
-            Activity::Reaching(_) | Activity::Meeting(_) | Activity::Adopting(_) => v1::Phase::Rendezvous,
+        let phase = match &worker.activity {
+            Activity::Idle | Activity::Finishing => v1::Phase::Idle,
+            Activity::CheckingPeers(_) | Activity::AwaitingRendezvous(_) | Activity::ReceivingState(_) => {
+                v1::Phase::Rendezvous
+            }
             Activity::Computing(_) => v1::Phase::Compute,
-            Activity::Reducing(_) | Activity::Applying(_) => v1::Phase::AllReduce,
+            Activity::AwaitingAllReduce(_) | Activity::ApplyingUpdate(_) => v1::Phase::AllReduce,
             Activity::Captioning(_) => v1::Phase::Evaluate,
-            Activity::Copying(_) | Activity::HandingOver => v1::Phase::Checkpoint,
+            Activity::CopyingState(_) | Activity::AwaitingSaver => v1::Phase::Checkpoint,
         };
-        let beat = v1::Heartbeat { phase: phase.into(), position: worker.position };
-        self.send_up(session, Up::Message(Message::Heartbeat(beat)));
+        let heartbeat = v1::Heartbeat { phase: phase.into(), position: worker.position };
+        self.send_to_coordinator(session, PacketToCoordinator::Message(Message::Heartbeat(heartbeat)));
         let interval = (heartbeat_timeout / 5).min(Time::from_secs(1));
-        self.agenda.after(interval, SimEvent::Connection { worker: id, wake: Wake::Beat(session) });
+        self.queue.schedule_after(
+            interval,
+            SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::Heartbeat(session) },
+        );
     }
 
-    /// Handles a message of the coordinator.
-    pub fn hear(&mut self, id: WorkerId, session: SessionId, packet: Down) {
-        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.link == Link::Attached(session)) else {
+    /// Handles a packet of the coordinator.
+    pub fn receive_from_coordinator(&mut self, id: ProcessId, session: SessionId, packet: PacketToWorker) {
+        let Some(worker) =
+            self.workers.get_mut(&id).filter(|worker| worker.connection == ConnectionState::Attached(session))
+        else {
             return;
         };
         match packet {
-            Down::Directive(directive) => match directive.directive {
+            PacketToWorker::Directive(directive) => match directive.directive {
                 Some(Directive::Leave(_)) => self.retire_worker(id),
-                Some(Directive::Halt(_)) if directive.generation >= worker.told => worker.halted = worker.told,
+                Some(Directive::Halt(_)) if directive.generation >= worker.latest_generation => {
+                    worker.halted_generation = worker.latest_generation
+                }
                 Some(Directive::Rendezvous(v1::Rendezvous { term, .. })) => {
-                    (worker.told, worker.term) = (directive.generation, term);
-                    self.order(id, *directive);
+                    (worker.latest_generation, worker.term) = (directive.generation, term);
+                    self.enqueue_directive(id, *directive);
                 }
-                Some(Directive::Abandon(_)) if directive.generation >= worker.told => {
-                    self.abandon(id, directive.generation);
-                    self.order(id, *directive);
+                Some(Directive::Abandon(_)) if directive.generation >= worker.latest_generation => {
+                    self.abandon_generation(id, directive.generation);
+                    self.enqueue_directive(id, *directive);
                 }
-                _ => self.order(id, *directive),
+                _ => self.enqueue_directive(id, *directive),
             },
             // The run was over before this worker reconnected.
-            Down::End(Some(RefusalKind::Over)) if self.invariants.over => self.retire_worker(id),
-            Down::End(Some(RefusalKind::Disowned)) => {
-                assert!(worker.lies || self.restored_backup, "a correct worker's state was refused");
-                self.disowned += 1;
+            PacketToWorker::End(Some(RefusalKind::RunOver)) if self.invariants.is_over => self.retire_worker(id),
+            PacketToWorker::End(Some(RefusalKind::ForeignState)) => {
+                assert!(worker.forges_run_id || self.is_restored_from_backup, "a correct worker's state was refused");
+                self.refused_states += 1;
                 let run_id = worker.run_id.clone();
-                worker.begin_anew(run_id);
-                self.disconnected(id);
+                worker.reset_for_run(run_id);
+                self.disconnect(id);
             }
-            Down::End(refusal) => {
+            PacketToWorker::End(refusal) => {
                 let expected = [None, Some(RefusalKind::Unauthenticated), Some(RefusalKind::Unavailable)];
                 assert!(expected.contains(&refusal), "a correct worker's session was refused: {refusal:?}");
-                self.disconnected(id);
+                self.disconnect(id);
             }
         }
     }
 
-    fn say_leaving(&mut self, id: WorkerId, session: SessionId) {
+    /// Announces that the worker wants to leave, and halts its generation.
+    fn send_leaving(&mut self, id: ProcessId, session: SessionId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.halted = worker.told;
-        self.send_up(session, Up::Message(Message::Leaving(v1::Leaving { reason: "asked to end".to_owned() })));
+        worker.halted_generation = worker.latest_generation;
+        self.send_to_coordinator(
+            session,
+            PacketToCoordinator::Message(Message::Leaving(v1::Leaving { reason: "shutdown signal".to_owned() })),
+        );
     }
 
-    /// The connection is lost: the training thread releases its generation, then the worker joins
-    /// again. The other members may have lost the coordinator, too: the step in flight is finished
-    /// if that is quick.
-    pub fn disconnected(&mut self, id: WorkerId) {
+    /// Handles the loss of the connection: the training thread releases its generation, then the
+    /// worker joins again. The other members may have lost the coordinator, too, so the worker
+    /// waits up to the heartbeat timeout for the step in flight.
+    pub fn disconnect(&mut self, id: ProcessId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let Link::Attached(session) = worker.link else { return };
-        (worker.link, worker.halted) = (Link::LettingGo(session), worker.told);
+        let ConnectionState::Attached(session) = worker.connection else { return };
+        (worker.connection, worker.halted_generation) = (ConnectionState::Releasing(session), worker.latest_generation);
         let directive = Some(Directive::Abandon(v1::Abandon::default()));
-        let abandon = v1::Directive { generation: worker.told, directive };
-        self.send_up(session, Up::End);
-        self.agenda
-            .after(self.scenario.heartbeat_timeout(), SimEvent::Connection { worker: id, wake: Wake::LetGo(session) });
-        self.order(id, abandon);
+        let abandon = v1::Directive { generation: worker.latest_generation, directive };
+        self.send_to_coordinator(session, PacketToCoordinator::End);
+        self.queue.schedule_after(
+            self.scenario.heartbeat_timeout(),
+            SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::ReleaseTimeout(session) },
+        );
+        self.enqueue_directive(id, abandon);
     }
 
-    /// Handles a report of the training thread.
-    pub fn report(&mut self, id: WorkerId, message: Message) {
+    /// Sends a report of the training thread, or stores it until the next session.
+    pub fn report(&mut self, id: ProcessId, message: Message) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        // A worker that is finished or has failed ends.
-        let last = match &message {
+        let is_last = match &message {
             Message::Finished(_) => true,
             Message::Failed(failed) => failed.fatal,
             _ => false,
         };
-        match worker.link {
-            Link::Attached(session) => {
+        match worker.connection {
+            ConnectionState::Attached(session) => {
                 if matches!(message, Message::Idle(_)) {
-                    self.invariants.held.insert(session, worker.position.map(|_| worker.history.clone()));
+                    self.invariants.reported_states.insert(session, worker.position.map(|_| worker.history.clone()));
                 }
-                self.send_up(session, Up::Message(message));
+                self.send_to_coordinator(session, PacketToCoordinator::Message(message));
             }
-            // The state, which the worker reports when it reconnects, contains the steps of this
-            // report.
-            Link::LettingGo(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.told) => {
-                self.come_back(id);
+            // The report can be dropped: the state that the worker reports when it reconnects
+            // contains its steps.
+            ConnectionState::Releasing(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.latest_generation) =>
+            {
+                self.start_joining(id);
             }
-            Link::LettingGo(_) => {}
-            Link::None | Link::Asking(_) | Link::Loading { .. } => worker.unsent.push(message),
+            ConnectionState::Releasing(_) => {}
+            ConnectionState::Disconnected | ConnectionState::Joining(_) | ConnectionState::Loading { .. } => {
+                worker.unsent_reports.push(message)
+            }
         }
-        if last {
+        if is_last {
             self.retire_worker(id);
         }
     }

@@ -1,7 +1,7 @@
 //! The simulated coordinator process: the state machine, the journal, and crashes of both.
 //!
 //! A crash may happen between any two actions. After it, the journal has all records up to the last
-//! one that had to be durable, and as many of the rest as the disk had time for.
+//! one that must be durable, and a random number of the records after it.
 
 use std::{
     collections::BTreeMap,
@@ -13,304 +13,325 @@ use proto::v1;
 use rand::Rng;
 
 use super::{
-    WorkerId,
-    network::{Down, Up},
+    ProcessId,
+    cluster::{Cluster, SimEvent},
+    network::{PacketToCoordinator, PacketToWorker},
     score,
-    world::{SimEvent, SimWorld},
 };
 use crate::{
     checkpoints,
     journal::{Journal, history::History},
     run::{
-        Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Place, record::Record,
+        Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Position,
+        record::Record,
     },
 };
 
-/// Interval of ticks.
-const TICK: Time = Time::from_millis(500);
+/// The interval of ticks.
+const TICK_INTERVAL: Time = Time::from_millis(500);
 
+/// The coordinator: the process that runs at present, and what survives its crash.
 pub struct Coordinator {
-    /// None while the process is dead.
+    /// The state machine; none while no process runs.
     pub run: Option<Run>,
-    /// The number of the process.
-    pub life: u64,
-    /// The run's clock: it advances by at most [`TICK`] between two events.
+    /// The number of the process: 1 for the first one.
+    pub incarnation: u64,
+    /// The run's clock: it advances by at most [`TICK_INTERVAL`] between two
+    /// events.
     pub clock: Time,
     /// The time of the last event.
-    turn: Time,
-    /// Since when the process is suspended; none if it is not.
-    pub frozen: Option<Time>,
-    /// Whether the process waits for the journal.
-    pub held_up: bool,
-    /// Messages that arrive while it is suspended or waits.
-    unread: Vec<SimEvent>,
+    last_event_at: Time,
+    /// The time at which the process was suspended; none if it is not suspended.
+    pub suspended_since: Option<Time>,
+    /// Whether the process waits for a write to the journal.
+    pub is_waiting_for_journal: bool,
+    /// Events that arrived while the process was suspended or waited for the journal.
+    deferred_events: Vec<SimEvent>,
+    /// The records that survive a crash, and those since the last durable one.
     pub records: Vec<Record>,
-    /// The index of the first record that may be lost in a crash.
-    durable: usize,
+    /// The number of `records` that no crash can lose.
+    durable_count: usize,
     journal: Option<Journal>,
-    /// The index of the first record that is not in the journal.
-    unwritten: usize,
-    /// The workers that wait for an answer.
-    asking: BTreeMap<RequestId, WorkerId>,
-    /// The process dies after this number of further actions.
-    pub doomed: Option<u32>,
+    /// The number of `records` that are in `journal`.
+    written_count: usize,
+    /// The workers that wait for the response to a join request.
+    pending_joins: BTreeMap<RequestId, ProcessId>,
+    /// The number of further actions after which the process crashes; none if it does not.
+    pub actions_until_crash: Option<u32>,
 }
 
 impl Coordinator {
     pub fn new() -> Self {
         Self {
             run: None,
-            life: 0,
+            incarnation: 0,
             clock: Time::ZERO,
-            turn: Time::ZERO,
-            frozen: None,
-            held_up: false,
-            unread: Vec::new(),
+            last_event_at: Time::ZERO,
+            suspended_since: None,
+            is_waiting_for_journal: false,
+            deferred_events: Vec::new(),
             records: Vec::new(),
-            durable: 0,
+            durable_count: 0,
             journal: None,
-            unwritten: 0,
-            asking: BTreeMap::new(),
-            doomed: None,
+            written_count: 0,
+            pending_joins: BTreeMap::new(),
+            actions_until_crash: None,
         }
     }
 }
 
-impl SimWorld {
+impl Cluster {
     /// Starts a coordinator process with the content of the journal.
     pub fn start_coordinator(&mut self) {
-        let Coordinator { journal, records, durable, unwritten, .. } = &mut self.coordinator;
+        let Coordinator { journal, records, durable_count, written_count, .. } = &mut self.coordinator;
         let journal = journal.get_or_insert_with(|| {
-            let connection = rusqlite::Connection::open_in_memory().expect("memory is there");
-            Journal::new(connection, &self.scenario.file).expect("a fresh journal")
+            let connection = rusqlite::Connection::open_in_memory().expect("a database in memory opens");
+            Journal::new(connection, &self.scenario.file).expect("the database is empty")
         });
-        journal.write(&records[*unwritten..]).expect("memory is there");
-        *unwritten = records.len();
-        *durable = records.len();
-        let mut restored = journal.restore().expect("a whole journal");
+        journal.write(&records[*written_count..]).expect("a database in memory can be written");
+        *written_count = records.len();
+        *durable_count = records.len();
+        let mut restored = journal.restore().expect("the journal is intact");
         // A real id is random; here it depends on the seed.
         restored.run_id.clone_from(&self.run_id);
         let listing = self.list_checkpoints();
         checkpoints::reconcile(&self.scenario.file, &mut restored, listing);
         let term = self.rng.random();
         self.coordinator.run = Some(Run::new(self.scenario.file.clone(), restored, term));
-        self.coordinator.life += 1;
-        (self.coordinator.clock, self.coordinator.turn) = (Time::ZERO, self.agenda.now());
+        self.coordinator.incarnation += 1;
+        (self.coordinator.clock, self.coordinator.last_event_at) = (Time::ZERO, self.queue.now());
         self.check_restored();
-        self.agenda.after(TICK, SimEvent::Tick { life: self.coordinator.life });
+        self.queue.schedule_after(TICK_INTERVAL, SimEvent::Tick { incarnation: self.coordinator.incarnation });
     }
 
-    /// The journal with all records.
-    pub fn record(&mut self) -> History {
-        let Coordinator { journal, records, unwritten, .. } = &mut self.coordinator;
+    /// Takes the journal, with all records.
+    pub fn take_history(&mut self) -> History {
+        let Coordinator { journal, records, written_count, .. } = &mut self.coordinator;
         let mut journal = journal.take().expect("a coordinator was started");
-        journal.write(&records[*unwritten..]).expect("memory is there");
-        *unwritten = records.len();
+        journal.write(&records[*written_count..]).expect("a database in memory can be written");
+        *written_count = records.len();
         journal.into_history()
     }
 
-    /// Kills the coordinator process, and restarts it after a while.
-    pub fn kill_coordinator(&mut self, back_after: Time) {
+    /// Kills the coordinator process and schedules the next one. A random number of the records
+    /// since the last durable one is lost.
+    pub fn kill_coordinator(&mut self, restart_after: Time) {
         if self.coordinator.run.is_none() {
             return;
         }
-        let kept = self.rng.random_range(self.coordinator.durable..=self.coordinator.records.len());
-        self.coordinator.records.truncate(kept);
-        self.end_coordinator(back_after);
+        let kept_records = self.rng.random_range(self.coordinator.durable_count..=self.coordinator.records.len());
+        self.coordinator.records.truncate(kept_records);
+        self.end_coordinator(restart_after);
     }
 
-    fn end_coordinator(&mut self, back_after: Time) {
+    /// Ends the coordinator process: closes its sessions and schedules the next process.
+    fn end_coordinator(&mut self, restart_after: Time) {
         self.coordinator.run = None;
-        self.coordinator.doomed = None;
-        (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
-        self.coordinator.unread.clear();
-        self.coordinator.asking.clear();
-        let life = self.coordinator.life;
-        let own = self.network.sessions.iter().filter(|(_, session)| session.life == life);
-        for session in own.map(|(session, _)| *session).collect::<Vec<_>>() {
+        self.coordinator.actions_until_crash = None;
+        (self.coordinator.suspended_since, self.coordinator.is_waiting_for_journal) = (None, false);
+        self.coordinator.deferred_events.clear();
+        self.coordinator.pending_joins.clear();
+        let incarnation = self.coordinator.incarnation;
+        let sessions = self.network.sessions.iter().filter(|(_, session)| session.incarnation == incarnation);
+        for session in sessions.map(|(session, _)| *session).collect::<Vec<_>>() {
             if self.rng.random() {
-                self.reset(session, false, true);
+                self.reset_session(session, false, true);
             } else {
-                self.send_down(session, Down::End(None));
+                self.send_to_worker(session, PacketToWorker::End(None));
             }
         }
-        self.agenda.after(back_after, SimEvent::Start);
+        self.queue.schedule_after(restart_after, SimEvent::StartCoordinator);
     }
 
-    /// Stores a message for a suspended coordinator until it resumes.
-    pub fn unless_unread(&mut self, due: SimEvent) -> Option<SimEvent> {
-        let heard = matches!(
-            due,
+    /// Defers an event for the coordinator while its process is suspended or waits for the journal.
+    /// Returns other events.
+    pub fn defer_if_coordinator_blocked(&mut self, event: SimEvent) -> Option<SimEvent> {
+        let is_for_coordinator = matches!(
+            event,
             SimEvent::Tick { .. }
-                | SimEvent::Stop { .. }
+                | SimEvent::StopCoordinator { .. }
                 | SimEvent::Scored { .. }
-                | SimEvent::Ask { .. }
-                | SimEvent::Up { .. }
+                | SimEvent::JoinRequest { .. }
+                | SimEvent::ToCoordinator { .. }
         );
-        if heard && (self.coordinator.frozen.is_some() || self.coordinator.held_up) {
-            self.coordinator.unread.push(due);
+        if is_for_coordinator && (self.coordinator.suspended_since.is_some() || self.coordinator.is_waiting_for_journal)
+        {
+            self.coordinator.deferred_events.push(event);
             return None;
         }
-        Some(due)
+        Some(event)
     }
 
-    /// Resumes a suspended coordinator.
-    pub fn thaw_coordinator(&mut self) {
-        (self.coordinator.frozen, self.coordinator.held_up) = (None, false);
-        for due in std::mem::take(&mut self.coordinator.unread) {
-            self.agenda.after(Time::ZERO, due);
+    /// Resumes a coordinator that is suspended or waits for the journal.
+    pub fn resume_coordinator(&mut self) {
+        (self.coordinator.suspended_since, self.coordinator.is_waiting_for_journal) = (None, false);
+        for event in std::mem::take(&mut self.coordinator.deferred_events) {
+            self.queue.schedule_after(Time::ZERO, event);
         }
     }
 
-    pub fn tick(&mut self, life: u64) {
-        if self.coordinator.life == life && self.coordinator.run.is_some() {
-            self.tell(Event::Tick);
-            if self.invariants.paused && self.scenario.goes_on && self.rng.random_ratio(1, 10) {
-                self.steer(Command::Resume);
+    /// Handles a tick, and sometimes resumes a paused run as an operator would.
+    pub fn tick(&mut self, incarnation: u64) {
+        if self.coordinator.incarnation == incarnation && self.coordinator.run.is_some() {
+            self.handle_event(Event::Tick);
+            if self.invariants.is_paused && self.scenario.is_resumed && self.rng.random_ratio(1, 10) {
+                self.send_command(Command::Resume);
             }
             self.check_progress();
-            self.agenda.after(TICK, SimEvent::Tick { life });
+            self.queue.schedule_after(TICK_INTERVAL, SimEvent::Tick { incarnation });
         }
     }
 
-    /// An operator sends a command, if a coordinator is there to receive it.
-    pub fn steer(&mut self, command: Command) {
-        let hears = self.coordinator.frozen.is_none() && !self.coordinator.held_up;
-        let Some(run) = self.coordinator.run.as_ref().filter(|_| hears) else { return };
+    /// Sends an operator's command, if a coordinator runs and is not blocked.
+    pub fn send_command(&mut self, command: Command) {
+        let is_blocked = self.coordinator.suspended_since.is_some() || self.coordinator.is_waiting_for_journal;
+        let Some(run) = self.coordinator.run.as_ref().filter(|_| !is_blocked) else { return };
         if command == Command::Evaluate {
-            self.invariants.asked.insert(run.ahead());
+            self.invariants.requested_evaluations.insert(run.next_state());
         }
-        let request = RequestId(self.next_number());
-        self.tell(Event::Control { request, command });
+        let request = RequestId(self.next_id());
+        self.handle_event(Event::Control { request, command });
     }
 
-    /// A join request reaches the coordinator.
-    pub fn asked(&mut self, worker: WorkerId, request: RequestId, join: v1::JoinRequest) {
+    /// Handles a join request that reaches the coordinator.
+    pub fn receive_join_request(&mut self, worker: ProcessId, request: RequestId, join: v1::JoinRequest) {
         if self.coordinator.run.is_none() {
-            self.answer(worker, request, Err(crate::run::RefusalKind::Unavailable));
+            self.send_join_response(worker, request, Err(crate::run::RefusalKind::Unavailable));
             return;
         }
-        self.coordinator.asking.insert(request, worker);
+        self.coordinator.pending_joins.insert(request, worker);
         let token = format!("token {}", request.0);
-        self.tell(Event::Join { request, address: address_of(&join.host), token, join });
+        self.handle_event(Event::Join { request, address: ip_address(&join.host), token, join });
     }
 
-    /// A message reaches the coordinator on a stream.
-    pub fn told(&mut self, session: SessionId, packet: Up) {
-        let life = self.network.sessions.get(&session).map(|session| session.life);
-        if life != Some(self.coordinator.life) || self.coordinator.run.is_none() {
-            // The session belongs to an earlier process.
-            self.send_down(session, Down::End(None));
+    /// Handles a packet that reaches the coordinator on a session's stream.
+    pub fn receive_from_worker(&mut self, session: SessionId, packet: PacketToCoordinator) {
+        let incarnation = self.network.sessions.get(&session).map(|session| session.incarnation);
+        if incarnation != Some(self.coordinator.incarnation) || self.coordinator.run.is_none() {
+            // The session belongs to an earlier incarnation.
+            self.send_to_worker(session, PacketToWorker::End(None));
             return;
         }
-        self.tell(match packet {
-            Up::Attach(attach) => Event::Attach { session, attach },
-            Up::Message(message) => Event::Message { session, message },
-            Up::End => Event::Closed { session },
+        self.handle_event(match packet {
+            PacketToCoordinator::Attach(attach) => Event::Attach { session, attach },
+            PacketToCoordinator::Message(message) => Event::Message { session, message },
+            PacketToCoordinator::End => Event::Closed { session },
         });
     }
 
     /// Passes an event to the state machine, executes its actions, and checks the invariants.
-    pub fn tell(&mut self, event: Event) {
+    pub fn handle_event(&mut self, event: Event) {
         let Some(run) = &mut self.coordinator.run else { return };
-        let now = self.agenda.now();
-        self.coordinator.clock += (now - self.coordinator.turn).min(TICK);
-        self.coordinator.turn = now;
+        let now = self.queue.now();
+        self.coordinator.clock += (now - self.coordinator.last_event_at).min(TICK_INTERVAL);
+        self.coordinator.last_event_at = now;
         for action in run.on_event(self.coordinator.clock, event) {
-            if self.coordinator.doomed == Some(0) {
+            if self.coordinator.actions_until_crash == Some(0) {
                 self.check_committed();
-                let back_after = self.some_time();
-                self.kill_coordinator(back_after);
+                let restart_after = self.random_restart_delay();
+                self.kill_coordinator(restart_after);
                 return;
             }
-            self.coordinator.doomed = self.coordinator.doomed.map(|left| left - 1);
-            self.act(action);
+            self.coordinator.actions_until_crash = self.coordinator.actions_until_crash.map(|actions| actions - 1);
+            self.execute_action(action);
         }
         self.check_committed();
     }
 
-    fn act(&mut self, action: Action) {
+    fn execute_action(&mut self, action: Action) {
         match action {
             Action::Admit { request, response } => {
-                if let Some(worker) = self.coordinator.asking.remove(&request) {
-                    // The run file would fill the trace, and workers have it already.
-                    self.answer(worker, request, Ok(v1::JoinResponse { run_file: String::new(), ..response }));
+                if let Some(worker) = self.coordinator.pending_joins.remove(&request) {
+                    // The run file would fill the trace, and simulated workers do not read it.
+                    self.send_join_response(
+                        worker,
+                        request,
+                        Ok(v1::JoinResponse { run_file: String::new(), ..response }),
+                    );
                 }
             }
             Action::Refuse { request, refusal } => {
-                if let Some(worker) = self.coordinator.asking.remove(&request) {
-                    self.answer(worker, request, Err(refusal.kind));
+                if let Some(worker) = self.coordinator.pending_joins.remove(&request) {
+                    self.send_join_response(worker, request, Err(refusal.kind));
                 }
             }
             Action::Done { .. } => {}
             Action::Send { session, directive } => {
                 self.check_sent(&directive);
-                self.send_down(session, Down::Directive(Box::new(directive)));
+                self.send_to_worker(session, PacketToWorker::Directive(Box::new(directive)));
             }
             Action::Close { session, refusal } => {
-                self.send_down(session, Down::End(refusal.map(|refusal| refusal.kind)))
+                self.send_to_worker(session, PacketToWorker::End(refusal.map(|refusal| refusal.kind)))
             }
             Action::Record(record) => {
                 self.trace(format_args!("{record:?}"));
                 self.check_record(&record);
-                let durable = record.must_be_durable();
+                let must_be_durable = record.must_be_durable();
                 self.coordinator.records.push(record);
-                if durable {
-                    self.coordinator.durable = self.coordinator.records.len();
+                if must_be_durable {
+                    self.coordinator.durable_count = self.coordinator.records.len();
                 }
             }
             Action::Score { evaluation, items, captions } => {
                 assert!(captions.starts_with(self.scenario.file.output.join("captions")));
-                let scored = scored_state(&items, self.scenario.stride);
-                self.check_captions(&scored);
-                let metrics = [("cider".to_owned(), score(self.scenario.salt, scored.place))].into();
+                let captioned = captioned_state(&items, self.scenario.image_stride);
+                self.check_captions(&captioned);
+                let metrics = [("cider".to_owned(), score(self.scenario.salt, captioned.position))].into();
                 let event = Event::Scored { evaluation, metrics, items };
-                self.agenda.after(self.scenario.scoring, SimEvent::Scored { life: self.coordinator.life, event });
+                self.queue.schedule_after(
+                    self.scenario.scoring_time,
+                    SimEvent::Scored { incarnation: self.coordinator.incarnation, event },
+                );
             }
             Action::DeleteCheckpoint(name) => self.delete_checkpoint(&name),
-            Action::Exit(outcome) => self.exit(outcome),
+            Action::Exit(outcome) => self.exit_coordinator(outcome),
         }
     }
 
-    fn exit(&mut self, outcome: Outcome) {
+    /// Ends the coordinator process with an outcome. If the scenario resumes runs, the next process
+    /// is scheduled; else, or when the run is finished, this is the outcome of the run.
+    fn exit_coordinator(&mut self, outcome: Outcome) {
         self.trace(format_args!("the coordinator exits: {outcome:?}"));
-        self.coordinator.durable = self.coordinator.records.len();
+        self.coordinator.durable_count = self.coordinator.records.len();
         if let Outcome::Failed(reason) = &outcome {
             self.check_failure(reason);
         }
-        if outcome == Outcome::Finished || !self.scenario.goes_on {
-            assert_eq!(self.outcome.replace(outcome), None, "a run ends once");
+        if outcome == Outcome::Finished || !self.scenario.is_resumed {
+            assert_eq!(self.outcome.replace(outcome), None, "a run has one outcome");
         } else {
-            let back_after = self.some_time();
-            self.end_coordinator(back_after);
+            let restart_after = self.random_restart_delay();
+            self.end_coordinator(restart_after);
         }
     }
 }
 
-/// The IP address of a host: the host itself if it is one, else derived from its name.
-fn address_of(host: &str) -> IpAddr {
+/// The IP address of a host: parsed from its name if that is an address, else a hash of the name.
+fn ip_address(host: &str) -> IpAddr {
     let mut hasher = DefaultHasher::new();
     host.hash(&mut hasher);
     host.parse().unwrap_or_else(|_| (hasher.finish() as u32).to_be_bytes().into())
 }
 
-/// The state that an evaluation's captions are of.
+/// The state for which the captions of an evaluation were written.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Captioned {
-    pub place: Place,
+pub struct CaptionedState {
+    pub position: Position,
+    /// See [`digest`](super::training::digest).
     pub digest: String,
 }
 
-/// The captioned state. All captions must be of the same state, and there must be one for each
-/// image.
-fn scored_state(items: &[Item], stride: usize) -> Captioned {
+/// Reads the captioned state from the captions. Asserts that all captions are of the same state,
+/// and that each decodable image has one caption.
+fn captioned_state(items: &[Item], image_stride: usize) -> CaptionedState {
     let images: Vec<Option<u64>> = items.iter().map(|item| item.image_id).collect();
-    let legible = |begin: u64| (begin..super::IMAGES.min(begin + proto::EVALUATION_RANGE)).step_by(stride);
-    let expected = (0..super::IMAGES).step_by(proto::EVALUATION_RANGE as usize).flat_map(legible).map(Some);
-    assert_eq!(images, expected.collect::<Vec<_>>(), "every image is captioned once");
-    assert!(items.iter().all(|item| item.caption == items[0].caption), "captions are of one state");
+    let decodable =
+        |begin: u64| (begin..super::VALIDATION_IMAGES.min(begin + proto::EVALUATION_RANGE)).step_by(image_stride);
+    let expected =
+        (0..super::VALIDATION_IMAGES).step_by(proto::EVALUATION_RANGE as usize).flat_map(decodable).map(Some);
+    assert_eq!(images, expected.collect::<Vec<_>>(), "each decodable image has one caption");
+    assert!(items.iter().all(|item| item.caption == items[0].caption), "all captions are of one state");
     let words: Vec<&str> = items[0].caption.split(' ').collect();
-    let [stage, step, digest] = words[..] else { panic!("not a caption: {words:?}") };
-    let place = Place { stage: stage.parse().unwrap(), step: step.parse().unwrap() };
-    Captioned { place, digest: digest.to_owned() }
+    let [stage, step, digest] = words[..] else { panic!("not a caption of a simulated worker: {words:?}") };
+    let position = Position { stage: stage.parse().unwrap(), step: step.parse().unwrap() };
+    CaptionedState { position, digest: digest.to_owned() }
 }

@@ -1,4 +1,4 @@
-//! Fault injection, and repair of the faults.
+//! Injection of faults, and their repair.
 
 use std::collections::BTreeMap;
 
@@ -9,303 +9,329 @@ use rand::{
 };
 
 use super::{
-    WorkerId,
+    ProcessId,
+    cluster::{Cluster, SimEvent},
     network::Direction,
-    worker::{Activity, Wake},
-    world::{SimEvent, SimWorld},
+    worker::{Activity, WakeReason},
 };
-use crate::run::{Command, Time};
+use crate::run::{Command, Time, WorkerId};
 
-/// An operator kills a hanging worker after this time.
-const TENDED_AFTER: Time = Time::from_secs(900);
+/// The time after which an operator kills a worker that hangs.
+const OPERATOR_DELAY: Time = Time::from_secs(900);
 
+/// A kind of fault. Most faults strike one worker, the victim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// A worker is killed.
-    Kill,
-    /// A machine vanishes silently.
-    Vanish,
+    /// A worker process is killed (SIGKILL).
+    KillWorker,
+    /// A worker's machine is lost; its connections are not closed.
+    LoseMachine,
     /// A worker process is suspended (SIGSTOP).
-    Freeze,
+    SuspendWorker,
     /// A worker's training thread is blocked for a while; its heartbeats continue.
-    Stick,
-    /// A worker's training thread is blocked for ever; its heartbeats continue.
-    Hang,
-    /// A worker computes much more slowly than the others.
-    Slow,
+    BlockTraining,
+    /// A worker's training thread is blocked until an operator kills the process; its heartbeats
+    /// continue.
+    HangTraining,
+    /// A worker computes 20 times more slowly than the others.
+    SlowWorker,
     /// A worker's collective fails.
-    Break,
-    /// A worker fails, reports that and exits.
-    Fatal,
+    FailCollective,
+    /// A worker reports a fatal failure and exits.
+    FailWorker,
     /// A worker's messages do not reach the coordinator.
-    CutUp,
+    PartitionToCoordinator,
     /// The coordinator's messages do not reach a worker.
-    CutDown,
+    PartitionToWorker,
     /// A worker and the coordinator cannot reach each other.
-    CutOff,
+    PartitionCoordinator,
     /// A worker and its peers cannot reach each other.
-    CutPeers,
-    /// A session is reset, and all messages in flight are lost.
-    Reset,
-    /// Join requests and answers are lost.
-    Lossy,
-    /// Some messages have long delays.
-    Erratic,
+    PartitionPeers,
+    /// A session is reset, and all packets in flight are lost.
+    ResetSession,
+    /// Some join requests and responses are lost.
+    LoseJoins,
+    /// Some packets have long delays.
+    DelayPackets,
     /// The coordinator is killed.
     KillCoordinator,
     /// The coordinator is killed between two actions.
-    Doom,
-    /// The coordinator is asked to stop.
-    Stop,
-    /// A second worker is started with another one's id.
-    Duplicate,
-    /// A worker gets a shutdown signal.
-    Leave,
+    CrashBetweenActions,
+    /// The coordinator receives a shutdown signal.
+    StopCoordinator,
+    /// A second worker is started with the worker id of the victim.
+    DuplicateWorkerId,
+    /// A worker receives a shutdown signal.
+    ShutDownWorker,
     /// The disk is full.
     FillDisk,
     /// A checkpoint on disk is damaged.
-    Damage,
+    DamageCheckpoint,
     /// The coordinator process is suspended (SIGSTOP).
-    FreezeCoordinator,
+    SuspendCoordinator,
     /// The coordinator waits for its journal; its connections stay open.
-    HoldUpJournal,
+    BlockJournal,
     /// An operator sends a command.
-    Meddle,
+    SendCommand,
 }
 
 impl Fault {
+    /// All faults. Seeds depend on their order.
     pub const ALL: [Self; 25] = [
-        Self::Kill,
-        Self::Vanish,
-        Self::Freeze,
-        Self::Stick,
-        Self::Hang,
-        Self::Slow,
-        Self::Break,
-        Self::Fatal,
-        Self::CutUp,
-        Self::CutDown,
-        Self::CutOff,
-        Self::CutPeers,
-        Self::Reset,
-        Self::Lossy,
-        Self::Erratic,
+        Self::KillWorker,
+        Self::LoseMachine,
+        Self::SuspendWorker,
+        Self::BlockTraining,
+        Self::HangTraining,
+        Self::SlowWorker,
+        Self::FailCollective,
+        Self::FailWorker,
+        Self::PartitionToCoordinator,
+        Self::PartitionToWorker,
+        Self::PartitionCoordinator,
+        Self::PartitionPeers,
+        Self::ResetSession,
+        Self::LoseJoins,
+        Self::DelayPackets,
         Self::KillCoordinator,
-        Self::Doom,
-        Self::Stop,
-        Self::Duplicate,
-        Self::Leave,
+        Self::CrashBetweenActions,
+        Self::StopCoordinator,
+        Self::DuplicateWorkerId,
+        Self::ShutDownWorker,
         Self::FillDisk,
-        Self::Damage,
-        Self::FreezeCoordinator,
-        Self::HoldUpJournal,
-        Self::Meddle,
+        Self::DamageCheckpoint,
+        Self::SuspendCoordinator,
+        Self::BlockJournal,
+        Self::SendCommand,
     ];
 
-    /// Faults that cost no training work.
-    pub const HARMLESS: [Self; 5] = [Self::Leave, Self::Slow, Self::FillDisk, Self::HoldUpJournal, Self::Meddle];
+    /// Faults after which no step has to be repeated.
+    pub const HARMLESS: [Self; 5] =
+        [Self::ShutDownWorker, Self::SlowWorker, Self::FillDisk, Self::BlockJournal, Self::SendCommand];
 
-    fn ways(self) -> &'static [Direction] {
+    /// The directions that a partition affects.
+    fn directions(self) -> &'static [Direction] {
         match self {
-            Self::CutUp => &[Direction::Up],
-            Self::CutDown => &[Direction::Down],
-            Self::CutOff => &[Direction::Up, Direction::Down],
-            Self::CutPeers => &[Direction::Peers],
+            Self::PartitionToCoordinator => &[Direction::ToCoordinator],
+            Self::PartitionToWorker => &[Direction::ToWorker],
+            Self::PartitionCoordinator => &[Direction::ToCoordinator, Direction::ToWorker],
+            Self::PartitionPeers => &[Direction::BetweenWorkers],
             _ => &[],
         }
     }
 }
 
+/// The state of fault injection.
 #[derive(Debug, Default)]
 pub struct Faults {
-    /// Whether no further faults are injected.
-    pub calm: bool,
-    /// The number of faults that are not repaired yet.
-    pub under_way: u32,
+    /// Whether injection has ended.
+    pub is_stopped: bool,
+    /// The number of faults that last until a repair, except for hangs.
+    pub unrepaired: u32,
+    /// The number of injected faults of each kind.
     pub counts: BTreeMap<Fault, u64>,
 }
 
-impl SimWorld {
-    /// Starts a worker on each machine, and schedules faults.
-    pub fn begin(&mut self) {
+impl Cluster {
+    /// Schedules a worker on each machine, the first fault, and the end of faults.
+    pub fn start_workers_and_faults(&mut self) {
         for machine in 0..self.scenario.machines.len() {
-            self.agenda.after(Time::from_millis(self.rng.random_range(0..2_000)), SimEvent::Hire { machine });
+            self.queue
+                .schedule_after(Time::from_millis(self.rng.random_range(0..2_000)), SimEvent::StartWorker { machine });
         }
         if !self.scenario.faults.is_empty() {
-            self.next_fault();
+            self.schedule_next_fault();
         }
-        self.agenda.after(self.scenario.calm_from, SimEvent::Calm);
+        self.queue.schedule_after(self.scenario.faults_end_at, SimEvent::StopFaults);
     }
 
-    fn next_fault(&mut self) {
-        let wait = self.scenario.fault_every.mul_f64(self.rng.random_range(0.0..2.0));
-        self.agenda.after(wait, SimEvent::Fault);
+    fn schedule_next_fault(&mut self) {
+        let delay = self.scenario.fault_interval.mul_f64(self.rng.random_range(0.0..2.0));
+        self.queue.schedule_after(delay, SimEvent::InjectFault);
     }
 
-    /// Frees the machine of a worker that has ended.
-    pub fn vacate(&mut self, host: &str) {
-        let machine = (0..self.scenario.machines.len()).find(|machine| host_of(*machine) == host);
+    /// Schedules a new worker on the machine of one that has ended.
+    pub fn schedule_replacement(&mut self, host: &str) {
+        let machine = (0..self.scenario.machines.len()).find(|machine| host_name(*machine) == host);
         if let Some(machine) = machine {
-            let after = self.some_time();
-            self.agenda.after(after, SimEvent::Hire { machine });
+            let delay = self.random_restart_delay();
+            self.queue.schedule_after(delay, SimEvent::StartWorker { machine });
         }
     }
 
-    pub fn hire(&mut self, machine: usize) {
-        self.start_worker(host_of(machine), self.scenario.machines[machine]);
+    /// Starts a worker on a machine.
+    pub fn start_worker_on(&mut self, machine: usize) {
+        self.start_worker(host_name(machine), self.scenario.machines[machine]);
     }
 
-    /// Injects a fault.
-    pub fn strike(&mut self) {
-        if self.faults.calm {
+    /// Injects a random fault of the scenario and schedules the next one.
+    pub fn inject_random_fault(&mut self) {
+        if self.faults.is_stopped {
             return;
         }
-        let fault = *self.scenario.faults.choose(&mut self.rng).expect("some can");
+        let fault = *self.scenario.faults.choose(&mut self.rng).expect("the scenario has faults");
         if let Some(victim) = self.workers.keys().copied().choose(&mut self.rng) {
             self.trace(format_args!("{fault:?} {victim:?}"));
             *self.faults.counts.entry(fault).or_default() += 1;
-            self.inflict(fault, victim);
+            self.inject_fault(fault, victim);
         }
-        self.stir();
-        self.next_fault();
+        self.record_disturbance();
+        self.schedule_next_fault();
     }
 
-    fn inflict(&mut self, fault: Fault, victim: WorkerId) {
+    /// Injects a fault, and schedules its repair if it lasts.
+    fn inject_fault(&mut self, fault: Fault, victim: ProcessId) {
         match fault {
-            Fault::Kill => self.end_worker(victim, false),
-            Fault::Vanish => self.end_worker(victim, true),
-            Fault::Freeze | Fault::Stick | Fault::Hang | Fault::Slow => {
+            Fault::KillWorker => self.end_worker(victim, false),
+            Fault::LoseMachine => self.end_worker(victim, true),
+            Fault::SuspendWorker | Fault::BlockTraining | Fault::HangTraining | Fault::SlowWorker => {
                 let Some(worker) = self.workers.get_mut(&victim) else { return };
                 match fault {
-                    Fault::Freeze => worker.frozen = true,
-                    Fault::Stick | Fault::Hang => worker.stuck = true,
-                    _ => worker.pace = self.scenario.pace * 20,
+                    Fault::SuspendWorker => worker.is_suspended = true,
+                    Fault::BlockTraining | Fault::HangTraining => worker.is_training_blocked = true,
+                    _ => worker.step_duration = self.scenario.step_duration * 20,
                 }
-                self.mend_later(fault, victim);
+                self.schedule_repair(fault, victim);
             }
-            Fault::Break => {
-                let doing = self.workers.get(&victim).map(|worker| &worker.doing);
+            Fault::FailCollective => {
+                let activity = self.workers.get(&victim).map(|worker| &worker.activity);
                 if !matches!(
-                    doing,
+                    activity,
                     None | Some(
-                        Activity::Nothing
-                            | Activity::Reaching(_)
-                            | Activity::Copying(_)
-                            | Activity::HandingOver
+                        Activity::Idle
+                            | Activity::CheckingPeers(_)
+                            | Activity::CopyingState(_)
+                            | Activity::AwaitingSaver
                             | Activity::Finishing
                     )
                 ) {
-                    self.wake(victim, Time::ZERO, Wake::Broken);
+                    self.schedule_wake_up(victim, Time::ZERO, WakeReason::CollectiveFailed);
                 }
             }
-            Fault::Fatal => {
+            Fault::FailWorker => {
                 let worker = &self.workers[&victim];
                 if let Some(generation) = worker.generation.filter(|_| worker.session().is_some()) {
-                    self.leave_generation(victim, generation);
+                    self.release_generation(victim, generation);
                     let reason = "out of memory".to_owned();
-                    self.fail(victim, v1::Failed { generation, reason, fatal: true, ..Default::default() });
+                    self.report_failure(victim, v1::Failed { generation, reason, fatal: true, ..Default::default() });
                 }
             }
-            Fault::CutUp | Fault::CutDown | Fault::CutOff | Fault::CutPeers => {
-                fault.ways().iter().for_each(|way| self.cut(victim, *way));
-                self.mend_later(fault, victim);
+            Fault::PartitionToCoordinator
+            | Fault::PartitionToWorker
+            | Fault::PartitionCoordinator
+            | Fault::PartitionPeers => {
+                fault.directions().iter().for_each(|direction| self.partition(victim, *direction));
+                self.schedule_repair(fault, victim);
             }
-            Fault::Reset => {
+            Fault::ResetSession => {
                 if let Some(session) = self.workers[&victim].session() {
-                    self.reset(session, true, true);
+                    self.reset_session(session, true, true);
                 }
             }
-            Fault::Lossy | Fault::Erratic => {
+            Fault::LoseJoins | Fault::DelayPackets => {
                 let network = &mut self.network;
-                *(if fault == Fault::Lossy { &mut network.lossy } else { &mut network.erratic }) = true;
-                self.mend_later(fault, victim);
+                *(if fault == Fault::LoseJoins { &mut network.loses_joins } else { &mut network.has_long_delays }) =
+                    true;
+                self.schedule_repair(fault, victim);
             }
             Fault::KillCoordinator => {
-                let back_after = self.some_time();
-                self.kill_coordinator(back_after);
+                let restart_after = self.random_restart_delay();
+                self.kill_coordinator(restart_after);
             }
-            Fault::Doom => self.coordinator.doomed = Some(self.rng.random_range(0..40)),
-            Fault::Stop => self.agenda.after(Time::ZERO, SimEvent::Stop { life: self.coordinator.life }),
-            Fault::Duplicate => {
-                if let Some(rank) = self.workers[&victim].rank {
-                    self.start_worker(format!("duplicate of {victim:?}"), Some(rank));
+            Fault::CrashBetweenActions => self.coordinator.actions_until_crash = Some(self.rng.random_range(0..40)),
+            Fault::StopCoordinator => self
+                .queue
+                .schedule_after(Time::ZERO, SimEvent::StopCoordinator { incarnation: self.coordinator.incarnation }),
+            Fault::DuplicateWorkerId => {
+                if let Some(worker_id) = self.workers[&victim].worker_id {
+                    self.start_worker(format!("duplicate of {victim:?}"), Some(worker_id));
                 }
             }
-            Fault::Leave => {
-                self.agenda.after(Time::ZERO, SimEvent::Connection { worker: victim, wake: Wake::Leave });
+            Fault::ShutDownWorker => {
+                self.queue.schedule_after(
+                    Time::ZERO,
+                    SimEvent::ConnectionWakeUp { worker: victim, reason: WakeReason::ShutdownSignal },
+                );
             }
             Fault::FillDisk => {
-                self.disk.full = true;
-                self.mend_later(fault, victim);
+                self.disk.is_full = true;
+                self.schedule_repair(fault, victim);
             }
-            Fault::Damage => {
+            Fault::DamageCheckpoint => {
                 let name = self.disk.checkpoints.keys().choose(&mut self.rng).cloned();
                 self.disk.damaged.extend(name);
             }
-            Fault::FreezeCoordinator if self.coordinator.run.is_some() => {
-                let now = self.agenda.now();
-                self.coordinator.frozen.get_or_insert(now);
-                self.mend_later(fault, victim);
+            Fault::SuspendCoordinator if self.coordinator.run.is_some() => {
+                let now = self.queue.now();
+                self.coordinator.suspended_since.get_or_insert(now);
+                self.schedule_repair(fault, victim);
             }
-            Fault::HoldUpJournal if self.coordinator.run.is_some() => {
-                self.coordinator.held_up = true;
-                self.mend_later(fault, victim);
+            Fault::BlockJournal if self.coordinator.run.is_some() => {
+                self.coordinator.is_waiting_for_journal = true;
+                self.schedule_repair(fault, victim);
             }
-            Fault::FreezeCoordinator | Fault::HoldUpJournal => {}
-            Fault::Meddle => {
-                let rank = self.workers[&victim].rank.unwrap_or_default();
-                let wishes = [Command::Pause, Command::Checkpoint, Command::Evaluate, Command::Drain(rank)];
-                let command = *wishes.choose(&mut self.rng).expect("there are four");
-                self.steer(command);
+            Fault::SuspendCoordinator | Fault::BlockJournal => {}
+            Fault::SendCommand => {
+                let worker_id = self.workers[&victim].worker_id.unwrap_or_default();
+                let commands =
+                    [Command::Pause, Command::Checkpoint, Command::Evaluate, Command::Drain(WorkerId(worker_id))];
+                let command = *commands.choose(&mut self.rng).expect("there are four commands");
+                self.send_command(command);
             }
         }
     }
 
-    fn mend_later(&mut self, fault: Fault, victim: WorkerId) {
-        let most = if self.rng.random_ratio(1, 8) { 80_000 } else { 6_000 };
-        let lasts = match fault {
-            // Until an operator kills it; the run should not have to wait for that.
-            Fault::Hang => TENDED_AFTER,
-            _ => Time::from_millis(self.rng.random_range(50..most)),
+    /// Schedules the repair of a fault after a random time.
+    fn schedule_repair(&mut self, fault: Fault, victim: ProcessId) {
+        let max_ms = if self.rng.random_ratio(1, 8) { 80_000 } else { 6_000 };
+        let duration = match fault {
+            // The coordinator should evict the worker long before.
+            Fault::HangTraining => OPERATOR_DELAY,
+            _ => Time::from_millis(self.rng.random_range(50..max_ms)),
         };
-        self.faults.under_way += u32::from(fault != Fault::Hang);
-        self.agenda.after(lasts, SimEvent::Mend(fault, victim));
+        self.faults.unrepaired += u32::from(fault != Fault::HangTraining);
+        self.queue.schedule_after(duration, SimEvent::RepairFault(fault, victim));
     }
 
-    pub fn put_right(&mut self, fault: Fault, victim: WorkerId) {
-        self.faults.under_way -= u32::from(fault != Fault::Hang);
+    /// Ends the effect of a fault.
+    pub fn repair_fault(&mut self, fault: Fault, victim: ProcessId) {
+        self.faults.unrepaired -= u32::from(fault != Fault::HangTraining);
         if let Some(worker) = self.workers.get_mut(&victim) {
-            worker.well_since = self.agenda.now();
+            worker.repaired_at = self.queue.now();
         }
         match fault {
-            Fault::Hang => self.end_worker(victim, false),
-            Fault::FillDisk => self.disk.full = false,
-            Fault::FreezeCoordinator | Fault::HoldUpJournal => self.thaw_coordinator(),
-            Fault::Freeze | Fault::Stick => self.thaw(victim),
-            Fault::Slow => {
+            Fault::HangTraining => self.end_worker(victim, false),
+            Fault::FillDisk => self.disk.is_full = false,
+            Fault::SuspendCoordinator | Fault::BlockJournal => self.resume_coordinator(),
+            Fault::SuspendWorker | Fault::BlockTraining => self.resume_worker(victim),
+            Fault::SlowWorker => {
                 if let Some(worker) = self.workers.get_mut(&victim) {
-                    worker.pace = self.scenario.pace;
+                    worker.step_duration = self.scenario.step_duration;
                 }
             }
-            Fault::Lossy => self.network.lossy = false,
-            Fault::Erratic => (self.network.erratic, self.network.erratic_until) = (false, self.agenda.now()),
-            _ => fault.ways().iter().for_each(|way| self.mend(victim, *way)),
+            Fault::LoseJoins => self.network.loses_joins = false,
+            Fault::DelayPackets => {
+                (self.network.has_long_delays, self.network.long_delays_ended_at) = (false, self.queue.now())
+            }
+            _ => fault.directions().iter().for_each(|direction| self.heal(victim, *direction)),
         }
-        self.stir();
+        self.record_disturbance();
     }
 
-    /// Stops the injection of faults; existing ones are repaired at their time.
-    pub fn calm_down(&mut self) {
-        self.faults.calm = true;
-        self.coordinator.doomed = None;
-        self.stir();
+    /// Ends the injection of faults. Repairs stay scheduled.
+    pub fn stop_faults(&mut self) {
+        self.faults.is_stopped = true;
+        self.coordinator.actions_until_crash = None;
+        self.record_disturbance();
     }
 
-    fn stir(&mut self) {
-        self.invariants.calm_since = self.agenda.now();
+    /// Restarts the time within which the run has to make progress.
+    fn record_disturbance(&mut self) {
+        self.invariants.undisturbed_since = self.queue.now();
     }
 }
 
-fn host_of(machine: usize) -> String {
+/// The host name of a machine.
+fn host_name(machine: usize) -> String {
     format!("machine {machine}")
 }

@@ -1,71 +1,72 @@
-//! Simulation tests: the state machine with simulated workers, networks and disks, in virtual time.
-//! With messages lost, delayed or cut off, and processes suspended or killed, each sample is still
-//! trained on once, and the run reaches its end.
+//! Deterministic simulation tests: the state machine with simulated workers, network and disk, in
+//! virtual time. Messages are lost or delayed, connections fail, processes are suspended or killed.
+//! The tests assert that the run still reaches its end, and trains on each sample once.
 //!
 //! ```text
-//!   seeds ------> scenario    the parameters of a run; everything follows from one number
-//!     |      '--> faults      fault injection and repair
+//!   seeds ------> scenario     parameters of a run, drawn from the seed
+//!     |      '--> faults       fault injection and repair
 //!     v
-//!   world <------ agenda      the event queue, in virtual time
-//!     |---------- coordinator the state machine and its journal; dies between any two actions
-//!     |---------- network     sessions with ordered streams; delays, cuts, resets, lost answers
-//!     |---------- worker      a process: connection (joins, heartbeats, reconnects) and training
-//!     |---------- collective  operations that members can only complete together
-//!     |---------- saver       of a worker: writes checkpoints while training goes on
-//!     |---------- disk        checkpoints
-//!     '---------- invariants  checked at every step
-//!   stories       single scenarios, in the same world
-//!   nonsense      messages that no correct worker sends
+//!   cluster <---- event_queue  events in virtual time
+//!     |---------- coordinator  state machine and journal; may crash between any two actions
+//!     |---------- network      sessions with ordered streams; delays, partitions, resets
+//!     |---------- worker       process: connection (joins, heartbeats, reconnects) and training
+//!     |---------- collective   rendezvous and all-reduce of a generation's members
+//!     |---------- saver        writes a worker's checkpoints while training continues
+//!     |---------- disk         checkpoint storage
+//!     '---------- invariants   assertions after each event
+//!   scripted                   tests of one scenario each, without random faults
+//!   invalid_messages           messages that no correct worker sends
 //! ```
 //!
-//! The state of a simulated worker is the list of its updates. An update happens only when all
-//! members of a generation have entered it, as in an all-reduce. Captions name their state, and
-//! scores depend on nothing else; so a few lines of sequential code can compute the step at which a
-//! stage with a metric must end.
+//! The state of a simulated worker is the list of its updates. A worker applies an update only
+//! after all members of the generation have entered the all-reduce. Captions name their state, and
+//! scores depend on the position of the state alone. Sequential code can therefore compute the step
+//! with which a stage must end ([`scenario::Scenario::expected_best_step`]).
 
-mod agenda;
+mod cluster;
 mod collective;
 mod connection;
 mod coordinator;
 mod disk;
+mod event_queue;
 mod faults;
+mod invalid_messages;
 mod invariants;
 mod network;
-mod nonsense;
 mod saver;
 mod scenario;
+mod scripted;
 pub(crate) mod seeds;
-mod stories;
 mod training;
 mod worker;
-mod world;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::plan::Place;
+use super::plan::Position;
 
-/// The address of a worker, where it does not matter.
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// The address of workers in tests in which it does not matter.
+const WORKER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// The number of validation images: three ranges.
-const IMAGES: u64 = 120;
+/// The number of validation images: three ranges (0..50, 50..100, 100..120).
+const VALIDATION_IMAGES: u64 = 120;
 
-/// The id of a worker process.
+/// Identifies a worker process. Unlike a worker id, it is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct WorkerId(u64);
+struct ProcessId(u64);
 
-/// An update: the point that it reached, and the generation that applied it.
+/// An update of the parameters: the position that it reached, and the generation that applied it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Step {
-    place: Place,
+struct Update {
+    position: Position,
     generation: u64,
 }
 
-/// A state: all updates that led to it.
-type History = Vec<Step>;
+/// A state of the parameters: all updates that led to it.
+type History = Vec<Update>;
 
-/// A score in 0..7 of a state, derived from the salt.
-fn score(salt: u64, at: Place) -> f64 {
-    let mixed = (at.step + 31 * u64::from(at.stage) + 1).wrapping_mul(salt | 1);
+/// A pseudo-random score in 0..7 of the state at a position. The salt selects the metric and varies
+/// between scenarios.
+fn score(salt: u64, position: Position) -> f64 {
+    let mixed = (position.step + 31 * u64::from(position.stage) + 1).wrapping_mul(salt | 1);
     ((mixed ^ (mixed >> 7)) % 7) as f64
 }

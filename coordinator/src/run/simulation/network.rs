@@ -1,9 +1,9 @@
 //! The simulated network: sessions between workers and the coordinator, each of two ordered
 //! streams, as with TCP.
 //!
-//! A stream can be delayed, held up by a cut, or reset with all messages in flight. Messages of an
-//! old session may arrive after the worker has joined again. A join is a separate call: its request
-//! or answer may be lost.
+//! A stream can be delayed, held up by a partition, or reset with all packets in flight. Packets of
+//! an old session may arrive after the worker has joined again. A join is a separate call: its
+//! request or response may be lost.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,171 +11,192 @@ use proto::{v1, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
-    WorkerId,
-    world::{SimEvent, SimWorld},
+    ProcessId,
+    cluster::{Cluster, SimEvent},
 };
 use crate::run::{RefusalKind, SessionId, Time};
 
-/// The direction of a cut.
+/// The connections that a partition affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
     /// From a worker to the coordinator.
-    Up,
+    ToCoordinator,
     /// From the coordinator to a worker.
-    Down,
-    /// Between a worker and all other workers.
-    Peers,
+    ToWorker,
+    /// Between a worker and all other workers, both ways.
+    BetweenWorkers,
 }
 
-/// From a worker to the coordinator.
+/// A packet from a worker to the coordinator, on a session's stream.
 #[derive(Debug)]
-pub enum Up {
+pub enum PacketToCoordinator {
     Attach(v1::Attach),
     Message(Message),
     End,
 }
 
-/// From the coordinator to a worker.
+/// A packet from the coordinator to a worker, on a session's stream.
 #[derive(Debug)]
-pub enum Down {
+pub enum PacketToWorker {
     Directive(Box<v1::Directive>),
     End(Option<RefusalKind>),
 }
 
+/// One direction of a session. Packets arrive in the order in which they were sent.
 #[derive(Debug)]
 struct Stream<P> {
-    /// The arrival time of the last message in flight; later messages arrive no earlier.
-    last: Time,
-    /// Messages that wait for the end of a cut.
-    held: VecDeque<P>,
-    /// Whether the messages in flight are lost.
-    reset: bool,
+    /// The arrival time of the last packet sent; later packets arrive no earlier.
+    last_arrival: Time,
+    /// Packets that wait for the end of a partition.
+    held_packets: VecDeque<P>,
+    /// Whether the packets in flight are lost.
+    is_reset: bool,
 }
 
 impl<P> Default for Stream<P> {
     fn default() -> Self {
-        Self { last: Time::ZERO, held: VecDeque::new(), reset: false }
+        Self { last_arrival: Time::ZERO, held_packets: VecDeque::new(), is_reset: false }
     }
 }
 
+/// A session: the stream pair of a worker and a coordinator process.
 #[derive(Debug)]
 pub struct Session {
-    pub worker: WorkerId,
-    /// The number of the coordinator process that the session belongs to.
-    pub life: u64,
-    up: Stream<Up>,
-    down: Stream<Down>,
+    pub worker: ProcessId,
+    /// The incarnation of the coordinator that the session belongs to.
+    pub incarnation: u64,
+    to_coordinator: Stream<PacketToCoordinator>,
+    to_worker: Stream<PacketToWorker>,
 }
 
+/// The state of the network.
 #[derive(Debug, Default)]
 pub struct Network {
     pub sessions: BTreeMap<SessionId, Session>,
-    /// The cuts, each with its begin.
-    pub cuts: BTreeMap<(WorkerId, Direction), Time>,
-    /// Whether some messages have long delays.
-    pub erratic: bool,
-    /// When such delays last ended.
-    pub erratic_until: Time,
-    /// Whether join requests and answers may be lost.
-    pub lossy: bool,
+    /// The partitions, each with the time at which it began.
+    pub partitions: BTreeMap<(ProcessId, Direction), Time>,
+    /// Whether some packets have long delays.
+    pub has_long_delays: bool,
+    /// The time at which long delays last ended.
+    pub long_delays_ended_at: Time,
+    /// Whether join requests and responses may be lost.
+    pub loses_joins: bool,
 }
 
 impl Network {
-    /// Whether messages sent on a session are lost.
+    /// Whether packets sent on a session are lost.
     pub fn is_reset(&self, session: SessionId) -> bool {
-        self.sessions.get(&session).is_none_or(|session| session.up.reset)
+        self.sessions.get(&session).is_none_or(|session| session.to_coordinator.is_reset)
     }
 
-    pub fn is_cut(&self, worker: WorkerId, way: Direction) -> bool {
-        self.cuts.contains_key(&(worker, way))
+    /// Whether a partition affects a worker's connections in this direction.
+    pub fn is_partitioned(&self, worker: ProcessId, direction: Direction) -> bool {
+        self.partitions.contains_key(&(worker, direction))
     }
 
-    /// Whether a message that arrives now on a session's stream was lost.
-    pub fn is_lost_up(&self, session: SessionId, packet: &Up) -> bool {
-        self.sessions.get(&session).is_none_or(|session| session.up.reset && !matches!(packet, Up::End))
+    /// Whether a packet that would arrive now at the coordinator is lost.
+    pub fn is_lost_to_coordinator(&self, session: SessionId, packet: &PacketToCoordinator) -> bool {
+        self.sessions
+            .get(&session)
+            .is_none_or(|session| session.to_coordinator.is_reset && !matches!(packet, PacketToCoordinator::End))
     }
 
-    /// See [`Network::is_lost_up`].
-    pub fn is_lost_down(&self, session: SessionId, packet: &Down) -> bool {
-        self.sessions.get(&session).is_none_or(|session| session.down.reset && !matches!(packet, Down::End(_)))
+    /// Whether a packet that would arrive now at a worker is lost.
+    pub fn is_lost_to_worker(&self, session: SessionId, packet: &PacketToWorker) -> bool {
+        self.sessions
+            .get(&session)
+            .is_none_or(|session| session.to_worker.is_reset && !matches!(packet, PacketToWorker::End(_)))
     }
 }
 
-impl SimWorld {
+impl Cluster {
+    /// A random delay of a packet.
     pub fn latency(&mut self) -> Time {
-        if self.network.erratic && self.rng.random_ratio(1, 50) {
+        if self.network.has_long_delays && self.rng.random_ratio(1, 50) {
             Time::from_millis(self.rng.random_range(100..3_000))
         } else {
             Time::from_millis(self.rng.random_range(1..20))
         }
     }
 
-    pub fn open(&mut self, session: SessionId, worker: WorkerId) {
-        let life = self.coordinator.life;
-        self.network.sessions.insert(session, Session { worker, life, up: Stream::default(), down: Stream::default() });
+    /// Opens a session with the running coordinator process.
+    pub fn open_session(&mut self, session: SessionId, worker: ProcessId) {
+        let incarnation = self.coordinator.incarnation;
+        self.network.sessions.insert(
+            session,
+            Session { worker, incarnation, to_coordinator: Stream::default(), to_worker: Stream::default() },
+        );
     }
 
-    pub fn send_up(&mut self, session: SessionId, packet: Up) {
+    /// Sends a packet; it waits while there is a partition.
+    pub fn send_to_coordinator(&mut self, session: SessionId, packet: PacketToCoordinator) {
         let latency = self.latency();
-        let Some(Session { worker, up, .. }) = self.network.sessions.get_mut(&session) else { return };
-        if self.network.cuts.contains_key(&(*worker, Direction::Up)) {
-            up.held.push_back(packet);
+        let Some(Session { worker, to_coordinator, .. }) = self.network.sessions.get_mut(&session) else { return };
+        if self.network.partitions.contains_key(&(*worker, Direction::ToCoordinator)) {
+            to_coordinator.held_packets.push_back(packet);
         } else {
-            up.last = up.last.max(self.agenda.now() + latency);
-            self.agenda.at(up.last, SimEvent::Up { session, packet });
+            to_coordinator.last_arrival = to_coordinator.last_arrival.max(self.queue.now() + latency);
+            self.queue.schedule_at(to_coordinator.last_arrival, SimEvent::ToCoordinator { session, packet });
         }
     }
 
-    pub fn send_down(&mut self, session: SessionId, packet: Down) {
+    /// Sends a packet; it waits while there is a partition.
+    pub fn send_to_worker(&mut self, session: SessionId, packet: PacketToWorker) {
         let latency = self.latency();
-        let Some(Session { worker, down, .. }) = self.network.sessions.get_mut(&session) else { return };
-        if self.network.cuts.contains_key(&(*worker, Direction::Down)) {
-            down.held.push_back(packet);
+        let Some(Session { worker, to_worker, .. }) = self.network.sessions.get_mut(&session) else { return };
+        if self.network.partitions.contains_key(&(*worker, Direction::ToWorker)) {
+            to_worker.held_packets.push_back(packet);
         } else {
-            down.last = down.last.max(self.agenda.now() + latency);
-            self.agenda.at(down.last, SimEvent::Down { session, packet });
+            to_worker.last_arrival = to_worker.last_arrival.max(self.queue.now() + latency);
+            self.queue.schedule_at(to_worker.last_arrival, SimEvent::ToWorker { session, packet });
         }
     }
 
-    /// Loses all messages in flight; each side notices the end of its stream only if told so.
-    pub fn reset(&mut self, session: SessionId, noticed_above: bool, noticed_below: bool) {
-        let Some(Session { up, down, .. }) = self.network.sessions.get_mut(&session) else { return };
-        (up.reset, down.reset) = (true, true);
-        up.held.clear();
-        down.held.clear();
-        if noticed_above {
-            self.send_up(session, Up::End);
+    /// Resets a session: all packets in flight are lost. Each side notices the end of its stream
+    /// only if its flag is set.
+    pub fn reset_session(&mut self, session: SessionId, coordinator_notices: bool, worker_notices: bool) {
+        let Some(Session { to_coordinator, to_worker, .. }) = self.network.sessions.get_mut(&session) else { return };
+        (to_coordinator.is_reset, to_worker.is_reset) = (true, true);
+        to_coordinator.held_packets.clear();
+        to_worker.held_packets.clear();
+        if coordinator_notices {
+            self.send_to_coordinator(session, PacketToCoordinator::End);
         }
-        if noticed_below {
-            self.send_down(session, Down::End(None));
+        if worker_notices {
+            self.send_to_worker(session, PacketToWorker::End(None));
         }
     }
 
-    pub fn cut(&mut self, worker: WorkerId, way: Direction) {
-        let now = self.agenda.now();
-        self.network.cuts.entry((worker, way)).or_insert(now);
+    /// Starts a partition; packets are held until [`Cluster::heal`].
+    pub fn partition(&mut self, worker: ProcessId, direction: Direction) {
+        let now = self.queue.now();
+        self.network.partitions.entry((worker, direction)).or_insert(now);
     }
 
-    /// Ends a cut: messages that were held up are sent on.
-    pub fn mend(&mut self, worker: WorkerId, way: Direction) {
-        if self.network.cuts.remove(&(worker, way)).is_none() {
+    /// Ends a partition and sends the held packets.
+    pub fn heal(&mut self, worker: ProcessId, direction: Direction) {
+        if self.network.partitions.remove(&(worker, direction)).is_none() {
             return;
         }
-        let own = self.network.sessions.iter().filter(|(_, session)| session.worker == worker);
-        for session in own.map(|(session, _)| *session).collect::<Vec<_>>() {
-            let Some(Session { up, down, .. }) = self.network.sessions.get_mut(&session) else { continue };
-            match way {
-                Direction::Up => {
-                    std::mem::take(&mut up.held).into_iter().for_each(|packet| self.send_up(session, packet))
+        let sessions = self.network.sessions.iter().filter(|(_, session)| session.worker == worker);
+        for session in sessions.map(|(session, _)| *session).collect::<Vec<_>>() {
+            let Some(Session { to_coordinator, to_worker, .. }) = self.network.sessions.get_mut(&session) else {
+                continue;
+            };
+            match direction {
+                Direction::ToCoordinator => std::mem::take(&mut to_coordinator.held_packets)
+                    .into_iter()
+                    .for_each(|packet| self.send_to_coordinator(session, packet)),
+                Direction::ToWorker => {
+                    std::mem::take(&mut to_worker.held_packets)
+                        .into_iter()
+                        .for_each(|packet| self.send_to_worker(session, packet));
                 }
-                Direction::Down => {
-                    std::mem::take(&mut down.held).into_iter().for_each(|packet| self.send_down(session, packet));
-                }
-                Direction::Peers => {}
+                Direction::BetweenWorkers => {}
             }
         }
-        if way == Direction::Peers {
-            self.release_all();
+        if direction == Direction::BetweenWorkers {
+            self.complete_all_rounds();
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The saver of a simulated worker: hashes and writes copies of the state, one at a time, while
-//! training goes on. It continues after its session has ended, and the process waits for it.
+//! training continues. It continues when the session ends, and the process waits for it.
 
 use std::collections::VecDeque;
 
@@ -7,87 +7,95 @@ use proto::{v1, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
-    History, WorkerId,
+    History, ProcessId,
+    cluster::{Cluster, SimEvent},
     training::digest,
-    worker::{Activity, Wake},
-    world::{SimEvent, SimWorld},
+    worker::{Activity, WakeReason},
 };
 use crate::run::{SessionId, Time};
 
-/// A copy of the state, and the directive that it was taken for.
+/// A copy of the state, and the checkpoint directive for which it was taken.
 #[derive(Debug)]
 pub struct Save {
     generation: u64,
+    /// The number of the directive.
     number: u64,
+    /// The name of the checkpoint.
     name: String,
+    /// The state.
     history: History,
-    /// Rank 0 writes; the others only hash.
-    writes: bool,
-    /// The session of the directive.
+    /// Whether the worker writes the copy (rank 0), or only hashes it.
+    is_writer: bool,
+    /// The session in which the directive arrived.
     session: Option<SessionId>,
 }
 
-/// The queue of a saver: the save in progress, then those that wait.
-pub type Saves = VecDeque<Save>;
+/// The saves of a worker: the save in progress, then those that wait.
+pub type SaveQueue = VecDeque<Save>;
 
-impl SimWorld {
-    /// The training thread passes a copy to the saver. It waits while the saver is busy.
-    pub fn hand_over(&mut self, id: WorkerId, generation: u64, checkpoint: v1::Checkpoint) {
+impl Cluster {
+    /// Passes a copy of the state to the saver. The training thread waits while the saver is busy.
+    pub fn enqueue_save(&mut self, id: ProcessId, generation: u64, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let v1::Checkpoint { checkpoint: number, name, .. } = checkpoint;
         let (history, session) = (worker.history.clone(), worker.session());
-        let writes = worker.rank_within == 0;
+        let is_writer = worker.rank == 0;
         let saves = self.savers.entry(id).or_default();
-        saves.push_back(Save { generation, number, name, history, writes, session });
+        saves.push_back(Save { generation, number, name, history, is_writer, session });
         if saves.len() > 1 {
-            worker.doing = Activity::HandingOver;
+            worker.activity = Activity::AwaitingSaver;
         } else {
-            self.begin_save(id);
+            self.start_save(id);
         }
     }
 
-    fn begin_save(&mut self, id: WorkerId) {
+    /// Starts the first save of the queue, if there is one.
+    fn start_save(&mut self, id: ProcessId) {
         let Some(save) = self.savers.get(&id).and_then(VecDeque::front) else { return };
-        let (writes, name) = (save.writes, save.name.clone());
-        let most = self.scenario.saving / if writes { 1 } else { 4 };
-        if writes {
-            self.begin_checkpoint(name);
+        let (is_writer, name) = (save.is_writer, save.name.clone());
+        let max_duration = self.scenario.max_saving_time / if is_writer { 1 } else { 4 };
+        if is_writer {
+            self.start_checkpoint(name);
         }
-        let takes = most.mul_f64(self.rng.random_range(0.1..1.0));
-        self.agenda.after(takes, SimEvent::Saved { worker: id });
+        let duration = max_duration.mul_f64(self.rng.random_range(0.1..1.0));
+        self.queue.schedule_after(duration, SimEvent::SaveDone { worker: id });
     }
 
-    /// The saver has finished a copy.
-    pub fn saved(&mut self, id: WorkerId) {
+    /// Completes the save in progress: reports it, starts the next one, and wakes the training
+    /// thread if that waits for the saver.
+    pub fn complete_save(&mut self, id: ProcessId) {
         let Some(saves) = self.savers.get_mut(&id) else { return };
         let Some(save) = saves.pop_front() else { return };
-        let Save { generation, number: checkpoint, name, history, writes, session } = save;
-        if writes {
-            self.check_awaited(session, &name);
+        let Save { generation, number: checkpoint, name, history, is_writer, session } = save;
+        if is_writer {
+            self.check_expected_checkpoint(session, &name);
         }
         let parameters_sha256 = digest(&history);
-        let report = if writes && !self.end_checkpoint(name, history) {
+        let report = if is_writer && !self.complete_checkpoint(name, history) {
             let reason = "no space left on device".to_owned();
             Message::CheckpointFailed(v1::CheckpointFailed { generation, checkpoint, reason })
         } else {
             Message::CheckpointDone(v1::CheckpointDone { generation, checkpoint, parameters_sha256 })
         };
         self.report(id, report);
-        self.begin_save(id);
-        let waits = |doing: &Activity| matches!(doing, Activity::HandingOver | Activity::Finishing);
-        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| waits(&worker.doing)) {
-            let task = worker.task;
-            self.agenda.after(Time::ZERO, SimEvent::Training { worker: id, task, wake: Wake::Done });
+        self.start_save(id);
+        let waits = |activity: &Activity| matches!(activity, Activity::AwaitingSaver | Activity::Finishing);
+        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| waits(&worker.activity)) {
+            let wake_up = worker.wake_up;
+            self.queue.schedule_after(
+                Time::ZERO,
+                SimEvent::TrainingWakeUp { worker: id, wake_up, reason: WakeReason::ActivityDone },
+            );
         }
     }
 
-    /// The latest save in progress of a worker.
-    pub fn saving(&self, id: WorkerId) -> Option<u64> {
+    /// The directive number of the last save in a worker's queue.
+    pub fn latest_save(&self, id: ProcessId) -> Option<u64> {
         self.savers.get(&id)?.back().map(|save| save.number)
     }
 
-    /// Whether all copies of a worker are saved.
-    pub fn has_saved(&self, id: WorkerId) -> bool {
+    /// Whether a worker has no save in progress.
+    pub fn is_saver_idle(&self, id: ProcessId) -> bool {
         self.savers.get(&id).is_none_or(VecDeque::is_empty)
     }
 }

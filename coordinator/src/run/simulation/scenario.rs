@@ -7,61 +7,65 @@ use rand_chacha::ChaCha8Rng;
 use super::{faults::Fault, score};
 use crate::run::{
     Time,
-    plan::{Place, StageEnds},
+    plan::{Position, StageEnds},
     testing,
 };
 
+/// The parameters of a simulated run.
 pub struct Scenario {
     pub file: RunFile,
-    /// The input of scores and statistics besides the state.
+    /// Selects the pseudo-random scores and statistics of states.
     pub salt: u64,
-    /// One image in this many can be decoded.
-    pub stride: usize,
+    /// One in this many images can be decoded.
+    pub image_stride: usize,
     /// The approximate duration of a worker's step.
-    pub pace: Time,
-    /// The longest time in which a worker loads data and models, in milliseconds.
-    pub loading: u64,
-    /// The longest time in which a worker writes a checkpoint.
-    pub saving: Time,
+    pub step_duration: Time,
+    /// The maximal time in which a worker loads data and models, in milliseconds.
+    pub max_loading_ms: u64,
+    /// The maximal time in which a worker writes a checkpoint.
+    pub max_saving_time: Time,
     /// The time that scoring an evaluation takes.
-    pub scoring: Time,
-    /// The machines, with the id that a worker on each is started with.
+    pub scoring_time: Time,
+    /// The worker id with which each machine starts its worker, if any.
     pub machines: Vec<Option<u32>>,
-    /// Whether a run that was stopped, paused or given up is resumed after a while.
-    pub goes_on: bool,
-    /// The possible faults, their interval, and the time at which they end.
+    /// Whether an operator resumes a run that has stopped, paused or failed.
+    pub is_resumed: bool,
+    /// The possible faults.
     pub faults: Vec<Fault>,
-    pub fault_every: Time,
-    pub calm_from: Time,
+    /// The mean interval between faults.
+    pub fault_interval: Time,
+    /// The time from which on no faults are injected.
+    pub faults_end_at: Time,
 }
 
 impl Scenario {
     /// A run of this file without faults.
-    pub fn quiet(file: RunFile) -> Self {
+    pub fn without_faults(file: RunFile) -> Self {
         Self {
             file,
             salt: 0,
-            stride: 1,
-            pace: Time::from_millis(100),
-            loading: 100,
-            saving: Time::from_millis(200),
-            scoring: Time::from_millis(100),
+            image_stride: 1,
+            step_duration: Time::from_millis(100),
+            max_loading_ms: 100,
+            max_saving_time: Time::from_millis(200),
+            scoring_time: Time::from_millis(100),
             machines: vec![],
-            goes_on: false,
+            is_resumed: false,
             faults: vec![],
-            fault_every: Time::ZERO,
-            calm_from: Time::ZERO,
+            fault_interval: Time::ZERO,
+            faults_end_at: Time::ZERO,
         }
     }
 
-    pub fn any(rng: &mut ChaCha8Rng) -> Self {
-        let mut stage = |name: &str, most: u64, batch: u32| {
-            let every = |rng: &mut ChaCha8Rng| rng.random_bool(0.6).then(|| rng.random_range(2..6));
-            testing::stage(name, rng.random_range(most / 2..=most), batch, every(rng), every(rng))
+    /// Random parameters.
+    pub fn random(rng: &mut ChaCha8Rng) -> Self {
+        let mut stage = |name: &str, max_steps: u64, batch: u32| {
+            let interval = |rng: &mut ChaCha8Rng| rng.random_bool(0.6).then(|| rng.random_range(2..6));
+            testing::stage(name, rng.random_range(max_steps / 2..=max_steps), batch, interval(rng), interval(rng))
         };
         let mut stages = vec![stage("a", 14, 8), stage("b", 8, 5)];
         if rng.random() {
-            stages.iter_mut().for_each(|stage| oversee(stage, rng));
+            stages.iter_mut().for_each(|stage| randomize_stage_ends(stage, rng));
         }
         let mut file = testing::run_file(stages);
         file.workers.min = rng.random_range(1..=3);
@@ -73,9 +77,9 @@ impl Scenario {
             file.control.sharding = Sharding::Proportional;
         }
         file.checkpoints.keep = rng.random_range(1..=3);
-        // Sometimes one machine more than the run has room for.
+        // Sometimes there is one machine more than `workers.max`.
         let machines = rng.random_range(file.workers.min..=file.workers.max) + u32::from(rng.random_ratio(1, 8));
-        let ranks = rng.random_ratio(1, 4);
+        let has_worker_ids = rng.random_ratio(1, 4);
         let faults = match rng.random_range(0..8) {
             0 => Fault::HARMLESS.to_vec(),
             1 => Fault::ALL.choose(rng).copied().into_iter().collect(),
@@ -83,30 +87,30 @@ impl Scenario {
         };
         Self {
             salt: rng.random_range(0..1_000),
-            stride: 25,
-            pace: Time::from_millis(rng.random_range(20..300)),
-            loading: *[100, 1_000, 5_000].choose(rng).expect("some"),
-            saving: Time::from_millis(*[50, 300, 3_000, 20_000].choose(rng).expect("some")),
-            scoring: Time::from_millis(rng.random_range(1..3_000)),
-            machines: (0..machines).map(|rank| ranks.then_some(rank)).collect(),
-            goes_on: true,
+            image_stride: 25,
+            step_duration: Time::from_millis(rng.random_range(20..300)),
+            max_loading_ms: *[100, 1_000, 5_000].choose(rng).expect("the list is not empty"),
+            max_saving_time: Time::from_millis(*[50, 300, 3_000, 20_000].choose(rng).expect("the list is not empty")),
+            scoring_time: Time::from_millis(rng.random_range(1..3_000)),
+            machines: (0..machines).map(|worker_id| has_worker_ids.then_some(worker_id)).collect(),
+            is_resumed: true,
             faults,
-            fault_every: Time::from_millis(*[200, 700, 2_000, 8_000].choose(rng).expect("some")),
-            calm_from: Time::from_secs(rng.random_range(5..60)),
+            fault_interval: Time::from_millis(*[200, 700, 2_000, 8_000].choose(rng).expect("the list is not empty")),
+            faults_end_at: Time::from_secs(rng.random_range(5..60)),
             file,
         }
     }
 
-    /// Whether no fault costs training work.
-    pub fn is_harmless(&self) -> bool {
-        self.goes_on && self.faults.iter().all(|fault| Fault::HARMLESS.contains(fault))
+    /// Whether no step has to be repeated after any of the faults.
+    pub fn has_only_harmless_faults(&self) -> bool {
+        self.is_resumed && self.faults.iter().all(|fault| Fault::HARMLESS.contains(fault))
     }
 
     pub fn heartbeat_timeout(&self) -> Time {
         Time::from_secs_f64(self.file.control.heartbeat_timeout)
     }
 
-    /// Whether a stage that continues beyond a step, or ends there, is evaluated at it.
+    /// Whether a stage is evaluated at a step that it reaches.
     pub fn is_evaluated(&self, stage: &Stage, step: u64) -> bool {
         match step {
             0 => stage.evaluate_first,
@@ -114,30 +118,34 @@ impl Scenario {
         }
     }
 
-    /// Asserts that stages end where sequential code computes.
-    pub fn check_ends(&self, ends: &StageEnds) {
+    /// Asserts that each stage has ended with the step that sequential code computes.
+    pub fn check_stage_ends(&self, ends: &StageEnds) {
         for (number, stage) in (0..).zip(&self.file.stages) {
             let end = ends.get(&number).copied();
-            let rollback = stage.guard.iter().any(|rule| rule.action == GuardAction::Rollback);
-            if stage.metric.is_none() && !rollback {
-                assert_eq!(end, None, "stage {number} has no reason to end early");
+            let can_roll_back = stage.guard.iter().any(|rule| rule.action == GuardAction::Rollback);
+            if stage.metric.is_none() && !can_roll_back {
+                assert_eq!(end, None, "stage {number} has no metric and no rule, and must not end early");
             }
-            if stage.metric.is_some() && !rollback {
-                assert_eq!(end.unwrap_or(stage.steps), self.best_end(stage, number), "the best of stage {number}");
+            if stage.metric.is_some() && !can_roll_back {
+                assert_eq!(
+                    end.unwrap_or(stage.steps),
+                    self.expected_best_step(stage, number),
+                    "stage {number} must end with its best state"
+                );
             }
         }
     }
 
-    /// The end of a stage with a metric and without a rollback rule.
-    pub fn best_end(&self, stage: &Stage, number: u32) -> u64 {
-        let (mut best, mut worse) = (None, 0);
+    /// The step with which a stage that has a metric and no rollback rule must end.
+    pub fn expected_best_step(&self, stage: &Stage, number: u32) -> u64 {
+        let (mut best, mut without_improvement) = (None, 0);
         for step in (0..=stage.steps).filter(|step| self.is_evaluated(stage, *step)) {
-            let score = score(self.salt, Place { stage: number, step });
+            let score = score(self.salt, Position { stage: number, step });
             match best {
-                Some((highest, _)) if score <= highest => worse += 1,
-                _ => (best, worse) = (Some((score, step)), 0),
+                Some((highest, _)) if score <= highest => without_improvement += 1,
+                _ => (best, without_improvement) = (Some((score, step)), 0),
             }
-            if stage.patience.is_some_and(|patience| worse >= patience) {
+            if stage.patience.is_some_and(|patience| without_improvement >= patience) {
                 break;
             }
         }
@@ -145,19 +153,26 @@ impl Scenario {
     }
 }
 
-/// Sets a random metric, patience, first evaluation and guard.
-fn oversee(stage: &mut Stage, rng: &mut ChaCha8Rng) {
+/// Sets a random metric, patience, first evaluation and guard of a stage.
+fn randomize_stage_ends(stage: &mut Stage, rng: &mut ChaCha8Rng) {
     stage.metric = rng.random_bool(0.7).then(|| "cider".to_owned());
     stage.patience = stage.metric.as_ref().filter(|_| rng.random()).map(|_| rng.random_range(1..3));
     stage.evaluate_first = rng.random();
     let rules = rng.random_range(0..3);
-    stage.guard = (0..rules).map(|_| rule(rng)).collect();
+    stage.guard = (0..rules).map(|_| random_rule(rng)).collect();
 }
 
-fn rule(rng: &mut ChaCha8Rng) -> Rule {
+/// A random rule of the guard.
+fn random_rule(rng: &mut ChaCha8Rng) -> Rule {
     let bound = f64::from(rng.random_range(2..7_u32)) - 0.5;
     let (above, below) = if rng.random() { (Some(bound), None) } else { (None, Some(6.0 - bound)) };
     let actions = [GuardAction::Warn, GuardAction::Pause, GuardAction::Rollback];
-    let metric = (*["cider", "kl"].choose(rng).expect("some")).to_owned();
-    Rule { metric, above, below, for_: rng.random_range(1..5), action: *actions.choose(rng).expect("some") }
+    let metric = (*["cider", "kl"].choose(rng).expect("the list is not empty")).to_owned();
+    Rule {
+        metric,
+        above,
+        below,
+        for_: rng.random_range(1..5),
+        action: *actions.choose(rng).expect("the list is not empty"),
+    }
 }

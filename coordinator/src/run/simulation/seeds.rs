@@ -1,7 +1,6 @@
-//! Simulated runs of many seeds; everything random in a run follows from its seed.
+//! Simulated runs of many seeds. A seed determines all random choices of its run.
 //!
-//! `SEEDS` is the number of seeds (default 10,000); `SEED=n` runs only that one and prints all its
-//! events.
+//! `SEEDS` is the number of seeds (default 10,000). `SEED=n` runs only seed n and prints its events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,120 +16,128 @@ use std::{
 use rand::Rng;
 
 use super::{
+    cluster::{Cluster, Trace},
     faults::Fault,
     scenario::Scenario,
     worker::Worker,
-    world::{SimWorld, Trace},
 };
 use crate::{
     audit::audit,
     journal::history::History,
-    run::{Outcome, Time, plan::Place},
+    run::{Outcome, Time, plan::Position},
 };
 
 /// The default number of seeds.
-const SEEDS: u64 = 10_000;
-/// No more seeds are run after this many failures.
+const DEFAULT_SEEDS: u64 = 10_000;
+/// The number of failed seeds after which no more seeds are run.
 const MAX_FAILURES: usize = 5;
-/// One seed in this many is run twice.
-const REPEATED: usize = 100;
-/// The virtual time by which each run has to be over.
-const OVER_BY: Time = Time::from_secs(3_600);
+/// Every how many seeds one is run twice, to compare the runs.
+const REPEAT_INTERVAL: usize = 100;
+/// The virtual time within which each run has to finish.
+const MAX_VIRTUAL_TIME: Time = Time::from_secs(3_600);
 
-/// Runs a seed to the end of its run.
-fn live(seed: u64, trace: Trace) -> SimWorld {
-    let mut world = SimWorld::new(seed, trace, Scenario::any);
-    world.begin();
-    finish(&mut world);
-    check_audit(&mut world);
-    world
+/// Runs a seed's run to its end, and checks its journal.
+fn run_seed(seed: u64, trace: Trace) -> Cluster {
+    let mut cluster = Cluster::new(seed, trace, Scenario::random);
+    cluster.start_workers_and_faults();
+    run_to_end(&mut cluster);
+    check_audit(&mut cluster);
+    cluster
 }
 
-/// Runs a world to the end of its run.
-fn finish(world: &mut SimWorld) {
-    while world.outcome.is_none() && world.step(OVER_BY) {}
-    assert_eq!(world.outcome, Some(Outcome::Finished), "at {:?}", world.agenda.now());
-    world.check_end();
+/// Runs a cluster until its run is finished.
+fn run_to_end(cluster: &mut Cluster) {
+    while cluster.outcome.is_none() && cluster.step(MAX_VIRTUAL_TIME) {}
+    assert_eq!(cluster.outcome, Some(Outcome::Finished), "at {:?}", cluster.queue.now());
+    cluster.check_end();
 }
 
 /// Asserts that the audit of a finished run's journal is clean.
-fn check_audit(world: &mut SimWorld) {
-    let audit = audit(&world.record()).expect("a whole journal");
-    assert!(audit.clean && audit.finished, "the record shows something else: {audit:?}");
+fn check_audit(cluster: &mut Cluster) {
+    let audit = audit(&cluster.take_history()).expect("the journal is intact");
+    assert!(audit.clean && audit.finished, "the audit of the journal is not clean: {audit:?}");
 }
 
-/// More generations than any run has.
-const NEVER_FORMED: u64 = 1_000;
+/// Added to the generation of a forged state: more generations than any run has.
+const FORGED_GENERATION_OFFSET: u64 = 1_000;
 
-/// Workers of another run that have joined with a state.
-struct LeftOver {
+/// The numbers of workers that have joined a run with a state of another run.
+struct FormerWorkerCounts {
+    /// Workers that name the run of their state.
     honest: u64,
-    /// Those that claim a state of this run, of a generation that never existed.
-    liars: u64,
+    /// Workers that claim a state of this run, in a generation that never existed.
+    forging: u64,
 }
 
-/// Interrupts a seed's run, and serves another run to its end, which the workers of the first one
+/// Runs a part of a seed's run, and then another run to its end, which the workers of the first run
 /// join.
-fn follow(seed: u64, trace: Trace) -> LeftOver {
-    let mut former = SimWorld::new(seed, Trace::Dropped, Scenario::any);
-    former.begin();
+fn run_with_former_workers(seed: u64, trace: Trace) -> FormerWorkerCounts {
+    let mut former = Cluster::new(seed, Trace::Off, Scenario::random);
+    former.start_workers_and_faults();
     let events = former.rng.random_range(0..3_000);
-    while former.outcome.is_none() && former.events < events && former.step(OVER_BY) {}
+    while former.outcome.is_none() && former.events < events && former.step(MAX_VIRTUAL_TIME) {}
 
-    let mut world = SimWorld::new(!seed, trace, Scenario::any);
-    // As many as there are machines.
-    let machines = world.scenario.machines.len();
+    let mut cluster = Cluster::new(!seed, trace, Scenario::random);
+    // At most one former worker for each machine.
+    let machines = cluster.scenario.machines.len();
     for (id, mut worker) in std::mem::take(&mut former.workers).into_iter().take(machines) {
         if let Some(position) = worker.position.as_mut().filter(|_| id.0 % 2 == 0) {
-            position.generation += NEVER_FORMED;
-            (worker.lies, worker.told) = (true, worker.told + NEVER_FORMED);
+            position.generation += FORGED_GENERATION_OFFSET;
+            (worker.forges_run_id, worker.latest_generation) =
+                (true, worker.latest_generation + FORGED_GENERATION_OFFSET);
         }
-        world.left_over.push(worker);
+        cluster.former_workers.push(worker);
     }
-    let of = |workers: &[Worker], lies: bool| {
-        workers.iter().filter(|worker| worker.position.is_some() && worker.lies == lies).count() as u64
+    let count_with_state = |workers: &[Worker], forges_run_id: bool| {
+        workers.iter().filter(|worker| worker.position.is_some() && worker.forges_run_id == forges_run_id).count()
+            as u64
     };
-    let [honest, liars] = [false, true].map(|lies| of(&world.left_over, lies));
-    world.begin();
-    finish(&mut world);
-    LeftOver { honest: honest - of(&world.left_over, false), liars: liars - of(&world.left_over, true) }
+    let [honest, forging] = [false, true].map(|forges_run_id| count_with_state(&cluster.former_workers, forges_run_id));
+    cluster.start_workers_and_faults();
+    run_to_end(&mut cluster);
+    // The rest of `former_workers` has not joined.
+    FormerWorkerCounts {
+        honest: honest - count_with_state(&cluster.former_workers, false),
+        forging: forging - count_with_state(&cluster.former_workers, true),
+    }
 }
 
-/// Restores an older copy of a seed's journal, and runs it to the end. None if checkpoints on disk
-/// show that it is old; else the number of workers whose states the copy does not know.
-fn go_on_with_backup(seed: u64, trace: Trace) -> Option<u64> {
-    let mut world = SimWorld::new(seed, Trace::Dropped, Scenario::any);
-    world.begin();
-    let (before, lost) = (world.rng.random_range(0..2_000), world.rng.random_range(1..1_000));
-    let run_on = |world: &mut SimWorld, events: u64| {
-        while world.outcome.is_none() && world.events < events && world.step(OVER_BY) {}
+/// Restores an older copy of a seed's journal, and runs from it to the end. Returns the number of
+/// refused states, which the copy does not know. None if checkpoints on disk show that the copy is
+/// old, so that a coordinator would refuse it.
+fn run_from_backup(seed: u64, trace: Trace) -> Option<u64> {
+    let mut cluster = Cluster::new(seed, Trace::Off, Scenario::random);
+    cluster.start_workers_and_faults();
+    let (events_before_backup, lost_events) = (cluster.rng.random_range(0..2_000), cluster.rng.random_range(1..1_000));
+    let run_until = |cluster: &mut Cluster, events: u64| {
+        while cluster.outcome.is_none() && cluster.events < events && cluster.step(MAX_VIRTUAL_TIME) {}
     };
-    run_on(&mut world, before);
-    let backup = world.back_up();
-    run_on(&mut world, before + lost);
-    if !backup.agrees(&world) {
+    run_until(&mut cluster, events_before_backup);
+    let backup = cluster.back_up_journal();
+    run_until(&mut cluster, events_before_backup + lost_events);
+    if !backup.matches_disk(&cluster) {
         return None;
     }
-    let mut world = world.restore_backup(backup, !seed, trace);
-    world.begin();
-    finish(&mut world);
-    check_audit(&mut world);
-    Some(world.disowned)
+    let mut cluster = cluster.restore_backup(backup, !seed, trace);
+    cluster.start_workers_and_faults();
+    run_to_end(&mut cluster);
+    check_audit(&mut cluster);
+    Some(cluster.refused_states)
 }
 
-/// The journal of a seed's run after this many events, or at its end.
-pub fn recorded(seed: u64, events: u64) -> History {
-    let mut world = SimWorld::new(seed, Trace::Dropped, Scenario::any);
-    world.begin();
-    while world.outcome.is_none() && world.events < events && world.step(OVER_BY) {}
-    world.record()
+/// The journal of a seed's run after this number of events, or at its end. For tests of the audit.
+pub fn recorded_history(seed: u64, events: u64) -> History {
+    let mut cluster = Cluster::new(seed, Trace::Off, Scenario::random);
+    cluster.start_workers_and_faults();
+    while cluster.outcome.is_none() && cluster.events < events && cluster.step(MAX_VIRTUAL_TIME) {}
+    cluster.take_history()
 }
 
-/// The fingerprint of a seed's run: its number of events, and a hash of all of them.
+/// The fingerprint of a seed's run: the number of events, and a hash of its trace.
 fn fingerprint(seed: u64) -> (u64, u64) {
-    let world = live(seed, Trace::Hashed(DefaultHasher::new()));
-    let Trace::Hashed(hasher) = world.trace else { unreachable!("as said above") };
-    (world.events, hasher.finish())
+    let cluster = run_seed(seed, Trace::Hash(DefaultHasher::new()));
+    let Trace::Hash(hasher) = cluster.trace else { unreachable!("the trace is hashed") };
+    (cluster.events, hasher.finish())
 }
 
 /// Totals over all seeds.
@@ -138,37 +145,36 @@ fn fingerprint(seed: u64) -> (u64, u64) {
 struct Totals {
     seeds: u64,
     events: u64,
-    /// Virtual time.
-    seconds: u64,
+    virtual_seconds: u64,
     coordinators: u64,
     generations: u64,
     trained: u64,
-    repeated: u64,
+    given_up: u64,
     committed: u64,
-    lost: u64,
-    twice: u64,
+    missing: u64,
+    committed_twice: u64,
     evaluations: u64,
     checkpoints: u64,
     faults: BTreeMap<Fault, u64>,
 }
 
 impl Totals {
-    fn add(&mut self, world: &SimWorld) {
+    fn add(&mut self, cluster: &Cluster) {
         self.seeds += 1;
-        self.events += world.events;
-        self.seconds += world.agenda.now().as_secs();
-        self.coordinators += world.coordinator.life;
-        self.generations += world.invariants.formed;
-        let planned: BTreeSet<Place> = world.way_to(world.end()).into_iter().collect();
-        let committed: BTreeSet<Place> = world.invariants.committed.iter().map(|step| step.place).collect();
+        self.events += cluster.events;
+        self.virtual_seconds += cluster.queue.now().as_secs();
+        self.coordinators += cluster.coordinator.incarnation;
+        self.generations += cluster.invariants.generations_formed;
+        let planned: BTreeSet<Position> = cluster.steps_to(cluster.run_end()).into_iter().collect();
+        let committed: BTreeSet<Position> = cluster.invariants.committed.iter().map(|update| update.position).collect();
         self.committed += committed.len() as u64;
-        self.lost += (&planned - &committed).len() as u64;
-        self.twice += (world.invariants.committed.len() - committed.len()) as u64;
-        self.trained += world.invariants.trained;
-        self.repeated += world.invariants.repeated;
-        self.checkpoints += world.disk.checkpoints.len() as u64;
-        self.evaluations += world.invariants.evaluated.len() as u64;
-        for (fault, count) in &world.faults.counts {
+        self.missing += (&planned - &committed).len() as u64;
+        self.committed_twice += (cluster.invariants.committed.len() - committed.len()) as u64;
+        self.trained += cluster.invariants.steps_trained;
+        self.given_up += cluster.invariants.steps_given_up;
+        self.checkpoints += cluster.disk.checkpoints.len() as u64;
+        self.evaluations += cluster.invariants.evaluated.len() as u64;
+        for (fault, count) in &cluster.faults.counts {
             *self.faults.entry(*fault).or_default() += count;
         }
     }
@@ -176,44 +182,45 @@ impl Totals {
 
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seeds, events, seconds, coordinators, generations, .. } = self;
-        let Self { trained, repeated, committed, lost, twice, evaluations, checkpoints, .. } = self;
-        writeln!(f, "{seeds} seeds, {events} events in {seconds} virtual seconds")?;
+        let Self { seeds, events, virtual_seconds, coordinators, generations, .. } = self;
+        let Self { trained, given_up, committed, missing, committed_twice, evaluations, checkpoints, .. } = self;
+        writeln!(f, "{seeds} seeds, {events} events in {virtual_seconds} virtual seconds")?;
         writeln!(f, "{coordinators} coordinators, {generations} generations")?;
         writeln!(
             f,
-            "{trained} steps trained, {repeated} of them given up with a state that was lost, or for a better one"
+            "{trained} steps trained, {given_up} of them given up after a failure, a rollback or model selection"
         )?;
-        writeln!(f, "{committed} steps committed in the end, {lost} lost, {twice} committed twice")?;
+        writeln!(f, "{committed} steps committed in the end, {missing} missing, {committed_twice} committed twice")?;
         writeln!(f, "{evaluations} evaluations, {checkpoints} checkpoints in the end")?;
         let faults: Vec<String> = self.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         write!(f, "faults: {}", faults.join(", "))
     }
 }
 
-fn number(variable: &str) -> Option<u64> {
+/// The value of an environment variable, if it is set.
+fn env_number(variable: &str) -> Option<u64> {
     let value = std::env::var(variable).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value}: not a number")))
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is not a number")))
 }
 
 /// The message of a panic.
-fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message")
 }
 
-/// Runs every seed, on all cores.
-fn with_all_seeds(run: impl Fn(u64) + Sync) {
-    let (seeds, next) = (number("SEEDS").unwrap_or(SEEDS), AtomicU64::new(0));
+/// Calls `run` for each seed, on all cores. Panics with the seeds that failed.
+fn for_each_seed(run: impl Fn(u64) + Sync) {
+    let (seeds, next) = (env_number("SEEDS").unwrap_or(DEFAULT_SEEDS), AtomicU64::new(0));
     let failures = Mutex::new(BTreeMap::new());
-    let work = || loop {
+    let run_seeds = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
         if seed >= seeds {
             return;
         }
         if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(seed))) {
-            let mut failures = failures.lock().expect("whole");
-            failures.insert(seed, said(&*panic).to_owned());
+            let mut failures = failures.lock().expect("no thread panics while it holds the lock");
+            failures.insert(seed, panic_message(&*panic).to_owned());
             if failures.len() >= MAX_FAILURES {
                 next.store(seeds, Ordering::Relaxed);
             }
@@ -221,10 +228,10 @@ fn with_all_seeds(run: impl Fn(u64) + Sync) {
     };
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(work);
+            scope.spawn(run_seeds);
         }
     });
-    let failures = failures.into_inner().expect("whole");
+    let failures = failures.into_inner().expect("no thread panics while it holds the lock");
     let lines: Vec<String> = failures.iter().map(|(seed, reason)| format!("seed {seed} failed: {reason}")).collect();
     if let Some(seed) = failures.keys().next() {
         let replay = "cargo test -p dico-coordinator --lib simulation::seeds -- --nocapture";
@@ -233,61 +240,63 @@ fn with_all_seeds(run: impl Fn(u64) + Sync) {
 }
 
 #[test]
-fn whatever_happens_every_step_is_trained_once_and_the_run_is_finished() {
-    if let Some(seed) = number("SEED") {
-        live(seed, Trace::Printed);
+fn each_run_finishes_and_commits_each_step_once() {
+    if let Some(seed) = env_number("SEED") {
+        run_seed(seed, Trace::Print);
         return;
     }
     let totals = Mutex::new(Totals::default());
-    with_all_seeds(|seed| {
-        let world = live(seed, Trace::Dropped);
-        totals.lock().expect("whole").add(&world);
+    for_each_seed(|seed| {
+        let cluster = run_seed(seed, Trace::Off);
+        totals.lock().expect("no thread panics while it holds the lock").add(&cluster);
     });
-    println!("{}", totals.into_inner().expect("whole"));
+    println!("{}", totals.into_inner().expect("no thread panics while it holds the lock"));
 }
 
 #[test]
-fn a_run_is_not_touched_by_workers_that_another_has_left_over() {
-    if let Some(seed) = number("SEED") {
-        follow(seed, Trace::Printed);
+fn a_run_is_not_affected_by_workers_of_another_run() {
+    if let Some(seed) = env_number("SEED") {
+        run_with_former_workers(seed, Trace::Print);
         return;
     }
-    let (came, lied) = (AtomicU64::new(0), AtomicU64::new(0));
-    with_all_seeds(|seed| {
-        let LeftOver { honest, liars } = follow(seed, Trace::Dropped);
-        came.fetch_add(honest, Ordering::Relaxed);
-        lied.fetch_add(liars, Ordering::Relaxed);
+    let (total_honest, total_forging) = (AtomicU64::new(0), AtomicU64::new(0));
+    for_each_seed(|seed| {
+        let FormerWorkerCounts { honest, forging } = run_with_former_workers(seed, Trace::Off);
+        total_honest.fetch_add(honest, Ordering::Relaxed);
+        total_forging.fetch_add(forging, Ordering::Relaxed);
     });
-    let (came, lied) = (came.into_inner(), lied.into_inner());
-    assert!(came > 0 && lied > 0);
-    println!("{came} workers of other runs came, and {lied} that lied about it");
+    let (honest, forging) = (total_honest.into_inner(), total_forging.into_inner());
+    assert!(honest > 0 && forging > 0);
+    println!("{honest} workers of other runs joined, and {forging} with a forged state");
 }
 
 #[test]
-fn an_older_copy_of_the_journal_goes_on_without_what_was_lost() {
-    if let Some(seed) = number("SEED") {
-        go_on_with_backup(seed, Trace::Printed);
+fn a_run_resumes_from_an_older_copy_of_its_journal() {
+    if let Some(seed) = env_number("SEED") {
+        run_from_backup(seed, Trace::Print);
         return;
     }
-    let (worlds, disowned) = (AtomicU64::new(0), AtomicU64::new(0));
-    with_all_seeds(|seed| {
-        if let Some(refused) = go_on_with_backup(seed, Trace::Dropped) {
-            worlds.fetch_add(1, Ordering::Relaxed);
-            disowned.fetch_add(refused, Ordering::Relaxed);
+    let (resumed_runs, refused_states) = (AtomicU64::new(0), AtomicU64::new(0));
+    for_each_seed(|seed| {
+        if let Some(refused) = run_from_backup(seed, Trace::Off) {
+            resumed_runs.fetch_add(1, Ordering::Relaxed);
+            refused_states.fetch_add(refused, Ordering::Relaxed);
         }
     });
-    let (worlds, disowned) = (worlds.into_inner(), disowned.into_inner());
-    assert!(worlds > 0 && disowned > 0);
-    println!("{worlds} older copies went on, and refused {disowned} states of what was lost");
+    let (resumed_runs, refused_states) = (resumed_runs.into_inner(), refused_states.into_inner());
+    assert!(resumed_runs > 0 && refused_states > 0);
+    println!(
+        "{resumed_runs} runs resumed from older copies, and refused {refused_states} states that these do not know"
+    );
 }
 
 #[test]
-fn a_seed_always_gives_the_same_run() {
-    let seeds = match number("SEED") {
+fn a_seed_determines_its_run() {
+    let seeds = match env_number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(SEEDS),
+        None => 0..env_number("SEEDS").unwrap_or(DEFAULT_SEEDS),
     };
-    for seed in seeds.step_by(REPEATED) {
+    for seed in seeds.step_by(REPEAT_INTERVAL) {
         assert_eq!(fingerprint(seed), fingerprint(seed), "seed {seed}");
     }
 }

@@ -1,7 +1,8 @@
 //! The training thread of a simulated worker: executes directives in order and reports the results.
 //!
-//! It can be interrupted while it waits for others, between two ranges of captions, and before an
-//! update is applied; not during a computation. A save only copies the state here.
+//! It can be interrupted while it waits for other members, between two ranges of captions, and
+//! before it applies an update, but not during a computation. For a checkpoint it only copies the
+//! state; the saver writes the copy.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -10,184 +11,200 @@ use rand::Rng;
 use statistics::Summary;
 
 use super::{
-    Step, WorkerId,
+    ProcessId, Update,
+    cluster::Cluster,
     network::Direction,
     score,
-    worker::{Activity, Wake},
-    world::SimWorld,
+    worker::{Activity, WakeReason},
 };
-use crate::run::{Time, plan::Place};
+use crate::run::{Time, plan::Position};
 
-/// How long the members of a generation wait for each other in a rendezvous.
-const MEETING_PATIENCE: Time = Time::from_secs(60);
-/// The time that it takes to find a peer unreachable.
-const ANSWER: Time = Time::from_secs(2);
+/// The time for which the members of a generation wait for each other in a rendezvous.
+const RENDEZVOUS_TIMEOUT: Time = Time::from_secs(60);
+/// The time after which a connection attempt to an unreachable peer fails.
+const PEER_CHECK_TIMEOUT: Time = Time::from_secs(2);
 
-/// A hash of a state's history, from which parameters and captions are derived.
-pub fn digest(history: &[Step]) -> String {
+/// A hash of a state. It serves as the hash of the parameters, and as a part of captions.
+pub fn digest(history: &[Update]) -> String {
     let mut hasher = DefaultHasher::new();
     history.hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 
-impl SimWorld {
+impl Cluster {
     /// Queues a directive for the training thread.
-    pub fn order(&mut self, id: WorkerId, directive: v1::Directive) {
+    pub fn enqueue_directive(&mut self, id: ProcessId, directive: v1::Directive) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.orders.push_back(directive);
-        self.go_on(id);
+        worker.directives.push_back(directive);
+        self.execute_directives(id);
     }
 
-    /// Abandons a generation: ends a wait in its collective at once.
-    pub fn abandon(&mut self, id: WorkerId, generation: u64) {
+    /// Abandons a generation: if the training thread waits in its collective, the wait fails at
+    /// once.
+    pub fn abandon_generation(&mut self, id: ProcessId, generation: u64) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.abandoned = worker.abandoned.max(generation);
-        if matches!(&worker.doing, Activity::Meeting(_) | Activity::Adopting(_) | Activity::Reducing(_)) {
-            self.wake(id, Time::ZERO, Wake::Broken);
+        worker.abandoned_up_to = worker.abandoned_up_to.max(generation);
+        if matches!(
+            &worker.activity,
+            Activity::AwaitingRendezvous(_) | Activity::ReceivingState(_) | Activity::AwaitingAllReduce(_)
+        ) {
+            self.schedule_wake_up(id, Time::ZERO, WakeReason::CollectiveFailed);
         }
     }
 
-    /// Executes the next directives, while the thread is idle.
-    pub fn go_on(&mut self, id: WorkerId) {
+    /// Executes queued directives until the training thread is busy or blocked.
+    pub fn execute_directives(&mut self, id: ProcessId) {
         while let Some(worker) = self.workers.get_mut(&id) {
-            if worker.frozen || worker.stuck || !matches!(worker.doing, Activity::Nothing) {
+            if worker.is_suspended || worker.is_training_blocked || !matches!(worker.activity, Activity::Idle) {
                 return;
             }
-            let Some(v1::Directive { generation, directive: Some(directive) }) = worker.orders.pop_front() else {
+            let Some(v1::Directive { generation, directive: Some(directive) }) = worker.directives.pop_front() else {
                 return;
             };
-            if generation <= worker.let_go && !matches!(directive, Directive::Abandon(_)) {
+            if generation <= worker.released_up_to && !matches!(directive, Directive::Abandon(_)) {
                 continue;
             }
-            self.execute(id, generation, directive);
+            self.execute_directive(id, generation, directive);
         }
     }
 
-    fn execute(&mut self, id: WorkerId, generation: u64, directive: Directive) {
-        self.check_begun(id, generation, &directive);
-        let has_saved = self.has_saved(id);
+    /// Executes a directive, or starts the activity that it requires.
+    fn execute_directive(&mut self, id: ProcessId, generation: u64, directive: Directive) {
+        self.check_directive(id, generation, &directive);
+        let is_saver_idle = self.is_saver_idle(id);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match directive {
             Directive::Rendezvous(rendezvous) => {
-                let earlier = worker.generation.replace(generation);
-                (worker.rank_within, worker.rounds) = (rendezvous.rank, 0);
-                let takes = if self.unreachable(id, &rendezvous.peers).is_empty() { self.latency() } else { ANSWER };
+                let earlier_generation = worker.generation.replace(generation);
+                (worker.rank, worker.round) = (rendezvous.rank, 0);
+                let are_reachable = self.unreachable_peers(id, &rendezvous.peers).is_empty();
+                let duration = if are_reachable { self.latency() } else { PEER_CHECK_TIMEOUT };
                 if let Some(worker) = self.workers.get_mut(&id) {
-                    worker.doing = Activity::Reaching(rendezvous);
+                    worker.activity = Activity::CheckingPeers(rendezvous);
                 }
-                if let Some(earlier) = earlier {
-                    self.let_go(id, earlier, false);
+                if let Some(earlier_generation) = earlier_generation {
+                    self.release_collective(id, earlier_generation, false);
                 }
-                self.wake(id, takes, Wake::Done);
+                self.schedule_wake_up(id, duration, WakeReason::ActivityDone);
             }
-            Directive::Train(train) => self.compute(id, train),
-            Directive::Evaluate(evaluate) => self.caption(id, generation, evaluate),
+            Directive::Train(train) => self.start_step(id, train),
+            Directive::Evaluate(evaluate) => self.start_captioning(id, generation, evaluate),
             Directive::Checkpoint(checkpoint) => {
-                worker.doing = Activity::Copying(checkpoint);
-                let takes = self.rng.random_range(5..20);
-                self.wake(id, Time::from_millis(takes), Wake::Done);
+                worker.activity = Activity::CopyingState(checkpoint);
+                let duration = Time::from_millis(self.rng.random_range(5..20));
+                self.schedule_wake_up(id, duration, WakeReason::ActivityDone);
             }
             Directive::Advance(v1::Advance { stage }) => {
                 worker.position = Some(v1::Position { stage, step: 0, generation });
                 self.report(id, Message::Advanced(v1::Advanced { generation, stage }));
             }
             Directive::Abandon(_) => {
-                self.leave_generation(id, generation);
+                self.release_generation(id, generation);
                 self.report_idle(id, generation);
             }
-            Directive::Finish(_) if has_saved => self.report(id, Message::Finished(v1::Finished {})),
-            Directive::Finish(_) => worker.doing = Activity::Finishing,
-            // The connection handles these.
+            Directive::Finish(_) if is_saver_idle => self.report(id, Message::Finished(v1::Finished {})),
+            Directive::Finish(_) => worker.activity = Activity::Finishing,
+            // The connection handles these directives.
             Directive::Leave(_) | Directive::Halt(_) => {}
         }
     }
 
-    /// The peers that are unreachable.
-    fn unreachable(&self, id: WorkerId, peers: &[v1::Peer]) -> Vec<u32> {
-        let cut = |id: WorkerId| self.network.is_cut(id, Direction::Peers);
-        let other = |peer: &v1::Peer| peer.store_address.split_once(':')?.1.parse().ok().map(WorkerId);
-        let there = |other: WorkerId| !cut(id) && !cut(other) && self.workers.contains_key(&other);
-        let out_of_reach = |peer: &&v1::Peer| !other(peer).is_some_and(there);
-        peers.iter().filter(out_of_reach).map(|peer| peer.rank).collect()
+    /// The ranks of the peers that this worker cannot reach.
+    fn unreachable_peers(&self, id: ProcessId, peers: &[v1::Peer]) -> Vec<u32> {
+        let is_partitioned = |id: ProcessId| self.network.is_partitioned(id, Direction::BetweenWorkers);
+        let process_id = |peer: &v1::Peer| peer.store_address.split_once(':')?.1.parse().ok().map(ProcessId);
+        let can_reach =
+            |other: ProcessId| !is_partitioned(id) && !is_partitioned(other) && self.workers.contains_key(&other);
+        let is_unreachable = |peer: &&v1::Peer| !process_id(peer).is_some_and(can_reach);
+        peers.iter().filter(is_unreachable).map(|peer| peer.worker_id).collect()
     }
 
-    /// Enters the rendezvous, if all peers are reachable.
-    fn go_to_meeting(&mut self, id: WorkerId, generation: u64, rendezvous: v1::Rendezvous) {
-        let (unreachable, world) = (self.unreachable(id, &rendezvous.peers), rendezvous.world_size);
+    /// Enters the rendezvous if all peers are reachable; else reports the unreachable ones.
+    fn enter_rendezvous(&mut self, id: ProcessId, generation: u64, rendezvous: v1::Rendezvous) {
+        let (unreachable, world_size) = (self.unreachable_peers(id, &rendezvous.peers), rendezvous.world_size);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if unreachable.is_empty() {
-            worker.doing = Activity::Meeting(rendezvous);
-            let patience = if worker.abandoned >= generation { Time::ZERO } else { MEETING_PATIENCE };
-            self.wake(id, patience, Wake::Broken);
-            self.meet(id, generation, world);
+            worker.activity = Activity::AwaitingRendezvous(rendezvous);
+            let timeout = if worker.abandoned_up_to >= generation { Time::ZERO } else { RENDEZVOUS_TIMEOUT };
+            self.schedule_wake_up(id, timeout, WakeReason::CollectiveFailed);
+            self.join_rendezvous(id, generation, world_size);
         } else {
-            // The others have not met this worker yet.
-            (worker.generation, worker.let_go) = (None, worker.let_go.max(generation));
-            let reason = "cannot reach others".to_owned();
-            self.fail(id, v1::Failed { generation, reason, unreachable, ..Default::default() });
+            // The worker is not in the collective yet, so the other members do not notice.
+            (worker.generation, worker.released_up_to) = (None, worker.released_up_to.max(generation));
+            let reason = "cannot reach peers".to_owned();
+            self.report_failure(
+                id,
+                v1::Failed { generation, reason, unreachable_workers: unreachable, ..Default::default() },
+            );
         }
     }
 
-    fn compute(&mut self, id: WorkerId, train: v1::Train) {
+    /// Starts the next step of a grant.
+    fn start_step(&mut self, id: ProcessId, train: v1::Train) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let at = worker.position.as_ref().map(Place::from).unwrap_or_default();
+        let position = worker.position.as_ref().map(Position::from).unwrap_or_default();
         let granted = train.first_step..train.first_step + u64::from(train.steps);
-        assert!(at.stage == train.stage && granted.contains(&at.step), "told {train:?} at {at}");
+        let is_granted = position.stage == train.stage && granted.contains(&position.step);
+        assert!(is_granted, "{train:?} does not fit a worker at {position}");
         worker.share = (train.share_begin, train.share_end);
         let samples = f64::from(train.share_end - train.share_begin);
-        worker.doing = Activity::Computing(train);
-        // In proportion to the share of one of two workers.
-        worker.computed = worker.pace.mul_f64(self.rng.random_range(0.5..1.5) * samples / 4.0);
-        let takes = worker.computed;
-        self.wake(id, takes, Wake::Done);
+        worker.activity = Activity::Computing(train);
+        // `step_duration` is the time for a share of 4 samples, half a batch of 8.
+        worker.compute_time = worker.step_duration.mul_f64(self.rng.random_range(0.5..1.5) * samples / 4.0);
+        let duration = worker.compute_time;
+        self.schedule_wake_up(id, duration, WakeReason::ActivityDone);
     }
 
     /// Handles a wake-up of the training thread.
-    pub fn work(&mut self, id: WorkerId, task: u64, wake: Wake) {
-        let has_saved = self.has_saved(id);
-        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.task == task) else { return };
+    pub fn handle_training_wake_up(&mut self, id: ProcessId, wake_up: u64, reason: WakeReason) {
+        let is_saver_idle = self.is_saver_idle(id);
+        let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.wake_up == wake_up) else { return };
         let generation = worker.generation.unwrap_or_default();
-        let abandoned = worker.abandoned >= generation;
-        let doing = std::mem::take(&mut worker.doing);
-        match doing {
-            Activity::Nothing => {}
-            Activity::Reaching(rendezvous) => self.go_to_meeting(id, generation, rendezvous),
-            Activity::Adopting(rendezvous) if wake == Wake::Broken => {
-                // The source's state may have arrived in part.
+        let is_abandoned = worker.abandoned_up_to >= generation;
+        let activity = std::mem::take(&mut worker.activity);
+        match activity {
+            Activity::Idle => {}
+            Activity::CheckingPeers(rendezvous) => self.enter_rendezvous(id, generation, rendezvous),
+            Activity::ReceivingState(rendezvous) if reason == WakeReason::CollectiveFailed => {
+                // Its own state may have been overwritten in part.
                 if rendezvous.source_rank != Some(rendezvous.rank) && self.rng.random() {
                     worker.position = None;
                 }
-                self.break_off(id, abandoned);
+                self.end_generation(id, is_abandoned);
             }
-            _ if wake == Wake::Broken => self.break_off(id, abandoned),
-            Activity::Computing(_) if abandoned => self.break_off(id, true),
+            _ if reason == WakeReason::CollectiveFailed => self.end_generation(id, is_abandoned),
+            Activity::Computing(_) if is_abandoned => self.end_generation(id, true),
             Activity::Computing(train) => {
-                worker.doing = Activity::Reducing(train);
-                worker.rounds += 1;
-                let round = worker.rounds;
-                self.arrive(id, generation, round);
+                worker.activity = Activity::AwaitingAllReduce(train);
+                worker.round += 1;
+                let round = worker.round;
+                self.enter_round(id, generation, round);
             }
-            Activity::Adopting(rendezvous) => self.adopt(id, generation, &rendezvous),
-            Activity::Applying(train) => self.apply(id, generation, train),
+            Activity::ReceivingState(rendezvous) => self.adopt_state(id, generation, &rendezvous),
+            Activity::ApplyingUpdate(train) => self.apply_update(id, generation, train),
             Activity::Captioning(evaluate) => self.report_captions(id, generation, evaluate),
-            Activity::Copying(checkpoint) => self.hand_over(id, generation, checkpoint),
-            Activity::HandingOver => {}
-            Activity::Finishing if has_saved => self.report(id, Message::Finished(v1::Finished {})),
-            Activity::Finishing => worker.doing = Activity::Finishing,
-            Activity::Meeting(_) | Activity::Reducing(_) => unreachable!("waits for others"),
+            Activity::CopyingState(checkpoint) => self.enqueue_save(id, generation, checkpoint),
+            Activity::AwaitingSaver => {}
+            Activity::Finishing if is_saver_idle => self.report(id, Message::Finished(v1::Finished {})),
+            Activity::Finishing => worker.activity = Activity::Finishing,
+            Activity::AwaitingRendezvous(_) | Activity::AwaitingAllReduce(_) => {
+                unreachable!("other members end this wait")
+            }
         }
-        self.go_on(id);
+        self.execute_directives(id);
     }
 
-    fn adopt(&mut self, id: WorkerId, generation: u64, rendezvous: &v1::Rendezvous) {
-        let Some(state) = self.collectives[&generation].state.clone() else {
+    /// Adopts the generation's initial state, and reports that it is ready.
+    fn adopt_state(&mut self, id: ProcessId, generation: u64, rendezvous: &v1::Rendezvous) {
+        let Some(state) = self.collectives[&generation].initial_state.clone() else {
             if rendezvous.rank == 0 {
-                self.leave_generation(id, generation);
-                let (reason, damaged_checkpoint) = ("it is damaged".to_owned(), rendezvous.checkpoint.clone());
-                self.fail(id, v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
+                self.release_generation(id, generation);
+                let (reason, damaged_checkpoint) =
+                    ("the checkpoint is damaged".to_owned(), rendezvous.checkpoint.clone());
+                self.report_failure(id, v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
             } else if let Some(worker) = self.workers.get_mut(&id) {
-                // Waits for the state.
-                worker.doing = Activity::Adopting(rendezvous.clone());
+                // Rank 0 could not read the checkpoint; wait until it releases the collective.
+                worker.activity = Activity::ReceivingState(rendezvous.clone());
             }
             return;
         };
@@ -198,62 +215,63 @@ impl SimWorld {
         self.report(id, Message::Ready(v1::Ready { generation, position }));
     }
 
-    fn apply(&mut self, id: WorkerId, generation: u64, train: v1::Train) {
+    /// Applies the update of a step and reports it; halts, or continues with the next granted step.
+    fn apply_update(&mut self, id: ProcessId, generation: u64, train: v1::Train) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let reached = Place::from(&worker.position.unwrap_or_default()).after(1);
-        let position = reached.in_generation(generation);
-        let (round, seconds) = (worker.rounds, worker.computed.as_secs_f64());
-        worker.history.push(Step { place: reached, generation });
-        worker.position = Some(position);
+        let reached = Position::from(&worker.position.unwrap_or_default()).after(1);
+        let reported_position = reached.in_generation(generation);
+        let (round, seconds) = (worker.round, worker.compute_time.as_secs_f64());
+        worker.history.push(Update { position: reached, generation });
+        worker.position = Some(reported_position);
         self.check_applied(id, generation);
         let kl = (&Summary::of([score(self.scenario.salt + 1, reached)])).into();
-        let done = v1::StepDone {
-            position: Some(position),
+        let step_done = v1::StepDone {
+            position: Some(reported_position),
             loss_weight: 1.0,
             seconds,
             samples: train.share_end - train.share_begin,
             summaries: [("kl".to_owned(), kl)].into(),
             ..Default::default()
         };
-        self.report(id, Message::StepDone(done));
-        if self.collectives[&generation].halting.contains(&round) {
-            self.halt(id, generation);
+        self.report(id, Message::StepDone(step_done));
+        if self.collectives[&generation].halt_rounds.contains(&round) {
+            self.halt_generation(id, generation);
         } else if reached.step < train.first_step + u64::from(train.steps) {
-            self.compute(id, train);
+            self.start_step(id, train);
         }
     }
 
-    /// Captions the next range, if there is one.
-    fn caption(&mut self, id: WorkerId, generation: u64, evaluate: v1::Evaluate) {
+    /// Starts to caption the next range, if there is one.
+    fn start_captioning(&mut self, id: ProcessId, generation: u64, evaluate: v1::Evaluate) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if evaluate.ranges.is_empty() {
             return;
         }
-        if worker.abandoned >= generation {
-            self.break_off(id, true);
+        if worker.abandoned_up_to >= generation {
+            self.end_generation(id, true);
             return;
         }
-        worker.doing = Activity::Captioning(evaluate);
-        let pace = worker.pace;
-        let takes = pace.mul_f64(self.rng.random_range(1.0..1.5));
-        self.wake(id, takes, Wake::Done);
+        worker.activity = Activity::Captioning(evaluate);
+        let duration = worker.step_duration.mul_f64(self.rng.random_range(1.0..1.5));
+        self.schedule_wake_up(id, duration, WakeReason::ActivityDone);
     }
 
-    fn report_captions(&mut self, id: WorkerId, generation: u64, mut evaluate: v1::Evaluate) {
+    /// Reports the captions of the first remaining range, and continues with the next one.
+    fn report_captions(&mut self, id: ProcessId, generation: u64, mut evaluate: v1::Evaluate) {
         let worker = &self.workers[&id];
         let range = evaluate.ranges.remove(0);
-        let at = worker.position.unwrap_or_default();
-        let caption = format!("{} {} {}", at.stage, at.step, digest(&worker.history));
+        let position = worker.position.unwrap_or_default();
+        let caption = format!("{} {} {}", position.stage, position.step, digest(&worker.history));
         let item = |image| v1::EvaluationItem {
             image: format!("image {image:03}"),
             caption: caption.clone(),
             image_id: Some(image),
             ..Default::default()
         };
-        let items: Vec<_> = (range.begin..range.end).step_by(self.scenario.stride).map(item).collect();
+        let items: Vec<_> = (range.begin..range.end).step_by(self.scenario.image_stride).map(item).collect();
         let evaluation = evaluate.evaluation;
-        self.captioned.push((id, range.into()));
-        // Some ranges are sent in two parts.
+        self.captioned_ranges.push((id, range.into()));
+        // The range that begins at 50 is sent in two messages.
         let (first, second) = items.split_at(if range.begin.is_multiple_of(100) { 0 } else { items.len() / 2 });
         for (items, more) in
             [(first, true), (second, false)].into_iter().filter(|(items, more)| !more || !items.is_empty())
@@ -261,48 +279,54 @@ impl SimWorld {
             let items = v1::EvaluationItems { generation, evaluation, range: Some(range), items: items.to_vec(), more };
             self.report(id, Message::EvaluationItems(items));
         }
-        let halts = self.workers.get(&id).is_some_and(|worker| worker.halted == generation);
-        if halts && !evaluate.ranges.is_empty() {
-            self.halt(id, generation);
+        let is_halted = self.workers.get(&id).is_some_and(|worker| worker.halted_generation == generation);
+        if is_halted && !evaluate.ranges.is_empty() {
+            self.halt_generation(id, generation);
         } else {
-            self.caption(id, generation, evaluate);
+            self.start_captioning(id, generation, evaluate);
         }
     }
 
-    /// Ends a halted generation after what was in flight.
-    fn halt(&mut self, id: WorkerId, generation: u64) {
-        self.leave_generation(id, generation);
+    /// Releases a halted generation and reports that the worker is idle.
+    fn halt_generation(&mut self, id: ProcessId, generation: u64) {
+        self.release_generation(id, generation);
         self.report_idle(id, generation);
     }
 
-    /// Ends a generation for this worker: it was abandoned, or the others have failed.
-    fn break_off(&mut self, id: WorkerId, abandoned: bool) {
+    /// Releases this worker's generation, because it is abandoned or its collective has failed. A
+    /// failure is reported.
+    fn end_generation(&mut self, id: ProcessId, is_abandoned: bool) {
         let Some(generation) = self.workers.get(&id).and_then(|worker| worker.generation) else { return };
-        self.leave_generation(id, generation);
-        if !abandoned {
-            self.fail(id, v1::Failed { generation, reason: "collective failed".to_owned(), ..Default::default() });
+        self.release_generation(id, generation);
+        if !is_abandoned {
+            self.report_failure(
+                id,
+                v1::Failed { generation, reason: "collective failed".to_owned(), ..Default::default() },
+            );
         }
     }
 
-    pub fn leave_generation(&mut self, id: WorkerId, generation: u64) {
+    /// Releases a generation: the worker leaves its collective and ignores its later directives.
+    pub fn release_generation(&mut self, id: ProcessId, generation: u64) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.let_go = worker.let_go.max(generation);
-        if let Some(own) = worker.generation.take() {
-            self.let_go(id, own, false);
+        worker.released_up_to = worker.released_up_to.max(generation);
+        if let Some(generation) = worker.generation.take() {
+            self.release_collective(id, generation, false);
         }
     }
 
-    pub fn fail(&mut self, id: WorkerId, failed: v1::Failed) {
-        let (generation, fatal) = (failed.generation, failed.fatal);
+    /// Reports a failure, and that the worker is idle unless the failure is fatal.
+    pub fn report_failure(&mut self, id: ProcessId, failed: v1::Failed) {
+        let (generation, is_fatal) = (failed.generation, failed.fatal);
         self.report(id, Message::Failed(failed));
-        if !fatal {
+        if !is_fatal {
             self.report_idle(id, generation);
         }
     }
 
-    fn report_idle(&mut self, id: WorkerId, generation: u64) {
+    fn report_idle(&mut self, id: ProcessId, generation: u64) {
         let Some(position) = self.workers.get(&id).map(|worker| worker.position) else { return };
-        let saving = self.saving(id);
+        let saving = self.latest_save(id);
         self.report(id, Message::Idle(v1::Idle { generation, position, saving }));
     }
 }

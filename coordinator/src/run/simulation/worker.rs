@@ -1,6 +1,6 @@
 //! A simulated worker: a process with a connection to the coordinator
 //! ([`connection`](super::connection)) and a training thread ([`training`](super::training)).
-//! Either of the two may be blocked.
+//! Faults block the whole process, or only its training thread.
 
 use std::collections::VecDeque;
 
@@ -8,262 +8,287 @@ use proto::{v1, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
-    History, WorkerId,
-    world::{SimEvent, SimWorld},
+    History, ProcessId,
+    cluster::{Cluster, SimEvent},
+    network::PacketToCoordinator,
 };
 use crate::run::{RequestId, SessionId, Time};
 
+/// A worker process, from its start to its end.
 #[derive(Debug)]
 pub struct Worker {
     pub host: String,
-    /// The id that it was started with.
-    pub wanted: Option<u32>,
-    /// The id that the coordinator assigned.
-    pub rank: Option<u32>,
-    pub link: Link,
-    /// Whether data and models are loaded: then it joins under its previous id.
-    pub loaded: bool,
-    /// Since when it tries to join.
-    pub asks_since: Time,
-    /// The pause before the next attempt.
-    pub pause: Time,
-    /// When it was first told that its id is taken.
-    pub held_since: Option<Time>,
+    /// The worker id that it was started with.
+    pub requested_worker_id: Option<u32>,
+    /// The worker id that the coordinator assigned.
+    pub worker_id: Option<u32>,
+    pub connection: ConnectionState,
+    /// Whether data and models are loaded. If so, it joins under its previous worker id.
+    pub is_loaded: bool,
+    /// The time of its first attempt to join since it lost its connection.
+    pub joining_since: Time,
+    /// The delay before the next attempt to join.
+    pub back_off: Time,
+    /// The time of the first refusal because its worker id is held.
+    pub id_held_since: Option<Time>,
 
-    pub orders: VecDeque<v1::Directive>,
-    pub doing: Activity,
+    /// Directives that the training thread has not begun.
+    pub directives: VecDeque<v1::Directive>,
+    pub activity: Activity,
     /// Reports that wait for a session.
-    pub unsent: Vec<Message>,
-    /// The number of the current wake-up of the training thread; earlier ones are ignored.
-    pub task: u64,
-    /// The latest generation whose rendezvous it was told of.
-    pub told: u64,
+    pub unsent_reports: Vec<Message>,
+    /// The number of the training thread's last scheduled wake-up; earlier ones are ignored.
+    pub wake_up: u64,
+    /// The latest generation whose rendezvous directive it has received.
+    pub latest_generation: u64,
     /// The term of that generation.
     pub term: u64,
-    /// Generations up to this one were abandoned.
-    pub abandoned: u64,
-    /// The generation that it is to release after what is in flight.
-    pub halted: u64,
-    /// Whether its process got a shutdown signal.
-    pub leaves: bool,
-    /// Generations up to this one are released.
-    pub let_go: u64,
-    /// The generation whose collective it is in.
+    /// The last abandoned generation; earlier ones are abandoned, too.
+    pub abandoned_up_to: u64,
+    /// The generation that it is to release after the step in flight.
+    pub halted_generation: u64,
+    /// Whether its process has received a shutdown signal.
+    pub is_leaving: bool,
+    /// The last released generation; earlier ones are released, too.
+    pub released_up_to: u64,
+    /// The generation of whose collective it is a member.
     pub generation: Option<u64>,
     /// The number of directives of that generation that it has begun.
-    pub begun: usize,
-    /// The number of rounds in that generation after the rendezvous.
-    pub rounds: u64,
-    /// Its share of the batch.
+    pub directives_begun: usize,
+    /// The number of all-reduces that it has entered in that generation.
+    pub round: u64,
+    /// Its share of the batch: the first sample, and one past the last.
     pub share: (u32, u32),
     /// Its rank in that generation.
-    pub rank_within: u32,
-    /// The computing time of its last step.
-    pub computed: Time,
+    pub rank: u32,
+    /// The time that it computed its last step.
+    pub compute_time: Time,
+    /// The position of its state; none if it has none.
     pub position: Option<v1::Position>,
+    /// Its state.
     pub history: History,
-    /// The id of the run that its state belongs to; empty before it has joined one.
+    /// The id of the run to which its state belongs; empty before it has joined a run.
     pub run_id: String,
-    /// Whether it claims that its state belongs to whatever run it joins.
-    pub lies: bool,
+    /// Whether it claims falsely that its state belongs to the run that it joins.
+    pub forges_run_id: bool,
 
-    /// The duration of a step.
-    pub pace: Time,
+    /// The approximate duration of a step.
+    pub step_duration: Time,
     /// Whether the whole process is suspended.
-    pub frozen: bool,
+    pub is_suspended: bool,
     /// Whether the training thread is blocked.
-    pub stuck: bool,
-    /// Events that were due meanwhile.
-    pub missed: Vec<SimEvent>,
-    /// When its last fault was repaired.
-    pub well_since: Time,
+    pub is_training_blocked: bool,
+    /// Events that were due while it was blocked.
+    pub deferred_events: Vec<SimEvent>,
+    /// The time at which its last fault was repaired.
+    pub repaired_at: Time,
 }
 
-/// The state of its connection to the coordinator.
+/// The state of a worker's connection to the coordinator.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Link {
-    /// It is about to join.
-    None,
-    Asking(RequestId),
-    Loading {
-        token: String,
-    },
+pub enum ConnectionState {
+    /// Waits for the next attempt to join.
+    Disconnected,
+    /// Waits for the response to this join request.
+    Joining(RequestId),
+    /// Is admitted, and loads data and models.
+    Loading { token: String },
+    /// Has a session.
     Attached(SessionId),
-    /// The connection is lost; the training thread has not released its generation yet.
-    LettingGo(SessionId),
+    /// Has lost this session; the training thread has not released its generation yet.
+    Releasing(SessionId),
 }
 
 /// The activity of the training thread.
 #[derive(Debug, Default)]
 pub enum Activity {
     #[default]
-    Nothing,
-    /// Checks that peers are reachable.
-    Reaching(v1::Rendezvous),
-    /// Waits for the others.
-    Meeting(v1::Rendezvous),
-    /// Receives the source's state.
-    Adopting(v1::Rendezvous),
+    Idle,
+    /// Checks that its peers are reachable.
+    CheckingPeers(v1::Rendezvous),
+    /// Waits until all members have entered the rendezvous.
+    AwaitingRendezvous(v1::Rendezvous),
+    /// Receives the state of the source.
+    ReceivingState(v1::Rendezvous),
+    /// Computes the gradient of a step.
     Computing(v1::Train),
-    /// Waits for the others.
-    Reducing(v1::Train),
-    /// All gradients have arrived.
-    Applying(v1::Train),
+    /// Waits until all members have entered the all-reduce.
+    AwaitingAllReduce(v1::Train),
+    /// Applies the update of a step; all members have entered the all-reduce.
+    ApplyingUpdate(v1::Train),
+    /// Captions the first of the remaining ranges.
     Captioning(v1::Evaluate),
-    Copying(v1::Checkpoint),
-    /// Waits for the saver, which is still busy.
-    HandingOver,
-    /// Waits for the saver; the run is complete.
+    /// Copies its state for the saver.
+    CopyingState(v1::Checkpoint),
+    /// Waits until the saver has finished an earlier save.
+    AwaitingSaver,
+    /// Waits until the saver has finished; the run is complete.
     Finishing,
 }
 
-/// An event that wakes a worker.
+/// The reason for which a worker's connection or training thread wakes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// It is time to join.
-    Ask,
-    /// A join had no answer.
-    Unanswered(RequestId),
+pub enum WakeReason {
+    /// The next attempt to join is due.
+    Join,
+    /// There was no response to this join request.
+    JoinTimeout(RequestId),
     /// Data and models are loaded.
     Loaded,
-    /// It is time for a heartbeat.
-    Beat(SessionId),
-    /// The process gets a shutdown signal.
-    Leave,
-    /// The step in flight has taken too long to wait for.
-    LetGo(SessionId),
+    /// The next heartbeat is due.
+    Heartbeat(SessionId),
+    /// The process receives a shutdown signal.
+    ShutdownSignal,
+    /// The training thread has not finished the step in flight within the heartbeat timeout after
+    /// the loss of this session.
+    ReleaseTimeout(SessionId),
     /// The training thread has completed its activity.
-    Done,
+    ActivityDone,
     /// The training thread's collective has failed.
-    Broken,
+    CollectiveFailed,
 }
 
 impl Worker {
-    pub fn new(host: String, wanted: Option<u32>, pace: Time) -> Self {
+    pub fn new(host: String, requested_worker_id: Option<u32>, step_duration: Time) -> Self {
         Self {
             host,
-            wanted,
-            rank: wanted,
-            link: Link::None,
-            loaded: false,
-            asks_since: Time::ZERO,
-            pause: Time::ZERO,
-            held_since: None,
-            orders: VecDeque::new(),
-            doing: Activity::Nothing,
-            task: 0,
-            told: 0,
+            requested_worker_id,
+            worker_id: requested_worker_id,
+            connection: ConnectionState::Disconnected,
+            is_loaded: false,
+            joining_since: Time::ZERO,
+            back_off: Time::ZERO,
+            id_held_since: None,
+            directives: VecDeque::new(),
+            activity: Activity::Idle,
+            wake_up: 0,
+            latest_generation: 0,
             term: 0,
-            abandoned: 0,
-            halted: 0,
-            leaves: false,
-            let_go: 0,
+            abandoned_up_to: 0,
+            halted_generation: 0,
+            is_leaving: false,
+            released_up_to: 0,
             generation: None,
-            begun: 0,
-            rounds: 0,
+            directives_begun: 0,
+            round: 0,
             share: (0, 0),
-            unsent: Vec::new(),
-            rank_within: 0,
-            computed: Time::ZERO,
+            unsent_reports: Vec::new(),
+            rank: 0,
+            compute_time: Time::ZERO,
             position: None,
             history: History::new(),
             run_id: String::new(),
-            lies: false,
-            pace,
-            frozen: false,
-            stuck: false,
-            missed: Vec::new(),
-            well_since: Time::ZERO,
+            forges_run_id: false,
+            step_duration,
+            is_suspended: false,
+            is_training_blocked: false,
+            deferred_events: Vec::new(),
+            repaired_at: Time::ZERO,
         }
     }
 
-    /// Drops its state, and starts again in another run.
-    pub fn begin_anew(&mut self, run_id: String) {
-        (self.position, self.history, self.lies) = (None, History::new(), false);
-        (self.told, self.term, self.abandoned, self.halted, self.let_go) = (0, 0, 0, 0, 0);
-        (self.loaded, self.run_id) = (false, run_id);
-        (self.orders, self.unsent) = (VecDeque::new(), Vec::new());
+    /// Drops its state, to start again in this run without one.
+    pub fn reset_for_run(&mut self, run_id: String) {
+        (self.position, self.history, self.forges_run_id) = (None, History::new(), false);
+        (self.latest_generation, self.term, self.abandoned_up_to, self.halted_generation, self.released_up_to) =
+            (0, 0, 0, 0, 0);
+        (self.is_loaded, self.run_id) = (false, run_id);
+        (self.directives, self.unsent_reports) = (VecDeque::new(), Vec::new());
     }
 
-    /// A worker that has only its state left from another run. Its machine determines the id that
-    /// it asks for.
-    fn left_over(self, host: String, wanted: Option<u32>) -> Self {
-        let Self { loaded, told, term, position, history, run_id, lies, pace, .. } = self;
-        let left = Self::new(host, wanted, pace);
-        Self { loaded, told, term, let_go: told, abandoned: told, position, history, run_id, lies, ..left }
+    /// A new process that holds this worker's state. It requests the worker id of its machine.
+    fn with_former_state(self, host: String, requested_worker_id: Option<u32>) -> Self {
+        let Self {
+            is_loaded, latest_generation, term, position, history, run_id, forges_run_id, step_duration, ..
+        } = self;
+        let new = Self::new(host, requested_worker_id, step_duration);
+        Self {
+            is_loaded,
+            latest_generation,
+            term,
+            released_up_to: latest_generation,
+            abandoned_up_to: latest_generation,
+            position,
+            history,
+            run_id,
+            forges_run_id,
+            ..new
+        }
     }
 
+    /// The worker's session, if it is attached.
     pub fn session(&self) -> Option<SessionId> {
-        if let Link::Attached(session) = self.link { Some(session) } else { None }
+        if let ConnectionState::Attached(session) = self.connection { Some(session) } else { None }
     }
 }
 
-impl SimWorld {
-    /// Starts a worker process.
-    pub fn start_worker(&mut self, host: String, wanted: Option<u32>) -> WorkerId {
-        self.last_worker += 1;
-        let id = WorkerId(self.last_worker);
-        let pace = self.scenario.pace;
-        // Some of these join when others have trained for long.
-        let comes = !self.left_over.is_empty() && self.rng.random();
-        let worker = match self.left_over.pop_if(|_| comes) {
-            Some(worker) => worker.left_over(host, wanted),
-            None => Worker::new(host, wanted, pace),
+impl Cluster {
+    /// Starts a worker process, sometimes with the state of a former worker.
+    pub fn start_worker(&mut self, host: String, requested_worker_id: Option<u32>) -> ProcessId {
+        self.last_process_id += 1;
+        let id = ProcessId(self.last_process_id);
+        let step_duration = self.scenario.step_duration;
+        // Some former workers thus join when others have trained for long.
+        let takes_former_state = !self.former_workers.is_empty() && self.rng.random();
+        let worker = match self.former_workers.pop_if(|_| takes_former_state) {
+            Some(worker) => worker.with_former_state(host, requested_worker_id),
+            None => Worker::new(host, requested_worker_id, step_duration),
         };
         self.workers.insert(id, worker);
-        self.come_back(id);
+        self.start_joining(id);
         id
     }
 
-    /// A worker process ends by itself, when its saver has finished.
-    pub fn retire_worker(&mut self, id: WorkerId) {
+    /// Ends a worker process in order: its saver first completes its saves.
+    pub fn retire_worker(&mut self, id: ProcessId) {
         let saves = self.savers.remove(&id);
         self.end_worker(id, false);
         self.savers.extend(saves.map(|saves| (id, saves)));
     }
 
-    /// Removes a worker process. Others notice, unless its machine vanished silently.
-    pub fn end_worker(&mut self, id: WorkerId, silently: bool) {
+    /// Ends a worker process at once. The coordinator and its peers notice, unless `is_silent`: its
+    /// machine is lost, and no connection is closed.
+    pub fn end_worker(&mut self, id: ProcessId, is_silent: bool) {
         self.savers.remove(&id);
         let Some(worker) = self.workers.remove(&id) else { return };
-        if let Link::Attached(session) = worker.link {
-            if silently {
-                self.reset(session, false, false);
+        if let ConnectionState::Attached(session) = worker.connection {
+            if is_silent {
+                self.reset_session(session, false, false);
             } else {
-                self.send_up(session, super::network::Up::End);
+                self.send_to_coordinator(session, PacketToCoordinator::End);
             }
         }
         if let Some(generation) = worker.generation {
-            self.let_go(id, generation, silently);
+            self.release_collective(id, generation, is_silent);
         }
-        self.vacate(&worker.host);
+        self.schedule_replacement(&worker.host);
     }
 
-    /// Schedules the next wake-up of the training thread; replaces an earlier one.
-    pub fn wake(&mut self, id: WorkerId, delay: Time, wake: Wake) {
+    /// Schedules the next wake-up of the training thread, instead of an earlier one.
+    pub fn schedule_wake_up(&mut self, id: ProcessId, delay: Time, reason: WakeReason) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.task += 1;
-        let task = worker.task;
-        self.agenda.after(delay, SimEvent::Training { worker: id, task, wake });
+        worker.wake_up += 1;
+        let wake_up = worker.wake_up;
+        self.queue.schedule_after(delay, SimEvent::TrainingWakeUp { worker: id, wake_up, reason });
     }
 
-    /// Stores an event for a blocked worker until it resumes.
-    pub fn unless_missed(&mut self, id: Option<WorkerId>, due: SimEvent) -> Option<SimEvent> {
-        let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) else { return Some(due) };
-        if worker.frozen || (worker.stuck && matches!(due, SimEvent::Training { .. })) {
-            worker.missed.push(due);
+    /// Defers an event for a worker while that is blocked. Returns other events.
+    pub fn defer_if_worker_blocked(&mut self, id: Option<ProcessId>, event: SimEvent) -> Option<SimEvent> {
+        let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) else { return Some(event) };
+        if worker.is_suspended || (worker.is_training_blocked && matches!(event, SimEvent::TrainingWakeUp { .. })) {
+            worker.deferred_events.push(event);
             return None;
         }
-        Some(due)
+        Some(event)
     }
 
     /// Resumes a blocked worker.
-    pub fn thaw(&mut self, id: WorkerId) {
+    pub fn resume_worker(&mut self, id: ProcessId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        (worker.frozen, worker.stuck) = (false, false);
-        for due in std::mem::take(&mut worker.missed) {
-            self.agenda.after(Time::ZERO, due);
+        (worker.is_suspended, worker.is_training_blocked) = (false, false);
+        for event in std::mem::take(&mut worker.deferred_events) {
+            self.queue.schedule_after(Time::ZERO, event);
         }
-        self.go_on(id);
+        self.execute_directives(id);
     }
 }

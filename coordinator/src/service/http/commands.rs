@@ -20,80 +20,88 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tonic::{Code, Status};
 
-use super::{AppState, Problem, limits::RequestBody};
+use super::{AppState, HttpError, limits::RequestBody};
 use crate::{
-    run::Command,
-    service::{access::bearer, door::Peer, driver::Input, refusals::Reason},
+    run::{Command, WorkerId},
+    service::{acceptor::Peer, auth::bearer_token, driver::Input, refusals::Reason},
 };
 
 /// Parses a command from the body of a request.
-type Read = fn(&[u8]) -> Result<Command, String>;
+type ParseCommand = fn(&[u8]) -> Result<Command, HttpError>;
 
 /// All commands, with their paths below `/api`.
-const COMMANDS: [(&str, Read); 5] = [
+const COMMANDS: [(&str, ParseCommand); 5] = [
     ("/pause", |_| Ok(Command::Pause)),
     ("/resume", |_| Ok(Command::Resume)),
     ("/checkpoint", |_| Ok(Command::Checkpoint)),
     ("/evaluate", |_| Ok(Command::Evaluate)),
-    ("/drain", drain),
+    ("/drain", parse_drain),
 ];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Drain {
+struct DrainBody {
+    /// The worker's id.
     rank: u32,
 }
 
-fn drain(body: &[u8]) -> Result<Command, String> {
-    let Drain { rank } = serde_json::from_slice(body).map_err(|_| "drain needs {\"rank\": N}")?;
-    Ok(Command::Drain(rank))
+fn parse_drain(body: &[u8]) -> Result<Command, HttpError> {
+    let DrainBody { rank } = serde_json::from_slice(body)
+        .map_err(|_| HttpError::new(StatusCode::BAD_REQUEST, "drain requires the body {\"rank\": N}"))?;
+    Ok(Command::Drain(WorkerId(rank)))
 }
 
 /// The routes of all commands.
 pub fn routes() -> Router<Arc<AppState>> {
-    COMMANDS.into_iter().fold(Router::new(), |routes, (path, read)| {
-        let handler = async move |State(desk): State<Arc<AppState>>, peer: Extension<Peer>, request: Request| {
-            let steered = steer(&desk, read, request).await;
-            steered.map_err(|(reason, problem)| {
-                desk.refusals.note(peer.0.0, reason, format_args!("/api{path}: {}", problem.why));
-                problem
+    COMMANDS.into_iter().fold(Router::new(), |routes, (path, parse)| {
+        let handler = async move |State(app_state): State<Arc<AppState>>, peer: Extension<Peer>, request: Request| {
+            let answer = send_command(&app_state, parse, request).await;
+            answer.map_err(|(reason, error)| {
+                app_state.refusals.record(peer.0.0, reason, format_args!("/api{path}: {}", error.message));
+                error
             })
         };
         routes.route(path, post(handler))
     })
 }
 
-/// Carries out the command of a request. It checks the token before it reads the body.
-async fn steer(desk: &AppState, read: Read, request: Request) -> Result<impl IntoResponse + use<>, (Reason, Problem)> {
-    let refuse = |reason, code, why: &str| (reason, Problem::new(code, why));
-    let Some(admin) = &desk.tokens.admin else {
-        let why = "this coordinator takes no commands here: serve with --admin-token-file or DICO_ADMIN_TOKEN";
-        return Err(refuse(Reason::AdminToken, StatusCode::FORBIDDEN, why));
+/// Sends the command of a request to the run. Checks the token before it reads the body.
+async fn send_command(
+    app_state: &AppState,
+    parse: ParseCommand,
+    request: Request,
+) -> Result<impl IntoResponse + use<>, (Reason, HttpError)> {
+    let refuse = |reason, code, message: &str| (reason, HttpError::new(code, message));
+    let Some(admin) = &app_state.tokens.admin else {
+        let message = "a coordinator without an admin token accepts no commands over HTTP: serve with --admin-token-file \
+                       or DICO_ADMIN_TOKEN";
+        return Err(refuse(Reason::AdminToken, StatusCode::FORBIDDEN, message));
     };
-    if !bearer(request.headers()).is_some_and(|presented| admin.equals(presented)) {
-        let why = "this coordinator wants its admin token: that of its --admin-token-file or DICO_ADMIN_TOKEN";
-        return Err(refuse(Reason::AdminToken, StatusCode::UNAUTHORIZED, why));
+    if !bearer_token(request.headers()).is_some_and(|presented| admin.matches(presented)) {
+        let message = "this coordinator requires its admin token, from its --admin-token-file or DICO_ADMIN_TOKEN";
+        return Err(refuse(Reason::AdminToken, StatusCode::UNAUTHORIZED, message));
     }
-    let RequestBody(body) = RequestBody::from_request(request, &()).await.map_err(|problem| match problem.code {
-        StatusCode::REQUEST_TIMEOUT => (Reason::Timeout, problem),
-        StatusCode::PAYLOAD_TOO_LARGE => (Reason::Oversized, problem),
-        _ => (Reason::Malformed, problem),
+    let RequestBody(body) = RequestBody::from_request(request, &()).await.map_err(|error| match error.code {
+        StatusCode::REQUEST_TIMEOUT => (Reason::Timeout, error),
+        StatusCode::PAYLOAD_TOO_LARGE => (Reason::Oversized, error),
+        _ => (Reason::Malformed, error),
     })?;
-    let command = read(&body).map_err(|why| refuse(Reason::Malformed, StatusCode::BAD_REQUEST, &why))?;
+    let command = parse(&body).map_err(|error| (Reason::Malformed, error))?;
     let over = || Status::unavailable("the coordinator is shutting down");
-    let ask = async {
+    let send = async {
         let (reply, answer) = oneshot::channel();
-        desk.driver.send(Input::Control { command, reply }).await.map_err(|_| over())?;
+        app_state.driver.send(Input::Control { command, reply }).await.map_err(|_| over())?;
         answer.await.map_err(|_| over())?
     };
-    let message = ask.await.map_err(|status: Status| {
+    let message = send.await.map_err(|status: Status| {
         let path = format!("/{}/Control", admin_server::SERVICE_NAME);
-        refuse(Reason::of_call(&path, status.code()), code(status.code()), status.message())
+        refuse(Reason::from_call_status(&path, status.code()), http_code(status.code()), status.message())
     })?;
     Ok(Json(json!({ "message": message })))
 }
 
-fn code(code: Code) -> StatusCode {
+/// The HTTP status code for a gRPC status code.
+fn http_code(code: Code) -> StatusCode {
     match code {
         Code::FailedPrecondition | Code::AlreadyExists => StatusCode::CONFLICT,
         Code::InvalidArgument => StatusCode::BAD_REQUEST,

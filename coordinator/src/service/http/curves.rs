@@ -1,7 +1,8 @@
 //! Curves of a run in bounded memory: aggregates the journal's steps into buckets.
 //!
-//! A stage has at most [`MAX_BUCKETS`] buckets; when there would be more, each two neighbours are
-//! merged. Memory and the time of an answer are therefore the same for a stage of any length.
+//! A stage has at most [`MAX_BUCKETS`] buckets. When it outgrows them, each bucket is merged with
+//! its neighbour, which doubles the number of steps per bucket. Memory and the size of an answer
+//! are therefore bounded for a stage of any length.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,46 +12,49 @@ use statistics::names;
 use crate::{
     journal::{
         Error,
-        browse::{Distribution, NUMBERS, Recorded},
+        browse::{Distribution, RecordedStep, STEP_SCALARS},
         history::History,
     },
     run::{
         lineage::{Lineage, Selection, StateFate},
-        plan::Place,
+        plan::Position,
     },
 };
 
-/// Maximal number of buckets of a stage, and of its recent steps.
+/// Maximal number of buckets of a whole stage, and of its recent steps.
 pub const MAX_BUCKETS: usize = 512;
 /// Maximal number of steps read in one query.
-const CHUNK: usize = 4096;
-/// Distributions whose quantiles are shown.
-const WITH_QUANTILES: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_REJECTED];
+const MAX_STEPS_PER_QUERY: usize = 4096;
+/// Distributions that have series of their quantiles.
+const QUANTILE_DISTRIBUTIONS: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_REJECTED];
 const QUANTILES: [&str; 5] = ["p05", "p25", "p50", "p75", "p95"];
-/// The number of series: a step's numbers, the means of its distributions, and some quantiles.
-const SERIES: usize = NUMBERS.len() + names::ALL.len() + WITH_QUANTILES.len() * QUANTILES.len();
+/// The number of series: a step's scalars, the means of its distributions, and some quantiles.
+const SERIES_COUNT: usize =
+    STEP_SCALARS.len() + names::TRAINING_METRICS.len() + QUANTILE_DISTRIBUTIONS.len() * QUANTILES.len();
 
-/// The name of a series, and whether its minimum and maximum are shown: those of quantiles are not.
-fn name(series: usize) -> (String, bool) {
-    match (NUMBERS.get(series), series.checked_sub(NUMBERS.len())) {
+/// The name of a series, and whether it has minimum and maximum, which series of quantiles do not.
+fn series_name(series: usize) -> (String, bool) {
+    match (STEP_SCALARS.get(series), series.checked_sub(STEP_SCALARS.len())) {
         (Some(number), _) => ((*number).to_owned(), true),
-        (None, Some(mean)) if mean < names::ALL.len() => (names::ALL[mean].to_owned(), true),
+        (None, Some(mean)) if mean < names::TRAINING_METRICS.len() => (names::TRAINING_METRICS[mean].to_owned(), true),
         (None, _) => {
-            let quantile = series - NUMBERS.len() - names::ALL.len();
-            let (of, quantile) = (WITH_QUANTILES[quantile / QUANTILES.len()], QUANTILES[quantile % QUANTILES.len()]);
-            (format!("{of}.{quantile}"), false)
+            let quantile = series - STEP_SCALARS.len() - names::TRAINING_METRICS.len();
+            let (distribution, quantile) =
+                (QUANTILE_DISTRIBUTIONS[quantile / QUANTILES.len()], QUANTILES[quantile % QUANTILES.len()]);
+            (format!("{distribution}.{quantile}"), false)
         }
     }
 }
 
-fn values(step: &Recorded) -> [Option<f64>; SERIES] {
-    let of = |name: &str| step.summaries.get(name);
-    let means = names::ALL.into_iter().map(|name| of(name)?.mean);
-    let quantiles = WITH_QUANTILES.into_iter().flat_map(|name| match of(name) {
+/// The values of a step, in the order of the series.
+fn series_values(step: &RecordedStep) -> [Option<f64>; SERIES_COUNT] {
+    let distribution = |name: &str| step.summaries.get(name);
+    let means = names::TRAINING_METRICS.into_iter().map(|name| distribution(name)?.mean);
+    let quantiles = QUANTILE_DISTRIBUTIONS.into_iter().flat_map(|name| match distribution(name) {
         Some(Distribution { p05, p25, p50, p75, p95, .. }) => [*p05, *p25, *p50, *p75, *p95],
         None => [None; QUANTILES.len()],
     });
-    let mut values = step.numbers.into_iter().chain(means).chain(quantiles);
+    let mut values = step.scalars.into_iter().chain(means).chain(quantiles);
     std::array::from_fn(|_| values.next().flatten())
 }
 
@@ -64,7 +68,7 @@ struct BucketAggregate {
 }
 
 impl BucketAggregate {
-    fn of(value: Option<f64>) -> Self {
+    fn from_value(value: Option<f64>) -> Self {
         value.map_or_else(Self::default, |value| Self { count: 1, sum: value, min: value, max: value })
     }
 
@@ -87,92 +91,100 @@ impl BucketAggregate {
 /// The aggregate of consecutive steps.
 #[derive(Clone, Debug, PartialEq)]
 struct Bucket {
+    /// The first and the last step.
     first: u64,
     last: u64,
     /// When the last step was recorded.
     at: f64,
-    cells: [BucketAggregate; SERIES],
+    /// The aggregates, in the order of the series.
+    aggregates: [BucketAggregate; SERIES_COUNT],
 }
 
 impl Bucket {
-    fn of(step: &Recorded) -> Self {
-        let Place { step: number, .. } = step.place;
-        Self { first: number, last: number, at: step.at, cells: values(step).map(BucketAggregate::of) }
+    fn from_step(step: &RecordedStep) -> Self {
+        let Position { step: number, .. } = step.position;
+        Self {
+            first: number,
+            last: number,
+            at: step.at,
+            aggregates: series_values(step).map(BucketAggregate::from_value),
+        }
     }
 
     fn merge(&mut self, later: &Self) {
         (self.last, self.at) = (later.last, later.at);
-        self.cells.iter_mut().zip(&later.cells).for_each(|(cell, other)| cell.merge(other));
+        self.aggregates.iter_mut().zip(&later.aggregates).for_each(|(aggregate, other)| aggregate.merge(other));
     }
 
-    fn slot(&self, width: u64) -> u64 {
-        self.first.saturating_sub(1) / width
+    /// The index of the bucket of this size that the first step belongs to.
+    fn index(&self, bucket_size: u64) -> u64 {
+        self.first.saturating_sub(1) / bucket_size
     }
 }
 
 /// The curves of a stage.
 #[derive(Clone, Debug)]
 struct StageCurves {
-    /// The number of steps per bucket.
-    width: u64,
+    /// The maximal number of steps per bucket.
+    bucket_size: u64,
     buckets: Vec<Bucket>,
-    /// The last steps, one per bucket.
+    /// The last steps, each in its own bucket.
     recent: VecDeque<Bucket>,
 }
 
 impl StageCurves {
     fn new() -> Self {
-        Self { width: 1, buckets: Vec::new(), recent: VecDeque::new() }
+        Self { bucket_size: 1, buckets: Vec::new(), recent: VecDeque::new() }
     }
 
-    fn add(&mut self, step: Bucket) {
+    fn add_step(&mut self, step: Bucket) {
         if self.recent.len() == MAX_BUCKETS {
             self.recent.pop_front();
         }
         self.recent.push_back(step.clone());
-        self.put(step);
+        self.push_or_merge(step);
         while self.buckets.len() > MAX_BUCKETS {
-            self.width *= 2;
+            self.bucket_size *= 2;
             for bucket in std::mem::take(&mut self.buckets) {
-                self.put(bucket);
+                self.push_or_merge(bucket);
             }
         }
     }
 
-    fn put(&mut self, bucket: Bucket) {
+    fn push_or_merge(&mut self, bucket: Bucket) {
         match self.buckets.last_mut() {
-            Some(last) if last.slot(self.width) == bucket.slot(self.width) => last.merge(&bucket),
+            Some(last) if last.index(self.bucket_size) == bucket.index(self.bucket_size) => last.merge(&bucket),
             _ => self.buckets.push(bucket),
         }
     }
 
-    /// Removes all steps beyond `step`, and the buckets that contain some of them. Returns the last
-    /// step that is left.
-    fn cut(&mut self, step: u64) -> u64 {
+    /// Removes all steps beyond `step`, and each bucket that contains one of them. Returns the last
+    /// remaining step.
+    fn truncate(&mut self, step: u64) -> u64 {
         self.buckets.retain(|bucket| bucket.last <= step);
-        let left = self.buckets.last().map_or(0, |bucket| bucket.last);
-        self.recent.retain(|bucket| bucket.last <= left);
-        left
+        let last_step = self.buckets.last().map_or(0, |bucket| bucket.last);
+        self.recent.retain(|bucket| bucket.last <= last_step);
+        last_step
     }
 }
 
-/// The requested part of a stage.
+/// Which steps of a stage a client requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Span {
-    /// The whole stage, in buckets.
+pub enum StepRange {
+    /// The whole stage, in at most [`MAX_BUCKETS`] buckets.
     #[default]
-    Whole,
+    Full,
     /// The last [`MAX_BUCKETS`] steps, one per bucket.
     Recent,
 }
 
-/// The version of the curves. A client with the same `era` gets only later data, as a delta.
+/// The version of the curves. A client with the same `version` gets only later data, as a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Version {
-    /// Incremented when data that were sent are no longer valid.
-    pub era: u64,
-    /// The number of steps added since then.
+pub struct CurvesVersion {
+    /// Incremented when steps are removed, because clients may have them.
+    pub version: u64,
+    /// The number of steps that were added in this version.
     pub steps: u64,
 }
 
@@ -180,25 +192,25 @@ pub struct Version {
 #[derive(Debug, Serialize)]
 pub struct CurveDelta {
     stage: u32,
-    span: Span,
+    range: StepRange,
     #[serde(flatten)]
-    version: Version,
+    version: CurvesVersion,
     /// The maximal number of steps per bucket.
-    width: u64,
-    /// Whether this is a delta, which replaces the client's data from its first bucket on;
-    /// otherwise it replaces all of them.
-    continues: bool,
+    bucket_size: u64,
+    /// Whether this is a delta, which replaces the client's data from the first bucket of the delta
+    /// on. Otherwise the answer replaces all data of the client.
+    is_delta: bool,
     /// The first step of each bucket.
     first: Vec<u64>,
     /// The last step of each bucket.
     last: Vec<u64>,
-    /// When that was recorded, in Unix seconds.
+    /// When the last step of each bucket was recorded, in Unix seconds.
     at: Vec<f64>,
     /// Series by name, without those for which the stage has no values.
     series: BTreeMap<String, Columns>,
 }
 
-/// The columns of a series, rounded for display; null where there is no value.
+/// The columns of a series, rounded to single precision; null where there is no value.
 #[derive(Debug, Serialize)]
 struct Columns {
     mean: Vec<Option<f32>>,
@@ -208,127 +220,139 @@ struct Columns {
     max: Option<Vec<Option<f32>>>,
 }
 
-/// The client's cursor. If it does not fit the present curves, the client gets a full answer.
+/// What the client has. If its data do not match the present curves, the client gets a full answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CurveCursor {
-    /// The era of the client's data.
-    pub era: u64,
-    /// The number of steps per bucket.
-    pub width: u64,
-    /// The first step of the client's last bucket, which may have grown since; 0 if it has no data.
-    pub from: u64,
+    /// The version of the client's data.
+    pub version: u64,
+    /// The maximal number of steps per bucket of the client's data.
+    pub bucket_size: u64,
+    /// The first step of the client's last bucket, which may have grown since. 0 if the client has
+    /// no data.
+    pub from_step: u64,
 }
 
-/// A batch read from the journal.
+/// The result of one query of the journal.
 #[derive(Default)]
-pub struct CurveBatch {
-    /// The starts of generations and the ends of stages.
-    pub cuts: BTreeSet<(u64, Place)>,
+pub struct CurveUpdate {
+    /// The starts of generations and the ends of stages: where the history may branch.
+    pub branch_points: BTreeSet<(u64, Position)>,
     /// The stages that ended with their best state.
     pub selections: BTreeSet<Selection>,
-    /// Steps beyond those that were read before.
-    pub steps: Vec<Recorded>,
+    /// Steps beyond the last step that was read.
+    pub steps: Vec<RecordedStep>,
 }
 
 /// The curves of all stages.
 #[derive(Debug)]
 pub struct Curves {
-    courses: BTreeMap<u32, StageCurves>,
-    cuts: BTreeSet<(u64, Place)>,
+    stages: BTreeMap<u32, StageCurves>,
+    branch_points: BTreeSet<(u64, Position)>,
     /// The last step that was read.
-    reached: Place,
-    version: Version,
+    last_read: Position,
+    version: CurvesVersion,
 }
 
 impl Curves {
-    /// Empty curves. `era` has to differ from the eras of earlier coordinators.
-    pub fn new(era: u64) -> Self {
-        let version = Version { era, steps: 0 };
-        Self { courses: BTreeMap::new(), cuts: BTreeSet::new(), reached: Place::default(), version }
+    /// Empty curves. `version` has to differ from the versions of earlier coordinators, because
+    /// clients may have their data.
+    pub fn new(version: u64) -> Self {
+        let version = CurvesVersion { version, steps: 0 };
+        Self { stages: BTreeMap::new(), branch_points: BTreeSet::new(), last_read: Position::default(), version }
     }
 
     /// The present version.
-    pub fn version(&self) -> Version {
+    pub fn version(&self) -> CurvesVersion {
         self.version
     }
 
-    /// The query for the next batch.
-    pub fn next(&self) -> impl FnOnce(&History) -> Result<CurveBatch, Error> + use<> {
-        let reached = self.reached;
+    /// The query for the next update.
+    pub fn next_query(&self) -> impl FnOnce(&History) -> Result<CurveUpdate, Error> + use<> {
+        let last_read = self.last_read;
         move |history| {
-            let (cuts, selections) = (history.cuts()?, history.selections()?);
-            Ok(CurveBatch { cuts, selections, steps: history.recorded(reached, CHUNK)? })
+            let (branch_points, selections) = (history.branch_points()?, history.selections()?);
+            let steps = history.step_records(last_read, MAX_STEPS_PER_QUERY)?;
+            Ok(CurveUpdate { branch_points, selections, steps })
         }
     }
 
-    /// Adds a batch. Returns whether there may be more.
-    pub fn take(&mut self, CurveBatch { cuts: known, selections, steps }: CurveBatch) -> bool {
-        let cut = known.difference(&self.cuts).map(|(_, place)| *place).min();
-        self.cuts = known;
-        if let Some(place) = cut.filter(|place| *place < self.reached) {
-            self.cut(place);
+    /// Applies an update. Returns whether the journal may have more steps.
+    pub fn apply(&mut self, CurveUpdate { branch_points, selections, steps }: CurveUpdate) -> bool {
+        let first_new = branch_points.difference(&self.branch_points).map(|(_, position)| *position).min();
+        self.branch_points = branch_points;
+        if let Some(position) = first_new.filter(|position| *position < self.last_read) {
+            self.truncate(position);
             return true;
         }
-        let lineage = Lineage::new(&self.cuts, &selections);
-        let more = steps.len() == CHUNK;
-        let is_shown = |step: &Recorded| lineage.fate(step.place, step.generation) != StateFate::GivenUp;
+        let lineage = Lineage::new(&self.branch_points, &selections);
+        let has_more = steps.len() == MAX_STEPS_PER_QUERY;
+        let is_shown = |step: &RecordedStep| lineage.fate(step.position, step.generation) != StateFate::GivenUp;
         let mut steps = steps.into_iter().filter(is_shown).peekable();
         while let Some(step) = steps.next() {
-            self.reached = step.place;
+            self.last_read = step.position;
             // If a step was recorded more than once, the last record counts.
-            if steps.peek().is_none_or(|later| later.place != step.place) {
-                self.courses.entry(step.place.stage).or_insert_with(StageCurves::new).add(Bucket::of(&step));
+            if steps.peek().is_none_or(|later| later.position != step.position) {
+                self.stages
+                    .entry(step.position.stage)
+                    .or_insert_with(StageCurves::new)
+                    .add_step(Bucket::from_step(&step));
                 self.version.steps += 1;
             }
         }
-        more
+        has_more
     }
 
-    fn cut(&mut self, place: Place) {
-        self.courses.retain(|stage, _| *stage <= place.stage);
-        let step = self.courses.get_mut(&place.stage).map_or(0, |course| course.cut(place.step));
-        self.reached = Place { stage: place.stage, step };
-        self.version = Version { era: self.version.era + 1, steps: 0 };
+    /// Removes all steps beyond `position`.
+    fn truncate(&mut self, position: Position) {
+        self.stages.retain(|stage, _| *stage <= position.stage);
+        let step = self.stages.get_mut(&position.stage).map_or(0, |curves| curves.truncate(position.step));
+        self.last_read = Position { stage: position.stage, step };
+        self.version = CurvesVersion { version: self.version.version + 1, steps: 0 };
     }
 
     /// The data of a stage that the client does not have.
-    pub fn piece(&self, stage: u32, span: Span, held: CurveCursor) -> CurveDelta {
-        let none = StageCurves::new();
-        let course = self.courses.get(&stage).unwrap_or(&none);
-        let width = if span == Span::Whole { course.width } else { 1 };
-        let mut buckets: Vec<&Bucket> = match span {
-            Span::Whole => course.buckets.iter().collect(),
-            Span::Recent => course.recent.iter().collect(),
+    pub fn delta(&self, stage: u32, range: StepRange, cursor: CurveCursor) -> CurveDelta {
+        let empty = StageCurves::new();
+        let curves = self.stages.get(&stage).unwrap_or(&empty);
+        let bucket_size = if range == StepRange::Full { curves.bucket_size } else { 1 };
+        let mut buckets: Vec<&Bucket> = match range {
+            StepRange::Full => curves.buckets.iter().collect(),
+            StepRange::Recent => curves.recent.iter().collect(),
         };
-        // A delta begins with the client's last bucket: without it there is no delta.
-        let same = (held.era, held.width) == (self.version.era, width);
-        let last_held = buckets.iter().position(|bucket| same && bucket.first == held.from);
-        let continues = last_held.is_some();
-        buckets.drain(..last_held.unwrap_or(0));
-        let column = |series: usize, of: fn(&BucketAggregate) -> f64| {
+        // A delta begins with the client's last bucket. If that does not exist, the answer is full.
+        let is_same_version = (cursor.version, cursor.bucket_size) == (self.version.version, bucket_size);
+        let delta_start = buckets.iter().position(|bucket| is_same_version && bucket.first == cursor.from_step);
+        let is_delta = delta_start.is_some();
+        buckets.drain(..delta_start.unwrap_or(0));
+        let column = |series: usize, statistic: fn(&BucketAggregate) -> f64| {
             let value = |bucket: &&Bucket| {
-                let cell = &bucket.cells[series];
-                (cell.count > 0).then(|| of(cell) as f32).filter(|value| value.is_finite())
+                let aggregate = &bucket.aggregates[series];
+                (aggregate.count > 0).then(|| statistic(aggregate) as f32).filter(|value| value.is_finite())
             };
             buckets.iter().map(value).collect::<Vec<_>>()
         };
         let columns = |series: usize| {
-            let (name, extremes) = name(series);
-            let extreme = |of| (extremes && width > 1).then(|| column(series, of));
+            let (name, has_extremes) = series_name(series);
+            let extreme = |statistic| (has_extremes && bucket_size > 1).then(|| column(series, statistic));
             let mean = column(series, BucketAggregate::mean);
-            let some = mean.iter().any(Option::is_some);
-            some.then(|| (name, Columns { mean, min: extreme(|cell| cell.min), max: extreme(|cell| cell.max) }))
+            let has_values = mean.iter().any(Option::is_some);
+            has_values.then(|| {
+                (
+                    name,
+                    Columns { mean, min: extreme(|aggregate| aggregate.min), max: extreme(|aggregate| aggregate.max) },
+                )
+            })
         };
         CurveDelta {
             stage,
-            span,
+            range,
             version: self.version,
-            width,
-            continues,
+            bucket_size,
+            is_delta,
             first: buckets.iter().map(|bucket| bucket.first).collect(),
             last: buckets.iter().map(|bucket| bucket.last).collect(),
             at: buckets.iter().map(|bucket| bucket.at).collect(),
-            series: (0..SERIES).filter_map(columns).collect(),
+            series: (0..SERIES_COUNT).filter_map(columns).collect(),
         }
     }
 }

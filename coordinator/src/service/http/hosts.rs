@@ -1,11 +1,10 @@
-//! Checks the head of a request before anything else is done with it: the `Host`, and headers that
-//! must not be repeated.
+//! Checks the head of each request first: its `Host`, and headers that must not be repeated.
 //!
 //! A web site can make its own host name resolve to a loopback address (DNS rebinding). A browser
 //! on this machine then lets scripts of that site read the page, captions and images. The browser
 //! sends the site's name as `Host`, so a coordinator that listens on the loopback serves only names
-//! and addresses of the loopback. A coordinator that listens elsewhere cannot know the names that
-//! lead to it, and serves all.
+//! and addresses of the loopback. A coordinator that listens on another address cannot know its own
+//! names, and serves all.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,44 +20,44 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::Problem;
+use super::HttpError;
 use crate::service::{
-    door::Peer,
+    acceptor::Peer,
     refusals::{Reason, Refusals},
 };
 
-/// Headers that a request must not repeat: a proxy and this server could each use another one of
-/// them.
-const NOT_REPEATED: [axum::http::HeaderName; 3] = [HOST, AUTHORIZATION, CONTENT_LENGTH];
+/// Headers that a request must not repeat: of two values, a proxy could use one, and this server
+/// the other.
+const UNIQUE_HEADERS: [axum::http::HeaderName; 3] = [HOST, AUTHORIZATION, CONTENT_LENGTH];
 /// Maximal number of characters of a refused `Host` in the error; DNS names have at most 253.
-const MAX_NAME_IN_ERROR: usize = 253;
+const MAX_HOST_LENGTH_IN_ERROR: usize = 253;
 
-/// Values of `Host` that the server accepts.
+/// The values of `Host` that the server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedHosts {
     /// Names and addresses of the loopback, with any port: a tunnel may begin at another port.
     Loopback { port: u16 },
-    /// All.
+    /// Any name.
     All,
 }
 
 impl AllowedHosts {
-    /// Those of a server that is bound to this address.
-    pub fn of(bound: SocketAddr) -> Self {
+    /// The accepted values of a server that listens on this address.
+    pub fn for_server(bound: SocketAddr) -> Self {
         if bound.ip().to_canonical().is_loopback() { Self::Loopback { port: bound.port() } } else { Self::All }
     }
 
     /// Checks a `Host`, or the authority of a request target.
-    fn check(self, name: &str) -> Result<(), Problem> {
+    fn check(self, name: &str) -> Result<(), HttpError> {
         match self {
             Self::Loopback { port } if !is_loopback(name) => {
-                let name: String = name.escape_debug().take(MAX_NAME_IN_ERROR).collect();
-                let why = format!(
+                let name: String = name.escape_debug().take(MAX_HOST_LENGTH_IN_ERROR).collect();
+                let message = format!(
                     "this coordinator listens on the loopback only, and does not serve \"{name}\": open \
                      http://localhost:{port}/, configure the proxy in front of it to send `Host: localhost`, or serve \
                      with --http on an address of the network"
                 );
-                Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, why))
+                Err(HttpError::new(StatusCode::MISDIRECTED_REQUEST, message))
             }
             _ => Ok(()),
         }
@@ -74,30 +73,31 @@ fn is_loopback(name: &str) -> bool {
     }
     let Some(authority) = name.parse::<Authority>().ok().filter(|_| !name.contains('@')) else { return false };
     let host = authority.host();
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let name = bare.strip_suffix('.').unwrap_or(bare);
-    name.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(is_loopback)
+    let without_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let name = without_brackets.strip_suffix('.').unwrap_or(without_brackets);
+    name.eq_ignore_ascii_case("localhost") || without_brackets.parse().is_ok_and(is_loopback)
 }
 
-/// Checks the head of a request. Returns the reason and the error to answer if it is invalid.
-fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, Problem)> {
-    let bad = |why: String| (Reason::Malformed, Problem::new(StatusCode::BAD_REQUEST, why));
+/// Checks the head of a request. If it is invalid, the error has the reason for the metrics and the
+/// answer.
+fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, HttpError)> {
+    let bad_request = |message: String| (Reason::Malformed, HttpError::new(StatusCode::BAD_REQUEST, message));
     let headers = request.headers();
-    if let Some(twice) = NOT_REPEATED.into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some()) {
-        return Err(bad(format!("the request has more than one header {twice}: send one")));
+    if let Some(repeated) = UNIQUE_HEADERS.into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some()) {
+        return Err(bad_request(format!("the request has more than one header {repeated}: send one")));
     }
-    let misdirected = |problem| (Reason::Host, problem);
+    let misdirected = |error| (Reason::Host, error);
     match headers.get(HOST) {
         Some(name) => hosts.check(&String::from_utf8_lossy(name.as_bytes())).map_err(misdirected)?,
         // HTTP/1.0 does not require the header.
         None if request.version() < Version::HTTP_11 => {}
-        None => return Err(bad("the request has no header host, which HTTP/1.1 requires".into())),
+        None => return Err(bad_request("the request has no header host, which HTTP/1.1 requires".into())),
     }
     // The target of a request takes precedence over its Host (RFC 9112, section 3.2.2).
     request.uri().authority().map_or(Ok(()), |authority| hosts.check(authority.as_str()).map_err(misdirected))
 }
 
-/// State of [`check_head`].
+/// The state of [`check_head`].
 #[derive(Clone)]
 pub struct HeadCheck {
     pub hosts: AllowedHosts,
@@ -113,9 +113,9 @@ pub async fn check_head(
 ) -> Response {
     match check(head_check.hosts, &request) {
         Ok(()) => next.run(request).await,
-        Err((reason, problem)) => {
-            head_check.refusals.note(peer.0, reason, &problem.why);
-            problem.into_response()
+        Err((reason, error)) => {
+            head_check.refusals.record(peer.0, reason, &error.message);
+            error.into_response()
         }
     }
 }
@@ -134,7 +134,7 @@ mod tests {
             ("[::]:80", AllowedHosts::All),
             ("10.0.0.1:80", AllowedHosts::All),
         ] {
-            assert_eq!(AllowedHosts::of(bound.parse().unwrap()), expected, "{bound}");
+            assert_eq!(AllowedHosts::for_server(bound.parse().unwrap()), expected, "{bound}");
         }
         assert!(AllowedHosts::All.check("head.example:7071").is_ok());
     }

@@ -1,5 +1,5 @@
-//! Images of evaluations. A client names an evaluation and an index in it; the journal and the data
-//! set's annotations determine the file.
+//! Images of evaluations. A client names an evaluation and the index of an image in it. The journal
+//! gives the image's name, and the data set's annotations give the file.
 
 use std::{
     collections::HashMap,
@@ -17,70 +17,91 @@ use axum::{
 };
 use config::Data;
 use serde::Deserialize;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::{
+    sync::{AcquireError, OnceCell, Semaphore},
+    task::JoinError,
+};
 use tracing::warn;
 
-use super::{AppState, Problem, limits::QueryParameters, records};
+use super::{AppState, HttpError, limits::QueryParameters, records};
 
 /// Maximal size of an image that is served, in bytes.
-const MAX_BYTES: u64 = 16 << 20;
-/// Maximal number of images that are read at a time.
-const AT_ONCE: usize = 4;
+const MAX_IMAGE_BYTES: u64 = 16 << 20;
+/// Maximal number of images that are read concurrently.
+const MAX_CONCURRENT_READS: usize = 4;
 
 /// Finds and reads the images of the validation split.
-pub struct Pictures {
+pub struct Images {
     data: Data,
     /// Paths by image name. Read on the first request, because annotations can be large.
-    files: OnceCell<HashMap<String, PathBuf>>,
-    places: Semaphore,
+    paths: OnceCell<HashMap<String, PathBuf>>,
+    permits: Semaphore,
 }
 
-/// The query parameters of the request.
+/// The query parameters of `GET /api/image`.
 #[derive(Deserialize)]
 pub struct ImageQuery {
     evaluation: String,
     index: u32,
 }
 
-impl Pictures {
+/// Why an image cannot be served.
+#[derive(Debug, thiserror::Error)]
+enum ImageError {
+    #[error("it is not in a folder that this coordinator can read")]
+    NotFound,
+    #[error("it is neither JPEG nor PNG nor WebP")]
+    UnsupportedFormat,
+    #[error("it has more than {MAX_IMAGE_BYTES} bytes")]
+    TooLarge,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Panic(#[from] JoinError),
+    #[error(transparent)]
+    Closed(#[from] AcquireError),
+}
+
+impl Images {
     /// The images of this data set.
     pub fn new(data: Data) -> Self {
-        Self { data, files: OnceCell::new(), places: Semaphore::new(AT_ONCE) }
+        Self { data, paths: OnceCell::new(), permits: Semaphore::new(MAX_CONCURRENT_READS) }
     }
 
     /// The media type and the bytes of an image.
-    async fn read(&self, name: &str) -> Result<(&'static str, Vec<u8>), String> {
-        let _place = self.places.acquire().await.map_err(|error| error.to_string())?;
-        let files = self.files.get_or_init(|| index(self.data.clone())).await;
-        let path = files.get(name).ok_or("it is not in a folder that this coordinator sees")?.clone();
-        let bytes = tokio::task::spawn_blocking(move || bounded(&path)).await;
-        let bytes = bytes.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        Ok((kind(&bytes).ok_or("it is neither JPEG nor PNG nor WebP")?, bytes))
+    async fn read(&self, name: &str) -> Result<(&'static str, Vec<u8>), ImageError> {
+        let _permit = self.permits.acquire().await?;
+        let paths = self.paths.get_or_init(|| find_paths(self.data.clone())).await;
+        let path = paths.get(name).ok_or(ImageError::NotFound)?.clone();
+        let bytes = tokio::task::spawn_blocking(move || read_limited(&path)).await??;
+        Ok((media_type(&bytes).ok_or(ImageError::UnsupportedFormat)?, bytes))
     }
 }
 
-/// The paths of the images by name; empty if the annotations cannot be read, which is logged once.
-async fn index(data: Data) -> HashMap<String, PathBuf> {
-    let said = |error: &dyn Display| warn!(%error, "images of evaluations cannot be shown");
+/// The paths of the images by name. Logs an error if the annotations cannot be read; then there are
+/// no paths.
+async fn find_paths(data: Data) -> HashMap<String, PathBuf> {
+    let log_error = |error: &dyn Display| warn!(%error, "the page cannot show images of evaluations");
     match tokio::task::spawn_blocking(move || dataset::validation_files(&data)).await {
-        Ok(Ok(files)) => return files,
-        Ok(Err(error)) => said(&error),
-        Err(panic) => said(&panic),
+        Ok(Ok(paths)) => return paths,
+        Ok(Err(error)) => log_error(&error),
+        Err(panic) => log_error(&panic),
     }
     HashMap::new()
 }
 
-fn bounded(path: &Path) -> io::Result<Vec<u8>> {
+/// Reads a file of at most [`MAX_IMAGE_BYTES`].
+fn read_limited(path: &Path) -> Result<Vec<u8>, ImageError> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+    File::open(path)?.take(MAX_IMAGE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_IMAGE_BYTES {
+        return Err(ImageError::TooLarge);
     }
     Ok(bytes)
 }
 
-/// The media type by the first bytes. Formats that can contain scripts are not accepted.
-fn kind(bytes: &[u8]) -> Option<&'static str> {
+/// The media type, by the first bytes. Formats that can contain scripts are not supported.
+fn media_type(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xff, 0xd8, 0xff, ..] => Some("image/jpeg"),
         [0x89, b'P', b'N', b'G', ..] => Some("image/png"),
@@ -90,17 +111,18 @@ fn kind(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// `GET /api/image`.
-pub async fn answer(
-    State(desk): State<Arc<AppState>>,
-    QueryParameters(asked): QueryParameters<ImageQuery>,
-) -> Result<impl IntoResponse, Problem> {
-    let absent = |why: String| Problem::new(StatusCode::NOT_FOUND, why);
-    let evaluation = records::evaluation(&asked.evaluation)?;
-    let name = desk.journal.ask(move |history| history.image(evaluation, asked.index.into())).await?;
-    let name = name.ok_or_else(|| absent("the evaluation has no such image".into()))?;
-    let (kind, bytes) = desk.pictures.read(&name).await.map_err(|why| absent(format!("{name}: {why}")))?;
+pub async fn image(
+    State(app_state): State<Arc<AppState>>,
+    QueryParameters(query): QueryParameters<ImageQuery>,
+) -> Result<impl IntoResponse, HttpError> {
+    let not_found = |message: String| HttpError::new(StatusCode::NOT_FOUND, message);
+    let evaluation = records::parse_evaluation_id(&query.evaluation)?;
+    let name = app_state.journal.query(move |history| history.image_name(evaluation, query.index.into())).await?;
+    let name = name.ok_or_else(|| not_found("the evaluation has no image of this index".into()))?;
+    let (media_type, bytes) =
+        app_state.images.read(&name).await.map_err(|error| not_found(format!("{name}: {error}")))?;
     // Cacheable: an evaluation does not change.
-    Ok(([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "private, max-age=3600")], bytes))
+    Ok(([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "private, max-age=3600")], bytes))
 }
 
 #[cfg(test)]
@@ -108,17 +130,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_browser_would_run_is_an_image() {
+    fn formats_with_scripts_are_not_images() {
         for text in ["<svg xmlns=\"http://www.w3.org/2000/svg\"><script/></svg>", "<html>", "RIFF", ""] {
-            assert_eq!(kind(text.as_bytes()), None, "{text}");
+            assert_eq!(media_type(text.as_bytes()), None, "{text}");
         }
-        assert_eq!(kind(b"RIFF\x10\0\0\0WEBPVP8 "), Some("image/webp"));
+        assert_eq!(media_type(b"RIFF\x10\0\0\0WEBPVP8 "), Some("image/webp"));
     }
 
     #[test]
-    fn a_file_that_is_too_large_is_not_read() {
+    fn a_file_beyond_the_size_limit_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(MAX_BYTES + 1).unwrap();
-        assert!(bounded(file.path()).unwrap_err().to_string().contains("more than"));
+        file.as_file().set_len(MAX_IMAGE_BYTES + 1).unwrap();
+        assert!(read_limited(file.path()).unwrap_err().to_string().contains("more than"));
     }
 }

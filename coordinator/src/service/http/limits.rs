@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | headers, and the pause between two requests | 30 s, see [`server`](super::server) | the connection is closed |
 //! | body | [`BODY_TIMEOUT`], [`MAX_BODY_BYTES`] | 408, 413 |
-//! | all until the response begins | [`RESPONSE_TIMEOUT`] | 503 |
+//! | time until the response begins | [`RESPONSE_TIMEOUT`] | 503 |
 //! | a response that the client does not read | 30 s, see [`write_timeout`](super::write_timeout) | the connection is closed |
 
 use std::time::Duration;
@@ -19,9 +19,9 @@ use axum::{
 use serde::de::DeserializeOwned;
 use tokio::time;
 
-use super::Problem;
+use super::HttpError;
 
-/// Most bytes of a request's body; the longest one names a rank.
+/// Maximal size of a request's body. The longest one names a worker.
 pub const MAX_BODY_BYTES: usize = 1 << 10;
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,11 +30,11 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Middleware that ends a request whose response does not begin in time. The response itself is not
 /// limited: streams do not end.
-pub async fn limit_time(request: Request, next: Next) -> Response {
+pub async fn limit_response_time(request: Request, next: Next) -> Response {
     time::timeout(RESPONSE_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
         let seconds = RESPONSE_TIMEOUT.as_secs();
-        let why = format!("the coordinator did not answer within {seconds} s: see /readyz, and try again");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+        let message = format!("the coordinator did not answer within {seconds} s: see /readyz, and try again");
+        HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message).into_response()
     })
 }
 
@@ -43,19 +43,19 @@ pub async fn limit_time(request: Request, next: Next) -> Response {
 pub struct RequestBody(pub Bytes);
 
 impl<S: Send + Sync> FromRequest<S> for RequestBody {
-    type Rejection = Problem;
+    type Rejection = HttpError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let why = match time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await {
+    async fn from_request(request: Request, state: &S) -> Result<Self, HttpError> {
+        let message = match time::timeout(BODY_TIMEOUT, Bytes::from_request(request, state)).await {
             Ok(Ok(bytes)) => return Ok(Self(bytes)),
             Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                let why = format!("the body of a request has at most {MAX_BODY_BYTES} bytes");
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, why));
+                let message = format!("the body of a request has at most {MAX_BODY_BYTES} bytes");
+                return Err(HttpError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
             }
-            Ok(Err(rejection)) => return Err(Problem::new(rejection.status(), rejection.body_text())),
+            Ok(Err(rejection)) => return Err(HttpError::new(rejection.status(), rejection.body_text())),
             Err(_) => format!("the body of the request did not arrive within {} s", BODY_TIMEOUT.as_secs()),
         };
-        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, why))
+        Err(HttpError::new(StatusCode::REQUEST_TIMEOUT, message))
     }
 }
 
@@ -63,12 +63,12 @@ impl<S: Send + Sync> FromRequest<S> for RequestBody {
 pub struct QueryParameters<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryParameters<T> {
-    type Rejection = Problem;
+    type Rejection = HttpError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, HttpError> {
         let parameters = Query::<T>::from_request_parts(parts, state).await;
         parameters
             .map(|Query(parameters)| Self(parameters))
-            .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))
+            .map_err(|rejection| HttpError::new(rejection.status(), rejection.body_text()))
     }
 }

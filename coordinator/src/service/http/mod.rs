@@ -5,30 +5,30 @@
 //! |---|---|
 //! | `GET /metrics`, `/healthz`, `/readyz` | for Prometheus and probes |
 //! | `GET /`, `/page/...` | the page |
-//! | `GET /api/status` | how the run stands: [`status::Snapshot`] |
+//! | `GET /api/status` | the status of the run: [`status::Snapshot`] |
 //! | `GET /api/stream` | the same as server-sent events, twice a second |
-//! | `GET /api/history?stage=N&span=whole` | the course of a stage: [`curves::CurveDelta`]; `span=recent` for its last steps one by one; `era`, `width` and `from` of what is held already |
-//! | `GET /api/events` | the last that happened, the newest first: `[{at, kind, detail}]` |
-//! | `GET /api/evaluations` | evaluations, but for what was given up: [`records::Evaluations`] |
-//! | `GET /api/captions?before=ID&after=ID&from=0` | captions of two evaluations side by side: [`records::Captions`] |
+//! | `GET /api/history?stage=N&range=full` | the curves of a stage: [`curves::CurveDelta`]; `range=recent`: its last steps, one per bucket; `version`, `bucket_size` and `from_step`: the client's [cursor](curves::CurveCursor) |
+//! | `GET /api/events` | the last events, the newest first: `[{at, kind, detail}]` |
+//! | `GET /api/evaluations` | evaluations of states that were not given up: [`records::Evaluations`] |
+//! | `GET /api/captions?before=ID&after=ID&offset=0` | captions of two evaluations side by side: [`records::Captions`] |
 //! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
-//! | `POST /api/COMMAND` | steers the run: see [`commands`] |
+//! | `POST /api/COMMAND` | a command of an operator: see [`commands`] |
 //!
-//! The body of every error is `{"error": "why, and what to do"}`; only `/readyz` answers probes with a
-//! line of text. Times are Unix seconds. Nothing here needs a token but the commands; what can be
-//! asked for is bounded, and so is how much is asked at once.
+//! The body of every error is `{"error": "what happened, and what to do"}`, except that `/readyz`
+//! answers probes with a line of text. Times are Unix seconds. Only commands need a token. The size
+//! of every answer and the number of concurrent queries are limited.
 
 mod commands;
 mod curves;
 mod hosts;
 mod images;
+mod journal_reader;
 mod limits;
-mod live;
 mod page;
-mod reader;
 mod records;
 mod server;
 mod status;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod write_timeout;
@@ -52,34 +52,44 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
-use super::{access::Tokens, driver::Input, refusals::Refusals};
-use crate::run::Outcome;
-use curves::{CurveCursor, Curves, Span};
+use super::{auth::Tokens, driver::Input, refusals::Refusals};
+use crate::run::{Outcome, Run};
+use curves::{CurveCursor, Curves, StepRange};
 pub use hosts::AllowedHosts;
 use hosts::HeadCheck;
-use images::Pictures;
+use images::Images;
+use journal_reader::JournalReader;
 use limits::QueryParameters;
-use live::Viewers;
-use reader::Reader;
 pub use server::serve;
+use stream::Viewers;
 
-/// Ok if the coordinator is ready, otherwise the reason.
-pub type Readiness = Result<(), String>;
+/// The answer of the readiness probe.
+pub type Readiness = Result<(), NotReady>;
 
-/// The state of all handlers.
+/// Why the coordinator is not ready.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotReady(pub String);
+
+/// Whether the run makes progress, or is complete.
+pub fn readiness_of(run: &Run) -> Readiness {
+    run.readiness().map_err(NotReady)
+}
+
+/// The state that all handlers share.
 pub struct AppState {
     file: Arc<RunFile>,
     driver: mpsc::Sender<Input>,
     tokens: Arc<Tokens>,
     refusals: Refusals,
-    journal: Reader,
+    journal: JournalReader,
     curves: Mutex<Curves>,
-    pictures: Pictures,
+    images: Images,
     viewers: Viewers,
 }
 
 impl AppState {
-    /// The state for a run whose journal is in the folder `state`.
+    /// The state for the run of a run file, whose journal is in the folder `state`.
     pub fn new(
         file: RunFile,
         state: std::path::PathBuf,
@@ -87,15 +97,16 @@ impl AppState {
         tokens: Arc<Tokens>,
         refusals: Refusals,
     ) -> Self {
-        let era = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        // Differs from the versions of earlier coordinators, which count up from their own start.
+        let version = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         Self {
-            pictures: Pictures::new(file.data.clone()),
+            images: Images::new(file.data.clone()),
             file: Arc::new(file),
             driver,
             tokens,
             refusals,
-            journal: Reader::new(state),
-            curves: Mutex::new(Curves::new(era)),
+            journal: JournalReader::new(state),
+            curves: Mutex::new(Curves::new(version)),
             viewers: Viewers::default(),
         }
     }
@@ -105,104 +116,106 @@ impl AppState {
     }
 
     /// Sends the run's outcome to all viewers.
-    pub fn farewell(&self, outcome: &Outcome) {
-        self.viewers.farewell(outcome);
+    pub fn send_outcome(&self, outcome: &Outcome) {
+        self.viewers.send_outcome(outcome);
     }
 
-    /// Sends live updates to viewers, until `closing`.
-    pub async fn keep(self: Arc<Self>, closing: impl Future<Output = ()>) {
+    /// Sends live updates to viewers, until `shutdown`.
+    pub async fn run_updates(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
-            () = live::keep(&self) => {}
-            () = closing => self.viewers.close(),
+            () = stream::send_updates(&self) => {}
+            () = shutdown => self.viewers.close(),
         }
     }
 }
 
-/// All routes. Readiness reports the journal's problem first, then the run's. A worker that joins
-/// at this port by mistake finds the gRPC port in a header of `/healthz`.
+/// All routes. `/readyz` reports the readiness of the journal first, then that of the run. A worker
+/// that joins at this port by mistake finds the gRPC port in a header of `/healthz`.
 pub fn routes(
-    desk: Arc<AppState>,
+    app_state: Arc<AppState>,
     metrics: PrometheusHandle,
     readiness: [watch::Receiver<Readiness>; 2],
     grpc_port: u16,
     hosts: AllowedHosts,
 ) -> Router {
-    let head_check = HeadCheck { hosts, refusals: desk.refusals.clone() };
-    let exposition = || [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let head_check = HeadCheck { hosts, refusals: app_state.refusals.clone() };
+    let metrics_headers = || [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     let api = Router::new()
-        .route("/status", get(status::answer))
-        .route("/stream", get(live::stream))
+        .route("/status", get(status::status))
+        .route("/stream", get(stream::stream))
         .route("/history", get(history))
         .route("/events", get(records::events))
         .route("/evaluations", get(records::evaluations))
         .route("/captions", get(records::captions))
-        .route("/image", get(images::answer))
+        .route("/image", get(images::image))
         .merge(commands::routes())
         .layer(DefaultBodyLimit::max(limits::MAX_BODY_BYTES))
-        .with_state(desk);
+        .with_state(app_state);
     Router::new()
-        .route("/metrics", get(move || async move { (exposition(), metrics.render()) }))
+        .route("/metrics", get(move || async move { (metrics_headers(), metrics.render()) }))
         .route("/healthz", get(move || async move { ([(transport::GRPC_PORT_HEADER, grpc_port.to_string())], "ok\n") }))
         .route("/readyz", get(move || ready(readiness)))
         .nest("/api", api)
         .merge(page::routes())
-        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "there is nothing here: the page is at /"))
+        .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "unknown path: the page is at /"))
         .method_not_allowed_fallback(async || {
-            Problem::new(
+            HttpError::new(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "this path does not support the method: the header `allow` lists those it does",
+                "this path does not support the method: the header `allow` lists the supported methods",
             )
         })
-        .layer(middleware::from_fn(limits::limit_time))
+        .layer(middleware::from_fn(limits::limit_response_time))
         .layer(middleware::from_fn_with_state(head_check, hosts::check_head))
-        .layer(middleware::map_response(page::guard))
+        .layer(middleware::map_response(page::add_security_headers))
 }
 
 async fn ready([journal, run]: [watch::Receiver<Readiness>; 2]) -> impl IntoResponse {
     let journal = journal.borrow().clone();
     match journal.and_then(|()| run.borrow().clone()) {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+        Err(not_ready) => (StatusCode::SERVICE_UNAVAILABLE, format!("{not_ready}\n")),
     }
 }
 
+/// The query parameters of `GET /api/history`.
 #[derive(Deserialize)]
-struct StageCurves {
+struct HistoryQuery {
     stage: u32,
     #[serde(default)]
-    span: Span,
+    range: StepRange,
     #[serde(default)]
-    era: u64,
+    version: u64,
     #[serde(default)]
-    width: u64,
+    bucket_size: u64,
     #[serde(default)]
-    from: u64,
+    from_step: u64,
 }
 
+/// `GET /api/history`.
 async fn history(
-    State(desk): State<Arc<AppState>>,
-    QueryParameters(asked): QueryParameters<StageCurves>,
+    State(app_state): State<Arc<AppState>>,
+    QueryParameters(query): QueryParameters<HistoryQuery>,
 ) -> impl IntoResponse {
-    let held = CurveCursor { era: asked.era, width: asked.width, from: asked.from };
-    let piece = desk.curves().piece(asked.stage, asked.span, held);
-    Json(piece)
+    let cursor = CurveCursor { version: query.version, bucket_size: query.bucket_size, from_step: query.from_step };
+    let delta = app_state.curves().delta(query.stage, query.range, cursor);
+    Json(delta)
 }
 
 /// An error answer: status code and JSON body.
 #[derive(Debug)]
-pub struct Problem {
+pub struct HttpError {
     code: StatusCode,
-    why: String,
+    message: String,
 }
 
-impl Problem {
-    fn new(code: StatusCode, why: impl Into<String>) -> Self {
-        Self { code, why: why.into() }
+impl HttpError {
+    fn new(code: StatusCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
     }
 }
 
-impl IntoResponse for Problem {
+impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
-        (self.code, Json(json!({ "error": self.why }))).into_response()
+        (self.code, Json(json!({ "error": self.message }))).into_response()
     }
 }

@@ -7,33 +7,33 @@ use axum::{
     routing::get,
 };
 
-/// The Content-Security-Policy: the page may load its own files and call the coordinator, and
-/// nothing else; strings are never inserted as HTML.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+/// The page may only load its own files and call the coordinator. Scripts cannot insert strings as
+/// HTML.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-macro_rules! parts {
-    ($($path:literal: $kind:expr, $file:literal;)*) => {
-        /// All parts of the page.
+macro_rules! page_files {
+    ($($path:literal: $media_type:expr, $file:literal;)*) => {
+        /// The routes of the page's files.
         pub fn routes() -> Router {
-            Router::new()$(.route($path, get(async || part($kind, include_str!(concat!("page/", $file))))))*
+            Router::new()$(.route($path, get(async || page_file($media_type, include_str!(concat!("page/", $file))))))*
         }
     };
 }
 
-parts! {
+page_files! {
     "/": HTML, "index.html";
     "/page/style.css": "text/css; charset=utf-8", "style.css";
     "/page/icon.svg": "image/svg+xml", "icon.svg";
     "/page/main.js": SCRIPT, "main.js";
     "/page/api.js": SCRIPT, "api.js";
+    "/page/candidates.js": SCRIPT, "candidates.js";
     "/page/captions.js": SCRIPT, "captions.js";
     "/page/chart.js": SCRIPT, "chart.js";
     "/page/controls.js": SCRIPT, "controls.js";
-    "/page/course.js": SCRIPT, "course.js";
     "/page/curves.js": SCRIPT, "curves.js";
     "/page/dom.js": SCRIPT, "dom.js";
     "/page/evaluations.js": SCRIPT, "evaluations.js";
@@ -41,19 +41,19 @@ parts! {
     "/page/format.js": SCRIPT, "format.js";
     "/page/overview.js": SCRIPT, "overview.js";
     "/page/scale.js": SCRIPT, "scale.js";
-    "/page/weights.js": SCRIPT, "weights.js";
+    "/page/stage_curves.js": SCRIPT, "stage_curves.js";
     "/page/workers.js": SCRIPT, "workers.js";
 }
 
-fn part(kind: &'static str, text: &'static str) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], text)
+fn page_file(media_type: &'static str, text: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-cache")], text)
 }
 
-/// Adds security headers to an answer.
-pub async fn guard(mut response: Response) -> Response {
+/// Middleware that adds security headers to every answer.
+pub async fn add_security_headers(mut response: Response) -> Response {
     let headers = response.headers_mut();
     let mut set = |name: HeaderName, value| headers.insert(name, HeaderValue::from_static(value));
-    set(header::CONTENT_SECURITY_POLICY, POLICY);
+    set(header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY);
     set(header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     set(header::REFERRER_POLICY, "no-referrer");
     set(HeaderName::from_static("cross-origin-resource-policy"), "same-origin");

@@ -1,4 +1,4 @@
-//! Handlers for events, evaluations and captions from the journal.
+//! Handlers that answer with records of the journal: events, evaluations and captions.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,11 +8,11 @@ use std::{
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use statistics::names::{self, Better};
+use statistics::names::{self, MetricDirection};
 
-use super::{AppState, Problem, limits::QueryParameters};
+use super::{AppState, HttpError, limits::QueryParameters};
 use crate::{
-    journal::browse::{Compared, EvaluationId},
+    journal::browse::{ComparedImage, EvaluationId},
     run::lineage::StateFate,
 };
 
@@ -24,19 +24,18 @@ const MAX_EVALUATIONS: usize = 1000;
 const MAX_CAPTIONS: u64 = 12;
 
 /// `GET /api/events`.
-pub async fn events(State(desk): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
-    let events = desk.journal.ask(|history| history.latest_events(MAX_EVENTS)).await?;
-    let event =
+pub async fn events(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
+    let events = app_state.journal.query(|history| history.latest_events(MAX_EVENTS)).await?;
+    let to_json =
         |event: crate::journal::history::Event| json!({ "at": event.at, "kind": event.kind, "detail": event.detail });
-    Ok(Json(events.into_iter().map(event).collect::<Vec<_>>()))
+    Ok(Json(events.into_iter().map(to_json).collect::<Vec<_>>()))
 }
 
 /// All evaluations in the order of the run.
 #[derive(Debug, Serialize)]
 pub struct Evaluations {
     evaluations: Vec<Evaluation>,
-    /// The better direction of each score, `higher` or `lower`; scores that only describe are
-    /// absent.
+    /// The better direction of each score: `higher` or `lower`. Scores without one are absent.
     better: BTreeMap<String, &'static str>,
 }
 
@@ -47,29 +46,29 @@ struct Evaluation {
     step: u64,
     at: f64,
     metrics: BTreeMap<String, f64>,
-    /// Whether the state was trained beyond the one that its stage ended with.
+    /// Whether the state lies beyond the earlier state with which its stage ended.
     not_selected: bool,
 }
 
 /// `GET /api/evaluations`.
-pub async fn evaluations(State(desk): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
-    let evaluations = desk.journal.ask(|history| history.latest_evaluations(MAX_EVALUATIONS)).await?;
-    let evaluation = |evaluated: crate::journal::browse::Evaluated| Evaluation {
-        id: evaluated.id.to_string(),
-        stage: evaluated.id.place.stage,
-        step: evaluated.id.place.step,
-        at: evaluated.at,
-        metrics: evaluated.metrics,
-        not_selected: evaluated.fate == StateFate::NotSelected,
+pub async fn evaluations(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
+    let evaluations = app_state.journal.query(|history| history.latest_evaluations(MAX_EVALUATIONS)).await?;
+    let to_evaluation = |recorded: crate::journal::browse::RecordedEvaluation| Evaluation {
+        id: recorded.id.to_string(),
+        stage: recorded.id.position.stage,
+        step: recorded.id.position.step,
+        at: recorded.at,
+        metrics: recorded.metrics,
+        not_selected: recorded.fate == StateFate::NotSelected,
     };
-    let names: BTreeSet<&String> = evaluations.iter().flat_map(|evaluated| evaluated.metrics.keys()).collect();
-    let better = names.into_iter().filter_map(|name| match names::better(name) {
-        Better::Higher => Some((name.clone(), "higher")),
-        Better::Lower => Some((name.clone(), "lower")),
-        Better::Neither => None,
+    let names: BTreeSet<&String> = evaluations.iter().flat_map(|recorded| recorded.metrics.keys()).collect();
+    let better = names.into_iter().filter_map(|name| match names::metric_direction(name) {
+        MetricDirection::HigherIsBetter => Some((name.clone(), "higher")),
+        MetricDirection::LowerIsBetter => Some((name.clone(), "lower")),
+        MetricDirection::Neutral => None,
     });
     let better = better.collect();
-    let evaluations = evaluations.into_iter().map(evaluation).collect();
+    let evaluations = evaluations.into_iter().map(to_evaluation).collect();
     Ok(Json(Evaluations { evaluations, better }))
 }
 
@@ -78,8 +77,9 @@ pub async fn evaluations(State(desk): State<Arc<AppState>>) -> Result<impl IntoR
 pub struct CaptionsQuery {
     before: String,
     after: String,
+    /// The index of the first image.
     #[serde(default)]
-    from: u32,
+    offset: u32,
 }
 
 /// The captions of two evaluations side by side.
@@ -87,22 +87,25 @@ pub struct CaptionsQuery {
 pub struct Captions {
     /// The number of images of the later evaluation.
     images: u64,
-    items: Vec<Compared>,
+    items: Vec<ComparedImage>,
 }
 
 /// `GET /api/captions`.
 pub async fn captions(
-    State(desk): State<Arc<AppState>>,
-    QueryParameters(asked): QueryParameters<CaptionsQuery>,
-) -> Result<impl IntoResponse, Problem> {
-    let (before, after) = (evaluation(&asked.before)?, evaluation(&asked.after)?);
-    let from = asked.from.into();
-    let captions = desk.journal.ask(move |history| history.compare(before, after, from, MAX_CAPTIONS)).await?;
+    State(app_state): State<Arc<AppState>>,
+    QueryParameters(query): QueryParameters<CaptionsQuery>,
+) -> Result<impl IntoResponse, HttpError> {
+    let (before, after) = (parse_evaluation_id(&query.before)?, parse_evaluation_id(&query.after)?);
+    let offset = query.offset.into();
+    let captions =
+        app_state.journal.query(move |history| history.compare_captions(before, after, offset, MAX_CAPTIONS)).await?;
     let (images, items) = captions;
     Ok(Json(Captions { images, items }))
 }
 
-/// Parses the key of an evaluation.
-pub fn evaluation(text: &str) -> Result<EvaluationId, Problem> {
-    text.parse().map_err(|why: &str| Problem::new(StatusCode::BAD_REQUEST, why))
+/// Parses the id of an evaluation.
+pub fn parse_evaluation_id(text: &str) -> Result<EvaluationId, HttpError> {
+    text.parse().map_err(|error: <EvaluationId as std::str::FromStr>::Err| {
+        HttpError::new(StatusCode::BAD_REQUEST, error.to_string())
+    })
 }

@@ -11,11 +11,11 @@ use proto::v1;
 use serde::Serialize;
 use tokio::{sync::oneshot, time};
 
-use super::{AppState, Problem, curves::Version};
+use super::{AppState, HttpError, curves::CurvesVersion};
 use crate::{journal::browse::RowCounters, service::driver::Input};
 
-/// How long to wait for the driver, which may be waiting for its disk.
-const WITHIN: Duration = Duration::from_secs(3);
+/// Time limit for the driver's answer: the driver may be waiting for its disk.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Maximal number of members in a snapshot.
 const MAX_MEMBERS: usize = 256;
 
@@ -27,8 +27,8 @@ pub struct Snapshot {
     /// The coordinator's version.
     version: &'static str,
     run: String,
-    state: String,
-    /// Why the run does not train; empty if it does.
+    state: &'static str,
+    /// Why the run does not train; empty while it trains.
     reason: String,
     generation: u64,
     stage: u32,
@@ -41,15 +41,16 @@ pub struct Snapshot {
     reward: Option<f64>,
     images_per_second: f64,
     tokens_per_second: f64,
+    /// The id of the slowest worker in the last step.
     slowest_rank: Option<u32>,
     lag_seconds: f64,
     min_workers: u32,
     workers: usize,
-    /// The first members, by id.
+    /// The first members, by worker id.
     members: Vec<Member>,
     stages: Vec<Stage>,
-    curves: Version,
-    marks: RowCounters,
+    curves: CurvesVersion,
+    row_counters: RowCounters,
     /// The candidates of one image in the last step, with DiCO's weights.
     example: Option<Example>,
     /// Whether the coordinator has an admin token, without which it refuses commands over HTTP.
@@ -58,6 +59,7 @@ pub struct Snapshot {
 
 #[derive(Debug, Serialize)]
 struct Member {
+    /// The worker id.
     rank: u32,
     host: String,
     device: String,
@@ -95,8 +97,9 @@ struct Candidate {
 
 impl From<v1::Example> for Example {
     fn from(example: v1::Example) -> Self {
-        let candidate = |v1::Candidate { caption, reward, gamma }: v1::Candidate| Candidate { caption, reward, gamma };
-        Self { image: example.image, candidates: example.candidates.into_iter().map(candidate).collect() }
+        let to_candidate =
+            |v1::Candidate { caption, reward, gamma }: v1::Candidate| Candidate { caption, reward, gamma };
+        Self { image: example.image, candidates: example.candidates.into_iter().map(to_candidate).collect() }
     }
 }
 
@@ -105,7 +108,7 @@ impl From<v1::Member> for Member {
         let phase = member.phase().as_str_name();
         let phase = phase.strip_prefix("PHASE_").unwrap_or(phase).to_lowercase();
         Self {
-            rank: member.rank,
+            rank: member.worker_id,
             host: member.host,
             device: member.device,
             phase,
@@ -120,7 +123,13 @@ impl From<v1::Member> for Member {
 }
 
 impl Snapshot {
-    fn new(status: v1::StatusResponse, file: &RunFile, curves: Version, marks: RowCounters, commands: bool) -> Self {
+    fn new(
+        status: v1::StatusResponse,
+        file: &RunFile,
+        curves: CurvesVersion,
+        row_counters: RowCounters,
+        commands: bool,
+    ) -> Self {
         let stages = file.stages.iter().map(|stage| Stage {
             name: stage.name.clone(),
             objective: stage.objective,
@@ -130,8 +139,8 @@ impl Snapshot {
         Self {
             at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
             version: env!("CARGO_PKG_VERSION"),
+            state: status.state().name(),
             run: status.run,
-            state: status.state,
             reason: status.reason,
             generation: status.generation,
             stage: status.stage,
@@ -142,35 +151,38 @@ impl Snapshot {
             reward: status.reward,
             images_per_second: status.images_per_second,
             tokens_per_second: status.tokens_per_second,
-            slowest_rank: status.slowest_rank,
+            slowest_rank: status.slowest_worker,
             lag_seconds: status.lag_seconds,
             min_workers: status.min_workers,
             workers: status.members.len(),
             members: status.members.into_iter().take(MAX_MEMBERS).map(Member::from).collect(),
             stages: stages.collect(),
             curves,
-            marks,
+            row_counters,
             example: status.example.map(Example::from),
             commands,
         }
     }
 }
 
-/// Takes a snapshot. Fails if the driver does not answer in time, or if the journal cannot be read.
-pub async fn look(desk: &Arc<AppState>) -> Result<Snapshot, Problem> {
-    let silent = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer: see /readyz");
-    let ask = async {
+/// Takes a snapshot.
+///
+/// # Errors
+/// The driver does not answer in time, or the journal cannot be read.
+pub async fn snapshot(app_state: &Arc<AppState>) -> Result<Snapshot, HttpError> {
+    let no_answer = || HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer: see /readyz");
+    let request = async {
         let (reply, answer) = oneshot::channel();
-        desk.driver.send(Input::Status { reply }).await.map_err(|_| silent())?;
-        answer.await.map_err(|_| silent())
+        app_state.driver.send(Input::Status { reply }).await.map_err(|_| no_answer())?;
+        answer.await.map_err(|_| no_answer())
     };
-    let status = time::timeout(WITHIN, ask).await.map_err(|_| silent())??;
-    let marks = desk.journal.ask(|history| history.marks()).await?;
-    let curves = desk.curves().version();
-    Ok(Snapshot::new(status, &desk.file, curves, marks, desk.tokens.admin.is_some()))
+    let status = time::timeout(STATUS_TIMEOUT, request).await.map_err(|_| no_answer())??;
+    let row_counters = app_state.journal.query(|history| history.row_counters()).await?;
+    let curves = app_state.curves().version();
+    Ok(Snapshot::new(status, &app_state.file, curves, row_counters, app_state.tokens.admin.is_some()))
 }
 
 /// `GET /api/status`.
-pub async fn answer(State(desk): State<Arc<AppState>>) -> Result<impl IntoResponse, Problem> {
-    look(&desk).await.map(Json)
+pub async fn status(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
+    snapshot(&app_state).await.map(Json)
 }

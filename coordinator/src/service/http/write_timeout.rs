@@ -1,4 +1,4 @@
-//! A stream that fails a write when the peer does not read for too long, which closes the
+//! A stream whose writes fail when the peer does not read for too long. The failure closes the
 //! connection.
 
 use std::{
@@ -27,7 +27,7 @@ impl<S> WriteTimeout<S> {
         Self { stream, limit, timer: None }
     }
 
-    fn limit_wait<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn limit_write<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             self.timer = None;
             return write;
@@ -47,7 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.limit_wait(cx, write)
+        self.limit_write(cx, write)
     }
 
     fn poll_write_vectored(
@@ -56,7 +56,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.limit_wait(cx, write)
+        self.limit_write(cx, write)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -65,12 +65,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flush = Pin::new(&mut self.stream).poll_flush(cx);
-        self.limit_wait(cx, flush)
+        self.limit_write(cx, flush)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shutdown = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.limit_wait(cx, shutdown)
+        self.limit_write(cx, shutdown)
     }
 }
 
@@ -87,16 +87,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_write_without_progress_fails() {
-        let (here, _there) = duplex(8);
+        let (local, _remote) = duplex(8);
         let begun = Instant::now();
-        let error = WriteTimeout::new(here, LIMIT).write_all(&[0; 9]).await.unwrap_err();
+        let error = WriteTimeout::new(local, LIMIT).write_all(&[0; 9]).await.unwrap_err();
         assert_eq!((error.kind(), begun.elapsed()), (io::ErrorKind::TimedOut, LIMIT));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_gets_all_bytes() {
-        let (here, mut there) = duplex(8);
-        let mut stream = WriteTimeout::new(here, LIMIT);
+        let (local, mut remote) = duplex(8);
+        let mut stream = WriteTimeout::new(local, LIMIT);
         let write = async {
             stream.write_all(&[0; 80]).await.unwrap();
             drop(stream);
@@ -105,9 +105,9 @@ mod tests {
             let mut bytes = 0;
             loop {
                 time::sleep(LIMIT / 2).await;
-                match there.read(&mut [0; 8]).await.unwrap() {
+                match remote.read(&mut [0; 8]).await.unwrap() {
                     0 => return bytes,
-                    more => bytes += more,
+                    count => bytes += count,
                 }
             }
         };

@@ -1,14 +1,15 @@
-//! Prometheus metrics of the run. Each coordinator has its own recorder instead of the process's
-//! global one, because tests run several coordinators in one process.
+//! Prometheus metrics of the run. Each coordinator has its own recorder in place of the global one,
+//! because tests run several coordinators in one process.
 
 mod catalogue;
-mod ranks;
+mod workers;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use config::{GuardAction, RunFile};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use proto::v1::RunState;
 use statistics::{Summary, names};
 
 use super::refusals::Refusals;
@@ -17,19 +18,22 @@ use crate::run::{
     record::{EventKind, Record},
     statistics::StepStatistics,
 };
-use ranks::Ranks;
+use workers::WorkerGauges;
 
 /// Upper bounds of the histogram of step durations, in seconds.
-const STEP_SECONDS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
+const STEP_BUCKETS_SECONDS: [f64; 14] =
+    [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0];
 /// Upper bounds of the histogram of recovery times, in seconds.
-const RECOVERY_SECONDS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+const RECOVERY_BUCKETS_SECONDS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
 /// The states of a run, as in its status.
-const STATES: [&str; 6] = ["waiting", "forming", "running", "paused", "finished", "failed"];
+const STATES: [RunState; 6] =
+    [RunState::Waiting, RunState::Forming, RunState::Running, RunState::Paused, RunState::Finished, RunState::Failed];
 /// The quantiles of rewards that are exposed.
-const QUANTILES: [(f64, &str); 5] = [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
+const REWARD_QUANTILES: [(f64, &str); 5] =
+    [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
 
-/// Gauges that are the mean of a step's summary.
-const MEANS: [(&str, &str); 6] = [
+/// Summaries of a step whose means are exposed, with the names of their gauges.
+const MEAN_GAUGES: [(&str, &str); 6] = [
     (names::REWARD_MARGIN, "dico_reward_margin"),
     (names::IMPLICIT_ACCURACY, "dico_implicit_accuracy"),
     (names::KL, "dico_kl"),
@@ -46,50 +50,52 @@ pub struct Metrics {
     stage: Option<String>,
     /// The metric for which `dico_best_score` is set.
     best: Option<String>,
-    ranks: Ranks,
-    broken: FailedGeneration,
+    worker_gauges: WorkerGauges,
+    recovery: Recovery,
 }
 
-/// Measures the recovery from a failed generation.
+/// The progress of the recovery from a failed generation.
 #[derive(Clone, Copy, Debug)]
-enum FailedGeneration {
-    /// No generation has ended, or the run has recovered.
-    Not,
-    /// A generation has ended, for any reason, at this time.
-    Since(Instant),
-    /// It ended by a failure at this time, and the next generation is ready; its first step
-    /// completes the recovery.
-    Mended(Instant),
+enum Recovery {
+    /// A generation runs, or none was formed yet.
+    NotNeeded,
+    /// A generation has ended at this time, because of a failure or for another reason.
+    GenerationEnded(Instant),
+    /// A generation has failed at this time, and the next one is ready. Its first step completes
+    /// the recovery.
+    GenerationReady(Instant),
 }
 
 impl Metrics {
     /// The metrics of a run.
     pub fn new(file: &RunFile) -> Self {
-        let buckets = [("dico_step_seconds", &STEP_SECONDS[..]), ("dico_recovery_seconds", &RECOVERY_SECONDS)];
+        let buckets =
+            [("dico_step_seconds", &STEP_BUCKETS_SECONDS[..]), ("dico_recovery_seconds", &RECOVERY_BUCKETS_SECONDS)];
         let builder = buckets.into_iter().fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
             let metric = Matcher::Full(name.to_owned());
             builder.set_buckets_for_metric(metric, bounds).expect("the buckets are not empty")
         });
         let recorder = builder.build_recorder();
-        let ranks = with_local_recorder(&recorder, || {
+        let worker_gauges = with_local_recorder(&recorder, || {
             catalogue::describe();
             gauge!("dico_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             gauge!("dico_workers_wanted").set(file.workers.min);
-            // Initial values, so that alerts on the age of these work from the start.
-            gauge!("dico_last_step_timestamp_seconds").set(now());
-            gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
+            // Initial values, so that alerts on the age of the last step and checkpoint work from
+            // the start.
+            gauge!("dico_last_step_timestamp_seconds").set(unix_seconds_now());
+            gauge!("dico_last_checkpoint_timestamp_seconds").set(unix_seconds_now());
             for total in ["dico_recoveries_total", "dico_checkpoints_total", "dico_workers_lost_total"] {
                 counter!(total).absolute(0);
             }
             for rule in file.stages.iter().flat_map(|stage| &stage.guard) {
-                guard_events(&rule.metric, rule.action).absolute(0);
+                guard_counter(&rule.metric, rule.action).absolute(0);
             }
-            Ranks::default()
+            WorkerGauges::default()
         });
-        Self { recorder, run: file.name.clone(), stage: None, best: None, ranks, broken: FailedGeneration::Not }
+        Self { recorder, run: file.name.clone(), stage: None, best: None, worker_gauges, recovery: Recovery::NotNeeded }
     }
 
-    /// Renders the metrics as text.
+    /// A handle that renders the metrics as text.
     pub fn handle(&self) -> PrometheusHandle {
         self.recorder.handle()
     }
@@ -108,80 +114,81 @@ impl Metrics {
 
     /// Updates the metrics for a record.
     pub fn record(&mut self, record: &Record) {
-        let Self { recorder, broken, .. } = self;
+        let Self { recorder, recovery, .. } = self;
         with_local_recorder(&*recorder, || match record {
             Record::Step(step) => {
                 expose_step(step);
                 // Steps of the ended generation that only some members reported are recorded after
                 // its end; they do not complete a recovery.
-                if let FailedGeneration::Mended(since) = *broken {
+                if let Recovery::GenerationReady(since) = *recovery {
                     histogram!("dico_recovery_seconds").record(since.elapsed().as_secs_f64());
-                    *broken = FailedGeneration::Not;
+                    *recovery = Recovery::NotNeeded;
                 }
             }
             Record::Ended { .. } => {
-                if let FailedGeneration::Not = broken {
-                    *broken = FailedGeneration::Since(Instant::now());
+                if let Recovery::NotNeeded = recovery {
+                    *recovery = Recovery::GenerationEnded(Instant::now());
                 }
             }
             Record::Ready { recovery: true, .. } => {
                 counter!("dico_recoveries_total").increment(1);
-                if let FailedGeneration::Since(since) = *broken {
-                    *broken = FailedGeneration::Mended(since);
+                if let Recovery::GenerationEnded(since) = *recovery {
+                    *recovery = Recovery::GenerationReady(since);
                 }
             }
             Record::Ready { recovery: false, .. } => {
-                if let FailedGeneration::Since(_) = *broken {
-                    *broken = FailedGeneration::Not;
+                if let Recovery::GenerationEnded(_) = *recovery {
+                    *recovery = Recovery::NotNeeded;
                 }
             }
             Record::Saved(_) => {
                 counter!("dico_checkpoints_total").increment(1);
-                gauge!("dico_last_checkpoint_timestamp_seconds").set(now());
+                gauge!("dico_last_checkpoint_timestamp_seconds").set(unix_seconds_now());
             }
-            Record::Event { what: EventKind::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
+            Record::Event { kind: EventKind::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
             Record::Evaluated { metrics, .. } => {
                 for (metric, score) in metrics {
                     gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);
                 }
             }
-            Record::Guard { firing, .. } => guard_events(&firing.metric, firing.action).increment(1),
+            Record::Guard { rule, .. } => guard_counter(&rule.metric, rule.action).increment(1),
             Record::Formed { .. } | Record::Deleted(_) | Record::Damaged(_) | Record::Event { .. } => {}
         });
     }
 
     /// Updates the metrics from the run's state.
     pub fn publish(&mut self, run: &Run) {
-        let (status, samples, best) = (run.outline(), run.samples_committed(), run.best());
-        let members = run.attached();
-        let Self { recorder, run: name, stage, best: known, ranks, .. } = self;
+        let (status, samples, best) = (run.status_summary(), run.samples_committed(), run.best());
+        let members = run.member_count();
+        let Self { recorder, run: name, stage, best: last_metric, worker_gauges, .. } = self;
         with_local_recorder(&*recorder, || {
             for state in STATES {
-                gauge!("dico_run_state", "state" => state).set(f64::from(status.state == state));
+                gauge!("dico_run_state", "state" => state.name()).set(f64::from(status.state() == state));
             }
-            ranks.publish(run);
+            worker_gauges.publish(run);
             gauge!("dico_stage_steps").set(status.steps as f64);
             gauge!("dico_step").set(status.step as f64);
             gauge!("dico_generation").set(status.generation as f64);
             gauge!("dico_members").set(members as f64);
             counter!("dico_samples_committed_total").absolute(samples);
-            let info = |stage: &str, value| {
+            let set_stage_info = |stage: &str, value| {
                 gauge!("dico_stage_info", "run" => name.clone(), "stage" => stage.to_owned()).set(value);
             };
             if let Some(earlier) =
                 stage.replace(status.stage_name.clone()).filter(|earlier| *earlier != status.stage_name)
             {
-                info(&earlier, 0.0);
+                set_stage_info(&earlier, 0.0);
             }
-            info(&status.stage_name, 1.0);
-            gauge!("dico_paused").set(f64::from(status.state == "paused"));
-            let score = |metric: &str, value| gauge!("dico_best_score", "metric" => metric.to_owned()).set(value);
+            set_stage_info(&status.stage_name, 1.0);
+            gauge!("dico_paused").set(f64::from(status.state() == RunState::Paused));
+            let set_best_score =
+                |metric: &str, value| gauge!("dico_best_score", "metric" => metric.to_owned()).set(value);
             let metric = best.map(|(metric, _)| metric.to_owned());
-            if let Some(earlier) = std::mem::replace(known, metric.clone()).filter(|_| *known != metric) {
-                score(&earlier, f64::NAN);
+            if let Some(earlier) = std::mem::replace(last_metric, metric.clone()).filter(|_| *last_metric != metric) {
+                set_best_score(&earlier, f64::NAN);
             }
             if let Some((metric, best)) = best {
-                score(metric, best.score);
+                set_best_score(metric, best.score);
             }
         });
         // Folds histogram samples into buckets, so that they do not accumulate between scrapes.
@@ -189,7 +196,7 @@ impl Metrics {
     }
 }
 
-fn guard_events(metric: &str, action: GuardAction) -> Counter {
+fn guard_counter(metric: &str, action: GuardAction) -> Counter {
     counter!("dico_guard_events_total", "metric" => metric.to_owned(), "action" => action.name())
 }
 
@@ -203,15 +210,15 @@ fn expose_step(step: &StepStatistics) {
     gauge!("dico_all_reduce_seconds").set(step.all_reduce_seconds);
     gauge!("dico_images_per_second").set(step.images_per_second());
     gauge!("dico_tokens_per_second").set(step.tokens_per_second());
-    gauge!("dico_last_step_timestamp_seconds").set(now());
+    gauge!("dico_last_step_timestamp_seconds").set(unix_seconds_now());
     for (phase, seconds) in step.phases() {
         gauge!("dico_phase_seconds", "phase" => phase).set(seconds);
     }
-    if let Some((rank, seconds)) = step.pace.lag() {
-        gauge!("dico_slowest_rank").set(rank);
+    if let Some((worker_id, seconds)) = step.compute_times.lag() {
+        gauge!("dico_slowest_rank").set(worker_id.0);
         gauge!("dico_lag_seconds").set(seconds);
     }
-    for (summary, gauge) in MEANS {
+    for (summary, gauge) in MEAN_GAUGES {
         if let Some(summary) = step.summaries.get(summary).filter(|summary| summary.count() > 0) {
             gauge!(gauge).set(summary.mean());
         }
@@ -224,7 +231,7 @@ fn expose_step(step: &StepStatistics) {
 }
 
 fn expose_reward(summary: &Summary, role: &'static str) {
-    for (q, quantile) in QUANTILES {
+    for (q, quantile) in REWARD_QUANTILES {
         if let Some(value) = summary.quantile(q) {
             let labels = vec![Label::new("role", role), Label::new("quantile", quantile)];
             gauge!("dico_reward", labels).set(value);
@@ -232,7 +239,7 @@ fn expose_reward(summary: &Summary, role: &'static str) {
     }
 }
 
-fn now() -> f64 {
+fn unix_seconds_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 

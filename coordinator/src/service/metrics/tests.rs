@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use proto::v1;
 
 use super::{catalogue::Kind, *};
-use crate::run::{Command, Event, RequestId, Time, record::RestoredRun, testing};
+use crate::run::{Command, Event, RequestId, Time, WorkerId, record::RestoredRun, testing};
 
-const RUN_BOOK: &str = include_str!("../../../../docs/operations.md");
+const OPERATIONS_GUIDE: &str = include_str!("../../../../docs/operations.md");
 
-fn kind(kind: Kind) -> &'static str {
+fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
@@ -18,18 +18,19 @@ fn kind(kind: Kind) -> &'static str {
 }
 
 #[test]
-fn the_run_book_has_every_metric() {
-    let listed: Vec<String> = RUN_BOOK.lines().filter(|line| line.starts_with("| `dico_")).map(str::to_owned).collect();
-    let row = |(name, of, labels, meaning): (&str, Kind, &[&str], &str)| {
+fn the_operations_guide_lists_every_metric() {
+    let documented: Vec<String> =
+        OPERATIONS_GUIDE.lines().filter(|line| line.starts_with("| `dico_")).map(str::to_owned).collect();
+    let row = |(name, kind, labels, meaning): (&str, Kind, &[&str], &str)| {
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
-        format!("| `{name}` | {} | {} | {meaning} |", kind(of), labels.join(", ")).replace("||", "\\|\\|")
+        format!("| `{name}` | {} | {} | {meaning} |", kind_name(kind), labels.join(", ")).replace("||", "\\|\\|")
     };
     let rows: Vec<String> = catalogue::ALL.into_iter().map(row).collect();
-    assert_eq!(listed, rows, "docs/operations.md should have these rows:\n{}\n", rows.join("\n"));
+    assert_eq!(documented, rows, "docs/operations.md should have these rows:\n{}\n", rows.join("\n"));
 }
 
 #[test]
-fn nothing_is_exposed_that_is_not_described() {
+fn every_exposed_metric_is_in_the_catalogue() {
     let file = testing::run_file(vec![testing::stage("a", 12, 8, None, None)]);
     let mut metrics = Metrics::new(&file);
     let _refusals = metrics.refusals();
@@ -44,18 +45,19 @@ fn nothing_is_exposed_that_is_not_described() {
     let exposed = metrics.handle().render();
     let types = exposed.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let types: BTreeSet<&str> = types.collect();
-    let known: BTreeSet<String> = catalogue::ALL.iter().map(|(name, of, ..)| format!("{name} {}", kind(*of))).collect();
+    let catalogue: BTreeSet<String> =
+        catalogue::ALL.iter().map(|(name, kind, ..)| format!("{name} {}", kind_name(*kind))).collect();
     assert!(types.len() > 10, "{exposed}");
-    assert_eq!(types.iter().find(|found| !known.contains(**found)), None);
+    assert_eq!(types.iter().find(|metric| !catalogue.contains(**metric)), None);
     assert!(exposed.contains("dico_paused 1") && exposed.contains("dico_run_state{state=\"paused\"} 1"), "{exposed}");
 }
 
 #[test]
-fn a_recovery_lasts_until_a_step_of_the_next_generation() {
+fn recovery_time_ends_with_the_first_step_of_the_next_generation() {
     let mut metrics = Metrics::new(&testing::run_file(vec![testing::stage("a", 12, 8, None, None)]));
     let step = |generation| {
-        let at = v1::Position { stage: 0, step: 1, generation };
-        Record::Step(StepStatistics::read(0, &v1::StepDone::default(), &at).unwrap())
+        let position = v1::Position { stage: 0, step: 1, generation };
+        Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
     };
     let ended = |generation| Record::Ended { generation, reason: "a test".into() };
     let mut recoveries = |records: &[Record]| {

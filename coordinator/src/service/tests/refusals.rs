@@ -1,4 +1,4 @@
-//! Each refused peer is logged with its address and counted, and an honest worker is not affected.
+//! Each refused peer is logged with its address and counted, and a healthy worker is not affected.
 
 use std::{cell::RefCell, io, path::PathBuf, sync::Once, time::Duration};
 
@@ -14,7 +14,7 @@ use tonic::{
     codegen::http::uri::PathAndQuery,
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
-use transport::{Link, TlsFiles, Token};
+use transport::{Connector, TlsFiles, Token};
 
 use super::*;
 use crate::service::Tokens;
@@ -22,32 +22,32 @@ use crate::service::Tokens;
 const JOIN: &str = "/dico.v1.Coordinator/Join";
 const SESSION: &str = "/dico.v1.Coordinator/Session";
 
-// ------------------------------------------------------------------------------------------------------------ the scene
+// ------------------------------------------------------------------------------------ test cluster
 
 thread_local! {
-    /// The log of this test: its coordinator runs on the test's own thread.
-    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The log of this test, whose coordinator runs on the test's own thread.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Captures the logs of all threads. One global subscriber, because per-thread subscribers miss
-/// call sites that another thread has registered.
-fn keep_logs() {
-    static KEPT: Once = Once::new();
-    KEPT.call_once(|| {
-        let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log);
+/// Captures the logs of all threads. There is one global subscriber, because subscribers of a
+/// thread miss call sites that another thread has registered.
+fn capture_logs() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let logs = tracing_subscriber::fmt().with_ansi(false).with_writer(|| LogWriter);
         tracing::subscriber::set_global_default(logs.finish()).unwrap();
     });
 }
 
-fn logged() -> Vec<String> {
-    LOGGED.with_borrow(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect())
+fn log_lines() -> Vec<String> {
+    LOG.with_borrow(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect())
 }
 
-struct Log;
+struct LogWriter;
 
-impl io::Write for Log {
+impl io::Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        LOGGED.with_borrow_mut(|logged| logged.extend_from_slice(bytes));
+        LOG.with_borrow_mut(|log| log.extend_from_slice(bytes));
         Ok(bytes.len())
     }
 
@@ -56,91 +56,91 @@ impl io::Write for Log {
     }
 }
 
-/// A coordinator, and an honest worker in its first generation.
-struct Scene {
-    served: Served,
-    say: mpsc::Sender<v1::WorkerMessage>,
+/// A coordinator, and a healthy worker in its first generation.
+struct Fixture {
+    coordinator: TestCoordinator,
+    messages: mpsc::Sender<v1::WorkerMessage>,
     directives: Streaming<v1::Directive>,
-    /// The directive that the honest worker has not answered yet.
-    told: v1::Directive,
-    /// The state that it holds.
-    holds: Option<v1::Position>,
+    /// The directive that the healthy worker has not answered yet.
+    pending: v1::Directive,
+    /// The position of the healthy worker's state.
+    position: Option<v1::Position>,
 }
 
-impl Scene {
-    /// A scene with an honest worker that connects through this link.
-    async fn new(security: Security, way: impl FnOnce(std::net::SocketAddr) -> Link) -> Self {
-        keep_logs();
-        let served = serve(testing::stage("a", 12, 8, None, None), security).await;
-        let channel = way(served.grpc).stay(Duration::from_secs(30)).await.unwrap();
+impl Fixture {
+    /// Starts a coordinator, and a healthy worker that connects through this connector.
+    async fn new(security: Security, connector: impl FnOnce(std::net::SocketAddr) -> Connector) -> Self {
+        capture_logs();
+        let coordinator = serve(testing::stage("a", 12, 8, None, None), security).await;
+        let channel = connector(coordinator.grpc).open_channel(Duration::from_secs(30)).await.unwrap();
         let mut client = CoordinatorClient::new(channel);
         let token = client.join(join(Some(7))).await.unwrap().into_inner().session_token;
-        let (say, said) = mpsc::channel(8);
-        say.send(v1::WorkerMessage { message: Some(attach(token)) }).await.unwrap();
-        let mut directives = client.session(ReceiverStream::new(said)).await.unwrap().into_inner();
-        let told = directives.message().await.unwrap().unwrap();
-        Self { served, say, directives, told, holds: None }
+        let (messages, receiver) = mpsc::channel(8);
+        messages.send(v1::WorkerMessage { message: Some(attach(token)) }).await.unwrap();
+        let mut directives = client.session(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        let pending = directives.message().await.unwrap().unwrap();
+        Self { coordinator, messages, directives, pending, position: None }
     }
 
-    /// Without TLS.
-    async fn plain(tokens: Tokens) -> Self {
+    /// A coordinator without TLS.
+    async fn without_tls(tokens: Tokens) -> Self {
         let join = tokens.join.clone();
-        Self::new(Security { tls: None, tokens }, |grpc| plain_link(grpc, join.as_ref())).await
+        Self::new(Security { tls: None, tokens }, |grpc| plain_connector(grpc, join.as_ref())).await
     }
 
     async fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}", self.served.grpc)).unwrap().connect().await.unwrap()
+        Endpoint::from_shared(format!("http://{}", self.coordinator.grpc)).unwrap().connect().await.unwrap()
     }
 
     async fn channel_with(&self, token: Option<&Token>) -> transport::Channel {
-        plain_link(self.served.grpc, token).stay(Duration::from_secs(30)).await.unwrap()
+        plain_connector(self.coordinator.grpc, token).open_channel(Duration::from_secs(30)).await.unwrap()
     }
 
-    /// Asserts that peers were refused this many times, only for this reason, and logged with their
-    /// addresses; and that the honest worker trains.
+    /// Asserts that peers were refused this many times, only for this reason, and were logged with
+    /// their addresses; and that the healthy worker trains.
     async fn assert_refused(mut self, reason: &str, times: usize) {
-        let metrics = get(self.served.http, "/metrics").await;
+        let metrics = http_get(self.coordinator.http, "/metrics").await;
         for line in metrics.lines().filter(|line| line.starts_with("dico_refusals_total{")) {
             let expected = if line.contains(&format!("\"{reason}\"")) { times } else { 0 };
             assert!(line.ends_with(&format!(" {expected}")), "{line}");
         }
         assert!(metrics.contains(&format!("dico_refusals_total{{reason=\"{reason}\"}}")), "{metrics}");
-        let lines = logged();
-        let about = |line: &&String| {
-            let named = line.contains(&format!("reason=\"{reason}\""));
-            named && line.contains("refused: ") && line.contains("peer=127.0.0.1:")
+        let lines = log_lines();
+        let is_refusal = |line: &&String| {
+            let has_reason = line.contains(&format!("reason=\"{reason}\""));
+            has_reason && line.contains("refused: ") && line.contains("peer=127.0.0.1:")
         };
-        assert_eq!(lines.iter().filter(about).count(), times, "{lines:#?}");
-        while !matches!(self.told.directive, Some(Directive::Train(_))) {
-            self.answer().await;
+        assert_eq!(lines.iter().filter(is_refusal).count(), times, "{lines:#?}");
+        while !matches!(self.pending.directive, Some(Directive::Train(_))) {
+            self.answer_directive().await;
         }
     }
 
-    /// Answers the honest worker's directive, and receives the next one.
-    async fn answer(&mut self) {
-        let v1::Directive { generation, directive } = std::mem::take(&mut self.told);
+    /// Answers the healthy worker's directive, and receives the next one.
+    async fn answer_directive(&mut self) {
+        let v1::Directive { generation, directive } = std::mem::take(&mut self.pending);
         let messages = match directive.unwrap() {
             // A worker has joined.
             Directive::Abandon(_) | Directive::Halt(_) => {
-                vec![Message::Idle(v1::Idle { generation, position: self.holds, ..Default::default() })]
+                vec![Message::Idle(v1::Idle { generation, position: self.position, ..Default::default() })]
             }
-            other => replies(self.served.output.path(), generation, other),
+            other => worker_replies(self.coordinator.output.path(), generation, other),
         };
         for message in messages {
             if let Message::Ready(v1::Ready { position, .. }) | Message::StepDone(v1::StepDone { position, .. }) =
                 &message
             {
-                self.holds = *position;
+                self.position = *position;
             }
-            self.say.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
+            self.messages.send(v1::WorkerMessage { message: Some(message) }).await.unwrap();
         }
-        let told = self.directives.message().await.unwrap();
-        self.told = told.unwrap_or_else(|| panic!("it was sent away: {:#?}", logged()));
+        let next = self.directives.message().await.unwrap();
+        self.pending = next.unwrap_or_else(|| panic!("the healthy worker was evicted: {:#?}", log_lines()));
     }
 }
 
-fn plain_link(grpc: std::net::SocketAddr, token: Option<&Token>) -> Link {
-    Link::new(format!("http://{grpc}"), None, token).unwrap()
+fn plain_connector(grpc: std::net::SocketAddr, token: Option<&Token>) -> Connector {
+    Connector::new(format!("http://{grpc}"), None, token).unwrap()
 }
 
 fn token(text: &str) -> Option<Token> {
@@ -149,9 +149,9 @@ fn token(text: &str) -> Option<Token> {
 
 /// A codec that sends and receives raw bytes.
 #[derive(Clone, Copy, Default)]
-struct Raw;
+struct RawCodec;
 
-impl Codec for Raw {
+impl Codec for RawCodec {
     type Encode = Vec<u8>;
     type Decode = ();
     type Encoder = Self;
@@ -166,7 +166,7 @@ impl Codec for Raw {
     }
 }
 
-impl Encoder for Raw {
+impl Encoder for RawCodec {
     type Item = Vec<u8>;
     type Error = Status;
 
@@ -176,7 +176,7 @@ impl Encoder for Raw {
     }
 }
 
-impl Decoder for Raw {
+impl Decoder for RawCodec {
     type Item = ();
     type Error = Status;
 
@@ -188,12 +188,12 @@ impl Decoder for Raw {
 }
 
 /// Sends these raw messages in a session. Returns the status with which the session ends.
-async fn say_in_a_session(channel: Channel, messages: Vec<Vec<u8>>) -> Status {
+async fn send_raw_in_session(channel: Channel, messages: Vec<Vec<u8>>) -> Status {
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.unwrap();
-    // The worker sends nothing more, but does not close the stream.
-    let said = futures::StreamExt::chain(stream::iter(messages), stream::pending());
-    let session = grpc.streaming(Request::new(said), PathAndQuery::from_static(SESSION), Raw).await;
+    // The client sends nothing more, but does not close the stream.
+    let requests = futures::StreamExt::chain(stream::iter(messages), stream::pending());
+    let session = grpc.streaming(Request::new(requests), PathAndQuery::from_static(SESSION), RawCodec).await;
     let mut directives = session.unwrap().into_inner();
     loop {
         if let Err(status) = directives.message().await.map(|directive| directive.expect("an error ends it")) {
@@ -202,171 +202,174 @@ async fn say_in_a_session(channel: Channel, messages: Vec<Vec<u8>>) -> Status {
     }
 }
 
-/// The first message of a second worker.
-async fn attachment(channel: Channel) -> Vec<u8> {
+/// An encoded Attach, the first message of a second worker.
+async fn encoded_attach(channel: Channel) -> Vec<u8> {
     let token = CoordinatorClient::new(channel).join(join(None)).await.unwrap().into_inner().session_token;
     v1::WorkerMessage { message: Some(attach(token)) }.encode_to_vec()
 }
 
-/// All bytes until the peer closes the connection.
+/// Reads all bytes until the peer closes the connection.
 async fn read_to_the_end(mut stream: impl AsyncRead + Unpin) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A peer that closes with unread data resets the connection, which is an end, too.
+    // A peer that closes with unread data resets the connection, which is an error here.
     _ = stream.read_to_end(&mut bytes).await;
     bytes
 }
 
-// ------------------------------------------------------------------------------------------------------------- messages
+// ---------------------------------------------------------------------------------------- messages
 
 #[tokio::test]
-async fn an_old_protocol() {
-    let scene = Scene::plain(Tokens::default()).await;
+async fn an_old_protocol_version_is_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
     let request = v1::JoinRequest { protocol_version: PROTOCOL_VERSION - 1, ..join(None) };
-    let status = CoordinatorClient::new(scene.channel().await).join(request).await.unwrap_err();
+    let status = CoordinatorClient::new(fixture.channel().await).join(request).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    scene.assert_refused("protocol_version", 1).await;
+    fixture.assert_refused("protocol_version", 1).await;
 }
 
 #[tokio::test]
 async fn a_flood_of_refusals_is_counted_and_its_log_lines_are_limited() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let mut client = CoordinatorClient::new(scene.channel().await);
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(fixture.channel().await);
     for _ in 0..100 {
         client.join(v1::JoinRequest { protocol_version: 1, ..join(None) }).await.unwrap_err();
         client.join(join(Some(7))).await.unwrap_err();
     }
     assert_exposes(
-        &get(scene.served.http, "/metrics").await,
+        &http_get(fixture.coordinator.http, "/metrics").await,
         &["dico_refusals_total{reason=\"protocol_version\"} 100"],
     );
-    let lines = logged();
-    let about = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
-    assert_eq!((about("refused: the worker speaks protocol version 1"), about("told to ask again: rank 7")), (20, 20));
+    let lines = log_lines();
+    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (count("refused: the worker speaks protocol version 1"), count("the worker has to retry: worker id 7")),
+        (20, 20)
+    );
 }
 
 #[tokio::test]
-async fn a_rank_that_is_taken() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let mut client = CoordinatorClient::new(scene.channel().await);
-    // A worker that is told to wait is not refused yet.
+async fn a_taken_worker_id_is_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(fixture.channel().await);
+    // The first join has to be retried, which is no refusal.
     client.join(join(Some(7))).await.unwrap_err();
     client.join(v1::JoinRequest { waited_ms: 60_000, ..join(Some(7)) }).await.unwrap_err();
-    scene.assert_refused("rank_taken", 1).await;
+    fixture.assert_refused("rank_taken", 1).await;
 }
 
 #[tokio::test]
-async fn a_guessed_session_token() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let mut client = CoordinatorClient::new(scene.channel().await);
-    assert_eq!(refusal(&mut client, attach("0".repeat(32))).await.code(), Code::Unauthenticated);
-    scene.assert_refused("session_token", 1).await;
+async fn an_unknown_session_token_is_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(fixture.channel().await);
+    assert_eq!(session_error(&mut client, attach("0".repeat(32))).await.code(), Code::Unauthenticated);
+    fixture.assert_refused("session_token", 1).await;
 }
 
 #[tokio::test]
-async fn a_session_that_begins_with_something_else() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let mut client = CoordinatorClient::new(scene.channel().await);
+async fn a_session_without_attach_is_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(fixture.channel().await);
     let first = Message::Heartbeat(v1::Heartbeat::default());
-    assert_eq!(refusal(&mut client, first).await.code(), Code::InvalidArgument);
-    scene.assert_refused("violation", 1).await;
+    assert_eq!(session_error(&mut client, first).await.code(), Code::InvalidArgument);
+    fixture.assert_refused("violation", 1).await;
 }
 
 #[tokio::test]
-async fn a_path_where_a_name_should_be() {
-    let mut scene = Scene::plain(Tokens::default()).await;
-    let mut client = CoordinatorClient::new(scene.channel().await);
+async fn a_checkpoint_name_with_a_path_is_refused() {
+    let mut fixture = Fixture::without_tls(Tokens::default()).await;
+    let mut client = CoordinatorClient::new(fixture.channel().await);
     let token = client.join(join(None)).await.unwrap().into_inner().session_token;
-    let (say, mut directives) = session(&mut client, attach(token)).await;
-    while scene.told.generation < 2 {
-        scene.answer().await;
+    let (sender, mut directives) = open_session(&mut client, attach(token)).await;
+    while fixture.pending.generation < 2 {
+        fixture.answer_directive().await;
     }
     let generation = directives.message().await.unwrap().unwrap().generation;
-    let kept = scene.served.output.path().join("kept");
-    std::fs::create_dir(&kept).unwrap();
-    let damaged_checkpoint = "../kept".to_owned();
+    let outside = fixture.coordinator.output.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    let damaged_checkpoint = "../outside".to_owned();
     let failed = Message::Failed(v1::Failed { generation, damaged_checkpoint, ..Default::default() });
-    say.send(v1::WorkerMessage { message: Some(failed) }).await.unwrap();
+    sender.send(v1::WorkerMessage { message: Some(failed) }).await.unwrap();
     assert_eq!(directives.message().await.unwrap_err().code(), Code::InvalidArgument);
-    assert!(kept.is_dir());
-    scene.assert_refused("violation", 1).await;
+    assert!(outside.is_dir());
+    fixture.assert_refused("violation", 1).await;
 }
 
 #[tokio::test]
-async fn malformed_messages() {
-    let scene = Scene::plain(Tokens::default()).await;
+async fn malformed_messages_are_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
     let garbage = vec![0xff; 9];
-    let attached = attachment(scene.channel().await).await;
+    let attached = encoded_attach(fixture.channel().await).await;
     // In a session before and after Attach, on one connection; and as a unary call.
-    let channel = scene.channel().await;
-    assert_eq!(say_in_a_session(channel.clone(), vec![garbage.clone()]).await.code(), Code::Internal);
-    assert_eq!(say_in_a_session(channel.clone(), vec![attached, garbage.clone()]).await.code(), Code::Internal);
+    let channel = fixture.channel().await;
+    assert_eq!(send_raw_in_session(channel.clone(), vec![garbage.clone()]).await.code(), Code::Internal);
+    assert_eq!(send_raw_in_session(channel.clone(), vec![attached, garbage.clone()]).await.code(), Code::Internal);
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.unwrap();
-    let status = grpc.unary(Request::new(garbage), PathAndQuery::from_static(JOIN), Raw).await.unwrap_err();
+    let status = grpc.unary(Request::new(garbage), PathAndQuery::from_static(JOIN), RawCodec).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
-    scene.assert_refused("malformed", 3).await;
+    fixture.assert_refused("malformed", 3).await;
 }
 
 #[tokio::test]
-async fn oversized_messages() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let attached = attachment(scene.channel().await).await;
+async fn oversized_messages_are_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let attached = encoded_attach(fixture.channel().await).await;
     let large = vec![0; proto::MAX_BYTES_TO_COORDINATOR + 1];
-    let status = say_in_a_session(scene.channel().await, vec![attached, large.clone()]).await;
+    let status = send_raw_in_session(fixture.channel().await, vec![attached, large.clone()]).await;
     assert_eq!(status.code(), Code::OutOfRange);
     assert!(status.message().contains(&proto::MAX_BYTES_TO_COORDINATOR.to_string()), "{status}");
-    let mut grpc = Grpc::new(scene.channel().await);
+    let mut grpc = Grpc::new(fixture.channel().await);
     grpc.ready().await.unwrap();
-    let status = grpc.unary(Request::new(large), PathAndQuery::from_static(JOIN), Raw).await.unwrap_err();
+    let status = grpc.unary(Request::new(large), PathAndQuery::from_static(JOIN), RawCodec).await.unwrap_err();
     assert_eq!(status.code(), Code::OutOfRange);
-    scene.assert_refused("oversized", 2).await;
+    fixture.assert_refused("oversized", 2).await;
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_is_no_refusal() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let channel = scene.channel().await;
+async fn a_disconnect_is_no_refusal() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let channel = fixture.channel().await;
     let token = CoordinatorClient::new(channel.clone()).join(join(None)).await.unwrap().into_inner().session_token;
-    let (say, directives) = session(&mut CoordinatorClient::new(channel.clone()), attach(token)).await;
-    drop((say, directives, channel));
-    scene.assert_refused("malformed", 0).await;
+    let (sender, directives) = open_session(&mut CoordinatorClient::new(channel.clone()), attach(token)).await;
+    drop((sender, directives, channel));
+    fixture.assert_refused("malformed", 0).await;
 }
 
-// --------------------------------------------------------------------------------------------------------------- tokens
+// ------------------------------------------------------------------------------------------ tokens
 
 #[tokio::test]
-async fn bad_join_tokens() {
-    let scene = Scene::plain(Tokens { join: token("the-token-of-the-workers"), admin: None }).await;
+async fn wrong_join_tokens_are_refused() {
+    let fixture = Fixture::without_tls(Tokens { join: token("the-token-of-the-workers"), admin: None }).await;
     for presented in [None, token("another-token-of-workers")] {
-        let mut client = CoordinatorClient::new(scene.channel_with(presented.as_ref()).await);
+        let mut client = CoordinatorClient::new(fixture.channel_with(presented.as_ref()).await);
         let status = client.join(join(None)).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
         assert!(status.message().contains("--join-token-file") && !status.message().contains("the-token"), "{status}");
         client.session(stream::pending()).await.unwrap_err();
     }
-    assert!(!logged().concat().contains("the-token-of"));
-    scene.assert_refused("join_token", 4).await;
+    assert!(!log_lines().concat().contains("the-token-of"));
+    fixture.assert_refused("join_token", 4).await;
 }
 
 #[tokio::test]
-async fn bad_admin_tokens() {
+async fn wrong_admin_tokens_are_refused() {
     let (join, admin) = (token("the-token-of-the-workers"), token("the-token-of-the-admins"));
-    let scene = Scene::plain(Tokens { join: join.clone(), admin: admin.clone() }).await;
+    let fixture = Fixture::without_tls(Tokens { join: join.clone(), admin: admin.clone() }).await;
     for presented in [None, join.clone(), token("another-token-of-admins")] {
-        let channel = scene.channel_with(presented.as_ref()).await;
+        let channel = fixture.channel_with(presented.as_ref()).await;
         let status = AdminClient::new(channel).control(command(v1::Command::Resume)).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
         assert!(status.message().contains("--admin-token-file"), "{status}");
     }
-    // Each of them allows reading the status.
+    // Reading the status requires no token, and is possible with either one.
     for presented in [join, admin] {
-        let channel = scene.channel_with(presented.as_ref()).await;
+        let channel = fixture.channel_with(presented.as_ref()).await;
         AdminClient::new(channel).status(v1::StatusRequest {}).await.unwrap();
     }
-    scene.assert_refused("admin_token", 3).await;
+    fixture.assert_refused("admin_token", 3).await;
 }
 
-// --------------------------------------------------------------------------------------------------------- certificates
+// ------------------------------------------------------------------------------------ certificates
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -385,115 +388,116 @@ impl Certificates {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn file(&self, name: &str, text: &str) -> PathBuf {
+    fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.0.path().join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    /// A certificate for this machine, valid until that year, signed by one authority, with another
-    /// as its trust root.
-    fn of(&self, name: &str, until: i32, signed_by: &Authority, believes: &Authority) -> TlsFiles {
+    /// Issues a certificate for this machine. Its holder trusts the authority `trusts`.
+    fn issue(&self, name: &str, expiry_year: i32, signed_by: &Authority, trusts: &Authority) -> TlsFiles {
         let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        params.not_after = rcgen::date_time_ymd(expiry_year, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, signed_by).unwrap();
         TlsFiles {
-            tls_ca: self.file(&format!("{name}-ca.pem"), &believes.pem()),
-            tls_cert: self.file(&format!("{name}.pem"), &certificate.pem()),
-            tls_key: self.file(&format!("{name}-key.pem"), &key.serialize_pem()),
+            tls_ca: self.write(&format!("{name}-ca.pem"), &trusts.pem()),
+            tls_cert: self.write(&format!("{name}.pem"), &certificate.pem()),
+            tls_key: self.write(&format!("{name}-key.pem"), &key.serialize_pem()),
         }
     }
 }
 
-/// A coordinator with certificates of an authority.
-async fn certified(certificates: &Certificates, authority: &Authority) -> Scene {
-    let server = certificates.of("server", 4000, authority, authority).server().unwrap();
-    let worker = certificates.of("worker", 4000, authority, authority);
+/// A coordinator and a healthy worker with certificates of this authority.
+async fn fixture_with_tls(certificates: &Certificates, authority: &Authority) -> Fixture {
+    let server = certificates.issue("server", 4000, authority, authority).server_config().unwrap();
+    let worker = certificates.issue("worker", 4000, authority, authority);
     let security = Security { tls: Some(server), tokens: Tokens::default() };
-    Scene::new(security, |grpc| Link::new(format!("https://{grpc}"), Some(&worker), None).unwrap()).await
+    Fixture::new(security, |grpc| Connector::new(format!("https://{grpc}"), Some(&worker), None).unwrap()).await
 }
 
 /// The error of a join with these certificates.
-async fn turned_away(scene: &Scene, files: &TlsFiles) -> Status {
-    let link = Link::new(format!("https://{}", scene.served.grpc), Some(files), None).unwrap();
-    link.ask(async |channel| CoordinatorClient::new(channel).join(join(None)).await).await.unwrap_err()
+async fn join_error(fixture: &Fixture, files: &TlsFiles) -> Status {
+    let connector = Connector::new(format!("https://{}", fixture.coordinator.grpc), Some(files), None).unwrap();
+    connector.call(async |channel| CoordinatorClient::new(channel).join(join(None)).await).await.unwrap_err()
 }
 
 #[tokio::test]
-async fn certificates_that_have_run_out_or_are_of_strangers() {
-    let (certificates, authority, strangers) =
-        (Certificates::new(), self::authority("ours"), self::authority("strangers"));
-    let scene = certified(&certificates, &authority).await;
+async fn expired_and_foreign_certificates_are_refused() {
+    let (certificates, authority, foreign_authority) =
+        (Certificates::new(), self::authority("ours"), self::authority("foreign"));
+    let fixture = fixture_with_tls(&certificates, &authority).await;
     for files in [
-        certificates.of("expired", 2020, &authority, &authority),
-        certificates.of("foreign", 4000, &strangers, &authority),
+        certificates.issue("expired", 2020, &authority, &authority),
+        certificates.issue("foreign", 4000, &foreign_authority, &authority),
     ] {
-        let status = turned_away(&scene, &files).await;
+        let status = join_error(&fixture, &files).await;
         assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
         assert!(status.message().contains("certificate"), "{status}");
     }
-    scene.assert_refused("certificate", 2).await;
+    fixture.assert_refused("certificate", 2).await;
 }
 
 #[tokio::test]
-async fn no_certificate() {
+async fn a_client_without_certificate_is_refused() {
     let (certificates, authority) = (Certificates::new(), self::authority("ours"));
-    let scene = certified(&certificates, &authority).await;
+    let fixture = fixture_with_tls(&certificates, &authority).await;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
-    let endpoint = Endpoint::from_shared(format!("https://{}", scene.served.grpc)).unwrap().tls_config(tls).unwrap();
+    let endpoint =
+        Endpoint::from_shared(format!("https://{}", fixture.coordinator.grpc)).unwrap().tls_config(tls).unwrap();
     if let Ok(channel) = endpoint.connect().await {
         CoordinatorClient::new(channel).join(join(None)).await.unwrap_err();
     }
-    scene.assert_refused("certificate", 1).await;
+    fixture.assert_refused("certificate", 1).await;
 }
 
 #[tokio::test]
-async fn a_worker_does_not_speak_to_a_coordinator_of_strangers() {
-    let (certificates, authority, strangers) =
-        (Certificates::new(), self::authority("ours"), self::authority("strangers"));
-    let scene = certified(&certificates, &authority).await;
-    let status = turned_away(&scene, &certificates.of("wary", 4000, &authority, &strangers)).await;
+async fn a_worker_refuses_a_coordinator_of_an_unknown_authority() {
+    let (certificates, authority, foreign_authority) =
+        (Certificates::new(), self::authority("ours"), self::authority("foreign"));
+    let fixture = fixture_with_tls(&certificates, &authority).await;
+    let status =
+        join_error(&fixture, &certificates.issue("worker-of-foreign", 4000, &authority, &foreign_authority)).await;
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
     assert!(status.message().contains("UnknownIssuer"), "{status}");
-    scene.assert_refused("handshake", 1).await;
+    fixture.assert_refused("handshake", 1).await;
 }
 
 #[tokio::test]
-async fn plain_text_where_tls_is_spoken() {
+async fn plain_text_to_a_tls_port_is_refused() {
     let (certificates, authority) = (Certificates::new(), self::authority("ours"));
-    let scene = certified(&certificates, &authority).await;
-    let mut stream = TcpStream::connect(scene.served.grpc).await.unwrap();
+    let fixture = fixture_with_tls(&certificates, &authority).await;
+    let mut stream = TcpStream::connect(fixture.coordinator.grpc).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
     read_to_the_end(stream).await;
-    scene.assert_refused("handshake", 1).await;
+    fixture.assert_refused("handshake", 1).await;
 }
 
 #[tokio::test]
-async fn other_protocols_where_http_2_is_spoken() {
-    let scene = Scene::plain(Tokens::default()).await;
-    let mut stream = TcpStream::connect(scene.served.grpc).await.unwrap();
+async fn http_1_to_the_grpc_port_is_refused() {
+    let fixture = Fixture::without_tls(Tokens::default()).await;
+    let mut stream = TcpStream::connect(fixture.coordinator.grpc).await.unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: here\r\n\r\n").await.unwrap();
     assert_eq!(read_to_the_end(stream).await, b"");
-    scene.assert_refused("handshake", 1).await;
+    fixture.assert_refused("handshake", 1).await;
 }
 
 /// Takes as long as the handshake timeout.
 #[tokio::test]
-async fn one_that_never_says_anything() {
+async fn a_silent_connection_is_refused_after_the_handshake_timeout() {
     let (certificates, authority) = (Certificates::new(), self::authority("ours"));
-    let server = certificates.of("server", 4000, &authority, &authority).server().unwrap();
-    keep_logs();
+    let server = certificates.issue("server", 4000, &authority, &authority).server_config().unwrap();
+    capture_logs();
     futures::future::join_all([None, Some(server)].map(async |tls| {
         let security = Security { tls, tokens: Tokens::default() };
-        let served = serve(testing::stage("a", 12, 8, None, None), security).await;
-        let stream = TcpStream::connect(served.grpc).await.unwrap();
+        let coordinator = serve(testing::stage("a", 12, 8, None, None), security).await;
+        let stream = TcpStream::connect(coordinator.grpc).await.unwrap();
         let peer = stream.local_addr().unwrap();
         read_to_the_end(stream).await;
-        let lines = logged();
+        let lines = log_lines();
         let refused = lines.iter().find(|line| line.contains("handshake") && line.contains(&format!("peer={peer}")));
         assert!(refused.is_some(), "{lines:#?}");
-        let metrics = get(served.http, "/metrics").await;
+        let metrics = http_get(coordinator.http, "/metrics").await;
         assert_exposes(&metrics, &["dico_refusals_total{reason=\"handshake\"} 1"]);
     }))
     .await;

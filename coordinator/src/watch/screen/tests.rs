@@ -2,14 +2,14 @@ use ratatui::{Terminal, backend::TestBackend, buffer::Buffer};
 
 use super::*;
 
-fn member(rank: u32) -> v1::Member {
+fn member(worker_id: u32) -> v1::Member {
     v1::Member {
-        rank,
-        host: format!("node-{rank}"),
+        worker_id,
+        host: format!("node-{worker_id}"),
         device: "cuda:0".into(),
         phase: v1::Phase::Compute.into(),
         position: Some(v1::Position { stage: 2, step: 30, generation: 4 }),
-        seconds_since_heard: if rank == 1 { 7.4 } else { 0.2 },
+        seconds_since_heard: if worker_id == 1 { 7.4 } else { 0.2 },
         images_per_second: 17.1,
         ..v1::Member::default()
     }
@@ -18,7 +18,7 @@ fn member(rank: u32) -> v1::Member {
 fn status(members: u32, step: u64) -> StatusResponse {
     StatusResponse {
         run: "coco".into(),
-        state: "running".into(),
+        state: RunState::Running.into(),
         generation: 4,
         stage: 2,
         stage_name: "dico".into(),
@@ -29,22 +29,22 @@ fn status(members: u32, step: u64) -> StatusResponse {
         images_per_second: 34.2,
         members: (0..members).map(member).collect(),
         reason: String::new(),
-        slowest_rank: Some(1),
+        slowest_worker: Some(1),
         lag_seconds: 0.25,
         seconds_left: Some((1_000 - step) as f64),
         ..StatusResponse::default()
     }
 }
 
-fn seen(members: u32) -> CollectedStatus {
-    let mut seen = CollectedStatus::default();
-    (1..=4).for_each(|step| seen.hear(Duration::from_secs(step), status(members, step)));
-    seen
+fn collected_status(members: u32) -> CollectedStatus {
+    let mut collected = CollectedStatus::default();
+    (1..=4).for_each(|step| collected.record_status(Duration::from_secs(step), status(members, step)));
+    collected
 }
 
-fn draw(screen: &mut Screen, seen: &CollectedStatus, (width, height): (u16, u16), now: u64) -> Buffer {
+fn draw(screen: &mut Screen, collected: &CollectedStatus, (width, height): (u16, u16), now: u64) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal.draw(|frame| screen.draw(frame, seen, Duration::from_secs(now))).unwrap();
+    terminal.draw(|frame| screen.draw(frame, collected, Duration::from_secs(now))).unwrap();
     terminal.backend().buffer().clone()
 }
 
@@ -55,14 +55,14 @@ fn lines(buffer: &Buffer) -> Vec<String> {
 }
 
 #[test]
-fn all_that_matters_is_on_the_screen() {
-    let lines = lines(&draw(&mut Screen::new(true), &seen(2), (80, 24), 4));
+fn the_screen_shows_progress_curves_and_workers() {
+    let lines = lines(&draw(&mut Screen::new(true), &collected_status(2), (80, 24), 4));
     let bars = "\u{2500}".repeat(31);
     let expected = [
         " coco  running".to_owned(),
         String::new(),
         format!(" stage 2 dico   0% {bars} 4 of 1 000, 16 min 36 s left"),
-        " generation 4   loss 6   reward 1.25   34.2 images/s   rank 1 lags 0.25 s".to_owned(),
+        " generation 4   loss 6   reward 1.25   34.2 images/s   worker 1 lags 0.25 s".to_owned(),
         format!(" {:<40} reward  1.25 to 1.25", "loss  6 to 9"),
         " \u{2588}".to_owned(),
         format!(" {:<40} {}", "\u{2588}\u{2588}\u{2581}", "\u{2585}".repeat(4)),
@@ -71,7 +71,7 @@ fn all_that_matters_is_on_the_screen() {
     assert_eq!(lines[..8], expected);
     assert_eq!(
         lines[8].split_whitespace().collect::<Vec<_>>(),
-        ["rank", "host", "device", "phase", "images/s", "step", "heard"]
+        ["worker", "host", "device", "phase", "images/s", "step", "last", "seen"]
     );
     let workers: Vec<Vec<&str>> = lines[9..11].iter().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(workers[0], ["0", "node-0", "cuda:0", "compute", "17.1", "30", "0", "s", "ago"]);
@@ -80,74 +80,78 @@ fn all_that_matters_is_on_the_screen() {
 }
 
 #[test]
-fn a_coordinator_that_is_away_is_said_to_be_and_what_was_known_stays() {
+fn an_unreachable_coordinator_is_reported_and_the_last_status_stays() {
     let mut screen = Screen::new(true);
-    let mut seen = CollectedStatus::default();
-    assert_eq!(lines(&draw(&mut screen, &seen, (80, 24), 0))[..2], [" dico", " asking the coordinator"]);
-    seen.hear(Duration::from_secs(1), status(2, 1));
-    seen.miss(Duration::from_secs(3), "http://here:1: no answer".into());
-    let away = lines(&draw(&mut screen, &seen, (80, 24), 13));
-    assert_eq!(away[..2], [" coco  running  12 s ago", " the coordinator is away for 10 s: http://here:1: no answer"]);
-    assert!(away[9].contains("node-0"), "{away:#?}");
-    seen.hear(
-        Duration::from_secs(14),
-        StatusResponse { state: "paused".into(), reason: "kl is 9".into(), ..status(2, 1) },
+    let mut collected = CollectedStatus::default();
+    assert_eq!(lines(&draw(&mut screen, &collected, (80, 24), 0))[..2], [" dico", " connecting to the coordinator"]);
+    collected.record_status(Duration::from_secs(1), status(2, 1));
+    collected.record_failure(Duration::from_secs(3), "http://here:1: no response".into());
+    let shown = lines(&draw(&mut screen, &collected, (80, 24), 13));
+    assert_eq!(
+        shown[..2],
+        [" coco  running  12 s ago", " the coordinator has been unreachable for 10 s: http://here:1: no response"]
     );
-    assert_eq!(lines(&draw(&mut screen, &seen, (80, 24), 14))[..2], [" coco  paused", " kl is 9"]);
+    assert!(shown[9].contains("node-0"), "{shown:#?}");
+    collected.record_status(
+        Duration::from_secs(14),
+        StatusResponse { state: RunState::Paused.into(), reason: "kl is 9".into(), ..status(2, 1) },
+    );
+    assert_eq!(lines(&draw(&mut screen, &collected, (80, 24), 14))[..2], [" coco  paused", " kl is 9"]);
 }
 
 #[test]
-fn workers_are_gone_through_and_there_is_an_end() {
-    let (mut screen, seen) = (Screen::new(true), seen(1_000));
-    let mut first = |turns: &[Scroll]| {
-        turns.iter().for_each(|turn| screen.turn(*turn));
-        let lines = lines(&draw(&mut screen, &seen, (80, 24), 4));
-        let rank = |line: &str| line.split_whitespace().next().unwrap().to_owned();
-        (rank(&lines[9]), rank(&lines[22]), lines[23].clone())
+fn the_worker_table_scrolls_to_its_end() {
+    let (mut screen, collected) = (Screen::new(true), collected_status(1_000));
+    let mut visible_after = |scrolls: &[Scroll]| {
+        scrolls.iter().for_each(|scroll| screen.scroll(*scroll));
+        let lines = lines(&draw(&mut screen, &collected, (80, 24), 4));
+        let worker_id = |line: &str| line.split_whitespace().next().unwrap().to_owned();
+        (worker_id(&lines[9]), worker_id(&lines[22]), lines[23].clone())
     };
-    let (top, bottom, keys) = first(&[]);
+    let (top, bottom, keys) = visible_after(&[]);
     assert_eq!((top.as_str(), bottom.as_str()), ("0", "13"));
     assert!(keys.ends_with("workers 1 to 14 of 1000"), "{keys}");
-    assert_eq!(first(&[Scroll::Down, Scroll::Down, Scroll::Up]).0, "1");
-    assert_eq!(first(&[Scroll::PageDown]).0, "15");
-    assert_eq!(first(&[Scroll::End]).1, "999");
-    assert_eq!(first(&[Scroll::Down]).1, "999");
-    assert_eq!(first(&[Scroll::PageUp]).0, "972");
-    assert_eq!(first(&[Scroll::Home, Scroll::Up]).0, "0");
+    assert_eq!(visible_after(&[Scroll::Down, Scroll::Down, Scroll::Up]).0, "1");
+    assert_eq!(visible_after(&[Scroll::PageDown]).0, "15");
+    assert_eq!(visible_after(&[Scroll::End]).1, "999");
+    assert_eq!(visible_after(&[Scroll::Down]).1, "999");
+    assert_eq!(visible_after(&[Scroll::PageUp]).0, "972");
+    assert_eq!(visible_after(&[Scroll::Home, Scroll::Up]).0, "0");
 }
 
 #[test]
-fn a_narrow_terminal_has_what_matters_most() {
-    let lines = lines(&draw(&mut Screen::new(true), &seen(2), (50, 24), 4));
+fn a_narrow_terminal_has_fewer_columns() {
+    let lines = lines(&draw(&mut Screen::new(true), &collected_status(2), (50, 24), 4));
     let workers: Vec<Vec<&str>> = lines[8..10].iter().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(workers, [["rank", "host", "phase", "step"], ["0", "node-0", "compute", "30"]]);
+    assert_eq!(workers, [["worker", "host", "phase", "step"], ["0", "node-0", "compute", "30"]]);
 }
 
 #[test]
-fn any_size_can_be_drawn_on() {
+fn a_terminal_of_any_size_can_be_drawn_on() {
     for width in [1, 2, 7, 20, 79, 300] {
         for height in [1, 2, 3, 8, 13, 14, 100] {
-            for seen in [CollectedStatus::default(), seen(3)] {
+            for collected in [CollectedStatus::default(), collected_status(3)] {
                 let mut screen = Screen::new(true);
-                screen.turn(Scroll::End);
-                draw(&mut screen, &seen, (width, height), 9);
+                screen.scroll(Scroll::End);
+                draw(&mut screen, &collected, (width, height), 9);
             }
         }
     }
 }
 
 #[test]
-fn without_colours_there_are_none_and_the_text_is_the_same() {
-    let [with, without] = [true, false].map(|colours| draw(&mut Screen::new(colours), &seen(2), (80, 24), 4));
+fn the_text_is_the_same_without_colours() {
+    let [with, without] =
+        [true, false].map(|colours| draw(&mut Screen::new(colours), &collected_status(2), (80, 24), 4));
     assert!(with.content.iter().any(|cell| cell.fg != Color::Reset));
     assert!(without.content.iter().all(|cell| (cell.fg, cell.bg) == (Color::Reset, Color::Reset)));
     assert_eq!(lines(&with), lines(&without));
 }
 
 #[test]
-fn a_loss_that_is_no_number_is_no_bar() {
-    let mut seen = seen(2);
-    seen.hear(Duration::from_secs(5), StatusResponse { loss: f64::NAN, ..status(2, 5) });
-    let lines = lines(&draw(&mut Screen::new(true), &seen, (80, 24), 5));
+fn a_loss_that_is_not_a_number_has_no_bar() {
+    let mut collected = collected_status(2);
+    collected.record_status(Duration::from_secs(5), StatusResponse { loss: f64::NAN, ..status(2, 5) });
+    let lines = lines(&draw(&mut Screen::new(true), &collected, (80, 24), 5));
     assert!(lines[4].contains("loss  6 to 9") && lines[3].contains("loss NaN"), "{lines:#?}");
 }

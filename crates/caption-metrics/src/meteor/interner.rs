@@ -1,70 +1,71 @@
-//! Texts by number.
+//! Interning of strings.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
-/// Gives each different text a number, from 0 in order of appearance. Made for millions of short texts: they lie in one
-/// piece, without an allocation for each, and a look at one slot tells nearly always where a text is or that it is not
-/// there.
+/// Assigns an id to each different text, from 0 in order of appearance. It is made for millions of
+/// short texts: they are in one block of memory, and most look-ups read a single slot of the hash
+/// table.
 #[derive(Debug, Default)]
-pub(super) struct Interner {
+pub(super) struct StringInterner {
     bytes: Vec<u8>,
-    /// Open addressing; a power of two of them, or none.
-    slots: Vec<Option<Slot>>,
+    /// The slots of a hash table with open addressing; their number is 0 or a power of two.
+    slots: Vec<Option<HashSlot>>,
     len: u32,
     hasher: RandomState,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Slot {
-    number: u32,
-    /// Of the text.
+struct HashSlot {
+    id: u32,
+    /// The hash of the text.
     hash: u32,
     start: u32,
     length: u32,
 }
 
-/// More texts than there are numbers.
+/// The error of interning more texts than there are ids, or more than 4 GiB of texts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct InternerFull;
+pub(super) struct InternerFullError;
 
-impl Interner {
+impl StringInterner {
     pub fn len(&self) -> usize {
         self.len as usize
     }
 
-    /// The number of `text`, if it has one.
+    /// The id of `text`; none if it was not interned.
     pub fn find(&self, text: &[u8]) -> Option<u32> {
-        let (_, slot) = self.slot(text, self.hash(text))?;
-        slot.map(|slot| slot.number)
+        let (_, slot) = self.find_slot(text, self.hash(text))?;
+        slot.map(|slot| slot.id)
     }
 
-    /// The number of `text`, which it may get now.
-    pub fn intern(&mut self, text: &[u8]) -> Result<u32, InternerFull> {
-        // At most half full, so that texts that share a slot are few.
+    /// The id of `text`; a new id for a new text.
+    pub fn intern(&mut self, text: &[u8]) -> Result<u32, InternerFullError> {
+        // At most half full, so that collisions are rare.
         if self.slots.len() <= 2 * self.len() {
             self.grow();
         }
         let hash = self.hash(text);
-        let (index, slot) = self.slot(text, hash).ok_or(InternerFull)?;
+        let (index, slot) = self.find_slot(text, hash).ok_or(InternerFullError)?;
         if let Some(slot) = slot {
-            return Ok(slot.number);
+            return Ok(slot.id);
         }
         let [start, length] =
-            [self.bytes.len(), text.len()].map(|bytes| u32::try_from(bytes).map_err(|_| InternerFull));
-        let (number, start, length) = (self.len, start?, length?);
-        self.len = number.checked_add(1).ok_or(InternerFull)?;
+            [self.bytes.len(), text.len()].map(|bytes| u32::try_from(bytes).map_err(|_| InternerFullError));
+        let (id, start, length) = (self.len, start?, length?);
+        self.len = id.checked_add(1).ok_or(InternerFullError)?;
         self.bytes.extend_from_slice(text);
-        self.slots[index] = Some(Slot { number, hash, start, length });
-        Ok(number)
+        self.slots[index] = Some(HashSlot { id, hash, start, length });
+        Ok(id)
     }
 
     fn hash(&self, text: &[u8]) -> u32 {
         self.hasher.hash_one(text) as u32
     }
 
-    /// The slot of `text` and its index, or an empty one where it would be; none if there are no slots.
-    fn slot(&self, text: &[u8], hash: u32) -> Option<(usize, Option<Slot>)> {
+    /// The slot of `text` and its index, or the index of the empty slot for it; none if there are
+    /// no slots.
+    fn find_slot(&self, text: &[u8], hash: u32) -> Option<(usize, Option<HashSlot>)> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut index = hash as usize & mask;
         while let Some(slot) = self.slots[index] {
@@ -99,8 +100,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_are_those_of_a_map(texts in prop::collection::vec("[ab]{0,6}", 0..200)) {
-            let mut interner = Interner::default();
+        fn ids_equal_those_of_a_hash_map(texts in prop::collection::vec("[ab]{0,6}", 0..200)) {
+            let mut interner = StringInterner::default();
             let mut map = HashMap::new();
             for text in &texts {
                 prop_assert_eq!(interner.find(text.as_bytes()), map.get(text).copied());

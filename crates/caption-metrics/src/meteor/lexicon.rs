@@ -1,53 +1,53 @@
-//! What the stages need to know of words and phrases, looked up once each.
+//! The lexicon: the properties of words and phrases that the matchers need, each looked up once.
 
 use std::collections::HashMap;
 
 use rust_stemmers::{Algorithm, Stemmer};
 
-use super::matches::Span;
-use super::tables::Tables;
+use super::matcher::WordSpan;
+use super::tables::MeteorTables;
 
-/// A word, by its number in the lexicon.
+/// The id of a word in the lexicon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Word(pub usize);
+pub(super) struct WordId(pub usize);
 
-/// A phrase that has paraphrases, where a caption has it.
-pub(super) struct Phrase {
-    pub span: Span,
-    /// In the lexicon.
-    number: usize,
+/// An occurrence in a caption of a phrase that has paraphrases.
+pub(super) struct PhraseOccurrence {
+    pub span: WordSpan,
+    /// The index of the phrase in the lexicon.
+    phrase_index: usize,
 }
 
-/// Runs of words, none empty.
+/// Sequences of words, none empty.
 #[derive(Default)]
-struct Runs {
-    words: Vec<Word>,
-    /// Where each run ends in `words`.
+struct WordSequences {
+    words: Vec<WordId>,
+    /// The end of each sequence in `words`.
     ends: Vec<usize>,
 }
 
-/// The words and phrases met so far.
+/// The words and phrases of all captions so far.
 pub(super) struct Lexicon {
-    numbers: HashMap<String, Word>,
-    entries: Vec<Entry>,
-    /// By their number in the table of paraphrases.
+    ids: HashMap<String, WordId>,
+    entries: Vec<WordEntry>,
+    /// The index of each phrase in `paraphrases`, by its id in the paraphrase table.
     phrases: HashMap<u32, usize>,
-    paraphrases: Vec<Runs>,
+    paraphrases: Vec<WordSequences>,
     stemmer: Stemmer,
 }
 
-struct Entry {
+struct WordEntry {
     key: i32,
     stem_key: i32,
     is_function_word: bool,
-    /// Sorted.
+    /// Sorted numbers of the word's synonym sets.
     synonym_sets: Vec<u32>,
 }
 
 impl Lexicon {
     pub fn new() -> Self {
         Self {
-            numbers: HashMap::new(),
+            ids: HashMap::new(),
             entries: Vec::new(),
             phrases: HashMap::new(),
             paraphrases: Vec::new(),
@@ -55,90 +55,98 @@ impl Lexicon {
         }
     }
 
-    pub fn word(&mut self, text: &str, tables: &Tables) -> Word {
-        if let Some(&word) = self.numbers.get(text) {
+    pub fn word(&mut self, text: &str, tables: &MeteorTables) -> WordId {
+        if let Some(&word) = self.ids.get(text) {
             return word;
         }
-        let word = Word(self.entries.len());
-        self.entries.push(Entry {
-            key: key(text),
-            stem_key: key(&self.stemmer.stem(text)),
+        let word = WordId(self.entries.len());
+        self.entries.push(WordEntry {
+            key: java_hash_code(text),
+            stem_key: java_hash_code(&self.stemmer.stem(text)),
             is_function_word: tables.function_words.contains(text),
             synonym_sets: tables.synonyms.as_ref().map(|synonyms| synonyms.sets_of(text)).unwrap_or_default(),
         });
-        self.numbers.insert(text.into(), word);
+        self.ids.insert(text.into(), word);
         word
     }
 
-    /// The phrases in a caption of `words` that have paraphrases, the shorter first where several start at a word.
-    pub fn phrases(&mut self, words: &[String], tables: &Tables) -> Vec<Phrase> {
+    /// The phrases of a caption that have paraphrases, in order; of those that start at the same
+    /// word, the shorter first.
+    pub fn phrases(&mut self, words: &[String], tables: &MeteorTables) -> Vec<PhraseOccurrence> {
         let Some(table) = &tables.paraphrases else { return Vec::new() };
-        let mut found = Vec::new();
+        let mut occurrences = Vec::new();
         let mut text = String::new();
         for start in 0..words.len() {
             text.clear();
-            for (length, word) in (1..=table.longest()).zip(&words[start..]) {
+            for (length, word) in (1..=table.max_phrase_words()).zip(&words[start..]) {
                 text.push_str(word);
-                if let Some(in_table) = table.find(&text) {
-                    let known = self.phrases.get(&in_table).copied();
-                    let number = known.unwrap_or_else(|| self.add_phrase(in_table, table.of(in_table), tables));
-                    found.push(Phrase { span: Span { start, length }, number });
+                if let Some(table_id) = table.phrase_id(&text) {
+                    let existing = self.phrases.get(&table_id).copied();
+                    let phrase_index =
+                        existing.unwrap_or_else(|| self.add_phrase(table_id, table.paraphrases(table_id), tables));
+                    occurrences.push(PhraseOccurrence { span: WordSpan { start, length }, phrase_index });
                 }
                 text.push(' ');
             }
         }
-        found
+        occurrences
     }
 
-    fn add_phrase<'t>(&mut self, in_table: u32, paraphrases: impl Iterator<Item = &'t str>, tables: &Tables) -> usize {
-        let mut runs = Runs::default();
+    fn add_phrase<'t>(
+        &mut self,
+        table_id: u32,
+        paraphrases: impl Iterator<Item = &'t str>,
+        tables: &MeteorTables,
+    ) -> usize {
+        let mut sequences = WordSequences::default();
         for paraphrase in paraphrases {
-            runs.words.extend(paraphrase.split_ascii_whitespace().map(|text| self.word(text, tables)));
-            if runs.words.len() > runs.ends.last().copied().unwrap_or_default() {
-                runs.ends.push(runs.words.len());
+            sequences.words.extend(paraphrase.split_ascii_whitespace().map(|text| self.word(text, tables)));
+            if sequences.words.len() > sequences.ends.last().copied().unwrap_or_default() {
+                sequences.ends.push(sequences.words.len());
             }
         }
-        self.paraphrases.push(runs);
-        let number = self.paraphrases.len() - 1;
-        self.phrases.insert(in_table, number);
-        number
+        self.paraphrases.push(sequences);
+        let phrase_index = self.paraphrases.len() - 1;
+        self.phrases.insert(table_id, phrase_index);
+        phrase_index
     }
 
-    /// What `phrase` may be replaced by, in the order of the table.
-    pub fn paraphrases(&self, phrase: &Phrase) -> impl Iterator<Item = &[Word]> {
-        self.paraphrases[phrase.number].iter()
+    /// The paraphrases of `phrase`, in the order of the table.
+    pub fn paraphrases(&self, phrase: &PhraseOccurrence) -> impl Iterator<Item = &[WordId]> {
+        self.paraphrases[phrase.phrase_index].iter()
     }
 
-    /// Words of the same key are the same word.
-    pub fn key(&self, word: Word) -> i32 {
+    /// The key of a word; METEOR considers words with equal keys equal.
+    pub fn key(&self, word: WordId) -> i32 {
         self.entries[word.0].key
     }
 
-    /// Words of the same key have the same stem.
-    pub fn stem_key(&self, word: Word) -> i32 {
+    /// The key of a word's stem; METEOR considers stems with equal keys equal.
+    pub fn stem_key(&self, word: WordId) -> i32 {
         self.entries[word.0].stem_key
     }
 
-    pub fn is_function_word(&self, word: Word) -> bool {
+    pub fn is_function_word(&self, word: WordId) -> bool {
         self.entries[word.0].is_function_word
     }
 
-    /// Whether the words have a set of synonyms in common.
-    pub fn are_synonyms(&self, a: Word, b: Word) -> bool {
+    /// Whether the words have a common synonym set.
+    pub fn are_synonyms(&self, a: WordId, b: WordId) -> bool {
         let [a, b] = [a, b].map(|word| &self.entries[word.0].synonym_sets);
         a.iter().any(|set| b.binary_search(set).is_ok())
     }
 }
 
-impl Runs {
-    fn iter(&self) -> impl Iterator<Item = &[Word]> {
+impl WordSequences {
+    fn iter(&self) -> impl Iterator<Item = &[WordId]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.words[start..end])
     }
 }
 
-/// The reference compares words by Java's hash code alone, so that words that share it are the same to it.
-fn key(text: &str) -> i32 {
+/// Java's hash code of a string. METEOR compares only hash codes, so it considers words with the
+/// same hash code equal.
+fn java_hash_code(text: &str) -> i32 {
     text.encode_utf16().fold(0, |hash: i32, unit| hash.wrapping_mul(31).wrapping_add(unit.into()))
 }
 
@@ -147,8 +155,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_hash_codes_of_java() {
-        assert_eq!(["", "a", "dog", "Aa", "BB"].map(key), [0, 97, 99644, 2112, 2112]);
-        assert_eq!(key("playgrounds"), -1_948_022_248);
+    fn keys_equal_hash_codes_of_java() {
+        assert_eq!(["", "a", "dog", "Aa", "BB"].map(java_hash_code), [0, 97, 99644, 2112, 2112]);
+        assert_eq!(java_hash_code("playgrounds"), -1_948_022_248);
     }
 }

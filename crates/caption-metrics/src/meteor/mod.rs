@@ -1,71 +1,73 @@
-//! METEOR 1.5 for English, as pycocoevalcap runs it: `-l en -norm`, all else by default.
+//! METEOR 1.5 for English with the options of pycocoevalcap: `-l en -norm`, the rest by default.
 //!
-//! After Denkowski and Lavie, *Meteor Universal: Language Specific Translation Evaluation for Any Target Language*
-//! (Workshop on Statistical Machine Translation, 2014): words and phrases of a candidate are matched with those of a
-//! reference by four stages ([`Stage`]) and aligned one to one; the score is a weighted harmonic mean of precision and
-//! recall, less a penalty that grows with the number of chunks: runs of matches that are adjacent and in the same order
-//! in both captions.
+//! Denkowski and Lavie, *Meteor Universal: Language Specific Translation Evaluation for Any Target
+//! Language* (Workshop on Statistical Machine Translation, 2014). Four matchers ([`MatchStage`])
+//! match words and phrases of a candidate with those of a reference. An alignment uses each word at
+//! most once. The score is the weighted harmonic mean of precision and recall, reduced by the
+//! fragmentation penalty, which grows with the number of chunks: runs of matches that are adjacent
+//! and in the same order in both captions.
 
-mod align;
+mod alignment;
+mod id_multimap;
 mod interner;
 mod lexicon;
-mod lists;
-mod matches;
-mod normalise;
+mod matcher;
+mod normalizer;
 mod paraphrases;
 mod statistics;
 mod synonyms;
 mod tables;
 
-use crate::tokens::tokenise;
+use crate::ptb_tokenizer::tokenize;
 use crate::{Item, Scores};
 
 use lexicon::Lexicon;
-use matches::Caption;
+use matcher::Caption;
 use statistics::Statistics;
-pub use tables::{Stage, Tables};
+pub use tables::{MatchStage, MeteorTables};
 
-/// Words of a caption that are looked at: more than captions have, and few enough for two that repeat one word, whose every
-/// word matches every other's.
+/// Maximal number of words of a caption that count: more than real captions have. It bounds the
+/// time for captions that repeat a word, in which every word matches every other.
 const MAX_WORDS: usize = 300;
 
-/// METEOR of `items`; the corpus value comes from the statistics of the best references together. From 0 to 1.
-pub fn meteor(items: &[Item], tables: &Tables) -> Scores {
-    let mut meteor = Meteor::new(tables);
-    let tokenised = |caption: &String| tokenise(caption).join(" ");
-    let score = |item: &Item| meteor.add(&tokenised(&item.candidate), item.references.iter().map(tokenised));
+/// METEOR of `items`, from 0 to 1. The corpus value is computed from the summed statistics of the
+/// best reference of each item.
+pub fn meteor(items: &[Item], tables: &MeteorTables) -> Scores {
+    let mut meteor = MeteorScorer::new(tables);
+    let tokenized = |caption: &String| tokenize(caption).join(" ");
+    let score = |item: &Item| meteor.add(&tokenized(&item.candidate), item.references.iter().map(tokenized));
     let items = items.iter().map(score).collect();
     Scores { items, corpus: meteor.corpus() }
 }
 
-/// METEOR, item by item.
+/// Computes METEOR item by item.
 ///
 /// ```
-/// use caption_metrics::meteor::{Meteor, Tables};
+/// use caption_metrics::meteor::{MeteorScorer, MeteorTables};
 ///
-/// let tables = Tables::open(None, None)?; // Exact and stem only.
-/// let mut meteor = Meteor::new(&tables);
+/// let tables = MeteorTables::open(None, None)?; // Exact and stem only.
+/// let mut meteor = MeteorScorer::new(&tables);
 /// let same = meteor.add("a dog runs", ["a dog runs", "a cat sleeps"]);
 /// let other = meteor.add("a dog", ["an empty street"]);
 /// assert_eq!((same, other), (1.0, 0.0));
 /// assert!(meteor.corpus() > 0.0);
 /// # Ok::<(), caption_metrics::Error>(())
 /// ```
-pub struct Meteor<'a> {
-    tables: &'a Tables,
+pub struct MeteorScorer<'a> {
+    tables: &'a MeteorTables,
     lexicon: Lexicon,
-    /// Of the best references of all items.
+    /// The summed statistics of the best reference of each item.
     total: Statistics,
 }
 
-impl<'a> Meteor<'a> {
-    /// No items yet.
-    pub fn new(tables: &'a Tables) -> Self {
+impl<'a> MeteorScorer<'a> {
+    /// A scorer without items.
+    pub fn new(tables: &'a MeteorTables) -> Self {
         Self { tables, lexicon: Lexicon::new(), total: Statistics::default() }
     }
 
-    /// The score of a candidate by the reference that it is nearest to, from 0 to 1. Captions are tokens with a space
-    /// between them, as [`tokenise`] makes them. No reference is like an empty one.
+    /// Adds an item and returns its score, from 0 to 1, by its best reference. Captions are tokens
+    /// of [`tokenize`], joined by spaces. No references count as one empty reference.
     pub fn add<R: AsRef<str>>(&mut self, candidate: &str, references: impl IntoIterator<Item = R>) -> f64 {
         let candidate = self.caption(candidate);
         let mut best: Option<(f64, Statistics)> = None;
@@ -82,21 +84,22 @@ impl<'a> Meteor<'a> {
         score
     }
 
-    /// The score of all candidates so far, from 0 to 1, and 0 where there are none. It is not the mean of their scores.
+    /// The corpus score of all items so far, from 0 to 1; 0 without items. It is not the mean of
+    /// the items' scores.
     pub fn corpus(&self) -> f64 {
         self.total.score()
     }
 
     fn caption(&mut self, text: &str) -> Caption {
-        let mut words = normalise::normalise(text, &self.tables.prefixes);
+        let mut words = normalizer::normalize(text, &self.tables.nonbreaking_prefixes);
         words.truncate(MAX_WORDS);
         Caption::new(&words, &mut self.lexicon, self.tables)
     }
 
     fn statistics(&self, candidate: &Caption, reference: &Caption) -> Statistics {
-        let starting = matches::find(candidate, reference, &self.lexicon);
-        let alignment = align::align(starting, candidate.words.len());
-        Statistics::of(candidate, reference, &alignment)
+        let matches_by_start = matcher::find_matches(candidate, reference, &self.lexicon);
+        let alignment = alignment::align(matches_by_start, candidate.words.len());
+        Statistics::from_alignment(candidate, reference, &alignment)
     }
 }
 
@@ -115,7 +118,7 @@ mod tests {
     #[test]
     fn scores_follow_the_formula() {
         // Three of four words in two chunks, against three of five.
-        let scores = meteor(&[item("a b x c", &["a b c y z"])], &Tables::default());
+        let scores = meteor(&[item("a b x c", &["a b c y z"])], &MeteorTables::default());
         let mean = 1.0 / (0.15 / (3.0 / 4.0) + 0.85 / (3.0 / 5.0));
         let expected = mean * (1.0 - 0.6 * (2.0_f64 / 3.0).powf(0.2));
         assert_near(scores.items[0], expected);
@@ -123,34 +126,34 @@ mod tests {
     }
 
     #[test]
-    fn stems_count_less() {
-        let scores = meteor(&[item("dogs", &["dog"]), item("dog", &["dog"])], &Tables::default());
-        // One chunk of one word has no penalty, if that is all there is.
+    fn stem_matches_have_a_lower_weight() {
+        let scores = meteor(&[item("dogs", &["dog"]), item("dog", &["dog"])], &MeteorTables::default());
+        // A single chunk that covers both captions has no penalty.
         assert_near(scores.items[0], 0.6);
         assert_near(scores.items[1], 1.0);
-        // In the sum neither, though there are two.
+        // Nor do two such items together.
         assert_near(scores.corpus, 0.8);
     }
 
     #[test]
-    fn endless_repetition_takes_neither_time_nor_memory_without_end() {
+    fn long_repetitions_are_scored_in_bounded_time_and_memory() {
         let endless = "a ".repeat(100_000);
-        assert_near(meteor(&[item(&endless, &[&endless])], &Tables::default()).items[0], 1.0);
+        assert_near(meteor(&[item(&endless, &[&endless])], &MeteorTables::default()).items[0], 1.0);
     }
 
     #[test]
     fn the_best_reference_counts() {
         let items = [item("A dog runs.", &["Rain falls", "a dog runs", "a dog"])];
-        assert_eq!(meteor(&items, &Tables::default()), Scores { corpus: 1.0, items: vec![1.0] });
+        assert_eq!(meteor(&items, &MeteorTables::default()), Scores { corpus: 1.0, items: vec![1.0] });
     }
 
     #[test]
-    fn odd_input_has_scores() {
-        let tables = Tables::default();
+    fn empty_captions_and_missing_references_have_scores() {
+        let tables = MeteorTables::default();
         assert_eq!(meteor(&[], &tables), Scores { corpus: 0.0, items: vec![] });
-        let odd = [item("", &["a"]), item("a", &[]), item("", &[]), item("", &[""]), item("...", &["!", "?"])];
-        assert_eq!(meteor(&odd, &tables), Scores { corpus: 0.0, items: vec![0.0; 5] });
-        // What has no score has length.
+        let edge_cases = [item("", &["a"]), item("a", &[]), item("", &[]), item("", &[""]), item("...", &["!", "?"])];
+        assert_eq!(meteor(&edge_cases, &tables), Scores { corpus: 0.0, items: vec![0.0; 5] });
+        // Items with score 0 still add to the length.
         let with_empty = meteor(&[item("a b", &["a b"]), item("c d", &[])], &tables);
         assert_near(with_empty.corpus, 1.0 / (0.15 / 0.5 + 0.85));
     }

@@ -1,83 +1,84 @@
-//! The paraphrase stage's table: phrases and what they may be replaced by.
+//! The paraphrase table of the paraphrase stage.
 
 use std::io::{self, BufRead};
 
-use super::interner::Interner;
+use super::interner::StringInterner;
 
-/// Phrases, by number, and their paraphrases. There are millions of those and few are ever asked for, so they stay the
-/// text that they come as.
+/// Phrases and their paraphrases. There are millions of paraphrases, of which few are looked up, so
+/// they are stored as the text of the file.
 #[derive(Debug)]
-pub(super) struct Paraphrases {
-    /// Their words are separated by single spaces.
-    phrases: Interner,
-    /// Paraphrases, a line each.
-    listed: String,
-    /// Where those of each phrase end in `listed`.
+pub(super) struct ParaphraseTable {
+    /// The phrases, with words separated by single spaces.
+    phrases: StringInterner,
+    /// The paraphrases of all phrases, one per line.
+    paraphrase_lines: String,
+    /// The end of each phrase's paraphrases in `paraphrase_lines`.
     ends: Vec<usize>,
-    /// Words of the longest phrase.
-    longest: usize,
+    /// The number of words of the longest phrase.
+    max_phrase_words: usize,
 }
 
-impl Paraphrases {
-    /// Reads entries of three lines: a probability, which does not count, a phrase and a paraphrase. Those of a phrase
-    /// must follow each other.
+impl ParaphraseTable {
+    /// Reads entries of three lines: a probability, which is ignored, a phrase, and a paraphrase.
+    /// The entries of a phrase must be contiguous.
     pub fn read(table: &mut impl BufRead) -> io::Result<Self> {
-        let mut phrases = Interner::default();
-        let mut listed = Vec::new();
+        let mut phrases = StringInterner::default();
+        let mut paraphrase_lines = Vec::new();
         let mut ends = Vec::new();
-        let mut longest = 0;
+        let mut max_phrase_words = 0;
         let [mut probability, mut phrase, mut next] = [const { Vec::new() }; 3];
         while read_line(table, &mut probability)? {
             if !probability.first().is_some_and(u8::is_ascii_digit) {
-                return Err(invalid("an entry does not begin with a probability"));
+                return Err(invalid_data("an entry does not begin with a probability"));
             }
             next.clear();
-            if !(read_line(table, &mut next)? && read_line(table, &mut listed)?) {
-                return Err(invalid("ends within an entry"));
+            if !(read_line(table, &mut next)? && read_line(table, &mut paraphrase_lines)?) {
+                return Err(invalid_data("ends within an entry"));
             }
             next.truncate(next.trim_ascii_end().len());
             if ends.is_empty() || phrase != next {
-                let number = phrases.intern(&next).map_err(|_| invalid("too many phrases"))?;
-                if (number as usize) < ends.len() {
+                let phrase_id = phrases.intern(&next).map_err(|_| invalid_data("too many phrases"))?;
+                if (phrase_id as usize) < ends.len() {
                     let phrase = String::from_utf8_lossy(&next).into_owned();
-                    return Err(invalid(format!("the paraphrases of {phrase:?} are not together")));
+                    return Err(invalid_data(format!("the paraphrases of {phrase:?} are not contiguous")));
                 }
-                longest = longest.max(next.split(|&byte| byte == b' ').count());
+                max_phrase_words = max_phrase_words.max(next.split(|&byte| byte == b' ').count());
                 ends.push(0);
                 std::mem::swap(&mut phrase, &mut next);
             }
             if let Some(end) = ends.last_mut() {
-                *end = listed.len();
+                *end = paraphrase_lines.len();
             }
             probability.clear();
         }
-        let listed = String::from_utf8(listed).map_err(|_| invalid("a paraphrase is not UTF-8"))?;
-        Ok(Self { phrases, listed, ends, longest })
+        let paraphrase_lines =
+            String::from_utf8(paraphrase_lines).map_err(|_| invalid_data("a paraphrase is not UTF-8"))?;
+        Ok(Self { phrases, paraphrase_lines, ends, max_phrase_words })
     }
 
-    /// Words of the longest phrase.
-    pub fn longest(&self) -> usize {
-        self.longest
+    /// The number of words of the longest phrase.
+    pub fn max_phrase_words(&self) -> usize {
+        self.max_phrase_words
     }
 
-    /// The number of a phrase.
-    pub fn find(&self, phrase: &str) -> Option<u32> {
+    /// The id of a phrase; none if it has no paraphrases.
+    pub fn phrase_id(&self, phrase: &str) -> Option<u32> {
         self.phrases.find(phrase.as_bytes())
     }
 
     /// The paraphrases of a phrase, in the order of the table.
-    pub fn of(&self, number: u32) -> impl Iterator<Item = &str> {
-        let number = number as usize;
-        let start = if number == 0 { 0 } else { self.ends[number - 1] };
-        self.listed[start..self.ends[number]].lines()
+    pub fn paraphrases(&self, phrase_id: u32) -> impl Iterator<Item = &str> {
+        let phrase_id = phrase_id as usize;
+        let start = if phrase_id == 0 { 0 } else { self.ends[phrase_id - 1] };
+        self.paraphrase_lines[start..self.ends[phrase_id]].lines()
     }
 }
 
-/// Appends a line with its end to `into`. False where there is none left.
+/// Appends a line and its line break to `into`. Returns false at the end of the table.
 fn read_line(table: &mut impl BufRead, into: &mut Vec<u8>) -> io::Result<bool> {
     Ok(table.read_until(b'\n', into)? > 0)
 }
 
-fn invalid(problem: impl Into<String>) -> io::Error {
+fn invalid_data(problem: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem.into())
 }

@@ -1,53 +1,60 @@
-//! What METEOR looks up, read from the user's files.
+//! METEOR's tables, read from the user's files.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::string::FromUtf8Error;
 
 use flate2::bufread::MultiGzDecoder;
 use zip::ZipArchive;
+use zip::result::ZipError;
 
-use super::normalise::{KeepsStop, Prefixes};
-use super::paraphrases::Paraphrases;
-use super::synonyms::Synonyms;
+use super::normalizer::{FullStopRule, NonbreakingPrefixes};
+use super::paraphrases::ParaphraseTable;
+use super::synonyms::SynonymTable;
 use crate::Error;
 
-/// The largest file of the archive that is read, in bytes; the largest of METEOR 1.5 that counts has 3.7 million.
-const MAX_IN_JAR_BYTES: u64 = 1 << 25;
+/// Maximal size of an entry of the jar, in bytes. The largest entry that is read from METEOR 1.5
+/// has 3.7 million.
+const MAX_JAR_ENTRY_BYTES: u64 = 1 << 25;
 
-/// The most that the table of paraphrases may be without its compression, in bytes; that of METEOR 1.5 has 272 million.
+/// Maximal uncompressed size of the paraphrase table, in bytes. That of METEOR 1.5 has 272 million.
 const MAX_PARAPHRASES_BYTES: u64 = 1 << 29;
 
-/// By what words and phrases match.
+/// A stage of matching words and phrases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// They are the same.
+pub enum MatchStage {
+    /// The words are equal.
     Exact,
-    /// They have the same stem, by the Snowball stemmer for English.
+    /// The words have the same stem, by the Snowball stemmer for English.
     Stem,
-    /// They are in the same set of synonyms of WordNet.
+    /// The words are in a common synonym set of WordNet.
     Synonym,
-    /// A table says that they are used for each other.
+    /// The phrases are in the paraphrase table.
     Paraphrase,
 }
 
-/// The tables of METEOR 1.5 for English, as far as there are files to read them from.
+/// The tables of METEOR 1.5 for English; those without a file are empty.
 #[derive(Debug, Default)]
-pub struct Tables {
+pub struct MeteorTables {
     pub(super) function_words: HashSet<String>,
-    pub(super) prefixes: Prefixes,
-    pub(super) synonyms: Option<Synonyms>,
-    pub(super) paraphrases: Option<Paraphrases>,
+    pub(super) nonbreaking_prefixes: NonbreakingPrefixes,
+    pub(super) synonyms: Option<SynonymTable>,
+    pub(super) paraphrases: Option<ParaphraseTable>,
 }
 
-impl Tables {
-    /// Reads `jar`, which is `meteor-1.5.jar`, and `paraphrases`, which is `paraphrase-en.gz`, as METEOR's authors
-    /// publish them and the package pycocoevalcap has them. Takes one or two seconds and 150 MB of memory.
+impl MeteorTables {
+    /// Reads `jar` (`meteor-1.5.jar`) and `paraphrases` (`paraphrase-en.gz`), as published by
+    /// METEOR's authors and in the package pycocoevalcap. Takes one or two seconds and 150 MB of
+    /// memory.
     ///
-    /// Values are only comparable with published ones if both are there. Without `jar`, there is no stage of synonyms,
-    /// all words count as content words (the list of function words is in there), and the only full stops left at their
-    /// words are those in front of small letters. Without `paraphrases`, there is no stage of paraphrases.
+    /// Values are comparable with published ones only with both files. Without `jar` there is no
+    /// synonym stage, all words count as content words, and words keep their full stop only before
+    /// lower-case letters. Without `paraphrases` there is no paraphrase stage.
+    ///
+    /// # Errors
+    /// A file cannot be read or is invalid.
     pub fn open(jar: Option<&Path>, paraphrases: Option<&Path>) -> Result<Self, Error> {
         let mut tables = Self::default();
         if let Some(path) = jar {
@@ -59,67 +66,82 @@ impl Tables {
         Ok(tables)
     }
 
-    /// The stages that there are tables for. All four are what published values mean by METEOR.
-    pub fn stages(&self) -> impl Iterator<Item = Stage> {
-        let synonym = self.synonyms.as_ref().map(|_| Stage::Synonym);
-        let paraphrase = self.paraphrases.as_ref().map(|_| Stage::Paraphrase);
-        [Stage::Exact, Stage::Stem].into_iter().chain(synonym).chain(paraphrase)
+    /// The active stages: those that need no table or whose table was read. Published values use
+    /// all four.
+    pub fn stages(&self) -> impl Iterator<Item = MatchStage> {
+        let synonym = self.synonyms.as_ref().map(|_| MatchStage::Synonym);
+        let paraphrase = self.paraphrases.as_ref().map(|_| MatchStage::Paraphrase);
+        [MatchStage::Exact, MatchStage::Stem].into_iter().chain(synonym).chain(paraphrase)
     }
 
     fn read_jar(&mut self, path: &Path) -> Result<(), Error> {
-        let format = |problem: String| Error::Format { path: path.into(), problem };
-        let archive = BufReader::new(open(path)?);
-        let mut archive = ZipArchive::new(archive).map_err(|error| format(error.to_string()))?;
+        let format_error = |problem: String| Error::Format { path: path.into(), problem };
+        let archive = BufReader::new(open_file(path)?);
+        let mut archive = ZipArchive::new(archive).map_err(|error| format_error(error.to_string()))?;
         let mut read = |name: &str| {
-            let text = read_member(&mut archive, name).map_err(|problem| format(format!("{name}: {problem}")))?;
+            let text = read_entry(&mut archive, name).map_err(|problem| format_error(format!("{name}: {problem}")))?;
             Ok::<String, Error>(text)
         };
         self.function_words = read("function/english.words")?.lines().map(Into::into).collect();
-        self.prefixes = prefixes(&read("nonbreaking/english.prefixes")?);
+        self.nonbreaking_prefixes = parse_nonbreaking_prefixes(&read("nonbreaking/english.prefixes")?);
         let [sets, exceptions] = [read("synonym/english.synsets")?, read("synonym/english.exceptions")?];
-        let synonyms = Synonyms::parse(&sets, &exceptions);
-        self.synonyms = Some(synonyms.map_err(|problem| format(format!("table of synonyms: {problem}")))?);
+        let synonyms = SynonymTable::parse(&sets, &exceptions);
+        self.synonyms = Some(synonyms.map_err(|problem| format_error(format!("synonym table: {problem}")))?);
         Ok(())
     }
 }
 
-fn open(path: &Path) -> Result<File, Error> {
+fn open_file(path: &Path) -> Result<File, Error> {
     File::open(path).map_err(|source| Error::File { path: path.into(), source })
 }
 
-fn read_member(archive: &mut ZipArchive<BufReader<File>>, name: &str) -> Result<String, String> {
-    let member = archive.by_name(name).map_err(|error| error.to_string())?;
-    let mut bytes = Vec::new();
-    member.take(MAX_IN_JAR_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_IN_JAR_BYTES {
-        return Err(format!("larger than {MAX_IN_JAR_BYTES} bytes"));
-    }
-    String::from_utf8(bytes).map_err(|_| "not UTF-8".into())
+/// An error of reading an entry of the jar.
+#[derive(Debug, thiserror::Error)]
+enum JarEntryError {
+    #[error(transparent)]
+    Zip(#[from] ZipError),
+    #[error(transparent)]
+    Read(#[from] std::io::Error),
+    #[error("larger than {MAX_JAR_ENTRY_BYTES} bytes")]
+    TooLarge,
+    #[error("not UTF-8")]
+    NotUtf8(#[from] FromUtf8Error),
 }
 
-/// A word a line, with a mark if it is one only before numbers; `#` begins a comment.
-fn prefixes(text: &str) -> Prefixes {
+fn read_entry(archive: &mut ZipArchive<BufReader<File>>, name: &str) -> Result<String, JarEntryError> {
+    let entry = archive.by_name(name)?;
+    let mut bytes = Vec::new();
+    entry.take(MAX_JAR_ENTRY_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_JAR_ENTRY_BYTES {
+        return Err(JarEntryError::TooLarge);
+    }
+    Ok(String::from_utf8(bytes)?)
+}
+
+/// Parses one word per line, with a mark if it keeps its full stop only before numbers; `#` begins
+/// a comment.
+fn parse_nonbreaking_prefixes(text: &str) -> NonbreakingPrefixes {
     let prefix = |line: &str| {
         let mut fields = line.split_whitespace();
         let word = fields.next().filter(|word| !word.starts_with('#'))?;
-        let keeps = match fields.next() {
-            Some("#NUMERIC_ONLY#") => KeepsStop::BeforeNumber,
-            _ => KeepsStop::Always,
+        let rule = match fields.next() {
+            Some("#NUMERIC_ONLY#") => FullStopRule::BeforeNumber,
+            _ => FullStopRule::Always,
         };
-        Some((word.to_owned(), keeps))
+        Some((word.to_owned(), rule))
     };
     text.lines().filter_map(prefix).collect()
 }
 
-fn read_paraphrases(path: &Path, most_bytes: u64) -> Result<Paraphrases, Error> {
-    let format = |problem: String| Error::Format { path: path.into(), problem };
-    let table = MultiGzDecoder::new(BufReader::new(open(path)?)).take(most_bytes);
+fn read_paraphrases(path: &Path, max_bytes: u64) -> Result<ParaphraseTable, Error> {
+    let format_error = |problem: String| Error::Format { path: path.into(), problem };
+    let table = MultiGzDecoder::new(BufReader::new(open_file(path)?)).take(max_bytes);
     let mut table = BufReader::with_capacity(1 << 16, table);
-    let paraphrases = Paraphrases::read(&mut table);
+    let paraphrases = ParaphraseTable::read(&mut table);
     if table.get_ref().limit() == 0 {
-        return Err(format(format!("{most_bytes} bytes or more without its compression")));
+        return Err(format_error(format!("{max_bytes} bytes or more without its compression")));
     }
-    paraphrases.map_err(|error| format(error.to_string()))
+    paraphrases.map_err(|error| format_error(error.to_string()))
 }
 
 #[cfg(test)]
@@ -135,16 +157,16 @@ mod tests {
 
     use super::*;
 
-    const MEMBERS: [(&str, &[u8]); 4] = [
+    const ENTRIES: [(&str, &[u8]); 4] = [
         ("function/english.words", b"a\nthe\n"),
         ("nonbreaking/english.prefixes", b"#comment\n\nvs\nNo #NUMERIC_ONLY#\n"),
         ("synonym/english.synsets", b"dog\n1\n"),
         ("synonym/english.exceptions", b"dog\ndogz\n"),
     ];
 
-    fn jar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    fn jar(entries: &[(&str, &[u8])]) -> Vec<u8> {
         let mut archive = ZipWriter::new(std::io::Cursor::new(Vec::new()));
-        for (name, content) in members {
+        for (name, content) in entries {
             archive.start_file(*name, SimpleFileOptions::default()).unwrap();
             archive.write_all(content).unwrap();
         }
@@ -157,12 +179,12 @@ mod tests {
         packed.finish().unwrap()
     }
 
-    /// What is wrong with a file that has `content`, without the name of the file, which the message has.
-    fn problem(content: &[u8], is_jar: bool) -> String {
+    /// The error message for a file with `content`, without the path that the message begins with.
+    fn error_message(content: &[u8], is_jar: bool) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table");
         fs::write(&path, content).unwrap();
-        let opened = if is_jar { Tables::open(Some(&path), None) } else { Tables::open(None, Some(&path)) };
+        let opened = if is_jar { MeteorTables::open(Some(&path), None) } else { MeteorTables::open(None, Some(&path)) };
         let message = opened.unwrap_err().to_string();
         message.strip_prefix(&format!("{}: ", path.display())).unwrap().to_owned()
     }
@@ -171,64 +193,64 @@ mod tests {
     fn tables_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let [jar_path, gz_path] = ["jar", "gz"].map(|name| folder.path().join(name));
-        fs::write(&jar_path, jar(&MEMBERS)).unwrap();
+        fs::write(&jar_path, jar(&ENTRIES)).unwrap();
         fs::write(&gz_path, gz(b"0.5\nbig dog\nhound\n")).unwrap();
-        let tables = Tables::open(Some(&jar_path), Some(&gz_path)).unwrap();
-        let all = [Stage::Exact, Stage::Stem, Stage::Synonym, Stage::Paraphrase];
+        let tables = MeteorTables::open(Some(&jar_path), Some(&gz_path)).unwrap();
+        let all = [MatchStage::Exact, MatchStage::Stem, MatchStage::Synonym, MatchStage::Paraphrase];
         assert!(tables.stages().eq(all));
         assert!(tables.function_words.contains("the") && tables.function_words.len() == 2);
-        let prefixes = [("vs".to_owned(), KeepsStop::Always), ("No".to_owned(), KeepsStop::BeforeNumber)];
-        assert_eq!(tables.prefixes, Prefixes::from(prefixes));
-        assert!(Tables::open(None, Some(&gz_path)).unwrap().stages().eq([
-            Stage::Exact,
-            Stage::Stem,
-            Stage::Paraphrase
+        let prefixes = [("vs".to_owned(), FullStopRule::Always), ("No".to_owned(), FullStopRule::BeforeNumber)];
+        assert_eq!(tables.nonbreaking_prefixes, NonbreakingPrefixes::from(prefixes));
+        assert!(MeteorTables::open(None, Some(&gz_path)).unwrap().stages().eq([
+            MatchStage::Exact,
+            MatchStage::Stem,
+            MatchStage::Paraphrase
         ]));
-        assert!(Tables::open(None, None).unwrap().stages().eq([Stage::Exact, Stage::Stem]));
+        assert!(MeteorTables::open(None, None).unwrap().stages().eq([MatchStage::Exact, MatchStage::Stem]));
     }
 
     #[test]
-    fn damaged_archives_are_told() {
-        let whole = jar(&MEMBERS);
-        for length in 0..whole.len() {
-            problem(&whole[..length], true);
+    fn damaged_archives_are_refused() {
+        let complete = jar(&ENTRIES);
+        for length in 0..complete.len() {
+            error_message(&complete[..length], true);
         }
-        assert_eq!(problem(b"no archive", true), "invalid Zip archive: Could not find EOCD");
-        let missing = problem(&jar(&MEMBERS[..2]), true);
+        assert_eq!(error_message(b"no archive", true), "invalid Zip archive: Could not find EOCD");
+        let missing = error_message(&jar(&ENTRIES[..2]), true);
         assert!(missing.starts_with("synonym/english.synsets: "), "{missing}");
         let with = |index: usize, content: &'static [u8]| {
-            let mut members = MEMBERS;
-            members[index].1 = content;
-            problem(&jar(&members), true)
+            let mut entries = ENTRIES;
+            entries[index].1 = content;
+            error_message(&jar(&entries), true)
         };
         assert_eq!(with(0, b"\xff"), "function/english.words: not UTF-8");
-        assert_eq!(with(2, b"dog\n"), "table of synonyms: ends within an entry");
-        let large = vec![b'\n'; MAX_IN_JAR_BYTES as usize + 1];
-        let large = problem(&jar(&[(MEMBERS[0].0, &large)]), true);
+        assert_eq!(with(2, b"dog\n"), "synonym table: ends within an entry");
+        let large = vec![b'\n'; MAX_JAR_ENTRY_BYTES as usize + 1];
+        let large = error_message(&jar(&[(ENTRIES[0].0, &large)]), true);
         assert_eq!(large, "function/english.words: larger than 33554432 bytes");
     }
 
     #[test]
-    fn damaged_tables_of_paraphrases_are_told() {
-        let whole = gz(b"0.5\nbig dog\nhound\n0.25\ndog\nhound\n");
-        for length in 0..whole.len() {
-            problem(&whole[..length], false);
+    fn damaged_paraphrase_tables_are_refused() {
+        let complete = gz(b"0.5\nbig dog\nhound\n0.25\ndog\nhound\n");
+        for length in 0..complete.len() {
+            error_message(&complete[..length], false);
         }
-        assert_eq!(problem(&gz(b"0.5\nbig dog\n"), false), "ends within an entry");
-        assert_eq!(problem(&gz(b"big dog\nhound\n0.5\n"), false), "an entry does not begin with a probability");
-        assert_eq!(problem(&gz(b"0.5\ndog\n\xff\n"), false), "a paraphrase is not UTF-8");
+        assert_eq!(error_message(&gz(b"0.5\nbig dog\n"), false), "ends within an entry");
+        assert_eq!(error_message(&gz(b"big dog\nhound\n0.5\n"), false), "an entry does not begin with a probability");
+        assert_eq!(error_message(&gz(b"0.5\ndog\n\xff\n"), false), "a paraphrase is not UTF-8");
         let apart = gz(b"0.5\na\nb\n0.5\nb\na\n0.5\na\nc\n");
-        assert_eq!(problem(&apart, false), "the paraphrases of \"a\" are not together");
+        assert_eq!(error_message(&apart, false), "the paraphrases of \"a\" are not contiguous");
     }
 
     #[test]
-    fn a_table_that_is_too_large_is_told() {
+    fn oversized_paraphrase_tables_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table");
         let entry = b"0.5\na\nb\n";
         fs::write(&path, gz(entry)).unwrap();
         assert!(read_paraphrases(&path, entry.len() as u64 + 1).is_ok());
-        // A line that does not end is no way around.
+        // A single line without an end.
         fs::write(&path, gz(&[b'0'; 1 << 20])).unwrap();
         let message = read_paraphrases(&path, 1000).unwrap_err().to_string();
         assert!(message.ends_with(": 1000 bytes or more without its compression"), "{message}");
@@ -238,18 +260,18 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn no_damage_is_worse_than_an_error(
+        fn damaged_files_cause_errors_that_name_the_file(
             is_jar: bool,
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("table");
-            let mut content = if is_jar { jar(&MEMBERS) } else { gz(b"0.5\nbig dog\nhound\n") };
+            let mut content = if is_jar { jar(&ENTRIES) } else { gz(b"0.5\nbig dog\nhound\n") };
             for (index, byte) in damage {
                 *index.get_mut(&mut content) = byte;
             }
             fs::write(&path, &content).unwrap();
-            let opened = if is_jar { Tables::open(Some(&path), None) } else { Tables::open(None, Some(&path)) };
+            let opened = if is_jar { MeteorTables::open(Some(&path), None) } else { MeteorTables::open(None, Some(&path)) };
             if let Err(error) = opened {
                 prop_assert!(error.to_string().starts_with(&path.display().to_string()));
             }
@@ -259,7 +281,7 @@ mod tests {
     #[test]
     fn missing_files_are_named() {
         let path = Path::new("no/such/file");
-        for opened in [Tables::open(Some(path), None), Tables::open(None, Some(path))] {
+        for opened in [MeteorTables::open(Some(path), None), MeteorTables::open(None, Some(path))] {
             assert!(opened.unwrap_err().to_string().starts_with("no/such/file: "));
         }
     }

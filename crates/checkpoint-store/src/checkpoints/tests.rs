@@ -1,20 +1,20 @@
-//! Tests of checkpoints in folders and in a bucket of a fake server, and of failures.
+//! Tests of checkpoints in folders and in a bucket of an S3 test server, and of failures.
 
 use object_store::RetryConfig;
 use object_store::aws::AmazonS3Builder;
-use s3_test_server::Bucket;
+use s3_test_server::S3TestServer;
 
 use super::*;
 
 const NAME: &str = "0-xe-00000004";
 const SMALL: &[u8] = b"{}";
 
-/// More than two parts.
+/// The content of a file of more than two parts.
 fn large() -> Vec<u8> {
-    (0..2 * PART + 4321).map(|at| (at % 251) as u8).collect()
+    (0..2 * PART_BYTES + 4321).map(|at| (at % 251) as u8).collect()
 }
 
-fn fill(files: &mut Files) -> Result<(), Error> {
+fn fill(files: &mut CheckpointWriter) -> Result<(), Error> {
     files.add("small.json", [SMALL.to_vec()])?;
     files.add("empty", Vec::<Vec<u8>>::new())?;
     let large = large();
@@ -25,7 +25,7 @@ fn in_folder(folder: &Path) -> Checkpoints {
     Checkpoints::open(folder.to_str().unwrap(), &AmazonS3Builder::new().into()).unwrap()
 }
 
-fn in_bucket(bucket: &Bucket) -> Checkpoints {
+fn in_bucket(bucket: &S3TestServer) -> Checkpoints {
     let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     Checkpoints::open("s3://data/runs/a", &bucket.settings().with_retry(retry).into()).unwrap()
 }
@@ -34,21 +34,21 @@ fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
-fn assert_whole(checkpoints: &Checkpoints) {
+fn assert_intact(checkpoints: &Checkpoints) {
     let fetched = checkpoints.read(NAME).unwrap();
     for (file, content) in [("small.json", SMALL), ("empty", b""), ("large.bin", &large())] {
         assert!(std::fs::read(fetched.path().join(file)).unwrap() == content, "{file}");
     }
 }
 
-/// Writes, reads, lists, overwrites and deletes.
-fn lives_and_dies(checkpoints: &Checkpoints) {
+/// Writes, reads, lists, overwrites and deletes a checkpoint.
+fn check_lifecycle(checkpoints: &Checkpoints) {
     assert_eq!(checkpoints.list().unwrap(), Listing::default());
     assert!(matches!(checkpoints.read(NAME), Err(Error::Missing { .. })));
     checkpoints.delete(NAME).unwrap();
 
     checkpoints.write(NAME, fill).unwrap();
-    assert_whole(checkpoints);
+    assert_intact(checkpoints);
     checkpoints.write("1-dico-00000000", |files| files.add("other", [vec![1]])).unwrap();
     assert_eq!(checkpoints.list().unwrap().sealed, names([NAME, "1-dico-00000000"]));
     checkpoints.write(NAME, |files| files.add("new", [vec![2]])).unwrap();
@@ -61,28 +61,28 @@ fn lives_and_dies(checkpoints: &Checkpoints) {
 }
 
 #[test]
-fn a_checkpoint_lives_and_dies_in_a_folder() {
+fn checkpoints_in_a_folder_are_written_read_listed_and_deleted() {
     let folder = tempfile::tempdir().unwrap();
-    lives_and_dies(&in_folder(&folder.path().join("new/ä folder")));
+    check_lifecycle(&in_folder(&folder.path().join("new/ä folder")));
     let url = format!("file://{}/other%20folder", folder.path().display());
-    lives_and_dies(&Checkpoints::open(&url, &Access::environment()).unwrap());
+    check_lifecycle(&Checkpoints::open(&url, &Access::environment()).unwrap());
     assert!(folder.path().join("other folder/1-dico-00000000/checkpoint.json").is_file());
 }
 
 #[test]
-fn a_checkpoint_lives_and_dies_in_a_bucket() {
-    let bucket = Bucket::start();
+fn checkpoints_in_a_bucket_are_written_read_listed_and_deleted() {
+    let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
-    lives_and_dies(&checkpoints);
-    assert_eq!(bucket.uploads(), (1, 0), "only what is large is uploaded in parts");
-    let left: Vec<_> = bucket.objects().into_keys().collect();
-    let of_the_other = ["checkpoint.json", "other"].map(|file| format!("data/runs/a/1-dico-00000000/{file}"));
-    assert_eq!(left, of_the_other);
+    check_lifecycle(&checkpoints);
+    assert_eq!(bucket.multipart_uploads(), (1, 0), "only the large file is uploaded in parts");
+    let remaining: Vec<_> = bucket.objects().into_keys().collect();
+    let expected = ["checkpoint.json", "other"].map(|file| format!("data/runs/a/1-dico-00000000/{file}"));
+    assert_eq!(remaining, expected);
 }
 
 #[test]
-fn a_copy_from_a_bucket_is_gone_with_its_last_use() {
-    let bucket = Bucket::start();
+fn the_local_copy_of_a_checkpoint_is_deleted_when_dropped() {
+    let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
     checkpoints.write(NAME, fill).unwrap();
     let fetched = checkpoints.read(NAME).unwrap();
@@ -101,17 +101,17 @@ fn assert_damaged(checkpoints: &Checkpoints, problem: &str) {
     checkpoints.read("0-xe-00000002").unwrap();
 }
 
-/// A checkpoint after an earlier one.
-fn two(checkpoints: &Checkpoints) {
+/// Writes an earlier checkpoint, then `NAME`.
+fn write_two(checkpoints: &Checkpoints) {
     checkpoints.write("0-xe-00000002", |files| files.add("a", [vec![1]])).unwrap();
     checkpoints.write(NAME, fill).unwrap();
 }
 
 #[test]
-fn a_file_that_was_cut_or_changed_or_lost_is_named() {
+fn truncated_changed_and_missing_files_are_damage() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());
-    two(&checkpoints);
+    write_two(&checkpoints);
     let large = large();
     for (file, content) in [("small.json", SMALL), ("large.bin", &large), (seal::FILE, &[])] {
         let path = folder.path().join(NAME).join(file);
@@ -131,17 +131,17 @@ fn a_file_that_was_cut_or_changed_or_lost_is_named() {
         std::fs::remove_file(&path).unwrap();
         assert_damaged(&checkpoints, file);
         std::fs::write(&path, content).unwrap();
-        assert_whole(&checkpoints);
+        assert_intact(&checkpoints);
     }
     std::fs::write(folder.path().join(NAME).join("empty"), b"!").unwrap();
     assert_damaged(&checkpoints, "empty has 1 bytes, 0 were written");
 }
 
 #[test]
-fn damage_in_a_bucket_is_named() {
-    let bucket = Bucket::start();
+fn changed_and_truncated_objects_in_a_bucket_are_damage() {
+    let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
-    two(&checkpoints);
+    write_two(&checkpoints);
     for (name, content) in bucket.objects().into_iter().filter(|(name, _)| name.contains(NAME)) {
         let file = name.rsplit_once('/').unwrap().1;
         if !content.is_empty() {
@@ -151,34 +151,34 @@ fn damage_in_a_bucket_is_named() {
             assert_damaged(&checkpoints, file);
         }
         bucket.put(&name, content);
-        assert_whole(&checkpoints);
+        assert_intact(&checkpoints);
     }
 }
 
 #[test]
-fn a_seal_as_large_as_a_disk_is_not_read() {
+fn a_too_large_seal_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());
-    two(&checkpoints);
+    write_two(&checkpoints);
     let seal = File::options().write(true).open(folder.path().join(NAME).join(seal::FILE)).unwrap();
     seal.set_len(1 << 40).unwrap();
     assert_damaged(&checkpoints, "longer than");
 }
 
 #[test]
-fn what_was_not_finished_and_what_is_foreign_are_told_apart() {
+fn incomplete_checkpoints_and_foreign_files_are_listed_separately() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());
-    two(&checkpoints);
-    let there = |path: &str| folder.path().join(path);
-    std::fs::remove_file(there(NAME).join(seal::FILE)).unwrap();
-    // As left by an interrupted upload.
-    std::fs::create_dir(there("0-xe-00000006")).unwrap();
-    std::fs::write(there("0-xe-00000006/captioner.safetensors#1"), b"half").unwrap();
-    std::fs::write(there("notes.txt"), b"mine").unwrap();
-    std::fs::create_dir(there("my notes")).unwrap();
-    let no_text = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff".as_slice());
-    std::fs::create_dir(folder.path().join::<&std::ffi::OsStr>(no_text)).unwrap();
+    write_two(&checkpoints);
+    let path = |name: &str| folder.path().join(name);
+    std::fs::remove_file(path(NAME).join(seal::FILE)).unwrap();
+    // The remains of an interrupted upload.
+    std::fs::create_dir(path("0-xe-00000006")).unwrap();
+    std::fs::write(path("0-xe-00000006/captioner.safetensors#1"), b"half").unwrap();
+    std::fs::write(path("notes.txt"), b"mine").unwrap();
+    std::fs::create_dir(path("my notes")).unwrap();
+    let not_unicode = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff".as_slice());
+    std::fs::create_dir(folder.path().join::<&std::ffi::OsStr>(not_unicode)).unwrap();
     let listing = Listing {
         sealed: names(["0-xe-00000002"]),
         unsealed: names([NAME, "0-xe-00000006"]),
@@ -187,11 +187,11 @@ fn what_was_not_finished_and_what_is_foreign_are_told_apart() {
     assert_eq!(checkpoints.list().unwrap(), listing);
     listing.unsealed.iter().for_each(|name| checkpoints.delete(name).unwrap());
     assert_eq!(checkpoints.list().unwrap(), Listing { unsealed: BTreeSet::new(), ..listing });
-    assert_eq!(std::fs::read(there("notes.txt")).unwrap(), b"mine");
+    assert_eq!(std::fs::read(path("notes.txt")).unwrap(), b"mine");
 
-    let bucket = Bucket::start();
+    let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
-    two(&checkpoints);
+    write_two(&checkpoints);
     bucket.put("data/runs/a/0-xe-00000006/part", vec![1]);
     bucket.put("data/runs/a/notes.txt", vec![1]);
     bucket.put("data/runs/ab/0-xe-00000009/checkpoint.json", vec![1]);
@@ -204,27 +204,28 @@ fn what_was_not_finished_and_what_is_foreign_are_told_apart() {
 }
 
 #[test]
-fn names_do_not_lead_elsewhere() {
+fn names_that_lead_out_of_the_location_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(&folder.path().join("checkpoints"));
     let mine = folder.path().join("mine");
     std::fs::create_dir(&mine).unwrap();
     let absolute = mine.to_str().unwrap();
     for name in ["../mine", absolute, "..", ".", "", "a/../../mine", "a/b", "a\\b", "..\\mine", "%2e%2e", "a\0"] {
-        let named = |done: Result<(), Error>| assert!(matches!(done, Err(Error::Name { .. })), "{name:?}: {done:?}");
-        named(checkpoints.delete(name));
-        named(checkpoints.read(name).map(|_| ()));
-        named(checkpoints.write(name, |_| Ok(())));
-        named(checkpoints.write("a", |files| files.add(name, [vec![1]])));
+        let assert_refused =
+            |result: Result<(), Error>| assert!(matches!(result, Err(Error::Name { .. })), "{name:?}: {result:?}");
+        assert_refused(checkpoints.delete(name));
+        assert_refused(checkpoints.read(name).map(|_| ()));
+        assert_refused(checkpoints.write(name, |_| Ok(())));
+        assert_refused(checkpoints.write("a", |files| files.add(name, [vec![1]])));
     }
-    named_twice(&checkpoints);
+    assert_unique_names(&checkpoints);
     assert!(mine.is_dir());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     assert_eq!(checkpoints.list().unwrap(), Listing::default());
 }
 
-/// A file may not have the seal's name, and no two files may have the same name.
-fn named_twice(checkpoints: &Checkpoints) {
+/// Asserts that no file can have the seal's name, and no two files the same name.
+fn assert_unique_names(checkpoints: &Checkpoints) {
     for files in [["a", "a"], ["a", seal::FILE]] {
         let written = checkpoints.write("a", |to| files.iter().try_for_each(|file| to.add(file, [vec![1]])));
         assert!(matches!(written, Err(Error::Name { .. })), "{written:?}");
@@ -232,14 +233,14 @@ fn named_twice(checkpoints: &Checkpoints) {
 }
 
 #[test]
-fn of_a_failed_upload_nothing_is_left() {
-    let bucket = Bucket::start();
+fn a_failed_upload_leaves_nothing_behind() {
+    let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
     let large = large();
     let chunks = large.chunks(1 << 20).enumerate().map(|(at, chunk)| {
         // During the second part.
         if at == 12 {
-            bucket.refuse_writes();
+            bucket.deny_writes();
         }
         chunk.to_vec()
     });
@@ -250,43 +251,43 @@ fn of_a_failed_upload_nothing_is_left() {
     let error = error.unwrap_err();
     assert!(matches!(error, Error::Store { .. }), "{error}");
     assert!(error.to_string().starts_with("s3://data/runs/a/0-xe-00000004/large.bin: access denied (403)"), "{error}");
-    assert_eq!(bucket.uploads(), (1, 0));
+    assert_eq!(bucket.multipart_uploads(), (1, 0));
     assert!(bucket.objects().is_empty());
 }
 
 #[test]
-fn a_place_that_cannot_be_used_is_named() {
+fn an_unusable_location_is_an_error_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     std::fs::write(&file, b"").unwrap();
     let access = AmazonS3Builder::new().into();
-    for place in [&file, &file.join("below")] {
-        let place = place.to_str().unwrap();
-        let error = Checkpoints::open(place, &access).and_then(|checkpoints| checkpoints.list()).unwrap_err();
-        assert!(error.to_string().starts_with(&format!("{place}: ")), "{error}");
-        let error = check_writable(place, &access).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("{place}: ")), "{error}");
+    for location in [&file, &file.join("below")] {
+        let location = location.to_str().unwrap();
+        let error = Checkpoints::open(location, &access).and_then(|checkpoints| checkpoints.list()).unwrap_err();
+        assert!(error.to_string().starts_with(&format!("{location}: ")), "{error}");
+        let error = check_writable(location, &access).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{location}: ")), "{error}");
     }
     let new = folder.path().join("new/folder");
     check_writable(new.to_str().unwrap(), &access).unwrap();
-    assert!(!folder.path().join("new").exists(), "looking leaves nothing");
+    assert!(!folder.path().join("new").exists(), "the check leaves nothing behind");
 
-    let bucket = Bucket::start();
+    let bucket = S3TestServer::start();
     let access = bucket.settings().into();
     check_writable("s3://data/runs/a", &access).unwrap();
     assert!(bucket.objects().is_empty());
-    bucket.refuse_writes();
+    bucket.deny_writes();
     let error = check_writable("s3://data/runs/a", &access).unwrap_err().to_string();
     assert!(error.starts_with("s3://data/runs/a: access denied (403)"), "{error}");
     let error = Checkpoints::open("s3://forbidden/a", &access).unwrap().list().unwrap_err().to_string();
     assert!(error.starts_with("s3://forbidden/a: ") && error.contains("403"), "{error}");
 }
 
-/// A file system of this size in bytes, until it is dropped.
+/// A mounted file system of a given size, unmounted when it is dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    /// None if this process may not mount.
+    /// Mounts a file system of `bytes`; none if this process may not mount.
     fn mount(bytes: usize) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mount = std::process::Command::new("mount")
@@ -310,21 +311,21 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk_is_told_and_the_checkpoint_before_stays() {
-    let Some(disk) = SmallDisk::mount(3 * PART) else { return };
+fn a_full_disk_is_an_error_and_earlier_checkpoints_stay() {
+    let Some(disk) = SmallDisk::mount(3 * PART_BYTES) else { return };
     let checkpoints = in_folder(disk.0.path());
     checkpoints.write("0-xe-00000002", |files| files.add("a", [vec![1]])).unwrap();
-    let hoard = disk.0.path().join("hoard");
-    std::fs::write(&hoard, vec![1; PART]).unwrap();
+    let filler = disk.0.path().join("filler");
+    std::fs::write(&filler, vec![1; PART_BYTES]).unwrap();
     let error = checkpoints.write(NAME, fill).unwrap_err();
-    assert!(matches!(error, Error::NoRoom { .. }), "{error:?}");
+    assert!(matches!(error, Error::StorageFull { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(text.contains("0-xe-00000004/large.bin: no room is left (No space left on device"), "{text}");
+    assert!(text.contains("0-xe-00000004/large.bin: no space is left (No space left on device"), "{text}");
     assert_eq!(checkpoints.list().unwrap().unsealed, BTreeSet::new());
     assert!(!disk.0.path().join(NAME).exists());
     checkpoints.read("0-xe-00000002").unwrap();
 
-    std::fs::remove_file(hoard).unwrap();
+    std::fs::remove_file(filler).unwrap();
     checkpoints.write(NAME, fill).unwrap();
-    assert_whole(&checkpoints);
+    assert_intact(&checkpoints);
 }

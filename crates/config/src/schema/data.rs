@@ -16,7 +16,7 @@ pub struct Data {
     /// WebDataset's format: tars of images and captions.
     #[serde(default)]
     pub webdataset: Option<WebDataset>,
-    /// Scene graphs of the built-in world, which `worker synthesize` writes. With them evaluations
+    /// Scene graphs of the synthetic data set, which `worker synthesize` writes. With them evaluations
     /// also report `grammatical`, `truthful` and `details`.
     #[serde(default)]
     pub scenes: Option<PathBuf>,

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use statistics::names::{self, Better, RETRIEVAL};
+use statistics::names::{self, MetricDirection, RETRIEVAL_METRICS};
 
 use super::check::{Problem, need};
 use super::{Evaluator, EvaluatorScore, Objective, Reward, RunFile};
@@ -10,8 +10,8 @@ use crate::metrics::{Metric, metric};
 
 /// The maximum number of evaluators in a run.
 const MAX_EVALUATORS: usize = 8;
-/// What the name of a score against references begins with.
-const REFERENCE: &str = "ref_";
+/// The prefix of a score against references.
+const REFERENCE_PREFIX: &str = "ref_";
 
 /// An evaluator of a run.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +49,13 @@ impl<'a> NamedEvaluator<'a> {
         self.name
     }
 
-    /// The metric that looks at the references, too.
+    /// The metric that also uses the references.
     #[must_use]
     pub fn reference_metric(&self) -> String {
-        format!("{REFERENCE}{}", self.name)
+        format!("{REFERENCE_PREFIX}{}", self.name)
     }
 
-    /// What the names of its retrieval metrics begin with: nothing for `evaluator`, its name for one of `evaluators`.
+    /// The prefix of its retrieval metrics: none for `evaluator`, its name for one of `evaluators`.
     #[must_use]
     pub fn retrieval_prefix(&self) -> String {
         if self.is_alone { String::new() } else { format!("{}_", self.name) }
@@ -74,25 +74,25 @@ impl<'a> NamedEvaluator<'a> {
 
     fn retrieval_metrics(&self) -> impl Iterator<Item = String> {
         let prefix = self.retrieval_prefix();
-        RETRIEVAL.iter().map(move |name| format!("{prefix}{name}"))
+        RETRIEVAL_METRICS.iter().map(move |name| format!("{prefix}{name}"))
     }
 
     /// The catalogue's name of `name`, if that is a metric of this evaluator.
-    fn catalogued(&self, name: &str) -> Option<&'static str> {
+    fn catalogue_name(&self, name: &str) -> Option<&'static str> {
         let score = self.score();
         if name == self.metric() {
             return Some(score.name());
         }
-        if name.strip_prefix(REFERENCE) == Some(self.name) {
+        if name.strip_prefix(REFERENCE_PREFIX) == Some(self.name) {
             return Some(score.reference_name());
         }
         let rest = name.strip_prefix(&self.retrieval_prefix())?;
-        RETRIEVAL.into_iter().find(|known| *known == rest)
+        RETRIEVAL_METRICS.into_iter().find(|known| *known == rest)
     }
 }
 
 impl EvaluatorScore {
-    /// The score that a name says: that which it begins with.
+    /// The score whose name the evaluator's name begins with.
     #[must_use]
     pub fn of_name(name: &str) -> Option<Self> {
         [Self::PacS, Self::ClipS].into_iter().find(|score| name.starts_with(score.name()))
@@ -159,23 +159,25 @@ impl RunFile {
         self.stages.iter().any(|stage| stage.objective == Objective::Contrastive)
     }
 
-    /// The scores that evaluations report, and when they are good, in the order of the reference.
+    /// The scores that evaluations report, with their directions, in the order of the reference.
     #[must_use]
-    pub fn scores(&self) -> Vec<(String, Better)> {
+    pub fn scores(&self) -> Vec<(String, MetricDirection)> {
         let (evaluators, scenes) = (self.named_evaluators(), self.data.scenes.is_some());
         let spice = self.scoring.spice_jar.is_some();
         let mut scores = Vec::new();
-        scores.extend(evaluators.iter().flat_map(NamedEvaluator::own_metrics).map(|name| (name, Better::Higher)));
-        for (name, better) in names::EVALUATION {
+        scores.extend(
+            evaluators.iter().flat_map(NamedEvaluator::own_metrics).map(|name| (name, MetricDirection::HigherIsBetter)),
+        );
+        for (name, better) in names::EVALUATION_METRICS {
             match name {
                 "pac_s" | "ref_pac_s" | "clip_s" | "ref_clip_s" => {}
                 "grammatical" | "truthful" | "details" if !scenes => {}
                 "spice" if !spice => {}
-                name if RETRIEVAL.contains(&name) => {
-                    // All at the place of the first.
-                    if name == RETRIEVAL[0] {
+                name if RETRIEVAL_METRICS.contains(&name) => {
+                    // Those of all evaluators are listed together.
+                    if name == RETRIEVAL_METRICS[0] {
                         let all = evaluators.iter().flat_map(NamedEvaluator::retrieval_metrics);
-                        scores.extend(all.map(|name| (name, Better::Higher)));
+                        scores.extend(all.map(|name| (name, MetricDirection::HigherIsBetter)));
                     }
                 }
                 name => scores.push((name.to_owned(), better)),
@@ -193,11 +195,11 @@ impl RunFile {
         own.chain(scenes.map(str::to_owned)).collect()
     }
 
-    /// What the catalogue says of a metric of the run, and the evaluator that gives it.
+    /// The catalogue's entry of a metric of the run, and the evaluator that computes it.
     #[must_use]
     pub fn metric(&self, name: &str) -> Option<(&'static Metric, Option<NamedEvaluator<'_>>)> {
         let found = self.named_evaluators().into_iter().find_map(|evaluator| {
-            let name = evaluator.catalogued(name)?;
+            let name = evaluator.catalogue_name(name)?;
             Some((name, evaluator))
         });
         match found {
@@ -211,44 +213,44 @@ impl RunFile {
         need(!all.is_empty(), "evaluator", "is missing: give `evaluator` or `evaluators`")?;
         let too_many = format!("are {}, a run can have {MAX_EVALUATORS} at most", all.len());
         need(all.len() <= MAX_EVALUATORS, "evaluators", &too_many)?;
-        let mut known: HashSet<String> = names::ALL.into_iter().map(str::to_owned).collect();
-        let by_evaluator = |name: &str| EvaluatorScore::of_name(name.trim_start_matches(REFERENCE)).is_some();
-        let fixed = names::EVALUATION.into_iter().map(|(name, _)| name).filter(|name| !by_evaluator(name));
-        known.extend(fixed.filter(|name| !RETRIEVAL.contains(name)).map(str::to_owned));
+        let mut known: HashSet<String> = names::TRAINING_METRICS.into_iter().map(str::to_owned).collect();
+        let by_evaluator = |name: &str| EvaluatorScore::of_name(name.trim_start_matches(REFERENCE_PREFIX)).is_some();
+        let fixed = names::EVALUATION_METRICS.into_iter().map(|(name, _)| name).filter(|name| !by_evaluator(name));
+        known.extend(fixed.filter(|name| !RETRIEVAL_METRICS.contains(name)).map(str::to_owned));
         known.extend([Reward::Cider, Reward::MissingEnd].map(|reward| reward.name().to_owned()));
         for (i, evaluator) in all.iter().enumerate() {
             let key = evaluator.key();
             let NamedEvaluator { name, settings, .. } = evaluator;
-            let letters = name.len() <= 32
+            let is_valid = name.len() <= 32
                 && name.starts_with(|first: char| first.is_ascii_lowercase())
-                && !name.starts_with(REFERENCE)
+                && !name.starts_with(REFERENCE_PREFIX)
                 && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
             need(
-                letters,
+                is_valid,
                 &key,
                 "must have a name of lower-case letters, digits and `_`, with a letter first and without `ref_`; 32 at most",
             )?;
             let names = evaluator.own_metrics().into_iter().chain(evaluator.retrieval_metrics());
             for name in names {
-                let taken = format!("its score `{name}` has the name of another: give it another name");
+                let taken = format!("its score `{name}` has the name of another metric: rename the evaluator");
                 need(known.insert(name), &key, &taken)?;
             }
-            let said = settings.score.or_else(|| EvaluatorScore::of_name(name));
-            let unclear = "does not say which score it gives: set `score`, or begin its name with pac_s or clip_s";
-            need(evaluator.is_alone || said.is_some(), &key, unclear)?;
+            let score = settings.score.or_else(|| EvaluatorScore::of_name(name));
+            let no_score = "has no score: set `score`, or begin its name with pac_s or clip_s";
+            need(evaluator.is_alone || score.is_some(), &key, no_score)?;
             let Evaluator { preset, weights, clip, .. } = settings;
             need(preset.is_some() != weights.is_some(), &key, "needs either `preset` or `weights`")?;
-            let without = "is of the weights beside it, and there are none";
-            need(weights.is_some() || clip.is_empty(), &format!("{key}.clip"), without)?;
+            let without_weights = "describes weights, and there are none";
+            need(weights.is_some() || clip.is_empty(), &format!("{key}.clip"), without_weights)?;
             let untrained = "has no weights, and stages train one evaluator only";
             need(i == 0 || weights.is_some(), &key, untrained)?;
         }
-        let unclear = self.evaluator.is_none() && all.len() > 1 && all[0].settings.preset.is_none();
-        let problem = "has several with weights, and which of them `contrastive` stages train is not said: name that one under \
-                       `evaluator` instead";
-        need(!unclear || !self.trains_evaluator(), "evaluators", problem)?;
-        let problem = "has several with weights, and the captioner has no vision encoder of its own: set captioner.vision_encoder";
-        need(!unclear || !self.shares_vision_encoder(), "evaluators", problem)
+        let is_ambiguous = self.evaluator.is_none() && all.len() > 1 && all[0].settings.preset.is_none();
+        let problem = "has several evaluators with weights, and `contrastive` stages train one: give that one under `evaluator` \
+                       instead";
+        need(!is_ambiguous || !self.trains_evaluator(), "evaluators", problem)?;
+        let problem = "has several evaluators with weights, and the captioner has no vision encoder of its own: set captioner.vision_encoder";
+        need(!is_ambiguous || !self.shares_vision_encoder(), "evaluators", problem)
     }
 }
 
@@ -290,14 +292,14 @@ stages:
         }
         assert!(!names.iter().any(|name| name == "retrieval_r1" || name == "spice" || name == "details"));
 
-        let named = "evaluators: { judge: { weights: a.pt, score: clip_s }, pac_s_large: { weights: b.pth } }";
-        let run = parse(named, "{ judge: 1, missing_end: -0.1 }", "ref_judge").unwrap();
-        let (metric, evaluator) = run.metric("ref_judge").unwrap();
-        assert_eq!((metric.name, evaluator.unwrap().name), ("ref_clip_s", "judge"));
+        let named = "evaluators: { other: { weights: a.pt, score: clip_s }, pac_s_large: { weights: b.pth } }";
+        let run = parse(named, "{ other: 1, missing_end: -0.1 }", "ref_other").unwrap();
+        let (metric, evaluator) = run.metric("ref_other").unwrap();
+        assert_eq!((metric.name, evaluator.unwrap().name), ("ref_clip_s", "other"));
         let (metric, evaluator) = run.metric("pac_s_large_retrieval_r5").unwrap();
         assert_eq!((metric.name, evaluator.unwrap().name), ("retrieval_r5", "pac_s_large"));
         assert!(run.metric("cider").unwrap().1.is_none());
-        assert_eq!(run.scores_by_workers(), ["judge", "ref_judge", "pac_s_large", "ref_pac_s_large"]);
+        assert_eq!(run.scores_by_workers(), ["other", "ref_other", "pac_s_large", "ref_pac_s_large"]);
     }
 
     #[test]
@@ -308,7 +310,7 @@ stages:
             (evaluator.name, evaluator.score(), evaluator.key().as_str()),
             ("pac_s", EvaluatorScore::PacS, "evaluator")
         );
-        let fixed = names::EVALUATION.map(|(name, _)| name);
+        let fixed = names::EVALUATION_METRICS.map(|(name, _)| name);
         let absent = ["clip_s", "ref_clip_s", "spice", "grammatical", "truthful", "details"];
         let expected: Vec<&str> = fixed.into_iter().filter(|name| !absent.contains(name)).collect();
         assert_eq!(run.scores().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), expected);
@@ -320,7 +322,7 @@ stages:
     }
 
     #[test]
-    fn evaluators_that_cannot_be_told_apart_are_refused() {
+    fn evaluators_with_ambiguous_names_or_roles_are_refused() {
         for (evaluators, reward, metric, expected) in [
             ("seed: 1", "{ pac_s: 1 }", "cider", "evaluator: is missing"),
             (
@@ -329,14 +331,19 @@ stages:
                 "cider",
                 "evaluators.pac_s: its score `pac_s` has the name of another",
             ),
-            ("evaluators: { judge: { weights: a.pt } }", "{ judge: 1 }", "cider", "does not say which score it gives"),
+            ("evaluators: { other: { weights: a.pt } }", "{ other: 1 }", "cider", "has no score: set `score`"),
             (
                 "evaluators: { cider: { weights: a.pt, score: pac_s } }",
                 "{ cider: 1 }",
                 "cider",
                 "`cider` has the name of",
             ),
-            ("evaluators: { kl: { weights: a.pt, score: pac_s } }", "{ kl: 1 }", "cider", "`kl` has the name of"),
+            (
+                "evaluators: { kl: { weights: a.pt, score: pac_s } }",
+                "{ kl: 1 }",
+                "cider",
+                "`kl` has the name of another metric",
+            ),
             (
                 "evaluators: { PAC: { weights: a.pt, score: pac_s } }",
                 "{ PAC: 1 }",
@@ -344,7 +351,7 @@ stages:
                 "a name of lower-case letters",
             ),
             ("evaluators: { ref_pac: { weights: a.pt, score: pac_s } }", "{ ref_pac: 1 }", "cider", "without `ref_`"),
-            (BOTH, "{ judge: 1 }", "cider", "stages[0].dico.reward: there is no evaluator `judge`: the rewards are"),
+            (BOTH, "{ other: 1 }", "cider", "stages[0].dico.reward: there is no evaluator `other`: the rewards are"),
             (BOTH, "{ pac_s: 1 }", "retrieval_r1", "unknown metric `retrieval_r1`"),
             (
                 "evaluators: { pac_s: { weights: a.pt }, clip_s: { preset: tiny }, clip_s_2: { preset: tiny } }",
@@ -365,7 +372,7 @@ stages:
     }
 
     #[test]
-    fn the_primary_evaluator_is_said() {
+    fn the_primary_evaluator_must_be_unambiguous() {
         let clip = "{ name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }";
         let with_stage = |evaluators: &str| {
             let text =
@@ -374,7 +381,10 @@ stages:
             RunFile::parse(Path::new("run.yaml"), &text).map_err(|error| error.to_string())
         };
         let error = with_stage(BOTH).unwrap_err();
-        assert!(error.contains("evaluators: has several with weights, and which of them"), "{error}");
+        assert!(
+            error.contains("evaluators: has several evaluators with weights, and `contrastive` stages train one"),
+            "{error}"
+        );
         let run = with_stage("evaluators: { clip_s: { weights: clip.pt }, pac_s: { preset: tiny } }").unwrap();
         assert_eq!(run.primary_evaluator().name, "pac_s");
         with_stage("evaluator: { weights: a.pth }\nevaluators: { clip_s: { weights: clip.pt } }").unwrap();

@@ -63,7 +63,7 @@ pub struct Captioner {
     /// evaluator's vision encoder.
     #[serde(default, alias = "vision")]
     pub vision_encoder: Option<PathBuf>,
-    /// How the model of `vision` computes, where its file does not say.
+    /// How the model of `vision_encoder` computes, where its file does not say.
     #[serde(default, skip_serializing_if = "Conventions::is_empty")]
     pub vision_clip: Conventions,
     /// Dropout probability during training, from 0 to below 1.

@@ -22,7 +22,7 @@ fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn version(tar: &[u8]) -> Version {
-    Version::of(tar.len() as u64, "tag")
+    Version::new(tar.len() as u64, "tag")
 }
 
 fn build(members: &[(&str, &[u8])]) -> Vec<Sample> {
@@ -60,7 +60,7 @@ fn members_are_grouped_by_key() {
 }
 
 #[test]
-fn a_byte_order_mark_is_no_part_of_a_caption() {
+fn byte_order_marks_are_skipped() {
     let image = png(3);
     let samples = build(&[
         ("1.jpg", &image),
@@ -73,20 +73,20 @@ fn a_byte_order_mark_is_no_part_of_a_caption() {
 }
 
 #[test]
-fn the_folder_that_was_packed_is_no_part_of_keys() {
+fn keys_do_not_begin_with_dot_slash() {
     let image = png(3);
     let samples = build(&[("./a.png", &image), ("./a.txt", b"x"), ("./b/c.png", &image), ("b/c.txt", b"y")]);
-    let found: Vec<_> = samples.iter().map(|sample| (sample.key.as_str(), sample.captions.join("|"))).collect();
-    assert_eq!(found, [("a", "x".into()), ("b/c", "y".into())]);
+    let samples: Vec<_> = samples.iter().map(|sample| (sample.key.as_str(), sample.captions.join("|"))).collect();
+    assert_eq!(samples, [("a", "x".into()), ("b/c", "y".into())]);
 }
 
 #[test]
-fn hidden_files_are_passed_over() {
+fn hidden_files_are_ignored() {
     assert_eq!(build(&[("._a.jpg", b"x"), (".DS_Store", b"x"), ("folder/.b.txt", b"x"), ("noextension", b"x")]), []);
 }
 
 #[test]
-fn members_that_mean_nothing_here_are_counted_by_extension() {
+fn members_with_unknown_extensions_are_counted_by_extension() {
     let image = png(3);
     let mut members: Vec<(String, &[u8])> = vec![
         ("train/photo.0.jpg".into(), &image),
@@ -100,14 +100,14 @@ fn members_that_mean_nothing_here_are_counted_by_extension() {
     let members: Vec<(&str, &[u8])> = members.iter().map(|(path, content)| (path.as_str(), *content)).collect();
     let tar = tar(&members);
     let index = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
-    assert_eq!(index.unknown["0.jpg"], Unknown { members: 2, first: "train/photo.0.jpg".into() });
+    assert_eq!(index.unknown["0.jpg"], UnknownMembers { members: 2, first: "train/photo.0.jpg".into() });
     assert_eq!((index.unknown["1.jpg"].members, index.unknown[""].members), (1, 1));
-    assert_eq!((index.unknown.len(), index.unknown[OTHERS].members), (MAX_UNKNOWN + 1, 28));
+    assert_eq!((index.unknown.len(), index.unknown[OTHERS].members), (MAX_UNKNOWN_EXTENSIONS + 1, 28));
     assert_eq!(Index::parse(&index.to_json().unwrap(), &version(&tar)), Ok(Some(index)));
 }
 
 #[test]
-fn numbers_of_images_are_found_in_json() {
+fn image_ids_are_read_from_json() {
     let image = png(3);
     let id = |json: &str| build(&[("a.png", &image), ("a.json", json.as_bytes())])[0].id;
     for (json, expected) in [
@@ -160,7 +160,7 @@ fn captions_in_json_have_several_forms() {
 }
 
 #[test]
-fn the_keys_of_a_json_without_captions_are_kept() {
+fn the_keys_of_a_json_without_captions_are_stored() {
     let image = png(3);
     let keys = |json: &str| build(&[("a.png", &image), ("a.json", json.as_bytes())])[0].keys.join(" ");
     assert_eq!(keys(r#"{"title": "x", "id": 3}"#), "id title");
@@ -176,18 +176,18 @@ fn an_empty_tar_has_no_samples() {
 }
 
 #[test]
-fn broken_samples_are_noted_and_the_others_kept() {
-    let (image, long) = (png(3), vec![b'a'; (MAX_TEXT_LENGTH + 1) as usize]);
+fn invalid_samples_have_a_problem_and_the_others_none() {
+    let (image, too_long) = (png(3), vec![b'a'; (MAX_TEXT_BYTES + 1) as usize]);
     let samples = build(&[
-        ("silent.png", &image),
+        ("captionless.png", &image),
         ("blank.png", &image),
         ("blank.txt", b" \n"),
-        ("blind.txt", b"a"),
+        ("imageless.txt", b"a"),
         ("twice.png", &image),
         ("twice.jpg", &image),
         ("twice.txt", b"a"),
         ("long.png", &image),
-        ("long.txt", &long),
+        ("long.txt", &too_long),
         ("binary.png", &image),
         ("binary.txt", b"\xFF\xFE"),
         ("json.png", &image),
@@ -201,7 +201,7 @@ fn broken_samples_are_noted_and_the_others_kept() {
     ]);
     let problem = |key: &str| samples.iter().find(|sample| sample.key == key).unwrap().problem.clone();
     for (key, expected) in [
-        ("blind", "captions without an image"),
+        ("imageless", "captions without an image"),
         ("twice", "more than one image"),
         ("long", "long.txt: 1048577 bytes: more than 1048576"),
         ("binary", "binary.txt: invalid utf-8"),
@@ -212,24 +212,24 @@ fn broken_samples_are_noted_and_the_others_kept() {
         let problem = problem(key).unwrap();
         assert!(problem.starts_with(expected) && problem.len() < 300, "{key}: {problem}");
     }
-    // Whether captions are needed depends on the split.
-    for key in ["silent", "blank", "good"] {
+    // Missing captions are no problem of the sample: other samples of the split may lack them, too.
+    for key in ["captionless", "blank", "good"] {
         assert_eq!(problem(key), None);
     }
 }
 
 #[test]
-fn an_image_with_a_long_prologue_is_looked_at_whole() {
+fn an_image_with_long_comments_before_its_header_is_accepted() {
     let mut jpeg = Vec::new();
     image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&RgbImage::new(9, 9)).unwrap();
     let comment = [&[0xFF, 0xFE, 0xFF, 0xFF][..], &[b' '; 0xFFFD]].concat();
-    let late = [&jpeg[..2], &comment, &comment, &jpeg[2..]].concat();
-    let samples = build(&[("a.jpg", &late), ("a.txt", b"a"), ("b.png", &png(3)), ("b.txt", b"b")]);
+    let late_header = [&jpeg[..2], &comment, &comment, &jpeg[2..]].concat();
+    let samples = build(&[("a.jpg", &late_header), ("a.txt", b"a"), ("b.png", &png(3)), ("b.txt", b"b")]);
     assert!(samples.iter().all(|sample| sample.problem.is_none()), "{samples:?}");
 }
 
 #[test]
-fn images_that_are_cut_off_are_noted_whatever_their_size() {
+fn a_truncated_image_of_any_size_is_a_problem() {
     let mut large = Vec::new();
     let noise =
         RgbImage::from_fn(300, 300, |x, y| image::Rgb([(x * 37 + y * 91) as u8, (x * y * 7) as u8, (x ^ y) as u8]));
@@ -247,7 +247,7 @@ fn images_that_are_cut_off_are_noted_whatever_their_size() {
 }
 
 #[test]
-fn an_index_is_read_back() {
+fn an_index_can_be_written_and_parsed() {
     let mut grey = Cursor::new(Vec::new());
     image::ImageBuffer::from_pixel(2, 2, image::Luma([300_u16])).write_to(&mut grey, ImageFormat::Png).unwrap();
     let (grey, colours) = (grey.into_inner(), png(3));
@@ -259,17 +259,17 @@ fn an_index_is_read_back() {
         ("b.txt", b"alone"),
     ]);
     let index = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
-    assert_eq!([0, 1].map(|at: usize| index.samples[at].oddities.is_grey_of_16_bits), [false, true]);
+    assert_eq!([0, 1].map(|at: usize| index.samples[at].oddities.is_16_bit_grayscale), [false, true]);
     let json = index.to_json().unwrap();
     assert_eq!(Index::parse(&json, &version(&tar)), Ok(Some(index)));
 }
 
 #[test]
-fn an_index_of_another_version_is_none() {
+fn an_index_of_another_tar_version_is_ignored() {
     let tar = tar(&[]);
     let json = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().to_json().unwrap();
     let other = tar.len() as u64;
-    for version in [Version::of(other, "new tag"), Version::of(other + 512, "tag")] {
+    for version in [Version::new(other, "new tag"), Version::new(other + 512, "tag")] {
         assert_eq!(Index::parse(&json, &version), Ok(None));
     }
     let later = String::from_utf8(json).unwrap().replace("\"format\":3", "\"format\":4");
@@ -280,8 +280,8 @@ fn an_index_of_another_version_is_none() {
 }
 
 #[test]
-fn an_index_that_lies_is_refused() {
-    let version = Version::of(10_000, "tag");
+fn an_index_with_impossible_ranges_is_refused() {
+    let version = Version::new(10_000, "tag");
     let parse = |sample: &str| {
         let text = format!(r#"{{"format": 3, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
         Index::parse(text.as_bytes(), &version)
@@ -290,16 +290,16 @@ fn an_index_that_lies_is_refused() {
     for (offset, length) in [(512, 9489), (u64::MAX, 1), (1, u64::MAX), (10_001, 0)] {
         let sample =
             format!(r#"{{"key": "a", "image": {{"offset": {offset}, "length": {length}}}, "captions": ["a"]}}"#);
-        assert!(parse(&sample).unwrap_err().contains("outside of the tar"), "{sample}");
+        assert!(parse(&sample).unwrap_err().to_string().contains("outside of the tar"), "{sample}");
     }
-    assert!(parse(r#"{"key": "a", "captions": ["a"]}"#).unwrap_err().contains("lacks its image"));
+    assert!(parse(r#"{"key": "a", "captions": ["a"]}"#).unwrap_err().to_string().contains("lacks its image"));
 }
 
 #[test]
-fn an_index_of_an_absurdly_large_image_is_refused() {
+fn an_index_with_a_too_large_image_is_refused() {
     let text = r#"{"format": 3, "size": 9000000000, "tag": "tag",
                    "samples": [{"key": "a", "image": {"offset": 512, "length": 8000000000}, "captions": ["a"]}]}"#;
-    assert!(Index::parse(text.as_bytes(), &Version::of(9_000_000_000, "tag")).is_err());
+    assert!(Index::parse(text.as_bytes(), &Version::new(9_000_000_000, "tag")).is_err());
 }
 
 proptest! {
@@ -308,14 +308,14 @@ proptest! {
         let path = format!("{folder}{stem}{middle}.jpg");
         let (key, extension) = (format!("{folder}{stem}"), format!("{}.jpg", middle.trim_start_matches('.')));
         let expected = match &*middle {
-            "" => Kind::Part { key: &key, role: Role::Image },
-            _ => Kind::Unknown { extension: &extension },
+            "" => PathClass::SampleMember { key: &key, member_type: MemberType::Image },
+            _ => PathClass::Unknown { extension: &extension },
         };
-        prop_assert_eq!(classify(&path), expected);
+        prop_assert_eq!(classify_path(&path), expected);
     }
 
     #[test]
     fn arbitrary_paths_and_indices_never_panic(path in ".{0,30}", json in ".{0,60}") {
-        let _ = (classify(&path), Index::parse(json.as_bytes(), &Version::of(1, "t")));
+        let _ = (classify_path(&path), Index::parse(json.as_bytes(), &Version::new(1, "t")));
     }
 }

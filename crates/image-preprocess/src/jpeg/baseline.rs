@@ -1,17 +1,19 @@
-//! What libjpeg-turbo makes of the JPEGs that most pictures are (baseline, one scan, YCbCr with or without subsampled colours), to the
-//! bit, but only of the part that is looked at, with the processor's vectors, and without its assembler.
+//! Decodes the most common JPEGs (baseline, one scan, YCbCr with or without chroma subsampling),
+//! with the same result as libjpeg-turbo to the bit. Only the part that the resize plan reads is
+//! transformed. Loops are written so that the compiler vectorizes them; there is no assembler.
 //!
-//! Samples lie column by column, as resampling wants them. Whatever is unusual or damaged is refused here, and left to libjpeg.
+//! Samples are stored column by column, as resizing reads them. Unusual and damaged images are
+//! refused here; libjpeg decodes them.
 
-use super::colours::coloured;
+use super::color_conversion::upsample_and_convert;
 use super::header::{Component, Header};
-use super::huffman::{Bits, END, Table};
-use super::idct::{self, Reach};
+use super::huffman::{BitReader, END_OF_BLOCK, HuffmanTable};
+use super::idct::{self, OverflowCheck};
 use super::plane::Plane;
 use crate::buffer::Buffer;
-use crate::resize::{Columns, Plan};
+use crate::resize::{ResizePlan, SourceColumns};
 
-/// Where the coefficients of a block lie, row by row, in the order of the file.
+/// The position in a block, counted row by row, of each coefficient in the order of the file.
 #[rustfmt::skip]
 const ZIGZAG: [u8; 64] = [
      0,  1,  8, 16,  9,  2,  3, 10, 17, 24, 32, 25, 18, 11,  4,  5,
@@ -20,105 +22,122 @@ const ZIGZAG: [u8; 64] = [
     58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
-/// What the plan looks at.
+/// Decodes the columns that the plan reads; none if the image needs libjpeg.
 #[inline(always)]
-pub fn decode(header: &Header<'_>, plan: &Plan) -> Option<Columns> {
-    let (scan, length) = unstuffed(header.scan)?;
-    let mut bits = Bits::new(&scan, length);
-    let ratio = header.ratio;
+pub fn decode(header: &Header<'_>, plan: &ResizePlan) -> Option<SourceColumns> {
+    let (scan, length) = remove_byte_stuffing(header.scan)?;
+    let mut bits = BitReader::new(&scan, length);
+    let subsampling = header.subsampling;
     let size = (header.width, header.height);
-    let mut planes = [(1, 1), (ratio.across, ratio.down), (ratio.across, ratio.down)]
-        .map(|ratio| Plane::new((plan.columns(), plan.rows()), size, ratio));
+    let mut planes =
+        [(1, 1), (subsampling.horizontal, subsampling.vertical), (subsampling.horizontal, subsampling.vertical)]
+            .map(|subsampling| Plane::new((plan.columns(), plan.rows()), size, subsampling));
     let [first, second, third] = header.components;
-    let mut channels = [Channel::new(header, first)?, Channel::new(header, second)?, Channel::new(header, third)?];
-    for unit_down in 0..header.height.div_ceil(8 * ratio.down) {
-        for unit_across in 0..header.width.div_ceil(8 * ratio.across) {
-            let [brightness, blueness, redness] = &mut channels;
-            for y in unit_down * ratio.down..(unit_down + 1) * ratio.down {
-                for x in unit_across * ratio.across..(unit_across + 1) * ratio.across {
-                    brightness.block(&mut bits, &mut planes[0], x, y)?;
+    let mut decoders = [
+        ComponentDecoder::new(header, first)?,
+        ComponentDecoder::new(header, second)?,
+        ComponentDecoder::new(header, third)?,
+    ];
+    for mcu_row in 0..header.height.div_ceil(8 * subsampling.vertical) {
+        for mcu_column in 0..header.width.div_ceil(8 * subsampling.horizontal) {
+            let [luma, cb, cr] = &mut decoders;
+            for y in mcu_row * subsampling.vertical..(mcu_row + 1) * subsampling.vertical {
+                for x in mcu_column * subsampling.horizontal..(mcu_column + 1) * subsampling.horizontal {
+                    luma.decode_block(&mut bits, &mut planes[0], x, y)?;
                 }
             }
-            blueness.block(&mut bits, &mut planes[1], unit_across, unit_down)?;
-            redness.block(&mut bits, &mut planes[2], unit_across, unit_down)?;
+            cb.decode_block(&mut bits, &mut planes[1], mcu_column, mcu_row)?;
+            cr.decode_block(&mut bits, &mut planes[2], mcu_column, mcu_row)?;
         }
         if bits.is_past_end() {
             return None;
         }
     }
-    let is_sound = bits.is_at_end() && channels.iter().all(|channel| channel.reach.is_within());
-    if is_sound { Some(coloured(plan, &planes, ratio)) } else { None }
+    let is_valid = bits.is_at_end() && decoders.iter().all(|decoder| decoder.overflow.is_within_range());
+    if is_valid { Some(upsample_and_convert(plan, &planes, subsampling)) } else { None }
 }
 
-/// The coded bytes without the zeros that are stuffed behind each 255, and how many they are, if the image ends behind them.
-fn unstuffed(scan: &[u8]) -> Option<(Buffer, usize)> {
-    let mut bytes = Buffer::new(scan.len() + Bits::PADDING);
+/// The entropy-coded bytes without the zero that follows each 0xFF, and their number; none if the
+/// image does not end after them.
+fn remove_byte_stuffing(scan: &[u8]) -> Option<(Buffer, usize)> {
+    let mut bytes = Buffer::new(scan.len() + BitReader::PADDING);
     let (mut rest, mut length) = (scan, 0);
     loop {
-        let at = memchr::memchr(0xFF, rest)?;
-        let kept = match rest.get(at + 1)? {
-            0 => at + 1,
-            0xD9 => at,
+        let marker = memchr::memchr(0xFF, rest)?;
+        let copied = match rest.get(marker + 1)? {
+            0 => marker + 1,
+            0xD9 => marker,
             _ => return None,
         };
-        bytes[length..length + kept].copy_from_slice(&rest[..kept]);
-        length += kept;
-        if kept == at {
+        bytes[length..length + copied].copy_from_slice(&rest[..copied]);
+        length += copied;
+        if copied == marker {
             return Some((bytes, length));
         }
-        rest = &rest[at + 2..];
+        rest = &rest[marker + 2..];
     }
 }
 
-/// A component under way.
-struct Channel<'a> {
-    /// Where each coefficient of the file goes in a block, and its quantisation step.
-    places: [(u8, u8); 64],
-    dc: &'a Table,
-    ac: &'a Table,
-    /// The quantised DC coefficient of the block before.
-    last: i16,
-    reach: Reach,
+/// The state of decoding one component.
+struct ComponentDecoder<'a> {
+    /// The position in a block of each coefficient of the file, and its quantization step.
+    zigzag_steps: [(u8, u8); 64],
+    dc: &'a HuffmanTable,
+    ac: &'a HuffmanTable,
+    /// The quantized DC coefficient of the previous block.
+    previous_dc: i16,
+    overflow: OverflowCheck,
 }
 
-impl<'a> Channel<'a> {
+impl<'a> ComponentDecoder<'a> {
     fn new(header: &'a Header<'_>, component: Component) -> Option<Self> {
-        let codes = |class: usize, slot: usize| header.tables[class].get(slot)?.as_deref();
-        let steps = header.steps.get(component.steps)?.as_ref()?;
-        let places = std::array::from_fn(|at| (ZIGZAG[at], steps[at]));
-        let (dc, ac) = (codes(0, component.dc)?, codes(1, component.ac)?);
-        Some(Self { places, dc, ac, last: 0, reach: Reach::default() })
+        let table = |class: usize, slot: usize| header.tables[class].get(slot)?.as_deref();
+        let steps = header.quantization_tables.get(component.quantization_table)?.as_ref()?;
+        let zigzag_steps = std::array::from_fn(|index| (ZIGZAG[index], steps[index]));
+        let (dc, ac) = (table(0, component.dc)?, table(1, component.ac)?);
+        Some(Self { zigzag_steps, dc, ac, previous_dc: 0, overflow: OverflowCheck::default() })
     }
 
-    /// Reads a block, and transforms it where it is wanted.
+    /// Reads a block, and transforms it if the plan reads its samples.
     #[inline(always)]
-    fn block(&mut self, bits: &mut Bits<'_>, plane: &mut Plane, across: usize, down: usize) -> Option<()> {
+    fn decode_block(
+        &mut self,
+        bits: &mut BitReader<'_>,
+        plane: &mut Plane,
+        block_column: usize,
+        block_row: usize,
+    ) -> Option<()> {
         let mut block = [[0; 8]; 8];
-        let is_flat = self.read(bits, block.as_flattened_mut().as_mut_array().expect("8 x 8"))?;
-        if let Some(places) = plane.block(across, down) {
-            let reach = &mut self.reach;
-            let columns = if is_flat { idct::flat(block[0][0], reach) } else { idct::columns(&block, reach) };
-            places.zip(&columns).for_each(|(place, column)| *place = *column);
+        let is_dc_only = self.read_block(bits, block.as_flattened_mut().as_mut_array().expect("8 x 8"))?;
+        if let Some(targets) = plane.block_columns(block_column, block_row) {
+            let overflow = &mut self.overflow;
+            let columns = if is_dc_only {
+                idct::inverse_dct_dc_only(block[0][0], overflow)
+            } else {
+                idct::inverse_dct(&block, overflow)
+            };
+            targets.zip(&columns).for_each(|(target, column)| *target = *column);
         }
         Some(())
     }
 
-    /// Reads a block into zeros; whether there is nothing but a DC coefficient. By itself, so that all it needs stays in registers.
+    /// Reads a block into `block`, which is all zeros. Returns whether it has only a DC
+    /// coefficient. Not inlined, so that its state stays in registers.
     #[inline(never)]
-    fn read(&mut self, bits: &mut Bits<'_>, block: &mut [i32; 64]) -> Option<bool> {
-        let mut own = *bits;
-        self.last = i16::try_from(i32::from(self.last) + own.next(self.dc)?.value()).ok()?;
-        block[0] = i32::from(self.last) * i32::from(self.places[0].1);
-        let mut at = 1;
-        while at < 64 {
-            let found = own.next(self.ac)?;
-            let Some(&(place, step)) = self.places.get(at + usize::from(found.run())) else {
-                if found.run() == END { break } else { return None }
+    fn read_block(&mut self, bits: &mut BitReader<'_>, block: &mut [i32; 64]) -> Option<bool> {
+        let mut reader = *bits;
+        self.previous_dc = i16::try_from(i32::from(self.previous_dc) + reader.next(self.dc)?.value()).ok()?;
+        block[0] = i32::from(self.previous_dc) * i32::from(self.zigzag_steps[0].1);
+        let mut index = 1;
+        while index < 64 {
+            let coefficient = reader.next(self.ac)?;
+            let Some(&(position, step)) = self.zigzag_steps.get(index + usize::from(coefficient.run())) else {
+                if coefficient.run() == END_OF_BLOCK { break } else { return None }
             };
-            block[usize::from(place)] = found.value() * i32::from(step);
-            at += usize::from(found.run()) + 1;
+            block[usize::from(position)] = coefficient.value() * i32::from(step);
+            index += usize::from(coefficient.run()) + 1;
         }
-        *bits = own;
-        Some(at == 1)
+        *bits = reader;
+        Some(index == 1)
     }
 }

@@ -1,47 +1,47 @@
-//! What a JPEG says before its scan, where it is of the usual kind.
+//! Parses the header of a JPEG if it is of the common kind that [`super::baseline`] decodes.
 
-use super::huffman::{Class, Table};
+use super::huffman::{HuffmanTable, TableClass};
 
 /// libjpeg's `JPEG_MAX_DIMENSION`.
 const MAX_SIDE: usize = 65_500;
 
-/// What comes before the scan.
+/// The header: all segments before the entropy-coded scan.
 #[derive(Default)]
 pub struct Header<'a> {
     pub width: usize,
     pub height: usize,
-    /// Quantisation steps by slot, in the order of the file.
-    pub steps: [Option<[u8; 64]>; 4],
-    /// Codes by class and slot.
-    pub tables: [[Option<Box<Table>>; 2]; 2],
+    /// Quantization tables by slot, with steps in the order of the file.
+    pub quantization_tables: [Option<[u8; 64]>; 4],
+    /// Huffman tables by class and slot.
+    pub tables: [[Option<Box<HuffmanTable>>; 2]; 2],
     is_jfif: bool,
-    /// What Adobe's marker says of the colours.
-    transform: Option<u8>,
-    pub ratio: Ratio,
+    /// The colour transform of Adobe's segment.
+    adobe_transform: Option<u8>,
+    pub subsampling: Subsampling,
     /// Y, Cb and Cr.
     pub components: [Component; 3],
     /// The coded scan and what follows it.
     pub scan: &'a [u8],
 }
 
-/// How many pixels there are for a sample of a colour, on either side.
+/// Chroma subsampling: the number of pixels for one chroma sample in each direction.
 #[derive(Clone, Copy, Default)]
-pub struct Ratio {
-    pub across: usize,
-    pub down: usize,
+pub struct Subsampling {
+    pub horizontal: usize,
+    pub vertical: usize,
 }
 
-/// One of Y, Cb and Cr, and the slots of what it is coded with.
+/// One of Y, Cb and Cr, with the slots of its tables.
 #[derive(Clone, Copy, Default)]
 pub struct Component {
     id: u8,
-    pub steps: usize,
+    pub quantization_table: usize,
     pub dc: usize,
     pub ac: usize,
 }
 
-/// Reads up to the scan; nothing if the rest of it is for libjpeg.
-pub fn header(encoded: &[u8]) -> Option<Header<'_>> {
+/// Parses the header up to the scan; none if the image needs libjpeg.
+pub fn parse_header(encoded: &[u8]) -> Option<Header<'_>> {
     let mut header = Header::default();
     let mut rest = encoded.strip_prefix(&[0xFF, 0xD8])?;
     loop {
@@ -49,15 +49,15 @@ pub fn header(encoded: &[u8]) -> Option<Header<'_>> {
         let (length, after) = after.split_first_chunk()?;
         let (segment, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*length)).checked_sub(2)?)?;
         match marker {
-            0xC0 => header.frame(segment)?,
-            0xC4 => header.codes(segment)?,
-            0xDB => header.quantisation(segment)?,
+            0xC0 => header.parse_frame(segment)?,
+            0xC4 => header.parse_huffman_tables(segment)?,
+            0xDB => header.parse_quantization_tables(segment)?,
             0xDA => {
-                header.start(segment)?;
+                header.parse_scan_header(segment)?;
                 return Some(Header { scan: after, ..header });
             }
             0xE0 => header.is_jfif |= segment.starts_with(b"JFIF\0") && segment.len() >= 14,
-            0xEE if segment.starts_with(b"Adobe") => header.transform = Some(*segment.get(11)?),
+            0xEE if segment.starts_with(b"Adobe") => header.adobe_transform = Some(*segment.get(11)?),
             0xE1..=0xEF | 0xFE => {}
             _ => return None,
         }
@@ -66,7 +66,7 @@ pub fn header(encoded: &[u8]) -> Option<Header<'_>> {
 }
 
 impl Header<'_> {
-    fn frame(&mut self, segment: &[u8]) -> Option<()> {
+    fn parse_frame(&mut self, segment: &[u8]) -> Option<()> {
         let &[8, h1, h0, w1, w0, 3, id0, sampling0, steps0, id1, 0x11, steps1, id2, 0x11, steps2] = segment else {
             return None;
         };
@@ -75,49 +75,50 @@ impl Header<'_> {
             return None;
         }
         (self.height, self.width) = (u16::from_be_bytes([h1, h0]).into(), u16::from_be_bytes([w1, w0]).into());
-        self.ratio = match sampling0 {
-            0x11 => Ratio { across: 1, down: 1 },
-            0x21 => Ratio { across: 2, down: 1 },
-            0x22 => Ratio { across: 2, down: 2 },
+        self.subsampling = match sampling0 {
+            0x11 => Subsampling { horizontal: 1, vertical: 1 },
+            0x21 => Subsampling { horizontal: 2, vertical: 1 },
+            0x22 => Subsampling { horizontal: 2, vertical: 2 },
             _ => return None,
         };
-        let component = |(id, steps): (u8, u8)| Component { id, steps: steps.into(), ..Component::default() };
+        let component =
+            |(id, steps): (u8, u8)| Component { id, quantization_table: steps.into(), ..Component::default() };
         self.components = [(id0, steps0), (id1, steps1), (id2, steps2)].map(component);
-        // Colours of narrow pictures are interpolated in another way.
-        let is_wide = self.ratio.across == 1 || self.width > 4;
-        let is_side = |length| (1..=MAX_SIDE).contains(&length);
-        (is_wide && is_side(self.width) && is_side(self.height)).then_some(())
+        // libjpeg upsamples the chroma of narrow images in another way.
+        let is_supported_width = self.subsampling.horizontal == 1 || self.width > 4;
+        let is_valid_side = |length| (1..=MAX_SIDE).contains(&length);
+        (is_supported_width && is_valid_side(self.width) && is_valid_side(self.height)).then_some(())
     }
 
-    fn codes(&mut self, mut segment: &[u8]) -> Option<()> {
+    fn parse_huffman_tables(&mut self, mut segment: &[u8]) -> Option<()> {
         while !segment.is_empty() {
-            let (&[place], rest) = segment.split_first_chunk()?;
+            let (&[destination], rest) = segment.split_first_chunk()?;
             let (counts, rest) = rest.split_first_chunk()?;
             let (symbols, rest) = rest.split_at_checked(counts.iter().map(|&count| usize::from(count)).sum())?;
-            let class = if place >> 4 == 0 { Class::Dc } else { Class::Ac };
-            let table = self.tables.get_mut(usize::from(place >> 4))?.get_mut(usize::from(place & 15))?;
-            // To make a table takes long for its few bytes, so that there may be only one for each place.
+            let class = if destination >> 4 == 0 { TableClass::Dc } else { TableClass::Ac };
+            let table = self.tables.get_mut(usize::from(destination >> 4))?.get_mut(usize::from(destination & 15))?;
+            // Building a table is expensive, so a file may define each slot only once.
             if table.is_some() {
                 return None;
             }
-            *table = Some(Box::new(Table::new(class, counts, symbols)?));
+            *table = Some(Box::new(HuffmanTable::new(class, counts, symbols)?));
             segment = rest;
         }
         Some(())
     }
 
-    fn quantisation(&mut self, mut segment: &[u8]) -> Option<()> {
+    fn parse_quantization_tables(&mut self, mut segment: &[u8]) -> Option<()> {
         while !segment.is_empty() {
             // Steps of 16 bits are refused.
-            let (&[place], rest) = segment.split_first_chunk()?;
+            let (&[destination], rest) = segment.split_first_chunk()?;
             let (steps, rest) = rest.split_first_chunk()?;
-            *self.steps.get_mut(usize::from(place))? = Some(*steps);
+            *self.quantization_tables.get_mut(usize::from(destination))? = Some(*steps);
             segment = rest;
         }
         Some(())
     }
 
-    fn start(&mut self, segment: &[u8]) -> Option<()> {
+    fn parse_scan_header(&mut self, segment: &[u8]) -> Option<()> {
         let &[3, id0, codes0, id1, codes1, id2, codes2, 0, 63, 0] = segment else { return None };
         for (component, (id, codes)) in self.components.iter_mut().zip([(id0, codes0), (id1, codes1), (id2, codes2)]) {
             (component.dc, component.ac) = ((codes >> 4).into(), (codes & 15).into());
@@ -125,13 +126,13 @@ impl Header<'_> {
                 return None;
             }
         }
-        // They may be red, green and blue otherwise.
-        let is_ycc = match self.transform {
+        // Otherwise the components may be red, green and blue.
+        let is_ycbcr = match self.adobe_transform {
             _ if self.is_jfif => true,
             Some(transform) => transform == 1,
             None => self.components.map(|component| component.id) == [1, 2, 3],
         };
         // Without a frame there is no width.
-        (is_ycc && self.width > 0).then_some(())
+        (is_ycbcr && self.width > 0).then_some(())
     }
 }

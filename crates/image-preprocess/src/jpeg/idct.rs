@@ -1,6 +1,8 @@
-//! The inverse cosine transform of libjpeg, `jidctint.c`, in 32 bits and eight columns at a time.
+//! The inverse cosine transform of libjpeg (`jidctint.c`), in 32 bits and for eight columns at a
+//! time.
 //!
-//! Loops over lanes are written for the compiler, which makes one instruction of the processor's vectors of each of their lines.
+//! Loops over lanes are written such that the compiler turns each of their lines into one vector
+//! instruction.
 
 /// Rows, or columns, of eight numbers.
 pub type Block = [[i32; 8]; 8];
@@ -9,39 +11,48 @@ pub type Block = [[i32; 8]; 8];
 const CONST_BITS: u32 = 13;
 /// Fractional bits between the passes.
 const PASS1_BITS: u32 = 2;
-/// Of numbers of so many bits, sign aside, a pass stays within 32 bits: no factor is larger than 86,387. Those of pictures have less.
+/// The maximal number of bits, without the sign, of inputs for which a pass does not overflow 32
+/// bits: no factor is larger than 86,387. Real images stay below.
 const MAX_BITS: u32 = 14;
-/// Samples of so many bits, sign aside, are cut off where they are too bright or too dark. Larger ones, which pictures do not have,
-/// are cut off only by libjpeg-turbo's vectors: its C code lets them wrap around.
+/// The maximal number of bits, without the sign, of samples that all versions of libjpeg-turbo
+/// clamp. Its vector code clamps larger samples, its C code lets them wrap around. Real images stay
+/// below.
 const MAX_SAMPLE_BITS: u32 = 9;
 
-/// The bits, sign aside, of all numbers that were transformed.
+/// Detects overflow: the bitwise or, by lane, of the magnitudes of all transformed numbers.
 #[derive(Default)]
-pub struct Reach([i32; 8]);
+pub struct OverflowCheck([i32; 8]);
 
-impl Reach {
-    /// Whether all that was computed is right.
-    pub fn is_within(&self) -> bool {
+impl OverflowCheck {
+    /// Whether no computation overflowed.
+    pub fn is_within_range(&self) -> bool {
         self.0.iter().all(|&bits| bits >> MAX_BITS == 0)
     }
 }
 
-/// Dequantised coefficients, row by row, to samples, column by column.
+/// Transforms dequantized coefficients, row by row, to samples, column by column.
 #[inline(always)]
-pub fn columns(coefficients: &Block, reach: &mut Reach) -> [[u8; 8]; 8] {
-    let rows = pass::<{ CONST_BITS - PASS1_BITS }>(coefficients, reach);
+pub fn inverse_dct(coefficients: &Block, overflow: &mut OverflowCheck) -> [[u8; 8]; 8] {
+    let rows = transform_lanes::<{ CONST_BITS - PASS1_BITS }>(coefficients, overflow);
     let mut columns = [[0; 8]; 8];
-    for (at, column) in columns.iter_mut().enumerate() {
+    for (index, column) in columns.iter_mut().enumerate() {
         for (value, row) in column.iter_mut().zip(&rows) {
-            *value = row[at];
+            *value = row[index];
         }
     }
-    let columns = pass::<{ CONST_BITS + PASS1_BITS + 3 }>(&columns, reach);
-    for (lane, reach) in reach.0.iter_mut().enumerate() {
+    let columns = transform_lanes::<{ CONST_BITS + PASS1_BITS + 3 }>(&columns, overflow);
+    for (lane, overflow) in overflow.0.iter_mut().enumerate() {
         let [c0, c1, c2, c3] = [columns[0][lane], columns[1][lane], columns[2][lane], columns[3][lane]];
         let [c4, c5, c6, c7] = [columns[4][lane], columns[5][lane], columns[6][lane], columns[7][lane]];
-        let all = bits(c0) | bits(c1) | bits(c2) | bits(c3) | bits(c4) | bits(c5) | bits(c6) | bits(c7);
-        *reach |= of_sample(all);
+        let all = magnitude(c0)
+            | magnitude(c1)
+            | magnitude(c2)
+            | magnitude(c3)
+            | magnitude(c4)
+            | magnitude(c5)
+            | magnitude(c6)
+            | magnitude(c7);
+        *overflow |= sample_magnitude(all);
     }
     let mut samples = [[0; 8]; 8];
     for (samples, column) in samples.iter_mut().zip(&columns) {
@@ -52,82 +63,90 @@ pub fn columns(coefficients: &Block, reach: &mut Reach) -> [[u8; 8]; 8] {
     samples
 }
 
-/// What [`columns`] makes of a block that has nothing but this DC coefficient.
+/// [`inverse_dct`] for a block with only a DC coefficient.
 #[inline(always)]
-pub fn flat(dc: i32, reach: &mut Reach) -> [[u8; 8]; 8] {
-    let value = plus(dc, 4) >> 3;
-    reach.0[0] |= of_sample(bits(value));
+pub fn inverse_dct_dc_only(dc: i32, overflow: &mut OverflowCheck) -> [[u8; 8]; 8] {
+    let value = add(dc, 4) >> 3;
+    overflow.0[0] |= sample_magnitude(magnitude(value));
     [[to_sample(value); 8]; 8]
 }
 
 #[inline(always)]
 fn to_sample(value: i32) -> u8 {
-    plus(value, 128).clamp(0, 255) as u8
+    add(value, 128).clamp(0, 255) as u8
 }
 
-/// Transforms each lane.
+/// Transforms the eight numbers of each lane.
 #[inline(always)]
-fn pass<const SHIFT: u32>(input: &Block, reach: &mut Reach) -> Block {
+fn transform_lanes<const SHIFT: u32>(input: &Block, overflow: &mut OverflowCheck) -> Block {
     let mut output = [[0; 8]; 8];
     for lane in 0..8 {
         let [i0, i1, i2, i3] = [input[0][lane], input[1][lane], input[2][lane], input[3][lane]];
         let [i4, i5, i6, i7] = [input[4][lane], input[5][lane], input[6][lane], input[7][lane]];
 
-        reach.0[lane] |= bits(i0) | bits(i1) | bits(i2) | bits(i3) | bits(i4) | bits(i5) | bits(i6) | bits(i7);
+        overflow.0[lane] |= magnitude(i0)
+            | magnitude(i1)
+            | magnitude(i2)
+            | magnitude(i3)
+            | magnitude(i4)
+            | magnitude(i5)
+            | magnitude(i6)
+            | magnitude(i7);
 
-        let z1 = times(plus(i2, i6), 4433);
-        let (even2, even3) = (plus(z1, times(i6, -15137)), plus(z1, times(i2, 6270)));
-        let (even0, even1) = (plus(i0, i4) << CONST_BITS, minus(i0, i4) << CONST_BITS);
-        let [e0, e1, e2, e3] = [plus(even0, even3), plus(even1, even2), minus(even1, even2), minus(even0, even3)];
+        let z1 = multiply(add(i2, i6), 4433);
+        let (even2, even3) = (add(z1, multiply(i6, -15137)), add(z1, multiply(i2, 6270)));
+        let (even0, even1) = (add(i0, i4) << CONST_BITS, subtract(i0, i4) << CONST_BITS);
+        let [e0, e1, e2, e3] = [add(even0, even3), add(even1, even2), subtract(even1, even2), subtract(even0, even3)];
 
-        let (z3, z4) = (plus(i7, i3), plus(i5, i1));
-        let z5 = times(plus(z3, z4), 9633);
-        let (z1, z2) = (times(plus(i7, i1), -7373), times(plus(i5, i3), -20995));
-        let (z3, z4) = (plus(times(z3, -16069), z5), plus(times(z4, -3196), z5));
-        let o0 = plus(times(i1, 12299), plus(z1, z4));
-        let o1 = plus(times(i3, 25172), plus(z2, z3));
-        let o2 = plus(times(i5, 16819), plus(z2, z4));
-        let o3 = plus(times(i7, 2446), plus(z1, z3));
+        let (z3, z4) = (add(i7, i3), add(i5, i1));
+        let z5 = multiply(add(z3, z4), 9633);
+        let (z1, z2) = (multiply(add(i7, i1), -7373), multiply(add(i5, i3), -20995));
+        let (z3, z4) = (add(multiply(z3, -16069), z5), add(multiply(z4, -3196), z5));
+        let o0 = add(multiply(i1, 12299), add(z1, z4));
+        let o1 = add(multiply(i3, 25172), add(z2, z3));
+        let o2 = add(multiply(i5, 16819), add(z2, z4));
+        let o3 = add(multiply(i7, 2446), add(z1, z3));
 
-        output[0][lane] = descaled::<SHIFT>(plus(e0, o0));
-        output[1][lane] = descaled::<SHIFT>(plus(e1, o1));
-        output[2][lane] = descaled::<SHIFT>(plus(e2, o2));
-        output[3][lane] = descaled::<SHIFT>(plus(e3, o3));
-        output[4][lane] = descaled::<SHIFT>(minus(e3, o3));
-        output[5][lane] = descaled::<SHIFT>(minus(e2, o2));
-        output[6][lane] = descaled::<SHIFT>(minus(e1, o1));
-        output[7][lane] = descaled::<SHIFT>(minus(e0, o0));
+        output[0][lane] = descale::<SHIFT>(add(e0, o0));
+        output[1][lane] = descale::<SHIFT>(add(e1, o1));
+        output[2][lane] = descale::<SHIFT>(add(e2, o2));
+        output[3][lane] = descale::<SHIFT>(add(e3, o3));
+        output[4][lane] = descale::<SHIFT>(subtract(e3, o3));
+        output[5][lane] = descale::<SHIFT>(subtract(e2, o2));
+        output[6][lane] = descale::<SHIFT>(subtract(e1, o1));
+        output[7][lane] = descale::<SHIFT>(subtract(e0, o0));
     }
     output
 }
 
 #[inline(always)]
-fn bits(value: i32) -> i32 {
+fn magnitude(value: i32) -> i32 {
     value ^ (value >> 31)
 }
 
-/// Makes more than `MAX_BITS` of more than `MAX_SAMPLE_BITS`.
+/// Scales the magnitude of a sample such that more than `MAX_SAMPLE_BITS` become more than
+/// `MAX_BITS`.
 #[inline(always)]
-fn of_sample(bits: i32) -> i32 {
-    bits << (MAX_BITS - MAX_SAMPLE_BITS)
+fn sample_magnitude(magnitude: i32) -> i32 {
+    magnitude << (MAX_BITS - MAX_SAMPLE_BITS)
 }
 
 #[inline(always)]
-fn descaled<const SHIFT: u32>(value: i32) -> i32 {
-    plus(value, 1 << (SHIFT - 1)) >> SHIFT
+fn descale<const SHIFT: u32>(value: i32) -> i32 {
+    add(value, 1 << (SHIFT - 1)) >> SHIFT
 }
 
 #[inline(always)]
-fn plus(a: i32, b: i32) -> i32 {
+fn add(a: i32, b: i32) -> i32 {
     a.wrapping_add(b)
 }
 
 #[inline(always)]
-fn minus(a: i32, b: i32) -> i32 {
+fn subtract(a: i32, b: i32) -> i32 {
     a.wrapping_sub(b)
 }
 
 #[inline(always)]
-fn times(a: i32, b: i32) -> i32 {
+fn multiply(a: i32, b: i32) -> i32 {
     a.wrapping_mul(b)
 }

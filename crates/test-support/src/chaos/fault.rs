@@ -6,43 +6,44 @@ use serde::Serialize;
 
 use super::cluster::Cluster;
 
-/// The longest time that a process is down.
-const MAX_AWAY: Duration = Duration::from_millis(500);
+/// The maximal time between the end and the restart of a process.
+const MAX_DOWNTIME: Duration = Duration::from_millis(500);
 
-/// Something that happens to processes.
+/// A kind of fault. The names are values of `chaos --kinds`, and keys of the summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// SIGKILL to a worker; it is started again.
+    /// SIGKILL to a worker, which is then restarted.
     Kill,
-    /// SIGSTOP to a worker until it is lost; then SIGCONT.
+    /// SIGSTOP to a worker until it has been evicted, then SIGCONT.
     Stop,
-    /// SIGTERM to a worker: it leaves, and is started again.
+    /// SIGTERM to a worker, which leaves and is then restarted.
     Leave,
-    /// SIGKILL to the coordinator; it is started again.
+    /// SIGKILL to the coordinator, which is then restarted.
     KillCoordinator,
-    /// SIGSTOP to the coordinator for a while, for longer than silence is borne or not; then SIGCONT.
+    /// SIGSTOP to the coordinator, then SIGCONT after a time below or above the heartbeat timeout.
     StopCoordinator,
 }
 
 impl Fault {
-    /// Injects the fault. Returns whether that ends the generation.
-    pub fn strike(self, cluster: &mut Cluster, victim: u32, random: &mut ChaCha8Rng) -> bool {
-        let away = random.random_range(Duration::ZERO..MAX_AWAY);
+    /// Injects the fault; faults of workers hit `worker_id`. Returns whether the fault ends the
+    /// generation.
+    pub fn inject(self, cluster: &mut Cluster, worker_id: u32, random: &mut ChaCha8Rng) -> bool {
+        let downtime = random.random_range(Duration::ZERO..MAX_DOWNTIME);
         match self {
-            Self::Kill => cluster.signal(victim, "KILL", away),
-            Self::Leave => cluster.signal(victim, "TERM", away),
-            Self::Stop => cluster.signal(victim, "STOP", away),
-            Self::KillCoordinator => cluster.restart_coordinator(away),
-            Self::StopCoordinator => cluster.stop_coordinator(8 * away),
+            Self::Kill => cluster.signal_worker(worker_id, "KILL", downtime),
+            Self::Leave => cluster.signal_worker(worker_id, "TERM", downtime),
+            Self::Stop => cluster.signal_worker(worker_id, "STOP", downtime),
+            Self::KillCoordinator => cluster.restart_coordinator(downtime),
+            Self::StopCoordinator => cluster.suspend_coordinator(8 * downtime),
         }
         self != Self::StopCoordinator
     }
 
-    /// Ends a fault that does not end by itself.
-    pub fn relieve(self, cluster: &mut Cluster, victim: u32) {
+    /// Ends the fault if it does not end by itself.
+    pub fn clear(self, cluster: &mut Cluster, worker_id: u32) {
         if self == Self::Stop {
-            cluster.signal(victim, "CONT", Duration::ZERO);
+            cluster.signal_worker(worker_id, "CONT", Duration::ZERO);
         }
     }
 }

@@ -1,19 +1,19 @@
 //! Chaos tests: real processes under random faults, and the cost of each fault.
 //!
 //! ```text
-//! cluster.rs   a coordinator on a fixed port and its workers, restarted when they end
-//! fault.rs     the faults
-//! record.rs    queries of the run's journal
-//! summary.rs   the results
+//! cluster.rs       a coordinator on a fixed port and its workers, restarted when they end
+//! fault.rs         the faults
+//! run_journal.rs   queries of the run's journal
+//! summary.rs       the results
 //! ```
 //!
-//! One fault at a time: the next one is injected a random time after a step was applied following
-//! the last one. At least two members are present when one is taken, so that the state is never
-//! lost; the simulation covers that case.
+//! There is one fault at a time. The next fault is injected at a random time after the first step
+//! that follows the previous fault. The generation then has at least two members, so the state is
+//! never lost. The simulation covers the loss of a state.
 
 mod cluster;
 mod fault;
-mod record;
+mod run_journal;
 mod summary;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -24,24 +24,24 @@ use rand_chacha::ChaCha8Rng;
 use crate::{Workspace, wait_for};
 use cluster::Cluster;
 pub use fault::Fault;
-use record::Record;
-pub use summary::{Spread, Summary};
+use run_journal::RunJournal;
+pub use summary::{MedianAndMax, Summary};
 
 /// The heartbeat timeout of these runs, in seconds.
 const HEARTBEAT_TIMEOUT: f64 = 2.0;
-/// The longest time between a recovery and the next fault.
-const MAX_PAUSE: Duration = Duration::from_millis(1500);
+/// The maximal time between a recovery and the next fault.
+const MAX_FAULT_INTERVAL: Duration = Duration::from_millis(1500);
 
 /// The parameters of a chaos test.
 pub struct Chaos {
     /// The number of workers.
     pub workers: u32,
-    /// The kinds of faults, with equal probability.
-    pub kinds: Vec<Fault>,
-    /// Maximal number of faults.
-    pub most: usize,
-    /// Maximal duration of faults.
-    pub limit: Duration,
+    /// The kinds of faults. All have the same probability.
+    pub fault_kinds: Vec<Fault>,
+    /// The maximal number of faults.
+    pub max_faults: usize,
+    /// The time after which there are no more faults.
+    pub max_duration: Duration,
     /// The random seed.
     pub seed: u64,
     /// The number of cross-entropy steps, which determines the duration of the run.
@@ -52,69 +52,79 @@ impl Chaos {
     /// Runs to the end without faults. Returns the scores of the last evaluation.
     ///
     /// # Panics
-    /// If the run does not finish.
+    /// The run does not finish.
     #[must_use]
-    pub fn quiet(&self, workspace: &Workspace, name: &str) -> serde_json::Value {
+    pub fn run_without_faults(&self, workspace: &Workspace, name: &str) -> serde_json::Value {
         let mut cluster = Cluster::start(&self.run_file(workspace, name), self.workers);
-        let record = wait_for("a journal", || Record::try_open(workspace, name));
-        cluster.finish(|| record.steps());
-        record.last_scores()
+        let journal = wait_for("a journal", || RunJournal::try_open(workspace, name));
+        cluster.finish(|| journal.step_count());
+        journal.last_scores()
     }
 
     /// Runs to the end with faults.
     ///
     /// # Panics
-    /// If the run does not finish, or does not recover.
+    /// The run does not recover from a fault, or does not finish.
     #[must_use]
     pub fn run(&self, workspace: &Workspace, name: &str) -> Summary {
         let run_file = self.run_file(workspace, name);
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let mut cluster = Cluster::start(&run_file, self.workers);
-        let record = wait_for("a journal", || Record::try_open(workspace, name));
-        let started = Instant::now();
-        let mut costs = Vec::new();
-        while costs.len() < self.most && started.elapsed() < self.limit {
-            let pause = random.random_range(Duration::ZERO..MAX_PAUSE);
-            let Some((generation, members)) = self.calm(&mut cluster, &record, pause) else { break };
-            let fault = self.kinds[random.random_range(0..self.kinds.len())];
-            let victim = members[random.random_range(0..members.len())];
-            let at = now();
-            let ends = fault.strike(&mut cluster, victim, &mut random);
-            let since = match fault {
-                // The time until its eviction is determined by `heartbeat_timeout`; the recovery after it
-                // is measured.
-                Fault::Stop => wait_for("the end of the stopped worker's generation", || record.ended(generation)),
-                Fault::StopCoordinator => now(),
-                _ => at,
+        let journal = wait_for("a journal", || RunJournal::try_open(workspace, name));
+        let started_at = Instant::now();
+        let mut recovery_seconds = Vec::new();
+        while recovery_seconds.len() < self.max_faults && started_at.elapsed() < self.max_duration {
+            let interval = random.random_range(Duration::ZERO..MAX_FAULT_INTERVAL);
+            let stable = self.wait_until_stable(&mut cluster, &journal, interval);
+            let Some((generation, members)) = stable else { break };
+            let fault = self.fault_kinds[random.random_range(0..self.fault_kinds.len())];
+            let worker_id = members[random.random_range(0..members.len())];
+            let injected_at = unix_time();
+            let ends_generation = fault.inject(&mut cluster, worker_id, &mut random);
+            let recovery_start = match fault {
+                // `heartbeat_timeout` determines the time until the eviction. Only the recovery
+                // after the eviction is measured.
+                Fault::Stop => wait_for("the end of the suspended worker's generation", || journal.end_of(generation)),
+                Fault::StopCoordinator => unix_time(),
+                _ => injected_at,
             };
-            let next = wait_for("a step after the fault", || {
-                cluster.tend();
-                let next = if ends { record.applied_after(generation) } else { record.applied_since(since) };
-                next.or_else(|| record.finished().then_some(since))
+            let next_step_at = wait_for("a step after the fault", || {
+                cluster.restart_workers();
+                let next_step_at = match ends_generation {
+                    true => journal.first_step_after_generation(generation),
+                    false => journal.first_step_after_time(recovery_start),
+                };
+                next_step_at.or_else(|| journal.is_finished().then_some(recovery_start))
             });
-            fault.relieve(&mut cluster, victim);
-            costs.push((fault, next - since));
+            fault.clear(&mut cluster, worker_id);
+            recovery_seconds.push((fault, next_step_at - recovery_start));
         }
-        let hashes = cluster.finish(|| record.steps());
-        Summary::new(costs, &hashes, &record, &run_file)
+        let hashes = cluster.finish(|| journal.step_count());
+        Summary::new(recovery_seconds, &hashes, &journal, &run_file)
     }
 
-    /// Waits until a generation of several members has trained for `pause`. Returns its number and
-    /// members; none once the run is finished.
-    fn calm(&self, cluster: &mut Cluster, record: &Record, pause: Duration) -> Option<(i64, Vec<u32>)> {
-        let enough = (self.workers as usize).min(2);
-        let mut since = (0, Instant::now());
-        wait_for("a calm", || {
-            cluster.tend();
-            if record.finished() {
+    /// Waits until a generation of at least two members has applied a step and has existed for
+    /// `min_age`. Returns its number and the worker ids of its members; none if the run is finished.
+    fn wait_until_stable(
+        &self,
+        cluster: &mut Cluster,
+        journal: &RunJournal,
+        min_age: Duration,
+    ) -> Option<(i64, Vec<u32>)> {
+        let min_members = (self.workers as usize).min(2);
+        let (mut last_number, mut first_seen_at) = (0, Instant::now());
+        wait_for("a generation that trains", || {
+            cluster.restart_workers();
+            if journal.is_finished() {
                 return Some(None);
             }
-            let (number, members) = record.generation()?;
-            if since.0 != number {
-                since = (number, Instant::now());
+            let (number, members) = journal.last_generation()?;
+            if last_number != number {
+                (last_number, first_seen_at) = (number, Instant::now());
             }
-            let calm = members.len() >= enough && record.has_trained(number) && since.1.elapsed() >= pause;
-            calm.then_some(Some((number, members)))
+            let is_stable =
+                members.len() >= min_members && journal.has_trained(number) && first_seen_at.elapsed() >= min_age;
+            is_stable.then_some(Some((number, members)))
         })
     }
 
@@ -141,6 +151,6 @@ impl Chaos {
 }
 
 /// Unix time in seconds, as in the journal.
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |duration| duration.as_secs_f64())
 }

@@ -1,14 +1,14 @@
-//! Archives: tensors by name, in any of the file formats in which models are published.
+//! Tensors by name, in any of the file formats in which models are published.
 //!
 //! Files are memory-mapped and tensors borrow from them; only tensors that are not contiguous are
 //! copied, on access.
 
 mod folder;
+mod layout;
 mod pickle;
 mod safetensors;
-mod torch;
-mod torch_file;
-mod view;
+mod torch_reader;
+mod torch_writer;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,13 +21,13 @@ use crate::error::Error;
 use crate::file::MappedFile;
 use crate::shapes::Shapes;
 use crate::tensor::{Dtype, Tensor, byte_length};
-pub(crate) use safetensors::stored;
-pub use torch_file::write_torch;
-use view::Layout;
+use layout::Layout;
+pub(crate) use safetensors::to_safetensors_dtype;
+pub use torch_writer::write_torch;
 
-/// Maximal ratio of the bytes of all tensors to those of their files. Tensors can share memory, and
-/// a malicious file could use that without limit.
-const MAX_SHARING: usize = 8;
+/// Maximal ratio of the size of all tensors to the size of their files. Tensors can share memory,
+/// and a malicious file could use that to request any amount of memory.
+const MAX_SIZE_RATIO: usize = 8;
 
 /// An opened file, or a folder of several files.
 ///
@@ -43,11 +43,11 @@ const MAX_SHARING: usize = 8;
 pub struct Archive {
     path: PathBuf,
     files: Vec<MappedFile>,
-    tensors: BTreeMap<String, Entry>,
+    tensors: BTreeMap<String, TensorEntry>,
 }
 
-/// A tensor in a file.
-struct Entry {
+/// A tensor in a file of the archive.
+struct TensorEntry {
     /// The index of the file.
     file: usize,
     dtype: Dtype,
@@ -55,8 +55,13 @@ struct Entry {
     layout: Layout,
 }
 
-/// The tensors of one file, whose positions were checked against its length.
-type Found = Vec<(String, Dtype, Vec<usize>, Layout)>;
+/// A tensor of one file, whose layout was checked against the length of the file.
+struct LocatedTensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    layout: Layout,
+}
 
 impl Archive {
     /// Opens a file, or a folder in the layout of Hugging Face: `model.safetensors`,
@@ -76,38 +81,38 @@ impl Archive {
             return folder::open(path);
         }
         let file = MappedFile::open(path)?;
-        let found = find(path, file.bytes())?;
+        let tensors = locate_tensors(path, file.bytes())?;
         let mut archive = Self { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
-        archive.add(file, found)?;
-        archive.check_sharing()?;
+        archive.add_file(file, tensors)?;
+        archive.check_total_size()?;
         Ok(archive)
     }
 
-    fn add(&mut self, file: MappedFile, found: Found) -> Result<(), Error> {
-        let number = self.files.len();
-        for (name, dtype, shape, layout) in found {
+    fn add_file(&mut self, file: MappedFile, tensors: Vec<LocatedTensor>) -> Result<(), Error> {
+        let index = self.files.len();
+        for LocatedTensor { name, dtype, shape, layout } in tensors {
             if name.chars().any(char::is_control) {
                 return Err(Error::tensor(file.path(), &name, "has control characters in its name"));
             }
             if self.tensors.contains_key(&name) {
-                return Err(Error::tensor(file.path(), &name, "is there twice"));
+                return Err(Error::tensor(file.path(), &name, "occurs twice"));
             }
-            self.tensors.insert(name, Entry { file: number, dtype, shape, layout });
+            self.tensors.insert(name, TensorEntry { file: index, dtype, shape, layout });
         }
         self.files.push(file);
         Ok(())
     }
 
-    fn check_sharing(&self) -> Result<(), Error> {
-        let there = self.files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.bytes().len()));
-        let asked = self
+    fn check_total_size(&self) -> Result<(), Error> {
+        let file_bytes = self.files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.bytes().len()));
+        let tensor_bytes = self
             .tensors
             .values()
             .try_fold(0_usize, |sum, entry| sum.checked_add(byte_length(entry.dtype, &entry.shape)?));
-        if asked.is_some_and(|asked| asked <= there.saturating_mul(MAX_SHARING)) {
+        if tensor_bytes.is_some_and(|bytes| bytes <= file_bytes.saturating_mul(MAX_SIZE_RATIO)) {
             return Ok(());
         }
-        Err(Error::format(&self.path, format!("its tensors would take more than {MAX_SHARING} times its bytes")))
+        Err(Error::format(&self.path, format!("its tensors would take more than {MAX_SIZE_RATIO} times its size")))
     }
 
     /// The path of the file or folder.
@@ -140,7 +145,7 @@ impl Archive {
         let entry = self.tensors.get(name)?;
         let bytes = self.files.get(entry.file)?.bytes();
         let bytes = match &entry.layout {
-            Layout::InOrder(range) => Cow::Borrowed(bytes.get(range.clone())?),
+            Layout::Contiguous(range) => Cow::Borrowed(bytes.get(range.clone())?),
             Layout::Strided(strided) => Cow::Owned(strided.gather(bytes, &entry.shape, entry.dtype.size())?),
         };
         Some(Tensor { dtype: entry.dtype, shape: entry.shape.clone(), bytes })
@@ -175,17 +180,17 @@ impl Archive {
     }
 }
 
-/// The tensors of a file; detects the format by the first bytes.
-fn find(path: &Path, bytes: &[u8]) -> Result<Found, Error> {
-    let again = "save it again with torch.save of PyTorch 1.6 or later";
+/// The tensors of a file. Detects the format by the first bytes.
+fn locate_tensors(path: &Path, bytes: &[u8]) -> Result<Vec<LocatedTensor>, Error> {
+    let remedy = "save it again with torch.save of PyTorch 1.6 or later";
     if bytes.starts_with(b"PK\x03\x04") {
-        torch::find(path, bytes)
+        torch_reader::locate_tensors(path, bytes)
     } else if bytes.get(8) == Some(&b'{') {
-        safetensors::find(path, bytes)
+        safetensors::locate_tensors(path, bytes)
     } else if bytes.starts_with(b"\x80") || bytes.get(257..262) == Some(b"ustar") {
-        Err(Error::format(path, format!("is in the format of PyTorch before 1.6: {again}")))
+        Err(Error::format(path, format!("is in the format of PyTorch before 1.6: {remedy}")))
     } else if bytes.starts_with(b"version https://git-lfs") {
-        Err(Error::format(path, "is a pointer of Git LFS, not the file itself: fetch it with git lfs pull"))
+        Err(Error::format(path, "is a Git LFS pointer, not the file itself: fetch it with git lfs pull"))
     } else {
         Err(Error::format(path, "is neither safetensors nor a file of PyTorch 1.6 or later"))
     }

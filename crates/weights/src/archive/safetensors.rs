@@ -4,55 +4,56 @@
 use std::path::Path;
 
 use ::safetensors::SafeTensors;
-use ::safetensors::tensor::Dtype as Stored;
+use ::safetensors::tensor::Dtype as SafetensorsDtype;
 
-use super::Found;
-use super::view::Layout;
+use super::LocatedTensor;
+use super::layout::Layout;
 use crate::error::Error;
 use crate::tensor::Dtype;
 
 /// The tensors of the file `path`, whose content is `bytes`.
-pub fn find(path: &Path, bytes: &[u8]) -> Result<Found, Error> {
-    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| Error::format(path, error))?;
+pub fn locate_tensors(path: &Path, bytes: &[u8]) -> Result<Vec<LocatedTensor>, Error> {
+    let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| Error::format(path, error))?;
     // The length of the header precedes it, in eight bytes.
-    let data = 8 + header;
-    let found = metadata.tensors().into_iter().map(|(name, info)| {
-        let dtype = dtype(info.dtype)
+    let data = 8 + header_bytes;
+    let tensors = metadata.tensors().into_iter().map(|(name, info)| {
+        let dtype = from_safetensors_dtype(info.dtype)
             .ok_or_else(|| Error::tensor(path, &name, format!("has elements of type {}", info.dtype)))?;
         let (start, end) = info.data_offsets;
-        Ok((name, dtype, info.shape.clone(), Layout::InOrder(data + start..data + end)))
+        let layout = Layout::Contiguous(data + start..data + end);
+        Ok(LocatedTensor { name, dtype, shape: info.shape.clone(), layout })
     });
-    found.collect()
+    tensors.collect()
 }
 
-fn dtype(stored: Stored) -> Option<Dtype> {
-    Some(match stored {
-        Stored::BOOL => Dtype::Bool,
-        Stored::U8 => Dtype::U8,
-        Stored::I8 => Dtype::I8,
-        Stored::I16 => Dtype::I16,
-        Stored::I32 => Dtype::I32,
-        Stored::I64 => Dtype::I64,
-        Stored::F16 => Dtype::F16,
-        Stored::BF16 => Dtype::Bf16,
-        Stored::F32 => Dtype::F32,
-        Stored::F64 => Dtype::F64,
+fn from_safetensors_dtype(dtype: SafetensorsDtype) -> Option<Dtype> {
+    Some(match dtype {
+        SafetensorsDtype::BOOL => Dtype::Bool,
+        SafetensorsDtype::U8 => Dtype::U8,
+        SafetensorsDtype::I8 => Dtype::I8,
+        SafetensorsDtype::I16 => Dtype::I16,
+        SafetensorsDtype::I32 => Dtype::I32,
+        SafetensorsDtype::I64 => Dtype::I64,
+        SafetensorsDtype::F16 => Dtype::F16,
+        SafetensorsDtype::BF16 => Dtype::Bf16,
+        SafetensorsDtype::F32 => Dtype::F32,
+        SafetensorsDtype::F64 => Dtype::F64,
         _ => return None,
     })
 }
 
-/// The name of a type in safetensors.
-pub(crate) fn stored(dtype: Dtype) -> Stored {
+/// The safetensors type of elements.
+pub(crate) fn to_safetensors_dtype(dtype: Dtype) -> SafetensorsDtype {
     match dtype {
-        Dtype::Bool => Stored::BOOL,
-        Dtype::U8 => Stored::U8,
-        Dtype::I8 => Stored::I8,
-        Dtype::I16 => Stored::I16,
-        Dtype::I32 => Stored::I32,
-        Dtype::I64 => Stored::I64,
-        Dtype::F16 => Stored::F16,
-        Dtype::Bf16 => Stored::BF16,
-        Dtype::F32 => Stored::F32,
-        Dtype::F64 => Stored::F64,
+        Dtype::Bool => SafetensorsDtype::BOOL,
+        Dtype::U8 => SafetensorsDtype::U8,
+        Dtype::I8 => SafetensorsDtype::I8,
+        Dtype::I16 => SafetensorsDtype::I16,
+        Dtype::I32 => SafetensorsDtype::I32,
+        Dtype::I64 => SafetensorsDtype::I64,
+        Dtype::F16 => SafetensorsDtype::F16,
+        Dtype::Bf16 => SafetensorsDtype::BF16,
+        Dtype::F32 => SafetensorsDtype::F32,
+        Dtype::F64 => SafetensorsDtype::F64,
     }
 }

@@ -1,44 +1,44 @@
 //! `config.json` in transformers' format.
 //!
-//! transformers omits settings that have their class's default, so each has its default here too
-//! (`CLIPVisionConfig`, `BertConfig`, `GPT2Config`). Settings for computations that this project
-//! does not implement are refused.
+//! transformers omits settings that equal the default of their class, so this module has the same
+//! defaults (`CLIPVisionConfig`, `BertConfig`, `GPT2Config`). Settings for computations that this
+//! project does not implement are refused.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{CaptionerArchitecture, VisionArchitecture};
-use crate::clip::{Activation, Vision};
+use super::{CaptionerConfig, VisionConfig};
+use crate::clip::{Activation, VisionBackbone};
+use crate::config_section::ConfigSection;
 use crate::error::Error;
-use crate::folder::Vocabulary;
-use crate::settings::Section;
+use crate::model_folder::Vocabulary;
 
-/// The key for the tokens of a captioner with a subset of CLIP's tokens, as CLIP's numbers.
-const TOKENS: &str = "clip_tokens";
+/// The key of the list of CLIP token ids of a captioner with a subset of CLIP's tokens.
+const TOKENS_KEY: &str = "clip_tokens";
 /// The module with the model's Python code, beside `config.json`.
 pub const MODELING_MODULE: &str = "modeling_dico";
 
 /// The configs in the `config` of the file `path`.
-pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, VisionArchitecture), Error> {
-    let top = Section::top(path, config)?;
-    top.require("model_type", &[json!("vision-encoder-decoder")])?;
-    let encoder = top.section("encoder")?;
-    let vision = vision(&encoder)?;
+pub fn read(path: &Path, config: &Value) -> Result<(CaptionerConfig, VisionConfig), Error> {
+    let root = ConfigSection::root(path, config)?;
+    root.require_one_of("model_type", &[json!("vision-encoder-decoder")])?;
+    let encoder = root.section("encoder")?;
+    let vision = read_vision(&encoder)?;
     let bert = encoder.section("encoder")?;
-    let gpt2 = top.section("decoder")?;
+    let gpt2 = root.section("decoder")?;
     check_bert(&bert)?;
     check_gpt2(&gpt2)?;
     let width = bert.size("hidden_size", 768)?;
-    bert.agree("hidden_size", width, "decoder.n_embd", gpt2.size("n_embd", 768)?)?;
+    bert.require_equal("hidden_size", width, "decoder.n_embd", gpt2.size("n_embd", 768)?)?;
     let heads = bert.heads("num_attention_heads", 12, width)?;
-    bert.agree("num_attention_heads", heads, "decoder.n_head", gpt2.heads("n_head", 12, width)?)?;
+    bert.require_equal("num_attention_heads", heads, "decoder.n_head", gpt2.heads("n_head", 12, width)?)?;
     let vision_width = vision.vision.hidden_width();
     if vision_width == width {
-        let problem = "equals the width of the vision tower, so there is no projection between them; not supported";
-        return Err(bert.wrong("hidden_size", problem));
+        let problem = "equals the width of the vision encoder, so there is no projection between them; not supported";
+        return Err(bert.error("hidden_size", problem));
     }
-    let captioner = CaptionerArchitecture {
+    let captioner = CaptionerConfig {
         vision_width,
         width,
         heads,
@@ -52,35 +52,36 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerArchitecture, Visio
     };
     let tokens = vision.vision.tokens(vision.image_size);
     if tokens > captioner.encoder_positions {
-        let problem = format!("is less than the {tokens} positions of the vision tower");
-        return Err(bert.wrong("max_position_embeddings", problem));
+        let problem = format!("is less than the {tokens} positions of the vision encoder");
+        return Err(bert.error("max_position_embeddings", problem));
     }
     Ok((captioner, vision))
 }
 
 /// The tokens of a captioner of `size` tokens, from the `config` of the file `path`.
-pub fn vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary, Error> {
-    let wrong = |problem: String| Error::setting(path, TOKENS, problem);
-    let vocabulary = match config.get(TOKENS) {
+pub fn read_vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary, Error> {
+    let error = |problem: String| Error::setting(path, TOKENS_KEY, problem);
+    let vocabulary = match config.get(TOKENS_KEY) {
         None => Vocabulary::Full,
         Some(tokens) => {
-            let tokens = serde::Deserialize::deserialize(tokens).map_err(|error| wrong(error.to_string()))?;
+            let tokens = serde::Deserialize::deserialize(tokens)
+                .map_err(|problem: serde_json::Error| error(problem.to_string()))?;
             Vocabulary::Tokens(tokens)
         }
     };
-    vocabulary.check().map_err(|problem| wrong(problem.to_owned()))?;
-    let known = vocabulary.size();
-    if known != size {
-        let problem = format!("is {size}, but the vocabulary has {known} tokens");
+    vocabulary.check().map_err(|problem| error(problem.to_string()))?;
+    let tokens = vocabulary.size();
+    if tokens != size {
+        let problem = format!("is {size}, but the vocabulary has {tokens} tokens");
         return Err(Error::setting(path, "decoder.vocab_size", problem));
     }
     Ok(vocabulary)
 }
 
-/// Adds to a `config.json` what [`MODELING_MODULE`] and imports need besides sizes: the location of
-/// the code, the captioner's tokens if they are a subset of CLIP's, and whether the tensors of the
-/// vision encoder are nested below `vision_model`.
-pub fn complete(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: bool) {
+/// Adds the settings of a `config.json` that [`MODELING_MODULE`] and imports need besides sizes:
+/// the location of the code, the captioner's tokens if they are a subset of CLIP's, and whether the
+/// tensors of the vision encoder are nested below `vision_model`.
+pub fn add_export_settings(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: bool) {
     let mut insert = |section: &str, key: &str, value: Value| {
         if let Some(settings) = config.pointer_mut(section).and_then(Value::as_object_mut) {
             settings.insert(key.to_owned(), value);
@@ -91,68 +92,73 @@ pub fn complete(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: b
     let classes = json!({ "AutoConfig": configuration, "AutoModel": model, "AutoModelForImageTextToText": model });
     insert("", "auto_map", classes);
     if let Vocabulary::Tokens(tokens) = vocabulary {
-        insert("", TOKENS, json!(tokens));
+        insert("", TOKENS_KEY, json!(tokens));
     }
     if vision_is_nested {
         insert("/encoder", "vision_model_nested", json!(true));
     }
 }
 
-fn vision(encoder: &Section<'_>) -> Result<VisionArchitecture, Error> {
-    let mut tower = encoder.section("vision_encoder")?;
-    tower.require("model_type", &[json!("clip_vision_model"), json!("clip")])?;
+fn read_vision(encoder: &ConfigSection<'_>) -> Result<VisionConfig, Error> {
+    let mut settings = encoder.section("vision_encoder")?;
+    settings.require_one_of("model_type", &[json!("clip_vision_model"), json!("clip")])?;
     // Some versions store the config of the whole CLIP.
-    if tower.get("vision_config").is_some() {
-        tower = tower.section("vision_config")?;
+    if settings.get("vision_config").is_some() {
+        settings = settings.section("vision_config")?;
     }
-    tower.require("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
-    let is_gelu = tower.get("hidden_act") == Some(&json!("gelu"));
-    tower.require("layer_norm_eps", &[json!(1e-5)])?;
-    tower.require("num_channels", &[json!(3)])?;
-    let width = tower.size("hidden_size", 768)?;
-    tower.agree("intermediate_size", tower.size("intermediate_size", 3072)?, "4 times hidden_size", 4 * width)?;
-    let (image_size, patch_size) = (tower.size("image_size", 224)?, tower.size("patch_size", 32)?);
+    settings.require_one_of("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
+    let is_gelu = settings.get("hidden_act") == Some(&json!("gelu"));
+    settings.require_one_of("layer_norm_eps", &[json!(1e-5)])?;
+    settings.require_one_of("num_channels", &[json!(3)])?;
+    let width = settings.size("hidden_size", 768)?;
+    settings.require_equal(
+        "intermediate_size",
+        settings.size("intermediate_size", 3072)?,
+        "4 times hidden_size",
+        4 * width,
+    )?;
+    let (image_size, patch_size) = (settings.size("image_size", 224)?, settings.size("patch_size", 32)?);
     if image_size < patch_size {
-        return Err(tower.wrong("image_size", "is less than patch_size"));
+        return Err(settings.error("image_size", "is less than patch_size"));
     }
-    let layers = tower.size("num_hidden_layers", 12)?;
-    let heads = tower.heads("num_attention_heads", 12, width)?;
-    let vision = Vision::Transformer { patch_size, width, layers, heads };
+    let layers = settings.size("num_hidden_layers", 12)?;
+    let heads = settings.heads("num_attention_heads", 12, width)?;
+    let vision = VisionBackbone::Transformer { patch_size, width, layers, heads };
     let activation = if is_gelu { Activation::Gelu } else { Activation::QuickGelu };
-    Ok(VisionArchitecture { activation, ..VisionArchitecture::new(image_size, vision) })
+    Ok(VisionConfig { activation, ..VisionConfig::new(image_size, vision) })
 }
 
-fn check_bert(bert: &Section<'_>) -> Result<(), Error> {
-    bert.require("model_type", &[json!("bert")])?;
-    bert.require("hidden_act", &[json!("gelu")])?;
-    bert.require("layer_norm_eps", &[json!(1e-12)])?;
-    bert.require("position_embedding_type", &[json!("absolute")])?;
-    bert.require("type_vocab_size", &[json!(2)])?;
-    bert.require("is_decoder", &[json!(false)])?;
-    bert.require("add_cross_attention", &[json!(false)])
+fn check_bert(bert: &ConfigSection<'_>) -> Result<(), Error> {
+    bert.require_one_of("model_type", &[json!("bert")])?;
+    bert.require_one_of("hidden_act", &[json!("gelu")])?;
+    bert.require_one_of("layer_norm_eps", &[json!(1e-12)])?;
+    bert.require_one_of("position_embedding_type", &[json!("absolute")])?;
+    bert.require_one_of("type_vocab_size", &[json!(2)])?;
+    bert.require_one_of("is_decoder", &[json!(false)])?;
+    bert.require_one_of("add_cross_attention", &[json!(false)])
 }
 
-fn check_gpt2(gpt2: &Section<'_>) -> Result<(), Error> {
-    gpt2.require("model_type", &[json!("gpt2")])?;
-    gpt2.require("activation_function", &[json!("gelu_new")])?;
-    gpt2.require("layer_norm_epsilon", &[json!(1e-5)])?;
-    gpt2.require("scale_attn_weights", &[json!(true)])?;
-    gpt2.require("scale_attn_by_inverse_layer_idx", &[json!(false)])?;
-    gpt2.require("reorder_and_upcast_attn", &[json!(false)])?;
-    gpt2.require("tie_word_embeddings", &[json!(true)])?;
-    gpt2.require("cross_attention_hidden_size", &[Value::Null])?;
+fn check_gpt2(gpt2: &ConfigSection<'_>) -> Result<(), Error> {
+    gpt2.require_one_of("model_type", &[json!("gpt2")])?;
+    gpt2.require_one_of("activation_function", &[json!("gelu_new")])?;
+    gpt2.require_one_of("layer_norm_epsilon", &[json!(1e-5)])?;
+    gpt2.require_one_of("scale_attn_weights", &[json!(true)])?;
+    gpt2.require_one_of("scale_attn_by_inverse_layer_idx", &[json!(false)])?;
+    gpt2.require_one_of("reorder_and_upcast_attn", &[json!(false)])?;
+    gpt2.require_one_of("tie_word_embeddings", &[json!(true)])?;
+    gpt2.require_one_of("cross_attention_hidden_size", &[Value::Null])?;
     match gpt2.get("add_cross_attention") {
         Some(Value::Bool(true)) => Ok(()),
-        _ => Err(gpt2.wrong("add_cross_attention", "has to be true")),
+        _ => Err(gpt2.error("add_cross_attention", "has to be true")),
     }
 }
 
-/// A `config.json` with which transformers loads a captioner of these sizes.
+/// The `config.json` from which transformers loads a captioner of these sizes.
 ///
-/// The encoder's word embeddings, which are never used, are declared for a vocabulary of one token;
-/// begin, end and pad tokens are the vocabulary's last three.
+/// The encoder never uses its word embeddings, so their vocabulary has one token. The last three
+/// tokens of the decoder's vocabulary are the begin, end and pad tokens.
 #[must_use]
-pub fn config_json(captioner: &CaptionerArchitecture, vision: &VisionArchitecture) -> Value {
+pub fn config_json(captioner: &CaptionerConfig, vision: &VisionConfig) -> Value {
     let [pad, end, begin] = [1, 2, 3].map(|from_end| captioner.vocabulary_size.saturating_sub(from_end));
     json!({
         "model_type": "vision-encoder-decoder",
@@ -200,9 +206,9 @@ pub fn config_json(captioner: &CaptionerArchitecture, vision: &VisionArchitectur
     })
 }
 
-/// A ResNet, which Hugging Face's CLIP does not have, is described by the settings that both kinds
-/// of encoder have.
-fn vision_json(VisionArchitecture { image_size, vision, activation, .. }: &VisionArchitecture) -> Value {
+/// The settings of the vision encoder. For a ResNet, which Hugging Face's CLIP does not have, only
+/// the settings that both kinds of encoder have.
+fn vision_json(VisionConfig { image_size, vision, activation, .. }: &VisionConfig) -> Value {
     let width = vision.hidden_width();
     let mut settings = json!({
         "model_type": "clip_vision_model",
@@ -212,7 +218,8 @@ fn vision_json(VisionArchitecture { image_size, vision, activation, .. }: &Visio
         "hidden_act": activation,
         "layer_norm_eps": 1e-5,
     });
-    if let (Some(settings), Vision::Transformer { patch_size, layers, heads, .. }) = (settings.as_object_mut(), vision)
+    if let (Some(settings), VisionBackbone::Transformer { patch_size, layers, heads, .. }) =
+        (settings.as_object_mut(), vision)
     {
         settings.insert("intermediate_size".to_owned(), json!(width.saturating_mul(4)));
         settings.insert("patch_size".to_owned(), json!(patch_size));

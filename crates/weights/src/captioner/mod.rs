@@ -12,26 +12,26 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub(crate) use config::complete;
+pub(crate) use config::add_export_settings;
 pub use config::{MODELING_MODULE, config_json};
-pub use export::{safetensors_start, vision_to_released, write_safetensors};
+pub use export::{safetensors_header, vision_to_released, write_safetensors};
 pub use names::VISION_PREFIX;
 pub(crate) use names::WRAPPED_VISION_PREFIX;
 
 use crate::archive::Archive;
-use crate::clip::config::{PREPROCESSOR, image_processor};
-use crate::clip::{Activation, LoraReading, Normalization, Vision};
+use crate::clip::config_files::{PREPROCESSOR_CONFIG, read_image_processor};
+use crate::clip::{Activation, LoraReading, Normalization, VisionBackbone};
 use crate::error::Error;
 use crate::file::read_json;
-use crate::folder::Vocabulary;
-use crate::renaming::Renaming;
-use crate::shapes::{Shapes, compare};
+use crate::model_folder::Vocabulary;
+use crate::shapes::{Shapes, TooManyLayersError, check_shapes};
 use crate::tensor::Tensor;
-use names::{OUTPUT, Part, WORDS};
+use crate::tensor_mapping::TensorMapping;
+use names::{LM_HEAD, TensorRole, WORD_EMBEDDINGS};
 
 /// The config of a captioner: the sizes of encoder and decoder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CaptionerArchitecture {
+pub struct CaptionerConfig {
     /// The width of the vision encoder's hidden states.
     pub vision_width: usize,
     /// The width of encoder and decoder.
@@ -56,11 +56,11 @@ pub struct CaptionerArchitecture {
 
 /// The config of a captioner's vision encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VisionArchitecture {
+pub struct VisionConfig {
     /// The side of an image, in pixels.
     pub image_size: usize,
     /// The sizes of the encoder; Hugging Face supports only transformers.
-    pub vision: Vision,
+    pub vision: VisionBackbone,
     /// The activation of its MLPs; unused for a ResNet.
     #[serde(default)]
     pub activation: Activation,
@@ -69,49 +69,51 @@ pub struct VisionArchitecture {
     pub normalization: Normalization,
 }
 
-impl VisionArchitecture {
+impl VisionConfig {
     /// An encoder of these sizes with OpenAI's activation and normalization.
     #[must_use]
-    pub fn new(image_size: usize, vision: Vision) -> Self {
+    pub fn new(image_size: usize, vision: VisionBackbone) -> Self {
         let (activation, normalization) = Default::default();
         Self { image_size, vision, activation, normalization }
     }
 
-    /// The differences from OpenAI's model of the same sizes, in words; empty if there are none.
+    /// A description of the differences from OpenAI's model of the same sizes; empty if there are
+    /// none.
     #[must_use]
-    pub fn computation(&self, lora: Option<LoraReading>) -> String {
+    pub fn differences_from_openai(&self, lora: Option<LoraReading>) -> String {
         let Self { vision, activation, normalization: Normalization { mean, std }, .. } = self;
         let lora = lora.map(|reading| format!("LoRA factors {reading:?}"));
         let heads = (vision.heads() * 64 != vision.hidden_width()).then(|| format!("{} heads", vision.heads()));
-        let is_plain = self.normalization == Normalization::default();
-        let normalization = (!is_plain).then(|| format!("mean {mean:?}, std {std:?}"));
+        let is_default = self.normalization == Normalization::default();
+        let normalization = (!is_default).then(|| format!("mean {mean:?}, std {std:?}"));
         let activation = (*activation != Activation::default()).then(|| format!("{activation:?}"));
-        let parts: Vec<String> = [activation, normalization, heads, lora].into_iter().flatten().collect();
-        parts.join(", ")
+        let differences: Vec<String> = [activation, normalization, heads, lora].into_iter().flatten().collect();
+        differences.join(", ")
     }
 
-    /// The width of the hidden states; see [`Vision::hidden_width`].
+    /// The width of the hidden states; see [`VisionBackbone::hidden_width`].
     #[must_use]
     pub fn width(&self) -> usize {
         self.vision.hidden_width()
     }
 
-    /// The number of hidden states per image; see [`Vision::tokens`].
+    /// The number of hidden states per image; see [`VisionBackbone::tokens`].
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.vision.tokens(self.image_size)
     }
 }
 
-/// An opened folder, whose config and weights are consistent.
+/// An opened folder in the layout in which DiCO's authors released captioners. Its config and
+/// weights are consistent.
 pub struct ReleasedFolder {
     archive: Archive,
     config: Value,
-    captioner: CaptionerArchitecture,
-    vision: VisionArchitecture,
+    captioner: CaptionerConfig,
+    vision: VisionConfig,
     vision_prefix: &'static str,
-    vision_names: Renaming,
-    /// The names in the file, by published name.
+    vision_mapping: TensorMapping,
+    /// The names in the file of encoder and decoder tensors, by published name.
     captioner_names: BTreeMap<String, String>,
     unused: Vec<String>,
 }
@@ -126,32 +128,32 @@ impl ReleasedFolder {
         let path = folder.join("config.json");
         let config: Value = read_json(&path)?;
         let (captioner, mut vision) = config::read(&path, &config)?;
-        let preprocessor = folder.join(PREPROCESSOR);
+        let preprocessor = folder.join(PREPROCESSOR_CONFIG);
         if preprocessor.is_file() {
-            vision.normalization = image_processor(&preprocessor)?;
+            vision.normalization = read_image_processor(&preprocessor)?;
         }
         let archive = Archive::open(folder)?;
         let vision_prefix = names::vision_prefix(&archive);
-        let mut vision_names = Renaming::default();
+        let mut vision_mapping = TensorMapping::default();
         let mut captioner_names = BTreeMap::new();
         let mut unused = Vec::new();
         for name in archive.names() {
-            match names::part(name, vision_prefix) {
-                Part::Vision(renamed) => vision_names.add(folder, name, renamed)?,
-                Part::Captioner => {
+            match names::tensor_role(name, vision_prefix) {
+                TensorRole::Vision(target) => vision_mapping.add(folder, name, target)?,
+                TensorRole::Captioner => {
                     captioner_names.insert(name.to_owned(), name.to_owned());
                 }
-                Part::Unused => unused.push(name.to_owned()),
+                TensorRole::Unused => unused.push(name.to_owned()),
             }
         }
-        // Of two tied tensors, writers of safetensors keep either.
-        if archive.shape(OUTPUT).is_some() {
-            captioner_names.entry(WORDS.to_owned()).or_insert_with(|| OUTPUT.to_owned());
+        // A writer of safetensors keeps only one of two tied tensors.
+        if archive.shape(LM_HEAD).is_some() {
+            captioner_names.entry(WORD_EMBEDDINGS.to_owned()).or_insert_with(|| LM_HEAD.to_owned());
         }
         let released =
-            Self { archive, config, captioner, vision, vision_prefix, vision_names, captioner_names, unused };
-        released.check_tie()?;
-        released.check_shapes()?;
+            Self { archive, config, captioner, vision, vision_prefix, vision_mapping, captioner_names, unused };
+        released.check_tied_embeddings()?;
+        released.check_all_shapes()?;
         Ok(released)
     }
 
@@ -163,7 +165,7 @@ impl ReleasedFolder {
 
     /// The config of encoder and decoder.
     #[must_use]
-    pub fn captioner(&self) -> &CaptionerArchitecture {
+    pub fn captioner(&self) -> &CaptionerConfig {
         &self.captioner
     }
 
@@ -173,16 +175,17 @@ impl ReleasedFolder {
     /// The list is malformed, or its size differs from that in `config.json`.
     pub fn vocabulary(&self) -> Result<Vocabulary, Error> {
         let path = self.archive.path().join("config.json");
-        config::vocabulary(&path, &self.config, self.captioner.vocabulary_size)
+        config::read_vocabulary(&path, &self.config, self.captioner.vocabulary_size)
     }
 
     /// The config of the vision encoder.
     #[must_use]
-    pub fn vision(&self) -> &VisionArchitecture {
+    pub fn vision(&self) -> &VisionConfig {
         &self.vision
     }
 
-    /// The prefix of the vision encoder's names in this folder; for [`vision_to_released`].
+    /// The prefix of the names of the vision encoder's tensors in this folder; for
+    /// [`vision_to_released`].
     #[must_use]
     pub fn vision_prefix(&self) -> &str {
         self.vision_prefix
@@ -209,7 +212,7 @@ impl ReleasedFolder {
     /// # Errors
     /// Tensors do not fit together; the message names them.
     pub fn vision_tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
-        self.vision_names.tensors(&self.archive)
+        self.vision_mapping.tensors(&self.archive)
     }
 
     /// Tensors that no computation uses but that an exact export contains, sorted by name: the
@@ -220,11 +223,11 @@ impl ReleasedFolder {
         self.unused.iter().filter_map(|name| Some((name.clone(), self.archive.get(name)?))).collect()
     }
 
-    fn check_tie(&self) -> Result<(), Error> {
-        match (self.archive.get(OUTPUT), self.archive.get(WORDS)) {
+    fn check_tied_embeddings(&self) -> Result<(), Error> {
+        match (self.archive.get(LM_HEAD), self.archive.get(WORD_EMBEDDINGS)) {
             (Some(output), Some(words)) if output != words => {
-                let problem = format!("differs from {WORDS}; only tied ones are supported");
-                Err(Error::tensor(self.archive.path(), OUTPUT, problem))
+                let problem = format!("differs from {WORD_EMBEDDINGS}; only tied embeddings are supported");
+                Err(Error::tensor(self.archive.path(), LM_HEAD, problem))
             }
             _ => Ok(()),
         }
@@ -232,20 +235,20 @@ impl ReleasedFolder {
 
     /// Checks the config against the weights' shapes, so that sizes are bounded by the size of the
     /// files.
-    fn check_shapes(&self) -> Result<(), Error> {
+    fn check_all_shapes(&self) -> Result<(), Error> {
         let path = self.archive.path();
-        let absurd = |problem: String| Error::format(&path.join("config.json"), problem);
-        let mut needed = self.captioner.shapes().map_err(absurd)?;
-        let mut found: Shapes = self
+        let config_error = |error: TooManyLayersError| Error::format(&path.join("config.json"), error);
+        let mut required = self.captioner.shapes().map_err(config_error)?;
+        let mut actual: Shapes = self
             .captioner_names
             .iter()
             .filter_map(|(name, old)| Some((name.clone(), self.archive.shape(old)?.to_vec())))
             .collect();
-        needed.extend(self.vision.shapes().map_err(absurd)?);
+        required.extend(self.vision.shapes().map_err(config_error)?);
         let width = self.vision.width();
-        needed.extend(["weight", "bias"].map(|part| (format!("visual.ln_post.{part}"), vec![width])));
-        found.extend(self.vision_names.shapes(&self.archive)?);
-        compare(path, &needed, &found)
+        required.extend(["weight", "bias"].map(|part| (format!("visual.ln_post.{part}"), vec![width])));
+        actual.extend(self.vision_mapping.shapes(&self.archive)?);
+        check_shapes(path, &required, &actual)
     }
 }
 

@@ -1,8 +1,8 @@
-//! The part of the captioner that a published tensor belongs to.
+//! The names of a captioner's tensors in the published layout.
 
 use crate::archive::Archive;
-use crate::clip::names::{is_bookkeeping, vision_from_hugging_face};
-use crate::renaming::Renamed;
+use crate::clip::names::{is_buffer, vision_from_hugging_face};
+use crate::tensor_mapping::TensorTarget;
 
 /// The prefix of the vision encoder's names.
 pub const VISION_PREFIX: &str = "encoder.vision_encoder.";
@@ -10,15 +10,15 @@ pub const VISION_PREFIX: &str = "encoder.vision_encoder.";
 pub const WRAPPED_VISION_PREFIX: &str = "encoder.vision_encoder.vision_model.";
 
 /// The decoder's word embeddings.
-pub const WORDS: &str = "decoder.transformer.wte.weight";
-/// The decoder's projection to its vocabulary, tied to [`WORDS`].
-pub const OUTPUT: &str = "decoder.lm_head.weight";
+pub const WORD_EMBEDDINGS: &str = "decoder.transformer.wte.weight";
+/// The decoder's projection to its vocabulary, tied to [`WORD_EMBEDDINGS`].
+pub const LM_HEAD: &str = "decoder.lm_head.weight";
 
-/// A part of the captioner.
-pub enum Part {
-    /// The vision encoder, with the new name of the tensor.
-    Vision(Renamed),
-    /// Encoder or decoder, or unknown.
+/// How a published tensor is used.
+pub enum TensorRole {
+    /// A parameter of the vision encoder, with its name in OpenAI's layout.
+    Vision(TensorTarget),
+    /// A parameter of encoder or decoder, or an unknown tensor.
     Captioner,
     /// Not used by any computation.
     Unused,
@@ -26,31 +26,31 @@ pub enum Part {
 
 /// The prefix of the vision encoder's names in `archive`.
 pub fn vision_prefix(archive: &Archive) -> &'static str {
-    let wrapped = archive.names().any(|name| name.starts_with(WRAPPED_VISION_PREFIX));
-    if wrapped { WRAPPED_VISION_PREFIX } else { VISION_PREFIX }
+    let is_wrapped = archive.names().any(|name| name.starts_with(WRAPPED_VISION_PREFIX));
+    if is_wrapped { WRAPPED_VISION_PREFIX } else { VISION_PREFIX }
 }
 
-/// The part that a tensor belongs to.
-pub fn part(name: &str, vision_prefix: &str) -> Part {
+/// How the tensor `name` is used.
+pub fn tensor_role(name: &str, vision_prefix: &str) -> TensorRole {
     if is_unused(name) {
-        return Part::Unused;
+        return TensorRole::Unused;
     }
     match name.strip_prefix(vision_prefix).and_then(vision_from_hugging_face) {
-        Some(renamed) => Part::Vision(renamed),
-        None => Part::Captioner,
+        Some(target) => TensorRole::Vision(target),
+        None => TensorRole::Captioner,
     }
 }
 
 fn is_unused(name: &str) -> bool {
     let embeddings = ["word_embeddings.weight", "position_ids", "token_type_ids"];
-    name == OUTPUT
+    name == LM_HEAD
         || name.starts_with("encoder.encoder.pooler.")
         || name.strip_prefix("encoder.encoder.embeddings.").is_some_and(|rest| embeddings.contains(&rest))
-        || (name.starts_with(VISION_PREFIX) && is_bookkeeping(name))
+        || (name.starts_with(VISION_PREFIX) && is_buffer(name))
         || is_mask(name)
 }
 
-/// Whether a tensor is a causal mask of GPT-2, or the value of masked scores, which each block has.
+/// Whether a tensor is a causal mask of a GPT-2 block, or the value of masked scores.
 fn is_mask(name: &str) -> bool {
     let block = name.strip_prefix("decoder.transformer.h.").and_then(|rest| rest.split_once('.'));
     let masks = ["attn.bias", "attn.masked_bias", "crossattention.bias", "crossattention.masked_bias"];

@@ -3,11 +3,11 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::*;
-use crate::clip::names::{Returned, vision_to_hugging_face};
-use crate::testing::{counting, values, write_shapes};
+use crate::clip::names::{HuggingFaceNames, vision_to_hugging_face};
+use crate::test_util::{sequential_tensor, values, write_tensors_of_shapes};
 
-fn sizes() -> (CaptionerArchitecture, VisionArchitecture) {
-    let captioner = CaptionerArchitecture {
+fn sizes() -> (CaptionerConfig, VisionConfig) {
+    let captioner = CaptionerConfig {
         vision_width: 8,
         width: 4,
         heads: 2,
@@ -19,8 +19,8 @@ fn sizes() -> (CaptionerArchitecture, VisionArchitecture) {
         positions: 7,
         vocabulary_size: 11,
     };
-    let vision = Vision::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
-    (captioner, VisionArchitecture::new(4, vision))
+    let vision = VisionBackbone::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
+    (captioner, VisionConfig::new(4, vision))
 }
 
 /// Names and shapes of a published captioner of those sizes.
@@ -35,14 +35,14 @@ fn shapes(prefix: &str) -> Vec<(String, Vec<usize>)> {
         ("decoder.transformer.h.1.crossattention.masked_bias", vec![]),
     ];
     shapes.extend(unused.map(|(name, shape)| (name.to_owned(), shape)));
-    let mut tower = vision.shapes().unwrap();
-    tower.extend(["weight", "bias"].map(|part| (format!("visual.ln_post.{part}"), vec![8])));
-    for (name, mut shape) in tower {
+    let mut vision_shapes = vision.shapes().unwrap();
+    vision_shapes.extend(["weight", "bias"].map(|part| (format!("visual.ln_post.{part}"), vec![8])));
+    for (name, mut shape) in vision_shapes {
         match vision_to_hugging_face(&name).unwrap() {
-            Returned::Whole(there) => shapes.push((format!("{prefix}{there}"), shape)),
-            Returned::Thirds(there) => {
+            HuggingFaceNames::Single(name) => shapes.push((format!("{prefix}{name}"), shape)),
+            HuggingFaceNames::QueryKeyValue(names) => {
                 shape[0] /= 3;
-                shapes.extend(there.into_iter().map(|there| (format!("{prefix}{there}"), shape.clone())));
+                shapes.extend(names.into_iter().map(|name| (format!("{prefix}{name}"), shape.clone())));
             }
         }
     }
@@ -53,7 +53,7 @@ fn shapes(prefix: &str) -> Vec<(String, Vec<usize>)> {
 fn folder(config: &Value, shapes: &[(String, Vec<usize>)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    write_shapes(&folder.path().join("model.safetensors"), shapes);
+    write_tensors_of_shapes(&folder.path().join("model.safetensors"), shapes);
     folder
 }
 
@@ -71,7 +71,7 @@ fn problem(config: &Value, shapes: &[(String, Vec<usize>)]) -> String {
 }
 
 #[test]
-fn a_published_folder_is_taken_apart_and_put_together_again() {
+fn a_released_folder_is_exported_byte_for_byte() {
     for prefix in [VISION_PREFIX, "encoder.vision_encoder.vision_model."] {
         let published = folder(&config(), &shapes(prefix));
         let released = ReleasedFolder::open(published.path()).unwrap();
@@ -98,8 +98,8 @@ fn a_published_folder_is_taken_apart_and_put_together_again() {
         let mut tensors = vision_to_released(vision.into_iter().collect(), released.vision_prefix()).unwrap();
         tensors.extend(released.captioner_tensors());
         tensors.extend(released.unused_tensors());
-        let again = tempfile::tempdir().unwrap();
-        let path = again.path().join("model.safetensors");
+        let export = tempfile::tempdir().unwrap();
+        let path = export.path().join("model.safetensors");
         write_safetensors(&path, &tensors).unwrap();
         let original = std::fs::read(published.path().join("model.safetensors")).unwrap();
         assert!(std::fs::read(path).unwrap() == original, "the file is the same, byte for byte");
@@ -107,26 +107,26 @@ fn a_published_folder_is_taken_apart_and_put_together_again() {
 }
 
 #[test]
-fn the_output_stands_in_for_the_word_embeddings_that_it_is_tied_to() {
+fn missing_word_embeddings_are_read_from_the_tied_output() {
     let mut tied = shapes(VISION_PREFIX);
-    let place = tied.iter().position(|(name, _)| name == WORDS).unwrap();
+    let index = tied.iter().position(|(name, _)| name == WORD_EMBEDDINGS).unwrap();
     for (name, _) in &mut tied {
-        if name == WORDS {
-            *name = OUTPUT.to_owned();
+        if name == WORD_EMBEDDINGS {
+            *name = LM_HEAD.to_owned();
         }
     }
     let released = open(&config(), &tied).unwrap();
     let captioner: BTreeMap<_, _> = released.captioner_tensors().into_iter().collect();
-    assert_eq!(values(&captioner[WORDS]), values(&counting(&[11, 4], 1000 * place)));
+    assert_eq!(values(&captioner[WORD_EMBEDDINGS]), values(&sequential_tensor(&[11, 4], 1000 * index)));
     let mut untied = shapes(VISION_PREFIX);
-    untied.push((OUTPUT.to_owned(), vec![11, 4]));
+    untied.push((LM_HEAD.to_owned(), vec![11, 4]));
     assert!(
         problem(&config(), &untied).contains("decoder.lm_head.weight: differs from decoder.transformer.wte.weight")
     );
 }
 
 #[test]
-fn a_configuration_that_the_weights_do_not_bear_out_is_refused() {
+fn a_config_that_differs_from_the_weights_is_refused() {
     for (pointer, value, expected) in [
         (
             "/decoder/n_layer",
@@ -139,7 +139,7 @@ fn a_configuration_that_the_weights_do_not_bear_out_is_refused() {
         ("/decoder/n_inner", 11, "decoder.transformer.h.1.mlp.c_fc.weight [4, 10], not [4, 11]"),
         ("/decoder/n_positions", 8, "decoder.transformer.wpe.weight [7, 4], not [8, 4]"),
         ("/encoder/vision_encoder/image_size", 2, "visual.positional_embedding [5, 8], not [2, 8]"),
-        ("/encoder/vision_encoder/patch_size", 1, "is less than the 17 positions of the vision tower"),
+        ("/encoder/vision_encoder/patch_size", 1, "is less than the 17 positions of the vision encoder"),
     ] {
         let mut config = config();
         *config.pointer_mut(pointer).unwrap() = json!(value);
@@ -152,7 +152,7 @@ fn a_configuration_that_the_weights_do_not_bear_out_is_refused() {
 }
 
 #[test]
-fn settings_that_make_for_another_computation_are_refused_by_name() {
+fn unsupported_settings_are_refused_by_name() {
     for (section, key, value) in [
         ("", "model_type", json!("bert")),
         ("/decoder", "activation_function", json!("relu")),
@@ -188,21 +188,21 @@ fn settings_that_make_for_another_computation_are_refused_by_name() {
     config["encoder"]["encoder"]["hidden_size"] = json!(8);
     config["decoder"]["n_embd"] = json!(8);
     let text = problem(&config, &shapes(VISION_PREFIX));
-    assert!(text.contains("encoder.encoder.hidden_size: equals the width of the vision tower"), "{text}");
+    assert!(text.contains("encoder.encoder.hidden_size: equals the width of the vision encoder"), "{text}");
     config["encoder"].as_object_mut().unwrap().remove("vision_encoder");
     assert!(problem(&config, &shapes(VISION_PREFIX)).contains("encoder.vision_encoder: is missing"));
-    assert!(problem(&json!([]), &shapes(VISION_PREFIX)).contains("is no JSON object"));
+    assert!(problem(&json!([]), &shapes(VISION_PREFIX)).contains("is not a JSON object"));
 }
 
 #[test]
-fn what_transformers_leaves_out_has_its_default() {
+fn omitted_settings_have_the_defaults_of_transformers() {
     let config = json!({
         "model_type": "vision-encoder-decoder",
         "encoder": {"vision_encoder": {"vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}}, "encoder": {}},
         "decoder": {"add_cross_attention": true, "n_inner": null},
     });
     let (captioner, vision) = config::read("config.json".as_ref(), &config).unwrap();
-    let expected = CaptionerArchitecture {
+    let expected = CaptionerConfig {
         vision_width: 1024,
         width: 768,
         heads: 12,
@@ -219,7 +219,7 @@ fn what_transformers_leaves_out_has_its_default() {
 }
 
 #[test]
-fn begin_end_and_pad_are_the_last_tokens() {
+fn begin_end_and_pad_tokens_are_the_last_three() {
     let (mut captioner, vision) = sizes();
     captioner.vocabulary_size = 49_409;
     let config = config_json(&captioner, &vision);
@@ -228,7 +228,7 @@ fn begin_end_and_pad_are_the_last_tokens() {
 }
 
 #[test]
-fn a_configuration_lists_the_tokens_of_a_captioner_that_does_not_know_all() {
+fn a_config_lists_the_tokens_of_a_captioner_with_a_corpus_vocabulary() {
     let vocabulary = |tokens: Option<Value>| {
         let mut config = config();
         if let Some(tokens) = tokens {
@@ -252,36 +252,39 @@ fn a_configuration_lists_the_tokens_of_a_captioner_that_does_not_know_all() {
 }
 
 #[test]
-fn tensors_without_a_place_are_named() {
-    let text = vision_to_released(vec![("visual.layer1.0.conv1.weight".to_owned(), counting(&[1], 0))], VISION_PREFIX);
-    assert!(text.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: has no place"));
+fn tensors_that_cannot_be_exported_are_errors() {
+    let text = vision_to_released(
+        vec![("visual.layer1.0.conv1.weight".to_owned(), sequential_tensor(&[1], 0))],
+        VISION_PREFIX,
+    );
+    assert!(text.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: is not a tensor of"));
     let name = "visual.transformer.resblocks.0.attn.in_proj_bias".to_owned();
-    let text = vision_to_released(vec![(name, counting(&[4], 0))], VISION_PREFIX).unwrap_err().to_string();
-    assert!(text.ends_with("is no query, key and value"));
-    assert_eq!(vision_to_released(vec![("visual.proj".to_owned(), counting(&[1], 0))], "").unwrap(), []);
+    let text = vision_to_released(vec![(name, sequential_tensor(&[4], 0))], VISION_PREFIX).unwrap_err().to_string();
+    assert!(text.ends_with("cannot be split into query, key and value"));
+    assert_eq!(vision_to_released(vec![("visual.proj".to_owned(), sequential_tensor(&[1], 0))], "").unwrap(), []);
 }
 
 #[test]
-fn what_cannot_be_written_leaves_nothing_behind() {
+fn a_failed_write_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let broken = Tensor { shape: vec![3], ..counting(&[2], 0) };
+    let broken = Tensor { shape: vec![3], ..sequential_tensor(&[2], 0) };
     let text = write_safetensors(&path, &[("a".to_owned(), broken)]).unwrap_err().to_string();
-    assert!(text.ends_with("a: has 8 bytes, which [3] does not take"), "{text}");
-    let twice = [("a".to_owned(), counting(&[2], 0)), ("a".to_owned(), counting(&[2], 0))];
-    assert!(write_safetensors(&path, &twice).unwrap_err().to_string().ends_with("a: is there twice"));
+    assert!(text.ends_with("a: has 8 bytes, which do not match the shape [3]"), "{text}");
+    let twice = [("a".to_owned(), sequential_tensor(&[2], 0)), ("a".to_owned(), sequential_tensor(&[2], 0))];
+    assert!(write_safetensors(&path, &twice).unwrap_err().to_string().ends_with("a: occurs twice"));
     std::fs::create_dir(&path).unwrap();
     assert!(write_safetensors(&path, &twice[..1]).is_err());
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the folder that was in the way");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the folder at the path remains");
 }
 
 #[test]
-fn a_file_that_is_written_piece_by_piece_is_read_like_one_that_was_written_at_once() {
+fn a_file_written_as_header_and_tensors_is_valid_safetensors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pieces.safetensors");
     let shapes = [("b", vec![2, 1]), ("a", vec![]), ("empty", vec![0])];
     let named = shapes.clone().map(|(name, shape)| (name.to_owned(), shape));
-    let mut file = safetensors_start(named).unwrap();
+    let mut file = safetensors_header(named).unwrap();
     assert_eq!(file.len() % 8, 0);
     [1.5_f32, -2.0, 3.0].iter().for_each(|value| file.extend(value.to_le_bytes()));
     std::fs::write(&path, file).unwrap();
@@ -291,6 +294,6 @@ fn a_file_that_is_written_piece_by_piece_is_read_like_one_that_was_written_at_on
     assert_eq!(tensors["b"].bytes[..4], 1.5_f32.to_le_bytes());
     assert_eq!(tensors["a"].bytes[..], 3.0_f32.to_le_bytes());
     let twice = ["a", "a"].map(|name| (name.to_owned(), vec![1]));
-    assert!(safetensors_start(twice).unwrap_err().to_string().contains("a: is there twice"));
-    assert!(safetensors_start([("a".to_owned(), vec![usize::MAX, 2])]).unwrap_err().to_string().contains("larger"));
+    assert!(safetensors_header(twice).unwrap_err().to_string().contains("a: occurs twice"));
+    assert!(safetensors_header([("a".to_owned(), vec![usize::MAX, 2])]).unwrap_err().to_string().contains("larger"));
 }

@@ -1,167 +1,242 @@
-//! Configuration files beside weights: `open_clip_config.json` in OpenCLIP's format, `config.json`
-//! and `preprocessor_config.json` in transformers' format.
-//!
-//! Settings for computations that this project does not implement are refused by name.
+use std::collections::{BTreeMap, BTreeSet};
 
-use std::path::{Path, PathBuf};
+use serde::{Deserialize, Serialize};
 
-use serde_json::{Value, json};
+use super::conventions::{Activation, Normalization};
+use crate::captioner::VisionConfig;
 
-use super::Layout;
-use super::architecture::{Architecture, Vision};
-use super::conventions::{Activation, Conventions, Normalization};
-use crate::error::Error;
-use crate::file::read_json;
-use crate::settings::Section;
+/// The config of a CLIP: its sizes, activation and normalization.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClipConfig {
+    /// The side of an image, in pixels.
+    pub image_size: usize,
+    /// The sizes of the vision encoder.
+    pub vision: VisionBackbone,
+    /// The sizes of the text encoder.
+    pub text: TextConfig,
+    /// The width of the joint embedding space.
+    pub embedding: usize,
+    /// The activation of both encoders' MLPs; unused for a ResNet.
+    #[serde(default)]
+    pub activation: Activation,
+    /// The normalization of pixels.
+    #[serde(default)]
+    pub normalization: Normalization,
+}
 
-const OPEN_CLIP: &str = "open_clip_config.json";
-const HUGGING_FACE: &str = "config.json";
-pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
+/// The sizes of a vision encoder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VisionBackbone {
+    /// A vision transformer.
+    Transformer {
+        /// The side of a patch, in pixels.
+        patch_size: usize,
+        /// The width of the residual stream.
+        width: usize,
+        /// The number of residual blocks.
+        layers: usize,
+        /// The number of attention heads.
+        heads: usize,
+    },
+    /// OpenAI's modified ResNet.
+    ResNet {
+        /// The number of residual blocks in each stage.
+        blocks: [usize; 4],
+        /// The number of channels of the first stage's bottlenecks.
+        width: usize,
+        /// The number of heads of the attention pooling.
+        heads: usize,
+    },
+}
 
-/// Settings of an OpenCLIP encoder that have no effect at evaluation.
-const HARMLESS: [&str; 2] = ["patch_dropout", "output_tokens"];
+/// The sizes of a text encoder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TextConfig {
+    /// The width of the residual stream.
+    pub width: usize,
+    /// The number of residual blocks.
+    pub layers: usize,
+    /// The number of attention heads.
+    pub heads: usize,
+    /// Maximal number of tokens of a text, begin and end tokens included.
+    pub context_length: usize,
+    /// The number of tokens in the vocabulary.
+    pub vocabulary_size: usize,
+}
 
-/// The conventions from the configuration beside `weights` (a file or folder) for a model of these
-/// sizes, and the path of that configuration.
-pub(super) fn beside(
-    weights: &Path,
-    layout: Layout,
-    architecture: &Architecture,
-) -> Result<Option<(Conventions, PathBuf)>, Error> {
-    let Some(folder) = (if weights.is_dir() { Some(weights) } else { weights.parent() }) else { return Ok(None) };
-    let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-    // A repository may have both, with weights in both layouts.
-    let (open_clip, hugging_face) = (file(OPEN_CLIP), file(HUGGING_FACE));
-    match (layout, open_clip, hugging_face) {
-        (Layout::OpenAi, Some(path), _) | (Layout::HuggingFace, Some(path), None) => {
-            Ok(Some((open_clip_conventions(&path, architecture)?, path)))
+impl VisionBackbone {
+    /// The number of attention heads.
+    #[must_use]
+    pub fn heads(&self) -> usize {
+        let (Self::Transformer { heads, .. } | Self::ResNet { heads, .. }) = self;
+        *heads
+    }
+
+    pub(super) fn set_heads(&mut self, number: usize) {
+        let (Self::Transformer { heads, .. } | Self::ResNet { heads, .. }) = self;
+        *heads = number;
+    }
+
+    /// The width of the hidden states: of the residual stream, or the last stage's channels.
+    #[must_use]
+    pub fn hidden_width(&self) -> usize {
+        match self {
+            Self::Transformer { width, .. } => *width,
+            Self::ResNet { width, .. } => width.saturating_mul(32),
         }
-        (_, _, Some(path)) => {
-            let found = hugging_face_conventions(&path, file(PREPROCESSOR).as_deref(), architecture)?;
-            Ok(found.map(|conventions| (conventions, path)))
-        }
-        (_, None, None) => Ok(None),
+    }
+
+    /// The number of hidden states for images of `image_size` pixels per side: the class token and
+    /// the patches, or the cells of the last stage.
+    #[must_use]
+    pub fn tokens(&self, image_size: usize) -> usize {
+        let (side, class) = match self {
+            Self::Transformer { patch_size, .. } => (image_size.checked_div(*patch_size).unwrap_or(0), 1),
+            Self::ResNet { .. } => (image_size / 32, 0),
+        };
+        side.saturating_mul(side).saturating_add(class)
     }
 }
 
-/// `model_cfg` and `preprocess_cfg`, with OpenCLIP's defaults (`open_clip/model.py`, `open_clip/transform.py`).
-fn open_clip_conventions(path: &Path, architecture: &Architecture) -> Result<Conventions, Error> {
-    let config: Value = read_json(path)?;
-    let top = Section::top(path, &config)?;
-    let model = top.section("model_cfg")?;
-    model.only(&[
-        "embed_dim",
-        "vision_cfg",
-        "text_cfg",
-        "quick_gelu",
-        "custom_text",
-        "init_logit_scale",
-        "init_logit_bias",
-    ])?;
-    model.agree("embed_dim", model.size("embed_dim", 0)?, "in the weights it", architecture.embedding)?;
-    let vision = model.section("vision_cfg")?;
-    let known = ["image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "pool_type"];
-    vision.only(&[&known[..], &HARMLESS].concat())?;
-    vision.require("pool_type", &[json!("tok")])?;
-    vision.require("mlp_ratio", &[json!(4.0), json!(4)])?;
-    vision.agree("image_size", vision.size("image_size", 224)?, "in the weights it", architecture.image_size)?;
-    let width = architecture.vision_width();
-    if let Vision::Transformer { patch_size, layers, .. } = architecture.vision {
-        vision.agree("width", vision.size("width", 768)?, "in the weights it", width)?;
-        vision.agree("layers", vision.size("layers", 12)?, "in the weights it", layers)?;
-        vision.agree("patch_size", vision.size("patch_size", 16)?, "in the weights it", patch_size)?;
+impl ClipConfig {
+    /// A config of these sizes with OpenAI's activation and normalization.
+    #[must_use]
+    pub fn new(image_size: usize, vision: VisionBackbone, text: TextConfig, embedding: usize) -> Self {
+        let (activation, normalization) = Default::default();
+        Self { image_size, vision, text, embedding, activation, normalization }
     }
-    let text = model.section("text_cfg")?;
-    let known = ["context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "pad_id"];
-    text.only(&[&known[..], &HARMLESS].concat())?;
-    text.require("pool_type", &[json!("argmax")])?;
-    text.require("mlp_ratio", &[json!(4.0), json!(4)])?;
-    text.agree("width", text.size("width", 512)?, "in the weights it", architecture.text.width)?;
-    text.agree("layers", text.size("layers", 12)?, "in the weights it", architecture.text.layers)?;
-    let quick = match model.get("quick_gelu") {
-        None | Some(Value::Bool(false)) => Activation::Gelu,
-        Some(Value::Bool(true)) => Activation::QuickGelu,
-        Some(other) => return Err(model.wrong("quick_gelu", format!("is {other}; true or false are known"))),
-    };
-    let mut normalization = Normalization::default();
-    if top.get("preprocess_cfg").is_some() {
-        let preprocess = top.section("preprocess_cfg")?;
-        preprocess.require("interpolation", &[json!("bicubic")])?;
-        preprocess.require("resize_mode", &[json!("shortest")])?;
-        preprocess.require("mode", &[json!("RGB")])?;
-        normalization.mean = preprocess.channels("mean", normalization.mean)?;
-        normalization.std = preprocess.channels("std", normalization.std)?;
-    }
-    let vision_heads = match architecture.vision {
-        Vision::Transformer { .. } => {
-            let head_width = vision.size("head_width", 64)?;
-            if !width.is_multiple_of(head_width) {
-                return Err(vision.wrong("head_width", format!("is {head_width}, which does not divide {width}")));
-            }
-            width / head_width
+
+    /// The config of the vision encoder alone.
+    #[must_use]
+    pub fn vision_config(&self) -> VisionConfig {
+        VisionConfig {
+            image_size: self.image_size,
+            vision: self.vision.clone(),
+            activation: self.activation,
+            normalization: self.normalization,
         }
-        // The attention pooling has heads of width 64 (`open_clip/model.py`,
-        // `_build_vision_tower`).
-        Vision::ResNet { width, .. } => width.saturating_mul(32) / 64,
-    };
-    Ok(Conventions {
-        activation: Some(quick),
-        mean: Some(normalization.mean),
-        std: Some(normalization.std),
-        vision_heads: Some(vision_heads),
-        text_heads: Some(text.heads("heads", 8, architecture.text.width)?),
-        ..Conventions::default()
-    })
+    }
+
+    /// The width of the vision encoder's hidden states; see [`VisionBackbone::hidden_width`].
+    #[must_use]
+    pub fn vision_width(&self) -> usize {
+        self.vision.hidden_width()
+    }
+
+    /// The number of the vision encoder's hidden states; see [`VisionBackbone::tokens`].
+    #[must_use]
+    pub fn vision_tokens(&self) -> usize {
+        self.vision.tokens(self.image_size)
+    }
+
+    /// The sizes of the model whose tensors have these shapes under OpenAI's names, derived as
+    /// OpenAI's `build_model` does (`clip/model.py`). Shapes do not determine heads, activation and
+    /// normalization: [`Conventions::complete`] sets them.
+    ///
+    /// [`Conventions::complete`]: super::conventions::Conventions::complete
+    pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, TensorMismatchError> {
+        let shapes = NamedShapes(shapes);
+        let (image_size, vision) = if shapes.0.contains_key("visual.layer1.0.conv1.weight") {
+            shapes.resnet()?
+        } else {
+            shapes.transformer()?
+        };
+        let [_, embedding] = shapes.shape("text_projection")?;
+        Ok(Self::new(image_size, vision, shapes.text()?, embedding))
+    }
 }
 
-/// The conventions from `vision_config` and `text_config` of a `CLIPModel`, with transformers'
-/// defaults; none if the file is of another model.
-fn hugging_face_conventions(
-    path: &Path,
-    preprocessor: Option<&Path>,
-    architecture: &Architecture,
-) -> Result<Option<Conventions>, Error> {
-    let config: Value = read_json(path)?;
-    let top = Section::top(path, &config)?;
-    if !["vision_config", "text_config"].iter().any(|tower| top.get(tower).is_some()) {
-        return Ok(None);
-    }
-    let mut found = Conventions::default();
-    let mut activations = Vec::new();
-    for (tower, heads) in [("vision_config", &mut found.vision_heads), ("text_config", &mut found.text_heads)] {
-        if top.get(tower).is_none() {
-            activations.push(Activation::QuickGelu);
-            continue;
-        }
-        let settings = top.section(tower)?;
-        settings.require("layer_norm_eps", &[json!(1e-5)])?;
-        settings.require("hidden_act", &[json!("quick_gelu"), json!("gelu")])?;
-        let is_gelu = settings.get("hidden_act") == Some(&json!("gelu"));
-        activations.push(if is_gelu { Activation::Gelu } else { Activation::QuickGelu });
-        let width = if tower == "vision_config" { architecture.vision_width() } else { architecture.text.width };
-        if settings.get("num_attention_heads").is_some() {
-            *heads = Some(settings.heads("num_attention_heads", 12, width)?);
-        }
-    }
-    if activations[0] != activations[1] {
-        return Err(top.wrong("vision_config.hidden_act", "differs from text_config.hidden_act; not supported"));
-    }
-    found.activation = activations.first().copied();
-    let normalization = preprocessor.map(image_processor).transpose()?.unwrap_or_default();
-    (found.mean, found.std) = (Some(normalization.mean), Some(normalization.std));
-    Ok(Some(found))
+/// The shapes of tensors by name.
+pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
+/// A tensor whose shape is not that of a CLIP.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{tensor}: {problem}")]
+pub(crate) struct TensorMismatchError {
+    /// The name of the tensor.
+    pub tensor: String,
+    /// The problem with it.
+    pub problem: String,
 }
 
-/// The normalization in `preprocessor_config.json`, with the defaults of transformers'
-/// `CLIPImageProcessor`.
-pub(crate) fn image_processor(path: &Path) -> Result<Normalization, Error> {
-    let config: Value = read_json(path)?;
-    let settings = Section::top(path, &config)?;
-    // Pillow's number of bicubic interpolation.
-    settings.require("resample", &[json!(3)])?;
-    let openai = Normalization::default();
-    Ok(Normalization {
-        mean: settings.channels("image_mean", openai.mean)?,
-        std: settings.channels("image_std", openai.std)?,
-    })
+impl TensorMismatchError {
+    fn new(tensor: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { tensor: tensor.into(), problem: problem.into() }
+    }
+}
+
+/// Derives sizes from shapes.
+struct NamedShapes<'a>(&'a Shapes);
+
+impl NamedShapes<'_> {
+    /// The shape of a tensor with `N` dimensions, none of them zero.
+    fn shape<const N: usize>(&self, name: &str) -> Result<[usize; N], TensorMismatchError> {
+        let shape = self.0.get(name).ok_or_else(|| TensorMismatchError::new(name, "is missing"))?;
+        match <[usize; N]>::try_from(shape.as_slice()) {
+            Ok(sides) if !sides.contains(&0) => Ok(sides),
+            _ => Err(TensorMismatchError::new(
+                name,
+                format!("has shape {shape:?}; it should have {N} dimensions, none of them empty"),
+            )),
+        }
+    }
+
+    fn transformer(&self) -> Result<(usize, VisionBackbone), TensorMismatchError> {
+        let name = "visual.conv1.weight";
+        let [width, _, _, patch_size] = self.shape(name)?;
+        let side = self.grid_side("visual.positional_embedding")?;
+        let image_size = side.checked_mul(patch_size).ok_or_else(|| TensorMismatchError::new(name, "is too large"))?;
+        let layers = self.block_count("visual.transformer.resblocks.")?;
+        Ok((image_size, VisionBackbone::Transformer { patch_size, width, layers, heads: 1 }))
+    }
+
+    fn resnet(&self) -> Result<(usize, VisionBackbone), TensorMismatchError> {
+        let name = "visual.layer1.0.conv1.weight";
+        let [width, ..] = self.shape::<4>(name)?;
+        let position_embedding = "visual.attnpool.positional_embedding";
+        let side = self.grid_side(position_embedding)?;
+        let [_, hidden] = self.shape(position_embedding)?;
+        if width.checked_mul(32) != Some(hidden) {
+            let problem = format!("has width {hidden}, not 32 times the first stage's {width}");
+            return Err(TensorMismatchError::new(position_embedding, problem));
+        }
+        let image_size =
+            side.checked_mul(32).ok_or_else(|| TensorMismatchError::new(position_embedding, "is too large"))?;
+        let [first, second, third, fourth] =
+            [1, 2, 3, 4].map(|stage| self.block_count(&format!("visual.layer{stage}.")));
+        let blocks = [first?, second?, third?, fourth?];
+        Ok((image_size, VisionBackbone::ResNet { blocks, width, heads: 1 }))
+    }
+
+    fn text(&self) -> Result<TextConfig, TensorMismatchError> {
+        let [context_length, _] = self.shape("positional_embedding")?;
+        let [vocabulary_size, _] = self.shape("token_embedding.weight")?;
+        let [width] = self.shape("ln_final.weight")?;
+        let layers = self.block_count("transformer.resblocks.")?;
+        Ok(TextConfig { width, layers, heads: 1, context_length, vocabulary_size })
+    }
+
+    fn block_count(&self, prefix: &str) -> Result<usize, TensorMismatchError> {
+        count_blocks(self.0.keys().map(String::as_str), prefix)
+    }
+
+    /// The side of the square grid of positions. There is one more position, for the class token.
+    fn grid_side(&self, name: &str) -> Result<usize, TensorMismatchError> {
+        let [positions, _] = self.shape(name)?;
+        let side = (positions - 1).isqrt();
+        if side == 0 || side * side + 1 != positions {
+            let problem = format!("has {positions} positions, which is not a square number plus one");
+            return Err(TensorMismatchError::new(name, problem));
+        }
+        Ok(side)
+    }
+}
+
+/// The number of blocks below `prefix`. They have to be numbered from 0 without gaps.
+fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, TensorMismatchError> {
+    let suffixes = names.filter_map(|name| name.strip_prefix(prefix));
+    let numbers: BTreeSet<&str> = suffixes.filter_map(|rest| rest.split('.').next()).collect();
+    match (0..numbers.len()).find(|number| !numbers.contains(number.to_string().as_str())) {
+        None if !numbers.is_empty() => Ok(numbers.len()),
+        missing => Err(TensorMismatchError::new(format!("{prefix}{}", missing.unwrap_or(0)), "is missing")),
+    }
 }

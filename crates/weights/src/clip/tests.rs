@@ -3,12 +3,12 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::architecture::Shapes;
+use super::config::Shapes;
 use super::*;
-use crate::testing::{counting, values, write_shapes};
+use crate::test_util::{sequential_tensor, values, write_tensors_of_shapes};
 use crate::write_safetensors;
 
-/// Shapes of a text tower and what both towers share.
+/// The shapes of a text encoder, and of the parameters that both encoders share.
 fn text_shapes(width: usize, layers: usize, embedding: usize) -> Shapes {
     let mut shapes = Shapes::from([
         ("positional_embedding".to_owned(), vec![77, width]),
@@ -29,50 +29,51 @@ fn vit_shapes(width: usize, layers: usize, patch: usize, image: usize, text: usi
     shapes
 }
 
-/// The architecture of OpenAI's model of these shapes.
-fn openais(shapes: &Shapes) -> Architecture {
-    let mut found = Architecture::from_shapes(shapes).unwrap();
-    Conventions::openai().over(&Conventions::default()).complete(Path::new("x"), &mut found).unwrap();
-    found
+/// The config of OpenAI's model with these shapes.
+fn openai_config(shapes: &Shapes) -> ClipConfig {
+    let mut config = ClipConfig::from_shapes(shapes).unwrap();
+    Conventions::openai().or(&Conventions::default()).complete(Path::new("x"), &mut config).unwrap();
+    config
 }
 
-/// Opens a file that is said to follow OpenAI's conventions.
-fn open(path: &Path) -> Result<Clip, Error> {
-    Clip::open(path, &Conventions::openai())
+/// Opens a file with OpenAI's conventions.
+fn open(path: &Path) -> Result<ClipWeights, Error> {
+    ClipWeights::open(path, &Conventions::openai())
 }
 
 #[test]
-fn sizes_of_the_published_transformers_are_found() {
+fn sizes_of_the_published_transformers_are_derived_from_shapes() {
     for (width, layers, patch, image, text, tokens) in [
         (768, 12, 32, 224, 512, 50),
         (768, 12, 16, 224, 512, 197),
         (1024, 24, 14, 224, 768, 257),
         (1024, 24, 14, 336, 768, 577),
     ] {
-        let found = openais(&vit_shapes(width, layers, patch, image, text));
-        let vision = Vision::Transformer { patch_size: patch, width, layers, heads: width / 64 };
-        let context = Text { width: text, layers: 12, heads: text / 64, context_length: 77, vocabulary_size: 49_408 };
-        assert_eq!(found, Architecture::new(image, vision, context, text));
-        assert_eq!((found.vision_width(), found.vision_tokens()), (width, tokens));
+        let config = openai_config(&vit_shapes(width, layers, patch, image, text));
+        let vision = VisionBackbone::Transformer { patch_size: patch, width, layers, heads: width / 64 };
+        let context =
+            TextConfig { width: text, layers: 12, heads: text / 64, context_length: 77, vocabulary_size: 49_408 };
+        assert_eq!(config, ClipConfig::new(image, vision, context, text));
+        assert_eq!((config.vision_width(), config.vision_tokens()), (width, tokens));
     }
 }
 
 #[test]
-fn sizes_of_the_published_resnet_are_found() {
+fn sizes_of_the_published_resnet_are_derived_from_shapes() {
     let mut shapes = text_shapes(512, 12, 1024);
     shapes.insert("visual.attnpool.positional_embedding".to_owned(), vec![50, 2048]);
     for (stage, blocks) in [(1, 3), (2, 4), (3, 6), (4, 3)] {
         let name = |block| format!("visual.layer{stage}.{block}.conv1.weight");
         shapes.extend((0..blocks).map(|block| (name(block), vec![64 << (stage - 1), 64, 1, 1])));
     }
-    let found = openais(&shapes);
-    assert_eq!(found.vision, Vision::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 });
-    assert_eq!((found.image_size, found.embedding, found.text.width), (224, 1024, 512));
-    assert_eq!((found.vision_width(), found.vision_tokens()), (2048, 49));
+    let config = openai_config(&shapes);
+    assert_eq!(config.vision, VisionBackbone::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 });
+    assert_eq!((config.image_size, config.embedding, config.text.width), (224, 1024, 512));
+    assert_eq!((config.vision_width(), config.vision_tokens()), (2048, 49));
 }
 
 #[test]
-fn sizes_that_make_no_sense_are_refused_by_tensor() {
+fn impossible_shapes_are_refused_with_the_tensor() {
     for (name, shape, expected) in [
         ("visual.conv1.weight", vec![768, 3, 32], "visual.conv1.weight: has shape [768, 3, 32]"),
         ("visual.conv1.weight", vec![768, 3, 32, 0], "none of them empty"),
@@ -84,15 +85,15 @@ fn sizes_that_make_no_sense_are_refused_by_tensor() {
     ] {
         let mut shapes = vit_shapes(768, 12, 32, 224, 512);
         shapes.insert(name.to_owned(), shape);
-        let (tensor, problem) = Architecture::from_shapes(&shapes).unwrap_err();
-        assert!(format!("{tensor}: {problem}").contains(expected), "{tensor}: {problem}");
+        let error = ClipConfig::from_shapes(&shapes).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     }
     let mut shapes = vit_shapes(768, 12, 32, 224, 512);
     shapes.remove("ln_final.weight");
-    assert_eq!(Architecture::from_shapes(&shapes), Err(("ln_final.weight".to_owned(), "is missing".to_owned())));
+    assert_eq!(ClipConfig::from_shapes(&shapes).unwrap_err().to_string(), "ln_final.weight: is missing");
 }
 
-/// Names and shapes of a Hugging Face model of one layer a tower.
+/// Names and shapes of a Hugging Face model with one layer per encoder.
 fn hugging_face() -> Vec<(String, Vec<usize>)> {
     let mut shapes = vec![
         ("logit_scale".to_owned(), vec![]),
@@ -110,8 +111,8 @@ fn hugging_face() -> Vec<(String, Vec<usize>)> {
     for norm in ["pre_layrnorm", "post_layernorm"] {
         shapes.extend(["weight", "bias"].map(|kind| (format!("vision_model.{norm}.{kind}"), vec![64])));
     }
-    for tower in ["text", "vision"] {
-        let block = format!("{tower}_model.encoder.layers.0");
+    for encoder in ["text", "vision"] {
+        let block = format!("{encoder}_model.encoder.layers.0");
         for module in ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"] {
             shapes.push((format!("{block}.{module}.weight"), vec![64, 64]));
             shapes.push((format!("{block}.{module}.bias"), vec![64]));
@@ -127,52 +128,52 @@ fn hugging_face() -> Vec<(String, Vec<usize>)> {
 }
 
 #[test]
-fn hugging_faces_layout_is_read_under_openais_names() {
+fn hugging_face_tensors_are_read_under_openai_names() {
     let folder = tempfile::tempdir().unwrap();
     let shapes = hugging_face();
-    write_shapes(&folder.path().join("model.safetensors"), &shapes);
+    write_tensors_of_shapes(&folder.path().join("model.safetensors"), &shapes);
     let clip = open(folder.path()).unwrap();
-    assert_eq!(clip.architecture().vision, Vision::Transformer { patch_size: 2, width: 64, layers: 1, heads: 1 });
-    assert_eq!((clip.architecture().image_size, clip.architecture().embedding), (4, 2));
+    assert_eq!(clip.config().vision, VisionBackbone::Transformer { patch_size: 2, width: 64, layers: 1, heads: 1 });
+    assert_eq!((clip.config().image_size, clip.config().embedding), (4, 2));
     let tensors: BTreeMap<String, Tensor<'_>> = clip.tensors().unwrap().into_iter().collect();
-    let old = |name: &str| {
-        let number = shapes.iter().position(|(old, _)| old == name).unwrap();
-        counting(&shapes[number].1, number * 1000)
+    let original = |name: &str| {
+        let index = shapes.iter().position(|(other, _)| other == name).unwrap();
+        sequential_tensor(&shapes[index].1, index * 1000)
     };
     assert_eq!(tensors.len(), 38);
     assert!(!tensors.keys().any(|name| name.contains("_model.") || name.contains("position_ids")));
-    assert_eq!(tensors["visual.conv1.weight"], old("vision_model.embeddings.patch_embedding.weight"));
-    assert_eq!(tensors["positional_embedding"], old("text_model.embeddings.position_embedding.weight"));
-    assert_eq!(tensors["visual.ln_pre.bias"], old("vision_model.pre_layrnorm.bias"));
+    assert_eq!(tensors["visual.conv1.weight"], original("vision_model.embeddings.patch_embedding.weight"));
+    assert_eq!(tensors["positional_embedding"], original("text_model.embeddings.position_embedding.weight"));
+    assert_eq!(tensors["visual.ln_pre.bias"], original("vision_model.pre_layrnorm.bias"));
     let block = "transformer.resblocks.0";
-    assert_eq!(tensors[&format!("{block}.mlp.c_proj.weight")], old("text_model.encoder.layers.0.mlp.fc2.weight"));
+    assert_eq!(tensors[&format!("{block}.mlp.c_proj.weight")], original("text_model.encoder.layers.0.mlp.fc2.weight"));
     let joined = values(&tensors[&format!("visual.{block}.attn.in_proj_weight")]);
     let parts =
-        ["q", "k", "v"].map(|p| values(&old(&format!("vision_model.encoder.layers.0.self_attn.{p}_proj.weight"))));
+        ["q", "k", "v"].map(|p| values(&original(&format!("vision_model.encoder.layers.0.self_attn.{p}_proj.weight"))));
     assert_eq!(joined, parts.concat());
     assert_eq!(tensors[&format!("{block}.attn.in_proj_bias")].shape, [192]);
-    assert_eq!(Some(tensors["visual.proj"].clone()), old("visual_projection.weight").transposed());
+    assert_eq!(Some(tensors["visual.proj"].clone()), original("visual_projection.weight").transposed());
     assert_eq!(tensors["text_projection"].shape, [64, 2]);
 }
 
 #[test]
-fn a_missing_query_is_noticed() {
+fn a_missing_query_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let mut shapes = hugging_face();
     shapes.retain(|(name, _)| name != "text_model.encoder.layers.0.self_attn.q_proj.bias");
-    write_shapes(&folder.path().join("model.safetensors"), &shapes);
+    write_tensors_of_shapes(&folder.path().join("model.safetensors"), &shapes);
     let text = open(folder.path()).map(|_| ()).unwrap_err().to_string();
     assert!(text.contains("transformer.resblocks.0.attn.in_proj_bias: needs a query, a key and a value"), "{text}");
 }
 
-fn small() -> Architecture {
-    let vision = Vision::Transformer { patch_size: 2, width: 64, layers: 2, heads: 1 };
-    let text = Text { width: 64, layers: 1, heads: 1, context_length: 5, vocabulary_size: 9 };
-    Architecture::new(4, vision, text, 64)
+fn small() -> ClipConfig {
+    let vision = VisionBackbone::Transformer { patch_size: 2, width: 64, layers: 2, heads: 1 };
+    let text = TextConfig { width: 64, layers: 1, heads: 1, context_length: 5, vocabulary_size: 9 };
+    ClipConfig::new(4, vision, text, 64)
 }
 
 #[test]
-fn openais_layout_is_read_as_it_is_but_for_bookkeeping() {
+fn openai_tensors_are_read_without_buffers() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.safetensors");
     for prefix in ["", "module."] {
@@ -181,10 +182,10 @@ fn openais_layout_is_read_as_it_is_but_for_bookkeeping() {
             shapes.insert(name.to_owned(), vec![1]);
         }
         let tensors: Vec<_> =
-            shapes.iter().map(|(name, shape)| (format!("{prefix}{name}"), counting(shape, 0))).collect();
+            shapes.iter().map(|(name, shape)| (format!("{prefix}{name}"), sequential_tensor(shape, 0))).collect();
         write_safetensors(&path, &tensors).unwrap();
         let clip = open(&path).unwrap();
-        assert_eq!(*clip.architecture(), small());
+        assert_eq!(*clip.config(), small());
         let names: Vec<String> = clip.tensors().unwrap().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), shapes.len() - 2);
         assert!(names.contains(&"visual.conv1.weight".to_owned()));
@@ -193,7 +194,7 @@ fn openais_layout_is_read_as_it_is_but_for_bookkeeping() {
 }
 
 #[test]
-fn everything_missing_extra_and_misshapen_is_told_at_once() {
+fn missing_extra_and_misshapen_tensors_are_listed_in_one_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("clip.safetensors");
     let mut shapes = small().shapes().unwrap();
@@ -201,7 +202,7 @@ fn everything_missing_extra_and_misshapen_is_told_at_once() {
     shapes.remove("transformer.resblocks.0.mlp.c_fc.weight");
     shapes.insert("extra.weight".to_owned(), vec![1]);
     shapes.insert("visual.ln_post.weight".to_owned(), vec![65]);
-    write_shapes(&path, &shapes.into_iter().collect::<Vec<_>>());
+    write_tensors_of_shapes(&path, &shapes.into_iter().collect::<Vec<_>>());
     let text = open(&path).map(|_| ()).unwrap_err().to_string();
     let expected = "missing: transformer.resblocks.0.mlp.c_fc.weight, visual.ln_pre.bias; extra: extra.weight; \
                     misshapen: visual.ln_post.weight [65], not [64]";
@@ -209,21 +210,21 @@ fn everything_missing_extra_and_misshapen_is_told_at_once() {
 }
 
 #[test]
-fn what_is_no_clip_is_refused() {
+fn other_models_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("other.safetensors");
-    write_safetensors(&path, &[("conv1.weight".to_owned(), counting(&[1], 0))]).unwrap();
+    write_safetensors(&path, &[("conv1.weight".to_owned(), sequential_tensor(&[1], 0))]).unwrap();
     let text = open(&path).map(|_| ()).unwrap_err().to_string();
-    assert!(text.contains("other.safetensors: is no CLIP"), "{text}");
+    assert!(text.contains("other.safetensors: is not a CLIP"), "{text}");
 }
 
-/// A folder with a model of these shapes, and configurations beside it.
-struct Published(tempfile::TempDir);
+/// A temporary folder with a model, and configuration files beside it.
+struct WeightsFolder(tempfile::TempDir);
 
-impl Published {
+impl WeightsFolder {
     fn new(shapes: &[(String, Vec<usize>)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        write_shapes(&folder.path().join("model.safetensors"), shapes);
+        write_tensors_of_shapes(&folder.path().join("model.safetensors"), shapes);
         Self(folder)
     }
 
@@ -232,13 +233,13 @@ impl Published {
         self
     }
 
-    /// Opens it with nothing said of it.
-    fn open(&self) -> Result<Clip, String> {
+    /// Opens the model without conventions.
+    fn open(&self) -> Result<ClipWeights, String> {
         self.open_with(&Conventions::default())
     }
 
-    fn open_with(&self, said: &Conventions) -> Result<Clip, String> {
-        Clip::open(self.0.path(), said).map_err(|error| error.to_string())
+    fn open_with(&self, conventions: &Conventions) -> Result<ClipWeights, String> {
+        ClipWeights::open(self.0.path(), conventions).map_err(|error| error.to_string())
     }
 
     fn problem(&self) -> String {
@@ -246,36 +247,36 @@ impl Published {
     }
 }
 
-fn named(architecture: &Architecture) -> Vec<(String, Vec<usize>)> {
-    architecture.shapes().unwrap().into_iter().collect()
+fn names_and_shapes(config: &ClipConfig) -> Vec<(String, Vec<usize>)> {
+    config.shapes().unwrap().into_iter().collect()
 }
 
 #[test]
-fn hugging_faces_configuration_says_what_its_tensors_do_not() {
+fn conventions_are_read_from_a_hugging_face_config() {
     let config = |hidden_act: &str, heads: usize| {
         json!({
             "vision_config": { "hidden_act": hidden_act, "num_attention_heads": heads },
             "text_config": { "hidden_act": hidden_act },
         })
     };
-    let clip = Published::new(&hugging_face()).with("config.json", config("gelu", 16)).open().unwrap();
-    assert_eq!((clip.architecture().activation, clip.architecture().vision.heads()), (Activation::Gelu, 16));
-    assert_eq!(clip.architecture().normalization, Normalization::default());
+    let clip = WeightsFolder::new(&hugging_face()).with("config.json", config("gelu", 16)).open().unwrap();
+    assert_eq!((clip.config().activation, clip.config().vision.heads()), (Activation::Gelu, 16));
+    assert_eq!(clip.config().normalization, Normalization::default());
     let halves = json!({ "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5], "resample": 3 });
-    let published = Published::new(&hugging_face()).with("config.json", config("quick_gelu", 1));
-    let clip = published.with("preprocessor_config.json", halves).open().unwrap();
-    assert_eq!(clip.architecture().normalization, Normalization { mean: [0.5; 3], std: [0.5, 0.25, 0.5] });
-    assert!(clip.source().ends_with("config.json"));
+    let folder = WeightsFolder::new(&hugging_face()).with("config.json", config("quick_gelu", 1));
+    let clip = folder.with("preprocessor_config.json", halves).open().unwrap();
+    assert_eq!(clip.config().normalization, Normalization { mean: [0.5; 3], std: [0.5, 0.25, 0.5] });
+    assert!(clip.conventions_source().ends_with("config.json"));
 
-    let refused = |config: serde_json::Value| Published::new(&hugging_face()).with("config.json", config).problem();
+    let refused = |config: serde_json::Value| WeightsFolder::new(&hugging_face()).with("config.json", config).problem();
     let text = refused(config("relu", 1));
     assert!(text.ends_with(r#"hidden_act: is "relu"; only "quick_gelu" or "gelu" is supported"#), "{text}");
     let text = refused(json!({ "vision_config": { "hidden_act": "gelu" }, "text_config": {} }));
     assert!(text.contains("vision_config.hidden_act: differs from text_config.hidden_act"), "{text}");
     assert!(refused(config("gelu", 7)).contains("is 7, which does not divide 64"));
     let nearest = json!({ "resample": 0 });
-    let published = Published::new(&hugging_face()).with("config.json", config("gelu", 1));
-    assert!(published.with("preprocessor_config.json", nearest).problem().contains("resample: is 0"));
+    let folder = WeightsFolder::new(&hugging_face()).with("config.json", config("gelu", 1));
+    assert!(folder.with("preprocessor_config.json", nearest).problem().contains("resample: is 0"));
 }
 
 /// The sizes of [`small`] as OpenCLIP writes them.
@@ -292,18 +293,19 @@ fn open_clip(quick_gelu: bool, head_width: usize) -> serde_json::Value {
 }
 
 #[test]
-fn open_clips_configuration_says_what_its_tensors_do_not() {
+fn conventions_are_read_from_an_open_clip_config() {
     for (quick_gelu, activation) in [(false, Activation::Gelu), (true, Activation::QuickGelu)] {
         let config = open_clip(quick_gelu, 16);
-        let clip = Published::new(&named(&small())).with("open_clip_config.json", config).open().unwrap();
-        let found = clip.architecture();
-        assert_eq!((found.activation, found.vision.heads(), found.text.heads), (activation, 4, 2));
-        assert_eq!(found.normalization, Normalization { mean: [0.5; 3], std: [0.5; 3] });
+        let clip =
+            WeightsFolder::new(&names_and_shapes(&small())).with("open_clip_config.json", config).open().unwrap();
+        let config = clip.config();
+        assert_eq!((config.activation, config.vision.heads(), config.text.heads), (activation, 4, 2));
+        assert_eq!(config.normalization, Normalization { mean: [0.5; 3], std: [0.5; 3] });
     }
     let refused = |change: &dyn Fn(&mut serde_json::Value)| {
         let mut config = open_clip(false, 16);
         change(&mut config);
-        Published::new(&named(&small())).with("open_clip_config.json", config).problem()
+        WeightsFolder::new(&names_and_shapes(&small())).with("open_clip_config.json", config).problem()
     };
     let vision = |key: &'static str, value: serde_json::Value| {
         refused(&|config| config["model_cfg"]["vision_cfg"][key] = value.clone())
@@ -321,152 +323,154 @@ fn open_clips_configuration_says_what_its_tensors_do_not() {
 }
 
 #[test]
-fn the_names_of_open_clips_custom_text_towers_are_read() {
+fn tensors_of_open_clip_custom_text_encoders_are_read() {
     let text = |name: &str| !name.starts_with("visual.") && name != "logit_scale";
     let custom = |(name, shape): (String, Vec<usize>)| (if text(&name) { format!("text.{name}") } else { name }, shape);
-    let shapes: Vec<_> = named(&small()).into_iter().map(custom).collect();
-    let clip = Published::new(&shapes).with("open_clip_config.json", open_clip(false, 64)).open().unwrap();
+    let shapes: Vec<_> = names_and_shapes(&small()).into_iter().map(custom).collect();
+    let clip = WeightsFolder::new(&shapes).with("open_clip_config.json", open_clip(false, 64)).open().unwrap();
     let names: Vec<String> = clip.tensors().unwrap().into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, named(&small()).into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert_eq!(names, names_and_shapes(&small()).into_iter().map(|(name, _)| name).collect::<Vec<_>>());
 }
 
 #[test]
-fn weights_that_say_nothing_of_themselves_are_refused_until_somebody_does() {
-    let bare = Published::new(&named(&small()));
+fn weights_without_conventions_are_refused_unless_the_user_sets_them() {
+    let bare = WeightsFolder::new(&names_and_shapes(&small()));
     let text = bare.problem();
     for key in ["family: openai", "open_clip_config.json", "activation", "mean", "std", "vision_heads", "text_heads"] {
         assert!(text.contains(key), "{key} is not in: {text}");
     }
-    assert_eq!(*bare.open_with(&Conventions::openai()).unwrap().architecture(), small());
-    let mut said = Conventions { activation: Some(Activation::Gelu), mean: Some([0.5; 3]), ..Conventions::default() };
-    assert!(bare.open_with(&said).is_err(), "its std is not said");
-    said.std = Some([0.5; 3]);
-    let expected = Architecture {
+    assert_eq!(*bare.open_with(&Conventions::openai()).unwrap().config(), small());
+    let mut conventions =
+        Conventions { activation: Some(Activation::Gelu), mean: Some([0.5; 3]), ..Conventions::default() };
+    assert!(bare.open_with(&conventions).is_err(), "std is not set");
+    conventions.std = Some([0.5; 3]);
+    let expected = ClipConfig {
         activation: Activation::Gelu,
         normalization: Normalization { mean: [0.5; 3], std: [0.5; 3] },
         ..small()
     };
-    assert_eq!(*bare.open_with(&said).unwrap().architecture(), expected);
-    said.vision_heads = Some(4);
-    assert_eq!(bare.open_with(&said).unwrap().architecture().vision.heads(), 4);
-    for (key, said) in [
-        ("heads", Conventions { vision_heads: Some(7), ..said.clone() }),
-        ("heads", Conventions { text_heads: Some(0), ..said.clone() }),
-        ("std", Conventions { std: Some([0.5, 0.0, 0.5]), ..said.clone() }),
-        ("std", Conventions { std: Some([f32::NAN; 3]), ..said.clone() }),
+    assert_eq!(*bare.open_with(&conventions).unwrap().config(), expected);
+    conventions.vision_heads = Some(4);
+    assert_eq!(bare.open_with(&conventions).unwrap().config().vision.heads(), 4);
+    for (key, conventions) in [
+        ("heads", Conventions { vision_heads: Some(7), ..conventions.clone() }),
+        ("heads", Conventions { text_heads: Some(0), ..conventions.clone() }),
+        ("std", Conventions { std: Some([0.5, 0.0, 0.5]), ..conventions.clone() }),
+        ("std", Conventions { std: Some([f32::NAN; 3]), ..conventions.clone() }),
     ] {
-        assert!(bare.open_with(&said).map(|_| ()).unwrap_err().contains(key));
+        assert!(bare.open_with(&conventions).map(|_| ()).unwrap_err().contains(key));
     }
-    // Whatever OpenAI exported has these beside its parameters.
-    let own = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
-    let own = Published::new(&named(&small()).into_iter().chain(own).collect::<Vec<_>>());
-    assert_eq!(*own.open().unwrap().architecture(), small());
+    // OpenAI's files have these scalars beside the parameters.
+    let scalars = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
+    let released = WeightsFolder::new(&names_and_shapes(&small()).into_iter().chain(scalars).collect::<Vec<_>>());
+    assert_eq!(*released.open().unwrap().config(), small());
 }
 
 #[test]
-fn the_configuration_of_another_model_in_the_folder_changes_nothing() {
-    let own = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
-    let own = named(&small()).into_iter().chain(own).collect::<Vec<_>>();
-    let openais = Published::new(&own).with("open_clip_config.json", open_clip(false, 16)).open().unwrap();
-    assert_eq!((openais.architecture(), openais.source()), (&small(), "OpenAI's own file"));
-    // Of PAC-S, whose sizes it does not even have.
+fn the_config_of_another_model_in_the_folder_is_not_used() {
+    let scalars = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
+    let shapes = names_and_shapes(&small()).into_iter().chain(scalars).collect::<Vec<_>>();
+    let released = WeightsFolder::new(&shapes).with("open_clip_config.json", open_clip(false, 16)).open().unwrap();
+    assert_eq!((released.config(), released.conventions_source()), (&small(), "OpenAI's own file"));
+    // A config of other sizes, as beside PAC-S.
     let mut other = open_clip(false, 16);
     other["model_cfg"]["vision_cfg"]["layers"] = json!(24);
-    let beside = Published::new(&named(&small())).with("open_clip_config.json", other);
+    let beside = WeightsFolder::new(&names_and_shapes(&small())).with("open_clip_config.json", other);
     assert!(beside.problem().contains("vision_cfg.layers"));
-    assert_eq!(*beside.open_with(&Conventions::openai()).unwrap().architecture(), small());
+    assert_eq!(*beside.open_with(&Conventions::openai()).unwrap().config(), small());
 }
 
 #[test]
-fn heads_of_wide_towers_are_never_guessed() {
-    let vision = Vision::Transformer { patch_size: 2, width: 1280, layers: 1, heads: 16 };
-    let wide = Architecture { activation: Activation::Gelu, ..Architecture::new(4, vision, small().text, 8) };
-    let published = Published::new(&named(&wide));
+fn heads_of_wide_encoders_are_never_guessed() {
+    let vision = VisionBackbone::Transformer { patch_size: 2, width: 1280, layers: 1, heads: 16 };
+    let wide = ClipConfig { activation: Activation::Gelu, ..ClipConfig::new(4, vision, small().text, 8) };
+    let folder = WeightsFolder::new(&names_and_shapes(&wide));
     let Normalization { mean, std } = Normalization::default();
-    let said =
+    let conventions =
         Conventions { activation: Some(Activation::Gelu), mean: Some(mean), std: Some(std), ..Conventions::default() };
-    let text = published.open_with(&said).map(|_| ()).unwrap_err();
+    let text = folder.open_with(&conventions).map(|_| ()).unwrap_err();
     assert!(text.contains("vision_heads (its vision encoder is 1280 wide)"), "{text}");
-    let found = published.open_with(&Conventions { vision_heads: Some(16), ..said }).unwrap();
-    assert_eq!(*found.architecture(), wide);
+    let clip = folder.open_with(&Conventions { vision_heads: Some(16), ..conventions }).unwrap();
+    assert_eq!(*clip.config(), wide);
 }
 
 #[test]
-fn factors_apart_have_alpha_in_them() {
+fn separate_lora_factors_are_scaled_by_alpha() {
     let module = "transformer.resblocks.0.mlp.c_proj";
     let weight = format!("{module}.weight");
-    let mut shapes = named(&small());
+    let mut shapes = names_and_shapes(&small());
     shapes.extend([(format!("{module}.lora_A"), vec![2, 256]), (format!("{module}.lora_B"), vec![64, 2])]);
     let mut tensors: Vec<_> =
-        shapes.iter().enumerate().map(|(i, (name, shape))| (name.clone(), counting(shape, i))).collect();
-    tensors.push((LORA_ALPHA.to_owned(), counting(&[], 8)));
+        shapes.iter().enumerate().map(|(i, (name, shape))| (name.clone(), sequential_tensor(shape, i))).collect();
+    tensors.push((LORA_ALPHA.to_owned(), sequential_tensor(&[], 8)));
     let folder = tempfile::tempdir().unwrap();
-    let [trained, apart] = ["trained.safetensors", "apart.safetensors"].map(|name| folder.path().join(name));
+    let [trained, separate] = ["trained.safetensors", "separate.safetensors"].map(|name| folder.path().join(name));
     write_safetensors(&trained, &tensors).unwrap();
-    let trained = Clip::of(&trained, small()).unwrap();
-    write_safetensors(&apart, &trained.tensors_and_factors().unwrap()).unwrap();
-    assert!(Archive::open(&apart).unwrap().shape(LORA_ALPHA).is_none());
+    let trained = ClipWeights::open_with_config(&trained, small()).unwrap();
+    write_safetensors(&separate, &trained.tensors_and_factors().unwrap()).unwrap();
+    assert!(Archive::open(&separate).unwrap().shape(LORA_ALPHA).is_none());
     let merged = Conventions { lora: Some(LoraReading::Merged), ..Conventions::openai() };
-    let apart = Clip::open(&apart, &merged).unwrap();
-    let of = |clip: &Clip| {
+    let separate = ClipWeights::open(&separate, &merged).unwrap();
+    let weight_of = |clip: &ClipWeights| {
         let tensors = clip.tensors().unwrap();
         tensors.iter().find(|(name, _)| *name == weight).map(|(_, tensor)| values(tensor)).unwrap()
     };
-    let (found, expected) = (of(&apart), of(&trained));
-    assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() <= 1e-6 * expected.abs()));
+    let (actual, expected) = (weight_of(&separate), weight_of(&trained));
+    assert!(actual.iter().zip(&expected).all(|(actual, expected)| (actual - expected).abs() <= 1e-6 * expected.abs()));
     let (_, plain) = tensors.iter().find(|(name, _)| *name == weight).unwrap();
     // W[0][0] + alpha / rank (B[0][0] A[0][0] + B[0][1] A[1][0]).
     let [a, b] = [&tensors[tensors.len() - 3].1, &tensors[tensors.len() - 2].1].map(values);
     assert_eq!(expected[0], values(plain)[0] + 8.0 / 2.0 * (b[0] * a[0] + b[1] * a[256]));
 
-    for wrong in [counting(&[], 0), counting(&[2], 1)] {
+    for wrong in [sequential_tensor(&[], 0), sequential_tensor(&[2], 1)] {
         let path = folder.path().join("wrong.safetensors");
         tensors.last_mut().unwrap().1 = wrong;
         write_safetensors(&path, &tensors).unwrap();
-        let problem = Clip::of(&path, small()).unwrap().tensors().unwrap_err().to_string();
-        assert!(problem.contains("lora_alpha: is no number above 0"), "{problem}");
+        let problem = ClipWeights::open_with_config(&path, small()).unwrap().tensors().unwrap_err().to_string();
+        assert!(problem.contains("lora_alpha: is not a number above 0"), "{problem}");
     }
 }
 
 #[test]
-fn lora_factors_are_added_as_the_reading_says() {
+fn the_lora_reading_selects_the_factors_that_are_added() {
     let block = "transformer.resblocks.0";
-    let mut shapes = named(&small());
+    let mut shapes = names_and_shapes(&small());
     for (module, [outputs, inputs]) in [
         (format!("{block}.attn.in_proj_weight_lora"), [192, 64]),
         (format!("{block}.attn.out_proj.lora"), [64, 64]),
         (format!("{block}.mlp.c_fc.lora"), [256, 64]),
         ("visual.conv1.lora".to_owned(), [128, 6]),
     ] {
-        // A kernel of two by two has twice the rank.
+        // The factors of a kernel of two by two have twice the rank.
         let rank = if module.contains("conv1") { 8 } else { 4 };
         shapes.push((format!("{module}_A"), vec![rank, inputs]));
         shapes.push((format!("{module}_B"), vec![outputs, rank]));
     }
-    let published = Published::new(&shapes);
-    let changed = |lora: LoraReading| {
-        let clip = published.open_with(&Conventions { lora: Some(lora), ..Conventions::openai() }).unwrap();
+    let folder = WeightsFolder::new(&shapes);
+    let changed_tensors = |lora: LoraReading| {
+        let clip = folder.open_with(&Conventions { lora: Some(lora), ..Conventions::openai() }).unwrap();
         assert_eq!(clip.lora(), Some(lora));
-        let plain = Archive::open(published.0.path()).unwrap();
+        let plain = Archive::open(folder.0.path()).unwrap();
         let tensors = clip.tensors().unwrap();
-        assert_eq!(tensors.len(), named(&small()).len());
+        assert_eq!(tensors.len(), names_and_shapes(&small()).len());
         let differs = |(name, tensor): &(String, Tensor<'_>)| plain.get(name).as_ref() != Some(tensor);
         tensors.iter().filter(|tensor| differs(tensor)).map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
     let released = ["attn.in_proj_weight", "attn.out_proj.weight"].map(|name| format!("{block}.{name}"));
     let with_convolution =
         |names: &[String]| names.iter().cloned().chain(["visual.conv1.weight".into()]).collect::<Vec<_>>();
-    assert_eq!(changed(LoraReading::AsReleased), with_convolution(&released));
+    assert_eq!(changed_tensors(LoraReading::AsReleased), with_convolution(&released));
     let all = [&released[..], &[format!("{block}.mlp.c_fc.weight")]].concat();
-    assert_eq!(changed(LoraReading::Merged), with_convolution(&all));
+    assert_eq!(changed_tensors(LoraReading::Merged), with_convolution(&all));
 
     let mut halved = shapes.clone();
     halved.retain(|(name, _)| name != "visual.conv1.lora_B");
-    let text = Published::new(&halved).open_with(&Conventions::openai()).unwrap().tensors().unwrap_err().to_string();
+    let text =
+        WeightsFolder::new(&halved).open_with(&Conventions::openai()).unwrap().tensors().unwrap_err().to_string();
     assert!(text.contains("visual.conv1.weight: has no LoRA factor B"), "{text}");
     shapes.push(("visual.ln_9.lora_A".to_owned(), vec![4, 4]));
-    let text = Published::new(&shapes).open_with(&Conventions::openai()).map(|_| ()).unwrap_err();
-    assert!(text.contains("visual.ln_9.weight: has LoRA factors, and is no weight of the model"), "{text}");
+    let text = WeightsFolder::new(&shapes).open_with(&Conventions::openai()).map(|_| ()).unwrap_err();
+    assert!(text.contains("visual.ln_9.weight: has LoRA factors, but is not a weight of the model"), "{text}");
 }
 
 fn side() -> impl Strategy<Value = usize> {
@@ -477,7 +481,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_shapes_make_it_panic(
+    fn arbitrary_shapes_cause_no_panic(
         shapes in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(side(), 0..5)), 0..4),
         resnet in any::<bool>(),
     ) {
@@ -488,8 +492,8 @@ proptest! {
         }
         let names: Vec<String> = all.keys().cloned().collect();
         all.extend(shapes.into_iter().map(|(name, shape)| (name.get(&names).clone(), shape)));
-        if let Ok(found) = Architecture::from_shapes(&all) {
-            prop_assert!(found.vision_tokens() > 0 && found.vision_width() > 0 && found.text.heads > 0);
+        if let Ok(config) = ClipConfig::from_shapes(&all) {
+            prop_assert!(config.vision_tokens() > 0 && config.vision_width() > 0 && config.text.heads > 0);
         }
     }
 }

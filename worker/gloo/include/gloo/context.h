@@ -1,5 +1,5 @@
-// Stands in for Gloo's own header, which the PyTorch wheel does not ship: c10d's headers name this method, and nothing
-// that is compiled here calls it.
+// Replaces Gloo's header, which the PyTorch wheel does not contain. c10d's headers use this method, but the code that is
+// compiled here does not call it.
 #pragma once
 
 #include <chrono>

@@ -1,87 +1,95 @@
+//! `worker bench step`: measures DiCO steps at the size of the paper's models.
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use config::{CutCandidates, Dico, EvaluatorScore, Optimizer, Precision, Preset, ProjectionInit, TextReading};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
-use weights::clip::{Architecture, Text, Vision};
-use weights::{Normalization, folder};
+use weights::clip::{ClipConfig, TextConfig, VisionBackbone};
+use weights::{Normalization, model_folder};
 
 use super::trace::trace;
-use super::{synchronise, world};
+use super::{ranks, synchronize_device};
 use crate::captioner::beam::Hypothesis;
-use crate::captioner::{self, Captioner, Captions, Search};
-use crate::cli::device::Compute;
+use crate::captioner::{self, Captioner, Captions, GenerationConfig};
+use crate::cli::device::DeviceOptions;
 use crate::clip::{self, Clip};
 use crate::collective::Collective;
-use crate::data::normalise;
-use crate::nn::{Backend, Gradient, Mode};
-use crate::objective::candidates::{Context, Images};
+use crate::data::normalize;
+use crate::nn::{Backend, DropoutMode, Gradient};
+use crate::objective::candidates::{ImageBatch, ObjectiveContext};
 use crate::objective::dico;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, AveragedGradient};
 use crate::phase_timer::PhaseTimer;
 
-/// Steps that are not counted: the first ones find memory and kernels.
-const WARM_UP: usize = 2;
+/// Number of steps that are not measured: the first ones allocate memory and select kernels.
+const WARM_UP_STEPS: usize = 2;
 const DROPOUT: f64 = 0.1;
 const LEARNING_RATE: f64 = 1e-6;
-/// Images, at least, whose candidates are ranked in 16 and in 32 bits.
-const RANKED: usize = 64;
+/// Minimal number of images whose candidates are ranked with bf16 and with f32 products.
+const MIN_RANKED_IMAGES: usize = 64;
 
+/// Measure DiCO steps at the size of the paper's models, from images to the update.
+///
+/// A step generates candidates, computes rewards and log-probabilities, and updates the captioner.
+/// Weights and pixels are random, so captions rarely end before --max-length. Prints images per
+/// second and the duration of each phase.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker bench step --batch 8 --steps 10 --min-length 30 --device cuda:0 --json")]
-/// Time full DiCO steps of the paper-size model: candidates, rewards, reference, loss, gradients and update.
-///
-/// Weights, pixels and therefore captions are random; such captions hardly ever end by themselves.
 pub struct Step {
-    /// Images a step.
+    /// Batch size: images per step and rank.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
-    /// Candidates an image.
+    /// Number of beams: candidates per image.
     #[arg(long, default_value_t = 5, value_name = "K", value_parser = clap::value_parser!(u16).range(2..=64))]
     beams: u16,
-    /// Longest caption, in tokens, begin and end included.
+    /// Maximal length of a caption in tokens, begin and end tokens included.
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=77))]
     max_length: u16,
-    /// MAX_LENGTH, to keep captions from ending before: the same work whatever the weights.
+    /// Minimal length of a caption; must equal --max-length. All captions then have this length, so
+    /// that the amount of work does not depend on the weights.
     #[arg(long, value_name = "N")]
     min_length: Option<u16>,
-    /// What the captioner sees through.
-    #[arg(long, default_value = "vit-b-32", value_name = "TOWER")]
-    vision: Tower,
-    /// Take what the frozen towers see as given, as from a feature store.
+    /// Vision encoder of the captioner.
+    #[arg(long, default_value = "vit-b-32", value_name = "ENCODER")]
+    vision: VisionEncoderPreset,
+    /// Compute the outputs of the frozen vision encoders once, as if from a feature store.
     #[arg(long)]
     cached_features: bool,
-    /// The captioner's vocabulary: full, or so many of CLIP's tokens.
-    #[arg(long, default_value = "full", value_parser = vocabulary, value_name = "full|N")]
-    vocabulary: folder::Vocabulary,
-    /// In how many bits matrices are multiplied.
-    #[arg(long, default_value = "f32", value_parser = precision, value_name = "f32|bf16")]
+    /// Vocabulary of the captioner: full, or this number of CLIP's tokens.
+    #[arg(long, default_value = "full", value_parser = parse_vocabulary, value_name = "full|N")]
+    vocabulary: model_folder::Vocabulary,
+    /// Precision of matrix products.
+    #[arg(long, default_value = "f32", value_parser = parse_precision, value_name = "f32|bf16")]
     precision: Precision,
-    /// Steps that are timed.
+    /// Number of measured steps.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
-    /// Ranks, each a process with a batch of its own, whose gradients are summed.
+    /// World size: number of ranks, each a process with its own batch. Gradients are summed over
+    /// all ranks.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     world: u16,
-    /// Write what one more step does on the processor and on the GPU to a file that Perfetto and
-    /// chrome://tracing open.
+    /// Trace one more step on CPU and GPU, and write the trace to a file for Perfetto or
+    /// chrome://tracing.
     #[arg(long, value_name = "FILE", conflicts_with = "world")]
     trace: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    compute: Compute,
+    device: DeviceOptions,
 }
 
+/// The size of a CLIP vision encoder.
 #[derive(Clone, Copy, ValueEnum)]
-enum Tower {
+enum VisionEncoderPreset {
     #[value(name = "vit-b-32")]
     VitB32,
     #[value(name = "vit-l-14")]
@@ -90,25 +98,26 @@ enum Tower {
     Rn50,
 }
 
-fn precision(text: &str) -> Result<Precision, String> {
+fn parse_precision(text: &str) -> Result<Precision> {
     match text {
         "f32" => Ok(Precision::F32),
         "bf16" => Ok(Precision::Bf16),
-        _ => Err("expected f32 or bf16".to_owned()),
+        _ => bail!("expected f32 or bf16"),
     }
 }
 
-fn vocabulary(text: &str) -> Result<folder::Vocabulary, String> {
+fn parse_vocabulary(text: &str) -> Result<model_folder::Vocabulary> {
     if text == "full" {
-        return Ok(folder::Vocabulary::Full);
+        return Ok(model_folder::Vocabulary::Full);
     }
     match text.parse() {
-        Ok(tokens @ 100..=49_406_u16) => Ok(folder::Vocabulary::Tokens((0..tokens).collect())),
-        _ => Err("expected full or a number in 100..=49406".to_owned()),
+        Ok(tokens @ 100..=49_406_u16) => Ok(model_folder::Vocabulary::Tokens((0..tokens).collect())),
+        _ => bail!("expected full or a number in 100..=49406"),
     }
 }
 
-/// Seconds of the parts of a step, each computed on its own; `learn` is what is left of the whole.
+/// The duration of each phase of a step in seconds, measured separately; `learn` is the rest of the
+/// step.
 #[derive(Serialize, Deserialize)]
 struct Phases {
     vision: f64,
@@ -119,18 +128,20 @@ struct Phases {
     all_reduce: f64,
 }
 
-/// What a rank has measured.
+/// The measurements of a rank.
 #[derive(Serialize, Deserialize)]
-struct Measured {
-    /// Of each step, in order.
+struct Measurements {
+    /// The duration of each step, in order.
     seconds: Vec<f64>,
     phases: Phases,
-    /// The most memory that the process has had, in bytes.
+    /// The peak resident memory of the process, in bytes.
     peak_memory: Option<u64>,
+    /// The share of images whose candidates have the same ranking with f32 products; none if
+    /// products are f32.
     same_ranking: Option<f64>,
 }
 
-/// The models of a run at the size of the paper's, and a batch.
+/// The models of a rank at the size of the paper's, and its batch.
 struct Bench<'a> {
     device: Device,
     collective: &'a dyn Collective,
@@ -139,29 +150,34 @@ struct Bench<'a> {
     policy: Captioner,
     reference: Captioner,
     optimizer: Adam,
-    /// Bytes `[batch, size, size, 3]` in this machine's memory.
+    /// Bytes `[batch, size, size, 3]` in CPU memory.
     pixels: Tensor,
-    /// What the towers see of them, where that is given.
-    seen: Option<(Tensor, Tensor)>,
-    numbers: Vec<usize>,
+    /// The outputs of the vision encoders, with `--cached-features`.
+    cached_features: Option<VisionFeatures>,
+    image_indices: Vec<usize>,
     vocabulary: Vocabulary,
-    judge_vocabulary: Vocabulary,
-    search: Search,
+    evaluator_vocabulary: Vocabulary,
+    generation_config: GenerationConfig,
     settings: Dico,
-    /// Not looked at: on a GPU they would tell when something was asked for, not when it was done.
+    /// Not used: on a GPU it would measure when work is queued, not when it completes.
     timer: PhaseTimer,
 }
 
 impl Step {
-    pub fn run(self) -> Result<(), String> {
-        let device = self.compute.prepare()?;
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// An option is invalid, or a rank fails.
+    pub fn run(self) -> Result<()> {
+        let device = self.device.initialize()?;
         if self.min_length.is_some_and(|length| length != self.max_length) {
-            return Err(format!("--min-length can only be --max-length, {}", self.max_length));
+            bail!("--min-length must equal --max-length, {}", self.max_length);
         }
-        let ranks = world::run(self.world, device, |device, collective| self.measure(device, collective))?;
-        // Ranks wait for each other in every step, so the times of one are those of all.
-        let Measured { mut seconds, phases, peak_memory, same_ranking } =
-            ranks.into_iter().next().expect("there is a rank 0");
+        let measurements = ranks::run(self.world, device, |device, collective| self.measure(device, collective))?;
+        // Ranks wait for each other in each step, so the durations on rank 0 are those of all
+        // ranks.
+        let Measurements { mut seconds, phases, peak_memory, same_ranking } =
+            measurements.into_iter().next().expect("there is a rank 0");
         seconds.sort_by(f64::total_cmp);
         let step = seconds[seconds.len() / 2];
         let images = f64::from(self.batch) * f64::from(self.world) / step;
@@ -184,7 +200,7 @@ impl Step {
         }
         let Phases { vision, beam_search, reward, reference, learn, all_reduce } = phases;
         crate::cli::print(format_args!(
-            "{images:.2} images a second; a step takes {step:.4} s, the median of {}",
+            "{images:.2} images/s; a step takes {step:.4} s, the median of {}",
             self.steps
         ))?;
         crate::cli::print(format_args!(
@@ -193,21 +209,21 @@ impl Step {
         ))?;
         if let Some(share) = same_ranking {
             crate::cli::print(format_args!(
-                "candidates are ranked as in 32 bits for {:.1} % of images",
+                "the ranking of candidates equals that with f32 products for {:.1} % of images",
                 100.0 * share
             ))?;
         }
         Ok(())
     }
 
-    /// What one rank does.
-    fn measure(&self, device: Device, collective: &dyn Collective) -> Result<Measured, String> {
-        let mut bench = self.prepare(device, collective);
-        (1..=WARM_UP as u64).try_for_each(|number| bench.step(number))?;
+    /// Runs the measurement on one rank.
+    fn measure(&self, device: Device, collective: &dyn Collective) -> Result<Measurements> {
+        let mut bench = self.build(device, collective);
+        (1..=WARM_UP_STEPS as u64).try_for_each(|step| bench.train_step(step))?;
         let mut seconds = Vec::new();
-        for number in 1..=u64::from(self.steps) {
-            let (elapsed, done) = bench.timed(|bench| bench.step(number + WARM_UP as u64));
-            done?;
+        for step in 1..=u64::from(self.steps) {
+            let (elapsed, result) = bench.timed(|bench| bench.train_step(step + WARM_UP_STEPS as u64));
+            result?;
             seconds.push(elapsed);
         }
         let mut sorted = seconds.clone();
@@ -215,22 +231,22 @@ impl Step {
         let peak_memory = peak_memory();
         let phases = bench.phases(sorted[sorted.len() / 2])?;
         if let Some(path) = &self.trace {
-            trace(device, path, || bench.step(1 + seconds.len() as u64 + WARM_UP as u64))?;
+            trace(device, path, || bench.train_step(1 + seconds.len() as u64 + WARM_UP_STEPS as u64))?;
         }
         let same_ranking = (self.precision != Precision::F32).then(|| bench.same_ranking());
-        Ok(Measured { seconds, phases, peak_memory, same_ranking })
+        Ok(Measurements { seconds, phases, peak_memory, same_ranking })
     }
 
-    fn prepare<'a>(&self, device: Device, collective: &'a dyn Collective) -> Bench<'a> {
-        let (vocabulary, judge_vocabulary) = (Vocabulary::stored(&self.vocabulary), Vocabulary::full());
+    /// Builds the models and a random batch.
+    fn build<'a>(&self, device: Device, collective: &'a dyn Collective) -> Bench<'a> {
+        let (vocabulary, evaluator_vocabulary) = (Vocabulary::from_manifest(&self.vocabulary), Vocabulary::full());
         let backend = Backend { device, precision: self.precision };
-        let vision_encoder = Clip::new(self.vision.architecture(), 1, backend);
-        let evaluator = evaluator(&judge_vocabulary, backend);
-        let (width, tokens) =
-            (vision_encoder.architecture().vision_width(), vision_encoder.architecture().vision_tokens());
-        let architecture = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
-        let mut policy = Captioner::new(architecture, ProjectionInit::default(), 3, backend);
-        let reference = policy.copy();
+        let vision_encoder = Clip::new(self.vision.config(), 1, backend);
+        let evaluator = build_evaluator(&evaluator_vocabulary, backend);
+        let (width, tokens) = (vision_encoder.config().vision_width(), vision_encoder.config().vision_tokens());
+        let config = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
+        let mut policy = Captioner::new(config, ProjectionInit::default(), 3, backend);
+        let reference = policy.frozen_copy();
         policy.parameters_mut().start_training(|_| true);
         let settings = Optimizer {
             learning_rate: LEARNING_RATE,
@@ -240,19 +256,19 @@ impl Step {
             clip_norm: None,
         };
         let optimizer = Adam::new(policy.parameters(), &settings);
-        let side = vision_encoder.architecture().image_size as i64;
+        let side = vision_encoder.config().image_size as i64;
         tch::manual_seed(4 + collective.rank() as i64);
         let pixels = Tensor::randint(256, [i64::from(self.batch), side, side, 3], (Kind::Uint8, Device::Cpu));
-        let search = Search {
+        let generation_config = GenerationConfig {
             beams: self.beams.into(),
             max_length: self.max_length.into(),
             length_penalty: 1.0,
             cut_length_includes_bos: false,
-            begin: vocabulary.begin(),
-            // No token has this number.
-            end: if self.min_length.is_some() { -1 } else { vocabulary.end() },
+            begin: vocabulary.begin_token(),
+            // No token has this id.
+            end: if self.min_length.is_some() { -1 } else { vocabulary.end_token() },
         };
-        let numbers = (0..self.batch.into()).collect();
+        let image_indices = (0..self.batch.into()).collect();
         let settings = Dico { reward: BTreeMap::from([(EvaluatorScore::PacS.into(), 1.0)]), ..Dico::default() };
         let mut bench = Bench {
             device,
@@ -263,37 +279,47 @@ impl Step {
             reference,
             optimizer,
             pixels,
-            seen: None,
-            numbers,
+            cached_features: None,
+            image_indices,
             vocabulary,
-            judge_vocabulary,
-            search,
+            evaluator_vocabulary,
+            generation_config,
             settings,
             timer: PhaseTimer::default(),
         };
-        bench.seen = self.cached_features.then(|| bench.look());
+        bench.cached_features = self.cached_features.then(|| bench.encode_images());
         bench
     }
 }
 
+/// The outputs of the frozen vision encoders.
+struct VisionFeatures {
+    /// Hidden states of the captioner's vision encoder.
+    hidden: Tensor,
+    /// Embeddings by the evaluator.
+    embeddings: Tensor,
+}
+
 impl Bench<'_> {
-    /// What the frozen towers see of the batch: hidden states for the captioner, embeddings of the evaluator.
-    fn look(&self) -> (Tensor, Tensor) {
-        if let Some((hidden, embeddings)) = &self.seen {
-            return (hidden.shallow_clone(), embeddings.shallow_clone());
+    /// The outputs of the frozen vision encoders for the batch.
+    fn encode_images(&self) -> VisionFeatures {
+        if let Some(VisionFeatures { hidden, embeddings }) = &self.cached_features {
+            return VisionFeatures { hidden: hidden.shallow_clone(), embeddings: embeddings.shallow_clone() };
         }
-        let images = normalise(&self.pixels, 0..self.numbers.len(), self.device, &Normalization::default());
+        let images = normalize(&self.pixels, 0..self.image_indices.len(), self.device, &Normalization::default());
         no_grad(|| {
-            (self.vision_encoder.vision.hidden(&images), self.evaluator.embed(&self.evaluator.vision.hidden(&images)))
+            let hidden = self.vision_encoder.vision.hidden_states(&images);
+            let evaluator_hidden = self.evaluator.vision.hidden_states(&images);
+            VisionFeatures { hidden, embeddings: self.evaluator.image_embeddings(&evaluator_hidden) }
         })
     }
 
-    /// PAC-S by this evaluator.
+    /// The reward: PAC-S by this evaluator.
     fn pac_s<'b>(&'b self, evaluator: &'b Clip) -> [EvaluatorReward<'b>; 1] {
         [EvaluatorReward {
             name: EvaluatorScore::PacS.name(),
             clip: evaluator,
-            vocabulary: &self.judge_vocabulary,
+            vocabulary: &self.evaluator_vocabulary,
             score: EvaluatorScore::PacS,
             prefix: "",
             text: TextReading::AsIs,
@@ -301,29 +327,30 @@ impl Bench<'_> {
         }]
     }
 
-    fn context<'b>(&'b self, evaluators: &'b [EvaluatorReward<'b>]) -> Context<'b> {
-        Context {
+    fn context<'b>(&'b self, evaluators: &'b [EvaluatorReward<'b>]) -> ObjectiveContext<'b> {
+        ObjectiveContext {
             reference: &self.reference,
             reward_model: RewardModel { evaluators, cider: None, weights: &self.settings.reward },
             vocabulary: &self.vocabulary,
-            search: self.search,
+            generation: self.generation_config,
             candidate_dropout: None,
             timer: &self.timer,
         }
     }
 
-    fn step(&mut self, number: u64) -> Result<(), String> {
-        let (hidden, embeddings) = self.look();
-        let images = Images { hidden: &hidden, embeddings: &[embeddings], numbers: &self.numbers };
-        let Gradient { whole, values: mut gradient, .. } = self.gradient();
+    /// Runs update `step` (from 1).
+    fn train_step(&mut self, step: u64) -> Result<()> {
+        let VisionFeatures { hidden, embeddings } = self.encode_images();
+        let images = ImageBatch { hidden: &hidden, embeddings: &[embeddings], indices: &self.image_indices };
+        let Gradient { buffer, values: mut gradient, .. } = self.gradient();
         _ = gradient.zero_();
-        let mode = Mode::Train { dropout: DROPOUT };
+        let mode = DropoutMode::Train { dropout: DROPOUT };
         let evaluators = self.pac_s(&self.evaluator);
-        let outcome = dico::outcome(&self.policy, &images, &self.context(&evaluators), &self.settings, mode);
-        outcome.loss.backward();
-        self.collective.all_reduce(&whole).map_err(|broken| broken.to_string())?;
-        let average = AveragedGradient::new(&gradient, outcome.weight * self.collective.world_size() as f64);
-        self.optimizer.update(self.policy.parameters(), &average, number, LEARNING_RATE);
+        let output = dico::compute_loss(&self.policy, &images, &self.context(&evaluators), &self.settings, mode);
+        output.loss.backward();
+        self.collective.all_reduce(&buffer)?;
+        let average = AveragedGradient::new(&gradient, output.weight * self.collective.world_size() as f64);
+        self.optimizer.update(self.policy.parameters(), &average, step, LEARNING_RATE);
         Ok(())
     }
 
@@ -331,82 +358,90 @@ impl Bench<'_> {
         self.policy.parameters().gradient().expect("the policy is in training")
     }
 
-    /// Seconds until all that is computed is computed, and what that is.
+    /// The duration of `compute` in seconds, until the device has completed its work, and its
+    /// result.
     fn timed<T>(&mut self, compute: impl FnOnce(&mut Self) -> T) -> (f64, T) {
-        synchronise(self.device);
-        let started = Instant::now();
-        let computed = compute(self);
-        synchronise(self.device);
-        (started.elapsed().as_secs_f64(), computed)
+        synchronize_device(self.device);
+        let started_at = Instant::now();
+        let result = compute(self);
+        synchronize_device(self.device);
+        (started_at.elapsed().as_secs_f64(), result)
     }
 
-    fn phases(&mut self, step: f64) -> Result<Phases, String> {
-        let (vision, (hidden, embeddings)) = self.timed(|bench| bench.look());
-        let (beam_search, found) = self.timed(|bench| bench.policy.search(&hidden, &bench.search, Mode::Evaluate));
-        let begin = self.vocabulary.begin();
-        let sequences: Vec<Vec<i64>> = found
+    /// Measures each phase. `step` is the duration of a step in seconds.
+    fn phases(&mut self, step: f64) -> Result<Phases> {
+        let (vision, VisionFeatures { hidden, embeddings }) = self.timed(|bench| bench.encode_images());
+        let (beam_search, candidates) =
+            self.timed(|bench| bench.policy.beam_search(&hidden, &bench.generation_config, DropoutMode::Evaluate));
+        let begin = self.vocabulary.begin_token();
+        let sequences: Vec<Vec<i64>> = candidates
             .iter()
             .flatten()
-            .map(|found| std::iter::once(begin).chain(found.tokens.iter().copied()).collect())
+            .map(|candidate| std::iter::once(begin).chain(candidate.tokens.iter().copied()).collect())
             .collect();
-        let captions = Captions::new(&sequences, self.search.beams, self.device);
-        let (reward, _) = self.timed(|bench| bench.rewards(&bench.evaluator, &embeddings, &found));
+        let captions = Captions::new(&sequences, self.generation_config.beams, self.device);
+        let (reward, _) = self.timed(|bench| bench.rewards(&bench.evaluator, &embeddings, &candidates));
         let (reference, _) = self.timed(|bench| {
-            no_grad(|| bench.reference.token_log_probabilities(&hidden, &captions, Mode::Evaluate).sums())
+            no_grad(|| bench.reference.token_log_probabilities(&hidden, &captions, DropoutMode::Evaluate).sums())
         });
-        let (all_reduce, done) = self.timed(|bench| bench.collective.all_reduce(&bench.gradient().whole));
-        done.map_err(|broken| broken.to_string())?;
+        let (all_reduce, result) = self.timed(|bench| bench.collective.all_reduce(&bench.gradient().buffer));
+        result?;
         let learn = step - vision - beam_search - reward - reference - all_reduce;
         Ok(Phases { vision, beam_search, reward, reference, learn, all_reduce })
     }
 
-    /// `[images, candidates]`.
-    fn rewards(&self, evaluator: &Clip, embeddings: &Tensor, found: &[Vec<Hypothesis>]) -> Tensor {
+    /// The rewards of the candidates, `[images, candidates]`.
+    fn rewards(&self, evaluator: &Clip, embeddings: &Tensor, candidates: &[Vec<Hypothesis>]) -> Tensor {
         let embeddings = [embeddings.shallow_clone()];
-        let images = Images { hidden: &embeddings[0], embeddings: &embeddings, numbers: &self.numbers };
-        self.context(&self.pac_s(evaluator)).rewards(&images, found)
+        let images = ImageBatch { hidden: &embeddings[0], embeddings: &embeddings, indices: &self.image_indices };
+        self.context(&self.pac_s(evaluator)).rewards(&images, candidates)
     }
 
-    /// The share of images whose candidates an evaluator in 32 bits ranks alike.
+    /// The share of images whose candidates have the same ranking by an evaluator with f32
+    /// products.
     fn same_ranking(&self) -> f64 {
-        let exact = evaluator(&self.judge_vocabulary, self.device.into());
-        let images = self.numbers.len();
+        let f32_evaluator = build_evaluator(&self.evaluator_vocabulary, self.device.into());
+        let images = self.image_indices.len();
         let mut same = 0;
-        let batches = RANKED.div_ceil(images);
+        let batches = MIN_RANKED_IMAGES.div_ceil(images);
         for _ in 0..batches {
-            let pixels = normalise(&self.pixels.randint_like(256), 0..images, self.device, &Normalization::default());
-            let found = no_grad(|| {
-                self.policy.search(&self.vision_encoder.vision.hidden(&pixels), &self.search, Mode::Evaluate)
+            let pixels = normalize(&self.pixels.randint_like(256), 0..images, self.device, &Normalization::default());
+            let candidates = no_grad(|| {
+                self.policy.beam_search(
+                    &self.vision_encoder.vision.hidden_states(&pixels),
+                    &self.generation_config,
+                    DropoutMode::Evaluate,
+                )
             });
-            let order = |evaluator: &Clip| {
-                let embeddings = no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)));
-                self.rewards(evaluator, &embeddings, &found).argsort_stable(true, 1, true)
+            let ranking = |evaluator: &Clip| {
+                let embeddings = no_grad(|| evaluator.image_embeddings(&evaluator.vision.hidden_states(&pixels)));
+                self.rewards(evaluator, &embeddings, &candidates).argsort_stable(true, 1, true)
             };
-            let unlike = order(&self.evaluator).not_equal_tensor(&order(&exact)).any_dim(1, false);
-            same += images - unlike.sum(Kind::Int64).int64_value(&[]) as usize;
+            let differs = ranking(&self.evaluator).not_equal_tensor(&ranking(&f32_evaluator)).any_dim(1, false);
+            same += images - differs.sum(Kind::Int64).int64_value(&[]) as usize;
         }
         same as f64 / (batches * images) as f64
     }
 }
 
-fn evaluator(vocabulary: &Vocabulary, backend: Backend) -> Clip {
-    Clip::new(clip::preset(Preset::Dico, vocabulary.pad() as usize), 2, backend)
+fn build_evaluator(vocabulary: &Vocabulary, backend: Backend) -> Clip {
+    Clip::new(clip::preset(Preset::Dico, vocabulary.pad_token() as usize), 2, backend)
 }
 
-impl Tower {
-    /// A CLIP with the tower, and next to no text tower, which is not used.
-    fn architecture(self) -> Architecture {
+impl VisionEncoderPreset {
+    /// A CLIP with this vision encoder. Its text encoder is minimal, because it is not used.
+    fn config(self) -> ClipConfig {
         let vision = match self {
-            Self::VitB32 => Vision::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 },
-            Self::VitL14 => Vision::Transformer { patch_size: 14, width: 1024, layers: 24, heads: 16 },
-            Self::Rn50 => Vision::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 },
+            Self::VitB32 => VisionBackbone::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 },
+            Self::VitL14 => VisionBackbone::Transformer { patch_size: 14, width: 1024, layers: 24, heads: 16 },
+            Self::Rn50 => VisionBackbone::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 },
         };
-        let text = Text { width: 64, layers: 1, heads: 1, context_length: 1, vocabulary_size: 1 };
-        Architecture::new(224, vision, text, 64)
+        let text = TextConfig { width: 64, layers: 1, heads: 1, context_length: 1, vocabulary_size: 1 };
+        ClipConfig::new(224, vision, text, 64)
     }
 }
 
-/// The most memory that this process has had, in bytes.
+/// The peak resident memory of this process, in bytes.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -419,8 +454,8 @@ mod tests {
 
     #[test]
     fn vocabularies_are_parsed() {
-        assert_eq!(vocabulary("full"), Ok(folder::Vocabulary::Full));
-        assert_eq!(vocabulary("100").map(|vocabulary| Vocabulary::stored(&vocabulary).size()), Ok(103));
-        assert!(["", "99", "49407", "half"].iter().all(|text| vocabulary(text).is_err()));
+        assert_eq!(parse_vocabulary("full").unwrap(), model_folder::Vocabulary::Full);
+        assert_eq!(Vocabulary::from_manifest(&parse_vocabulary("100").unwrap()).size(), 103);
+        assert!(["", "99", "49407", "half"].iter().all(|text| parse_vocabulary(text).is_err()));
     }
 }

@@ -1,11 +1,14 @@
+//! Traces of libtorch's profiler.
+
 use std::ffi::{CString, c_char, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use anyhow::{Context, Result};
 use tch::Device;
 
-use super::synchronise;
-use crate::nn::guarded;
+use super::synchronize_device;
+use crate::nn::checked_call;
 
 // SAFETY: declarations of the functions in cuda/trace.cpp, with the same types.
 unsafe extern "C" {
@@ -13,21 +16,21 @@ unsafe extern "C" {
     fn dico_trace_end(path: *const c_char, error: *mut c_char) -> *mut c_void;
 }
 
-/// Does some work, and writes the operations and the kernels that it started to a file in the format
-/// of Chrome's traces, with the time that each took. Tracing makes the processor slower, not a GPU.
+/// Runs `work`, and writes the duration of its operations and kernels to a file in Chrome's trace
+/// format. Tracing slows the CPU down, but not a GPU.
 ///
 /// # Errors
-/// There is no file, or libtorch's profiler cannot trace.
-pub fn trace(device: Device, path: &Path, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    // libtorch reports nothing when it cannot write.
-    std::fs::File::create(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| format!("{}: {error}", path.display()))?;
-    synchronise(device);
+/// The file cannot be written, libtorch's profiler fails, or `work` fails.
+pub fn trace(device: Device, path: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    // libtorch does not report that it cannot write the file.
+    std::fs::File::create(path).with_context(|| path.display().to_string())?;
+    let name = CString::new(path.as_os_str().as_bytes()).with_context(|| path.display().to_string())?;
+    synchronize_device(device);
     // SAFETY: the error's buffer outlives the call.
-    guarded(|error| unsafe { dico_trace_begin(device.is_cuda(), error) })?;
-    let done = work();
-    synchronise(device);
-    // SAFETY: as above, and the name does, too.
-    guarded(|error| unsafe { dico_trace_end(name.as_ptr(), error) })?;
-    done
+    checked_call(|error| unsafe { dico_trace_begin(device.is_cuda(), error) })?;
+    let result = work();
+    synchronize_device(device);
+    // SAFETY: as above; the name outlives the call, too.
+    checked_call(|error| unsafe { dico_trace_end(name.as_ptr(), error) })?;
+    result
 }

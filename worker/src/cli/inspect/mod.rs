@@ -1,4 +1,4 @@
-//! `worker inspect`: shows the images and captions of a data set, and all its faults.
+//! `worker inspect`: shows the images, captions and problems of a data set.
 
 mod problems;
 mod source;
@@ -8,41 +8,45 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use dataset::Split;
 use serde::Serialize;
 use tokenizer::Vocabulary;
 
-use problems::{Findings, Read, survey};
-use source::Source;
+use problems::{Findings, LoadedSplits, load_splits};
+use source::DataSource;
 use summary::Summary;
 
-/// Show what a data set gives: splits, caption lengths, vocabulary, samples, and all problems.
+/// Inspect a data set: splits, caption lengths, vocabulary, samples, and all problems.
+///
+/// Needs a run file, annotations with their images, or tars. Prints a summary of each split, then
+/// problems and notes. Fails if there is a problem.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  worker inspect configs/demo.yaml\n  worker inspect dataset.json --images photos\n  \
                         worker inspect 'tars/train-{000..007}.tar' --json\n\n\
-                        With a run file, the captions are also checked against what its stages need. Annotations may be Karpathy's or \
-                        COCO's. COCO's, which name no split, and tars are shown as the split `train`. The exit status is 1 if a \
-                        run would refuse the data."
+                        A run file is also checked for captions that its stages need. Annotations may be Karpathy's or COCO's. \
+                        COCO annotations and tars, which have no splits, are shown as the split `train`. The exit status is 1 if \
+                        a run would refuse the data."
 )]
 pub struct Inspect {
-    /// A run file (.yaml), annotations (.json), or tars: a path or an s3:// URL, with brace
+    /// Run file (.yaml), annotations (.json), or tars (.tar): a path or an s3:// URL, with brace
     /// patterns.
     #[arg(value_name = "DATA")]
     data: String,
-    /// Folder of the images that annotations name [default: `images` beside the annotations, or
-    /// else their folder].
+    /// Folder of the images of annotations [default: the folder `images` beside the annotations if
+    /// it exists, otherwise the folder of the annotations].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Decode all images, not only 1,000 of each split.
+    /// Decode all images, instead of 1,000 per split.
     #[arg(long)]
     decode_all: bool,
-    /// Print JSON.
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
-/// The output of the command.
+/// The JSON output.
 #[derive(Serialize)]
 struct Inspection {
     splits: BTreeMap<&'static str, Summary>,
@@ -51,24 +55,28 @@ struct Inspection {
 }
 
 impl Inspect {
-    pub fn run(self) -> Result<(), String> {
-        let source = Source::open(&self.data, self.images.as_deref())?;
-        let progress = cli_support::spinner("looking at images and captions");
-        let (read, mut findings) = survey(&source);
-        findings.decode(&source, &read, self.decode_all);
-        findings.add_limits(&source, &read);
-        let inspection = Inspection { splits: summaries(&read), findings };
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// The data set cannot be found, or has problems.
+    pub fn run(self) -> Result<()> {
+        let source = DataSource::open(&self.data, self.images.as_deref())?;
+        let progress = cli_support::spinner("checking images and captions");
+        let (splits, mut findings) = load_splits(&source);
+        findings.add_undecodable_images(&source, &splits, self.decode_all);
+        findings.add_truncated_captions(&source, &splits);
+        let inspection = Inspection { splits: summaries(&splits), findings };
         progress.finish_and_clear();
-        self.print(&inspection).map_err(|error| error.to_string())?;
+        self.print(&inspection)?;
         match inspection.findings.problems.len() {
             0 => Ok(()),
-            1 => Err(format!("{}: 1 problem", self.data)),
-            problems => Err(format!("{}: {problems} problems", self.data)),
+            1 => bail!("{}: 1 problem", self.data),
+            problems => bail!("{}: {problems} problems", self.data),
         }
     }
 
     fn print(&self, inspection: &Inspection) -> std::io::Result<()> {
-        let mut out = cli_support::out();
+        let mut out = cli_support::stdout();
         if self.json {
             serde_json::to_writer(&mut out, inspection)?;
             return writeln!(out);
@@ -78,9 +86,9 @@ impl Inspect {
             summary.map_or(Ok(()), |summary| writeln!(out, "{split}: {summary}"))?;
         }
         let Findings { problems, notes } = &inspection.findings;
-        for (what, lines) in [("problems", problems), ("notes", notes)] {
+        for (title, lines) in [("problems", problems), ("notes", notes)] {
             if !lines.is_empty() {
-                writeln!(out, "{what}: {}", lines.len())?;
+                writeln!(out, "{title}: {}", lines.len())?;
             }
             lines.iter().try_for_each(|line| writeln!(out, "    {line}"))?;
         }
@@ -88,9 +96,9 @@ impl Inspect {
     }
 }
 
-/// Summarises the splits that have images.
-fn summaries(read: &Read) -> BTreeMap<&'static str, Summary> {
+/// Summaries of the splits that have images.
+fn summaries(splits: &LoadedSplits) -> BTreeMap<&'static str, Summary> {
     let vocabulary = Vocabulary::full();
-    let with_images = read.iter().filter(|(split, data)| !data.split(*split).is_empty());
+    let with_images = splits.iter().filter(|(split, data)| !data.split(*split).is_empty());
     with_images.map(|(split, data)| (split.name(), Summary::new(data.split(*split), &vocabulary))).collect()
 }

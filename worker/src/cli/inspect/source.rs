@@ -1,29 +1,30 @@
-//! Tells which kind of data set the argument of `worker inspect` names.
+//! Determines the kind of data set that the argument of `worker inspect` names.
 
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Result, bail};
 use config::{Coco, CocoSplit, Data, Karpathy, RunFile, WebDataset};
 use dataset::Split;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// The folder of images that is looked for beside annotations.
-const IMAGES: &str = "images";
+/// The default folder of images, beside annotations.
+const IMAGE_FOLDER: &str = "images";
 
-/// A data set to be inspected.
+/// A data set to inspect.
 #[derive(Debug)]
-pub struct Source {
-    /// Where it is.
+pub struct DataSource {
+    /// The `data` section of a run file for it.
     pub settings: Data,
-    /// The splits that it has, or may have.
+    /// The splits that it may have.
     pub splits: Vec<Split>,
-    /// The run that is to train on it, where it was named by a run file.
+    /// The run file, if the argument is one.
     pub run: Option<RunFile>,
 }
 
-/// As much of annotations as tells Karpathy's from COCO's.
+/// The fields that distinguish Karpathy's annotations from COCO's.
 #[derive(Deserialize)]
 struct Annotations {
     #[serde(default)]
@@ -40,34 +41,34 @@ struct Image {
     sentences: Option<IgnoredAny>,
 }
 
-impl Source {
-    /// Finds out what `data` is; `images` is the folder of the images of annotations.
+impl DataSource {
+    /// Determines the kind of `data`. `images` is the folder of the images of annotations.
     ///
     /// # Errors
-    /// There is no such file, it is none of a data set, or a run file is wrong.
-    pub fn open(data: &str, images: Option<&Path>) -> Result<Self, String> {
+    /// The file does not exist, is not a data set, or is an invalid run file.
+    pub fn open(data: &str, images: Option<&Path>) -> Result<Self> {
         let path = Path::new(data);
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
         let is_tar = extension.as_deref() == Some("tar");
         if !is_tar && !path.exists() {
-            return Err(format!("{data}: there is no such file"));
+            bail!("{data}: there is no such file");
         }
         if path.is_dir() {
-            return Err(format!(
+            bail!(
                 "{data}: is a folder: name a run file, annotations or tars (`tar -cf NAME.tar -C {data} .` makes a tar of images \
                  with .txt or .json files beside them)"
-            ));
+            );
         }
         match extension.as_deref() {
-            Some("yaml" | "yml") => Self::of_run(path),
-            Some("json") => Ok(Self::of_annotations(path, images)),
-            Some("tar") => Ok(Self::of_tars(data)),
-            _ => Err(format!("{data}: neither a run file (.yaml), nor annotations (.json), nor tars (.tar)")),
+            Some("yaml" | "yml") => Self::from_run_file(path),
+            Some("json") => Ok(Self::from_annotations(path, images)),
+            Some("tar") => Ok(Self::from_tars(data)),
+            _ => bail!("{data}: neither a run file (.yaml), nor annotations (.json), nor tars (.tar)"),
         }
     }
 
-    fn of_run(path: &Path) -> Result<Self, String> {
-        let run = RunFile::load(path).map_err(|error| error.to_string())?;
+    fn from_run_file(path: &Path) -> Result<Self> {
+        let run = RunFile::load(path)?;
         let settings = run.data.clone();
         let has_test = settings.karpathy.is_some()
             || settings.coco.as_ref().is_some_and(|coco| coco.test.is_some())
@@ -76,10 +77,10 @@ impl Source {
         Ok(Self { settings, splits, run: Some(run) })
     }
 
-    fn of_annotations(path: &Path, images: Option<&Path>) -> Self {
-        let images = images.map_or_else(|| images_beside(path), Path::to_owned);
+    fn from_annotations(path: &Path, images: Option<&Path>) -> Self {
+        let images = images.map_or_else(|| default_image_folder(path), Path::to_owned);
         let annotations = path.to_owned();
-        if is_karpathys(path) {
+        if is_karpathy(path) {
             let karpathy = Some(Karpathy { annotations, images });
             let settings = Data { karpathy, ..Data::default() };
             return Self { settings, splits: Split::ALL.to_vec(), run: None };
@@ -89,21 +90,21 @@ impl Source {
         Self { settings: Data { coco, ..Data::default() }, splits: vec![Split::Train], run: None }
     }
 
-    fn of_tars(pattern: &str) -> Self {
+    fn from_tars(pattern: &str) -> Self {
         let webdataset = Some(WebDataset { train: pattern.to_owned(), validation: pattern.to_owned(), test: None });
         Self { settings: Data { webdataset, ..Data::default() }, splits: vec![Split::Train], run: None }
     }
 }
 
-fn images_beside(annotations: &Path) -> PathBuf {
+/// The default folder of the images of annotations.
+fn default_image_folder(annotations: &Path) -> PathBuf {
     let folder = annotations.parent().unwrap_or(Path::new(""));
-    let images = folder.join(IMAGES);
+    let images = folder.join(IMAGE_FOLDER);
     if images.is_dir() { images } else { folder.to_owned() }
 }
 
-/// Whether annotations are in Karpathy's form rather than in COCO's. What is wrong with others is
-/// said when they are read.
-fn is_karpathys(path: &Path) -> bool {
+/// Whether annotations have Karpathy's format. Others are read as COCO's, which reports errors.
+fn is_karpathy(path: &Path) -> bool {
     let read = |file| serde_json::from_reader::<_, Annotations>(BufReader::new(file)).ok();
     let images = File::open(path).ok().and_then(read).map_or_else(Vec::new, |annotations| annotations.images);
     images.iter().any(|image| image.split.is_some() || image.filename.is_some() || image.sentences.is_some())
@@ -114,36 +115,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn annotations_are_known_by_their_form() {
+    fn the_format_of_annotations_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
         let source = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            Source::open(path.to_str().unwrap(), None).unwrap()
+            DataSource::open(path.to_str().unwrap(), None).unwrap()
         };
-        let karpathys = source(r#"{"images": [{"filename": "a.jpg", "split": "val", "sentences": []}]}"#);
-        assert_eq!(karpathys.settings.karpathy.unwrap().images, folder.path());
-        assert_eq!(karpathys.splits, Split::ALL);
+        let karpathy = source(r#"{"images": [{"filename": "a.jpg", "split": "val", "sentences": []}]}"#);
+        assert_eq!(karpathy.settings.karpathy.unwrap().images, folder.path());
+        assert_eq!(karpathy.splits, Split::ALL);
         std::fs::create_dir(folder.path().join("images")).unwrap();
-        let cocos = source(r#"{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}"#);
-        assert_eq!(cocos.settings.coco.unwrap().train.images, folder.path().join("images"));
-        assert_eq!(cocos.splits, [Split::Train]);
-        for odd in ["[]", "{", "{}"] {
-            assert!(source(odd).settings.coco.is_some(), "{odd}");
+        let coco = source(r#"{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}"#);
+        assert_eq!(coco.settings.coco.unwrap().train.images, folder.path().join("images"));
+        assert_eq!(coco.splits, [Split::Train]);
+        for invalid in ["[]", "{", "{}"] {
+            assert!(source(invalid).settings.coco.is_some(), "{invalid}");
         }
     }
 
     #[test]
-    fn what_is_no_data_set_is_refused_with_what_would_be_one() {
+    fn the_error_for_an_invalid_argument_names_the_valid_kinds() {
         let folder = tempfile::tempdir().unwrap();
-        let problem = |name: &str| Source::open(folder.path().join(name).to_str().unwrap(), None).unwrap_err();
+        let problem = |name: &str| {
+            let data = folder.path().join(name);
+            DataSource::open(data.to_str().unwrap(), None).unwrap_err().to_string()
+        };
         assert!(problem("missing.json").ends_with("missing.json: there is no such file"));
         assert!(problem("").contains("is a folder: name a run file, annotations or tars (`tar -cf NAME.tar -C "));
         std::fs::write(folder.path().join("a.csv"), "").unwrap();
         assert!(problem("a.csv").ends_with("neither a run file (.yaml), nor annotations (.json), nor tars (.tar)"));
         std::fs::write(folder.path().join("a.yaml"), "name: [").unwrap();
         assert!(problem("a.yaml").contains("a.yaml:1:"));
-        let tars = Source::open("s3://bucket/x-{0..3}.tar", None).unwrap();
+        let tars = DataSource::open("s3://bucket/x-{0..3}.tar", None).unwrap();
         assert_eq!(tars.settings.webdataset.unwrap().train, "s3://bucket/x-{0..3}.tar");
     }
 }

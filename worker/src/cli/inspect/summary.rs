@@ -1,48 +1,48 @@
-//! A split in figures, with samples.
+//! The summary of a split: counts, lengths and samples.
 
 use std::collections::HashSet;
 use std::fmt::{Display, Formatter};
 
-use caption_metrics::tokens::Tokeniser;
+use caption_metrics::ptb_tokenizer::PtbTokenizer;
 use dataset::Item;
 use serde::Serialize;
 use tokenizer::Vocabulary;
 
-/// Images that are shown of a split.
+/// Number of images that are shown of a split.
 const SAMPLES: usize = 5;
 
-/// Figures and samples of a split.
+/// The summary of a split.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Summary {
     images: usize,
     captions: usize,
-    /// Of each image.
     captions_per_image: Range,
-    /// In words as the metrics count them: without punctuation, in lower case.
+    /// Lengths in words as the metrics count them: in lower case, without punctuation.
     words: Lengths,
-    /// In tokens of CLIP, begin and end included.
+    /// Lengths in CLIP's tokens, begin and end tokens included.
     tokens: Lengths,
     samples: Vec<Sample>,
 }
 
-/// The smallest and the largest of some numbers.
+/// Minimum and maximum of some numbers.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Range {
     min: usize,
     max: usize,
 }
 
-/// Lengths of captions; all 0 where there are none.
+/// Statistics of the lengths of captions; all 0 without captions.
 #[derive(Debug, Default, PartialEq, Serialize)]
 struct Lengths {
     min: usize,
     median: usize,
     mean: f64,
     max: usize,
-    /// Different words or tokens in all captions together.
+    /// Number of distinct words or tokens in all captions.
     vocabulary: usize,
 }
 
+/// An image with its captions.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Sample {
     image: String,
@@ -52,7 +52,7 @@ struct Sample {
 }
 
 impl Summary {
-    /// Of the images of a split; `vocabulary` is CLIP's.
+    /// The summary of a split's images; `vocabulary` is CLIP's.
     pub fn new(items: &[Item], vocabulary: &Vocabulary) -> Self {
         let captions = || items.iter().flat_map(|item| &item.captions).map(String::as_str);
         let counts = || items.iter().map(|item| item.captions.len());
@@ -60,9 +60,9 @@ impl Summary {
             images: items.len(),
             captions: captions().count(),
             captions_per_image: Range { min: counts().min().unwrap_or(0), max: counts().max().unwrap_or(0) },
-            words: words(captions()),
-            tokens: tokens(captions(), vocabulary),
-            samples: spread(items.len(), SAMPLES).map(|at| Sample::new(&items[at])).collect(),
+            words: lengths_in_words(captions()),
+            tokens: lengths_in_tokens(captions(), vocabulary),
+            samples: evenly_spaced(items.len(), SAMPLES).map(|index| Sample::new(&items[index])).collect(),
         }
     }
 }
@@ -82,44 +82,44 @@ impl Lengths {
     }
 }
 
-fn words<'a>(captions: impl Iterator<Item = &'a str>) -> Lengths {
-    let (mut tokeniser, mut known) = (Tokeniser::default(), HashSet::new());
+fn lengths_in_words<'a>(captions: impl Iterator<Item = &'a str>) -> Lengths {
+    let (mut tokenizer, mut distinct) = (PtbTokenizer::default(), HashSet::new());
     let length = |caption| {
         let mut length = 0;
-        tokeniser.each(caption, |word| {
+        tokenizer.for_each_token(caption, |word| {
             length += 1;
-            if !known.contains(word) {
-                known.insert(word.to_owned());
+            if !distinct.contains(word) {
+                distinct.insert(word.to_owned());
             }
         });
         length
     };
     let lengths = captions.map(length).collect();
-    Lengths::new(lengths, known.len())
+    Lengths::new(lengths, distinct.len())
 }
 
-fn tokens<'a>(captions: impl Iterator<Item = &'a str>, vocabulary: &Vocabulary) -> Lengths {
-    let mut known = HashSet::new();
+fn lengths_in_tokens<'a>(captions: impl Iterator<Item = &'a str>, vocabulary: &Vocabulary) -> Lengths {
+    let mut distinct = HashSet::new();
     let length = |caption| {
         let ids = vocabulary.encode(caption, usize::MAX);
-        known.extend(ids.iter().copied().filter(|&id| id < vocabulary.begin()));
+        distinct.extend(ids.iter().copied().filter(|&id| id < vocabulary.begin_token()));
         ids.len()
     };
     let lengths = captions.map(length).collect();
-    Lengths::new(lengths, known.len())
+    Lengths::new(lengths, distinct.len())
 }
 
-/// At most `most` of `0..count`, evenly spread.
-pub fn spread(count: usize, most: usize) -> impl Iterator<Item = usize> {
-    let taken = count.min(most);
-    (0..taken).map(move |at| (at as u128 * count as u128 / taken as u128) as usize)
+/// At most `max` of the indices `0..count`, evenly spaced.
+pub fn evenly_spaced(count: usize, max: usize) -> impl Iterator<Item = usize> {
+    let selected = count.min(max);
+    (0..selected).map(move |index| (index as u128 * count as u128 / selected as u128) as usize)
 }
 
 impl Display for Summary {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
         let Self { images, captions, captions_per_image: Range { min, max }, words, tokens, samples } = self;
-        let each = if min == max { min.to_string() } else { format!("{min} to {max}") };
-        write!(formatter, "{images} images, {captions} captions ({each} an image)")?;
+        let per_image = if min == max { min.to_string() } else { format!("{min} to {max}") };
+        write!(formatter, "{images} images, {captions} captions ({per_image} an image)")?;
         if *captions > 0 {
             write!(formatter, "\n    words: {words}\n    tokens, begin and end included: {tokens}")?;
         }
@@ -149,18 +149,21 @@ mod tests {
 
     fn items(captions: &[&[&str]]) -> Vec<Item> {
         let folder = tempfile::tempdir().unwrap();
-        let images: Vec<String> = (0..).zip(captions).map(|(at, captions)| image(at, captions)).collect();
+        let images: Vec<String> = (0..).zip(captions).map(|(index, captions)| image(index, captions)).collect();
         let path = folder.path().join("dataset.json");
         std::fs::write(&path, format!(r#"{{"images": [{}]}}"#, images.join(","))).unwrap();
         let karpathy = Some(config::Karpathy { annotations: path, images: "/images".into() });
         let settings = config::Data { karpathy, ..Default::default() };
-        dataset::DataSet::annotated(&settings, dataset::Split::Train).unwrap().split(dataset::Split::Train).to_vec()
+        dataset::DataSet::load_annotations(&settings, dataset::Split::Train)
+            .unwrap()
+            .split(dataset::Split::Train)
+            .to_vec()
     }
 
-    fn image(at: usize, captions: &[&str]) -> String {
+    fn image(index: usize, captions: &[&str]) -> String {
         let sentences: Vec<String> = captions.iter().map(|text| format!(r#"{{"raw": "{text}"}}"#)).collect();
         let sentences = sentences.join(",");
-        format!(r#"{{"filename": "{at}.jpg", "imgid": {at}, "split": "train", "sentences": [{sentences}]}}"#)
+        format!(r#"{{"filename": "{index}.jpg", "imgid": {index}, "split": "train", "sentences": [{sentences}]}}"#)
     }
 
     #[test]
@@ -169,9 +172,9 @@ mod tests {
         let summary = Summary::new(&items, &Vocabulary::full());
         assert_eq!((summary.images, summary.captions), (3, 4));
         assert_eq!(summary.captions_per_image, Range { min: 1, max: 2 });
-        // a dog runs dogs cat.
+        // The distinct words: a, dog, runs, dogs, cat.
         assert_eq!(summary.words, Lengths { min: 1, median: 2, mean: 2.5, max: 5, vocabulary: 5 });
-        // Punctuation counts here: `.`, `,` and `!`.
+        // Punctuation marks are tokens: `.`, `,` and `!`.
         assert_eq!(summary.tokens, Lengths { min: 3, median: 4, mean: 5.25, max: 9, vocabulary: 8 });
         let text = summary.to_string();
         assert!(
@@ -191,11 +194,11 @@ mod tests {
     }
 
     #[test]
-    fn samples_are_spread_evenly() {
-        let spread = |count, most| spread(count, most).collect::<Vec<_>>();
-        assert_eq!(spread(10, 4), [0, 2, 5, 7]);
-        assert_eq!(spread(3, usize::MAX), [0, 1, 2]);
-        assert!(spread(0, 5).is_empty());
+    fn samples_are_evenly_spaced() {
+        let indices = |count, max| evenly_spaced(count, max).collect::<Vec<_>>();
+        assert_eq!(indices(10, 4), [0, 2, 5, 7]);
+        assert_eq!(indices(3, usize::MAX), [0, 1, 2]);
+        assert!(indices(0, 5).is_empty());
         let many = vec![&["a"][..]; 100];
         assert_eq!(Summary::new(&items(&many), &Vocabulary::full()).samples.len(), SAMPLES);
     }

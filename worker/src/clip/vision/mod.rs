@@ -5,63 +5,61 @@ mod resnet;
 mod transformer;
 
 use tch::Tensor;
-use weights::VisionArchitecture;
-use weights::clip::{self as architecture, Architecture};
+use weights::VisionConfig;
+use weights::clip::{ClipConfig, VisionBackbone};
 
 use self::resnet::{AttentionPool, ModifiedResNet};
-use self::transformer::{ClassToken, VisionTransformer};
+use self::transformer::{ClassTokenPool, VisionTransformer};
 use crate::nn::Builder;
 
 /// A vision encoder, parameters `visual.*`.
-pub enum Vision {
+pub enum VisionModel {
     /// A vision transformer.
     Transformer(VisionTransformer),
     /// CLIP's modified ResNet.
     ResNet(ModifiedResNet),
 }
 
-impl Vision {
-    pub(super) fn new(builder: &mut Builder, tower: &VisionArchitecture) -> Self {
-        match tower.vision {
-            architecture::Vision::Transformer { patch_size, width, layers, heads } => {
+impl VisionModel {
+    pub(super) fn new(builder: &mut Builder, config: &VisionConfig) -> Self {
+        match config.vision {
+            VisionBackbone::Transformer { patch_size, width, layers, heads } => {
                 let sizes = (width, layers, heads);
-                let image = (tower.image_size, patch_size);
-                Self::Transformer(VisionTransformer::new(builder, image, sizes, tower.activation))
+                let image = (config.image_size, patch_size);
+                Self::Transformer(VisionTransformer::new(builder, image, sizes, config.activation))
             }
-            architecture::Vision::ResNet { blocks, width, .. } => {
-                Self::ResNet(ModifiedResNet::new(builder, blocks, width))
-            }
+            VisionBackbone::ResNet { blocks, width, .. } => Self::ResNet(ModifiedResNet::new(builder, blocks, width)),
         }
     }
 
     /// Maps normalized pixels `[batch, 3, size, size]` to hidden states `[batch, tokens, width]`:
     /// the class token and patches of a transformer before the last layer norm, or the cells of a
     /// ResNet's last feature map, row by row.
-    pub fn hidden(&self, images: &Tensor) -> Tensor {
+    pub fn hidden_states(&self, images: &Tensor) -> Tensor {
         match self {
-            Self::Transformer(tower) => tower.hidden(images),
-            Self::ResNet(tower) => tower.hidden(images),
+            Self::Transformer(model) => model.hidden_states(images),
+            Self::ResNet(model) => model.hidden_states(images),
         }
     }
 }
 
-/// The pooling of hidden states to an embedding.
+/// The pooling of hidden states to an image embedding.
 pub enum Pool {
-    /// By a transformer's class token.
-    ClassToken(ClassToken),
-    /// By attention over a ResNet's whole feature map.
+    /// The class token of a vision transformer.
+    ClassToken(ClassTokenPool),
+    /// Attention over the feature map of a ResNet.
     Attention(AttentionPool),
 }
 
 impl Pool {
-    pub(super) fn new(builder: &mut Builder, architecture: &Architecture) -> Self {
-        let embedding = architecture.embedding;
-        match architecture.vision {
-            architecture::Vision::Transformer { width, .. } => {
-                Self::ClassToken(ClassToken::new(builder, width, embedding))
+    pub(super) fn new(builder: &mut Builder, config: &ClipConfig) -> Self {
+        let embedding = config.embedding;
+        match config.vision {
+            VisionBackbone::Transformer { width, .. } => {
+                Self::ClassToken(ClassTokenPool::new(builder, width, embedding))
             }
-            architecture::Vision::ResNet { heads, .. } => {
-                let (width, tokens) = (architecture.vision_width(), architecture.vision_tokens());
+            VisionBackbone::ResNet { heads, .. } => {
+                let (width, tokens) = (config.vision_width(), config.vision_tokens());
                 Self::Attention(AttentionPool::new(builder, (width, tokens, heads), embedding))
             }
         }

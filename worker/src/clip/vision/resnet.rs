@@ -1,17 +1,17 @@
-//! CLIP's modified ResNet (Radford et al. 2021, section 2.4): a stem of three convolutions, average
-//! pooling instead of strided convolutions, and attention pooling at the end. It is never trained
-//! here: batch norms use their running statistics.
+//! CLIP's modified ResNet (Radford et al. 2021, section 2.4; `ModifiedResNet` in OpenAI's
+//! `clip/model.py`): a stem of three convolutions, average pooling instead of strided convolutions,
+//! and attention pooling at the end. It stays frozen: batch norms use their running statistics.
 
 use tch::Tensor;
 
-use crate::nn::{BatchNorm, Builder, Linear, Mode, attention, merge_heads, split_heads};
+use crate::nn::{BatchNorm, Builder, DropoutMode, Linear, attention, merge_heads, split_heads};
 
 /// The ratio of a bottleneck's output channels to its inner channels.
 const EXPANSION: i64 = 4;
 
 /// The encoder up to its last feature map.
 pub struct ModifiedResNet {
-    stem: [Convolution; 3],
+    stem: [NormalizedConvolution; 3],
     blocks: Vec<Bottleneck>,
 }
 
@@ -20,46 +20,49 @@ impl ModifiedResNet {
         let width = width as i64;
         let half = width / 2;
         let stem = [
-            Convolution::new(builder, "visual", "1", (3, half), 3, 2),
-            Convolution::new(builder, "visual", "2", (half, half), 3, 1),
-            Convolution::new(builder, "visual", "3", (half, width), 3, 1),
+            NormalizedConvolution::new(builder, "visual", "1", (3, half), 3, 2),
+            NormalizedConvolution::new(builder, "visual", "2", (half, half), 3, 1),
+            NormalizedConvolution::new(builder, "visual", "3", (half, width), 3, 1),
         ];
         let mut inputs = width;
-        let mut made = Vec::with_capacity(blocks.iter().sum());
+        let mut bottlenecks = Vec::with_capacity(blocks.iter().sum());
         for (stage, count) in blocks.into_iter().enumerate() {
             let middle = width << stage;
             for block in 0..count {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 let name = format!("visual.layer{}.{block}", stage + 1);
-                made.push(Bottleneck::new(builder, &name, inputs, middle, stride));
+                bottlenecks.push(Bottleneck::new(builder, &name, inputs, middle, stride));
                 inputs = middle * EXPANSION;
             }
         }
-        Self { stem, blocks: made }
+        Self { stem, blocks: bottlenecks }
     }
 
-    pub fn hidden(&self, images: &Tensor) -> Tensor {
+    /// Maps pixels `[batch, 3, size, size]` to the cells of the last feature map, row by row,
+    /// `[batch, tokens, width]`.
+    pub fn hidden_states(&self, images: &Tensor) -> Tensor {
         let x = self.stem.iter().fold(images.shallow_clone(), |x, convolution| convolution.forward(&x).relu());
-        let x = self.blocks.iter().fold(average(&x, 2), |x, block| block.forward(&x));
+        let x = self.blocks.iter().fold(average_pool(&x, 2), |x, block| block.forward(&x));
         x.flatten(2, -1).transpose(1, 2).contiguous()
     }
 }
 
 /// A convolution without bias, followed by a batch norm.
-struct Convolution {
+struct NormalizedConvolution {
     weight: Tensor,
     stride: i64,
     norm: BatchNorm,
 }
 
-impl Convolution {
+impl NormalizedConvolution {
     /// A convolution with the parameters `{name}.conv{number}.weight` and `{name}.bn{number}.*`.
     fn new(builder: &mut Builder, name: &str, number: &str, channels: (i64, i64), side: i64, stride: i64) -> Self {
         let (convolution, norm) = (format!("{name}.conv{number}"), format!("{name}.bn{number}"));
-        Self::named(builder, &convolution, &norm, channels, side, stride)
+        Self::with_names(builder, &convolution, &norm, channels, side, stride)
     }
 
-    fn named(
+    /// A convolution with these names of its parameters.
+    fn with_names(
         builder: &mut Builder,
         convolution: &str,
         norm: &str,
@@ -79,12 +82,13 @@ impl Convolution {
     }
 }
 
+/// A residual block (`Bottleneck` in `clip/model.py`).
 struct Bottleneck {
-    first: Convolution,
-    second: Convolution,
-    third: Convolution,
+    first: NormalizedConvolution,
+    second: NormalizedConvolution,
+    third: NormalizedConvolution,
     stride: i64,
-    downsample: Option<Convolution>,
+    downsample: Option<NormalizedConvolution>,
 }
 
 impl Bottleneck {
@@ -92,32 +96,33 @@ impl Bottleneck {
         let outputs = middle * EXPANSION;
         let (convolution, norm) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
         Self {
-            first: Convolution::new(builder, name, "1", (inputs, middle), 1, 1),
-            second: Convolution::new(builder, name, "2", (middle, middle), 3, 1),
-            third: Convolution::new(builder, name, "3", (middle, outputs), 1, 1),
+            first: NormalizedConvolution::new(builder, name, "1", (inputs, middle), 1, 1),
+            second: NormalizedConvolution::new(builder, name, "2", (middle, middle), 3, 1),
+            third: NormalizedConvolution::new(builder, name, "3", (middle, outputs), 1, 1),
             stride,
             downsample: (stride > 1 || inputs != outputs)
-                .then(|| Convolution::named(builder, &convolution, &norm, (inputs, outputs), 1, 1)),
+                .then(|| NormalizedConvolution::with_names(builder, &convolution, &norm, (inputs, outputs), 1, 1)),
         }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
         let out = self.second.forward(&self.first.forward(x).relu()).relu();
-        let out = self.third.forward(&average(&out, self.stride));
+        let out = self.third.forward(&average_pool(&out, self.stride));
         match &self.downsample {
-            Some(downsample) => out + downsample.forward(&average(x, self.stride)),
+            Some(downsample) => out + downsample.forward(&average_pool(x, self.stride)),
             None => out + x,
         }
         .relu()
     }
 }
 
-/// Average pooling over squares of `side` cells.
-fn average(x: &Tensor, side: i64) -> Tensor {
+/// Average pooling of `[batch, channels, height, width]` over squares of `side` cells per side.
+fn average_pool(x: &Tensor, side: i64) -> Tensor {
     if side == 1 { x.shallow_clone() } else { x.avg_pool2d(side, side, 0, false, true, None) }
 }
 
-/// Attention pooling: the query is the mean of the feature map, the keys are all of its cells.
+/// Attention pooling (`AttentionPool2d` in `clip/model.py`): the query is the mean of the feature
+/// map, the keys are the mean and all cells.
 pub struct AttentionPool {
     heads: i64,
     positional_embedding: Tensor,
@@ -141,12 +146,13 @@ impl AttentionPool {
         Self { heads: heads as i64, positional_embedding, query, key, value, out }
     }
 
+    /// Maps hidden states `[batch, tokens, width]` to embeddings `[batch, embedding]`.
     pub fn embed(&self, hidden: &Tensor) -> Tensor {
         let mean = hidden.mean_dim(1, true, hidden.kind());
         let x = Tensor::cat(&[&mean, hidden], 1) + &self.positional_embedding;
         let query = split_heads(&self.query.forward(&x.narrow(1, 0, 1)), self.heads);
         let [key, value] = [&self.key, &self.value].map(|linear| split_heads(&linear.forward(&x), self.heads));
-        let pooled = merge_heads(&attention(&query, &key, &value, None, Mode::Evaluate));
+        let pooled = merge_heads(&attention(&query, &key, &value, None, DropoutMode::Evaluate));
         self.out.forward(&pooled).squeeze_dim(1)
     }
 }

@@ -1,9 +1,10 @@
-//! Bindings for the functions of NCCL that are used. cudarc declares the types; its own loader
-//! looks for `libnccl.so` and panics without it, but PyTorch's library is called `libnccl.so.2`.
+//! Bindings for NCCL's functions. cudarc declares the types. Its loader is not used: it looks for
+//! `libnccl.so`, while PyTorch's library is called `libnccl.so.2`, and it panics without one.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
+use anyhow::{Result, anyhow};
 use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclUniqueId};
 use libloading::os::unix::Library;
 
@@ -26,8 +27,8 @@ macro_rules! api {
         }
 
         impl Api {
-            fn of(library: &Library) -> Result<Self, String> {
-                let missing = |symbol: &str| format!("{LIBRARY} has no {symbol}: it is too old");
+            fn resolve(library: &Library) -> Result<Self> {
+                let missing = |symbol: &str| anyhow!("{LIBRARY} has no {symbol}: it is too old");
                 Ok(Self {
                     // SAFETY: the types are those of nccl.h.
                     $($field: *unsafe { library.get($symbol) }.map_err(|_| missing($symbol))?,)*
@@ -56,23 +57,23 @@ impl Api {
     ///
     /// # Errors
     /// There is no such library, or it lacks a function.
-    pub fn get() -> Result<&'static Self, String> {
-        static API: OnceLock<Result<Api, String>> = OnceLock::new();
+    pub fn get() -> Result<&'static Self> {
+        static API: OnceLock<Result<Api>> = OnceLock::new();
         let load = || {
-            // SAFETY: NCCL's initialisers are made to be run so: libtorch loads it in the same way.
+            // SAFETY: NCCL's initializers may run at any time: libtorch loads it in the same way.
             let library = unsafe { Library::new(LIBRARY) }.map_err(|error| {
-                format!("{LIBRARY} cannot be opened ({error}): it comes with PyTorch, or pip install nvidia-nccl-cu13")
+                anyhow!("cannot open {LIBRARY} ({error}): install PyTorch with CUDA, or `pip install nvidia-nccl-cu13`")
             })?;
-            let api = Self::of(&library);
-            // Its functions are used until the process ends.
+            let api = Self::resolve(&library);
+            // The functions are used until the process ends, so the library is not closed.
             std::mem::forget(library);
             api
         };
-        API.get_or_init(load).as_ref().map_err(Clone::clone)
+        API.get_or_init(load).as_ref().map_err(|error| anyhow!("{error}"))
     }
 
     /// The error message for `code`, with the last error of `comm`.
-    pub fn explain(&self, code: Code, comm: ncclComm_t) -> String {
+    pub fn error_message(&self, code: Code, comm: ncclComm_t) -> String {
         // SAFETY: both return strings that NCCL keeps, or null; a null communicator is allowed.
         let texts = unsafe { [(self.get_error_string)(code), (self.get_last_error)(comm)] };
         let texts = texts.into_iter().filter(|text| !text.is_null());

@@ -1,17 +1,20 @@
+//! A communicator of NCCL, and waits for its operations.
+
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclUniqueId};
 
 use super::api::{Api, Code, IN_PROGRESS, SUCCESS};
 use crate::collective::{CollectiveError, Flag};
 
-/// Waits spin for this long: an all-reduce between GPUs seldom takes longer.
-const SPIN: Duration = Duration::from_millis(2);
+/// Waits spin for this long at first: an all-reduce between GPUs rarely takes longer.
+const SPIN_DURATION: Duration = Duration::from_millis(2);
 /// After that waits poll at this interval.
-const POLL: Duration = Duration::from_micros(200);
-/// Time limit for finalizing a communicator, which sends what peers still wait for.
-const FAREWELL: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
+/// Time limit for finalizing a communicator, which first sends the data that peers still wait for.
+const FINALIZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A non-blocking NCCL communicator: its calls return before they have completed.
 pub struct Communicator {
@@ -19,64 +22,68 @@ pub struct Communicator {
     pub pointer: ncclComm_t,
 }
 
-// SAFETY: a communicator is tied to no thread, and is used by one at a time.
+// SAFETY: a communicator is not bound to a thread; one thread at a time uses it.
 unsafe impl Send for Communicator {}
 
 impl Communicator {
-    /// Begins the rendezvous with the other ranks. Usable once [`Self::is_ready`] returns true.
-    pub fn start(api: &'static Api, id: ncclUniqueId, rank: usize, world_size: usize) -> Result<Self, String> {
+    /// Starts to connect to the other ranks. The communicator is usable once [`Self::is_ready`]
+    /// returns true.
+    pub fn start(api: &'static Api, id: ncclUniqueId, rank: usize, world_size: usize) -> Result<Self> {
         let (rank, world_size) = (rank as c_int, world_size as c_int);
         let mut pointer = std::ptr::null_mut();
         let mut config = config();
         // SAFETY: all pointers outlive the call.
         let code = unsafe { (api.comm_init_rank_config)(&raw mut pointer, world_size, id, rank, &raw mut config) };
         if pointer.is_null() {
-            return Err(api.explain(code, pointer));
+            bail!(api.error_message(code, pointer));
         }
         Ok(Self { api, pointer })
     }
 
-    /// Fails if a call that returned `code` was not accepted.
-    pub fn accepted(&self, code: Code) -> Result<(), String> {
-        if matches!(code, SUCCESS | IN_PROGRESS) { Ok(()) } else { Err(self.api.explain(code, self.pointer)) }
+    /// Fails if `code`, which a call returned, is an error.
+    pub fn check(&self, code: Code) -> Result<()> {
+        match code {
+            SUCCESS | IN_PROGRESS => Ok(()),
+            _ => bail!(self.api.error_message(code, self.pointer)),
+        }
     }
 
-    /// Whether the last call has completed on the host. Fails if the communicator has.
-    pub fn is_ready(&self) -> Result<bool, String> {
+    /// Whether the last call has completed on the host. Fails if the communicator has failed.
+    pub fn is_ready(&self) -> Result<bool> {
         let mut state = SUCCESS;
         // SAFETY: the communicator lives as long as this.
         let code = unsafe { (self.api.comm_get_async_error)(self.pointer, &raw mut state) };
-        self.accepted(code)?;
-        self.accepted(state)?;
+        self.check(code)?;
+        self.check(state)?;
         Ok(state == SUCCESS)
     }
 
-    /// Finalizes and destroys the communicator if it `is_sound`; aborts it otherwise, or when
-    /// finalizing takes longer than [`FAREWELL`].
-    pub fn end(self, is_sound: bool) {
+    /// Finalizes and destroys the communicator if it `is_healthy`. Aborts it otherwise, or if
+    /// finalizing takes longer than [`FINALIZE_TIMEOUT`].
+    pub fn shut_down(self, is_healthy: bool) {
         let Self { api, pointer } = self;
         // SAFETY: as for `is_ready`; nothing else uses the communicator any more.
-        let finalized = is_sound && self.accepted(unsafe { (api.comm_finalize)(pointer) }).is_ok();
-        let until = Instant::now() + FAREWELL;
-        let is_over = finalized
-            && poll(&Flag::default(), || match self.is_ready() {
-                Ok(false) if Instant::now() >= until => Err(String::new()),
+        let is_finalizing = is_healthy && self.check(unsafe { (api.comm_finalize)(pointer) }).is_ok();
+        let deadline = Instant::now() + FINALIZE_TIMEOUT;
+        let is_finalized = is_finalizing
+            && wait_until(&Flag::default(), || match self.is_ready() {
+                Ok(false) if Instant::now() >= deadline => bail!("timed out"),
                 ready => ready,
             })
             .is_ok();
-        // SAFETY: as above. The result is ignored: there is no remedy for an error.
-        _ = unsafe { if is_over { (api.comm_destroy)(pointer) } else { (api.comm_abort)(pointer) } };
+        // SAFETY: as above. An error is ignored: the communicator is not used again.
+        _ = unsafe { if is_finalized { (api.comm_destroy)(pointer) } else { (api.comm_abort)(pointer) } };
     }
 }
 
 /// Polls until `is_done` returns true. Fails if it fails, or if the generation is abandoned.
-pub fn poll(abandon: &Flag, is_done: impl Fn() -> Result<bool, String>) -> Result<(), CollectiveError> {
+pub fn wait_until(abandon: &Flag, is_done: impl Fn() -> Result<bool>) -> Result<(), CollectiveError> {
     let started = Instant::now();
-    while !is_done().map_err(CollectiveError::Failed)? {
+    while !is_done()? {
         if abandon.is_raised() {
             return Err(CollectiveError::Abandoned);
         }
-        if started.elapsed() < SPIN { std::hint::spin_loop() } else { std::thread::sleep(POLL) }
+        if started.elapsed() < SPIN_DURATION { std::hint::spin_loop() } else { std::thread::sleep(POLL_INTERVAL) }
     }
     Ok(())
 }
@@ -114,24 +121,26 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A communicator of the fake library: the state that it reports, and how it was ended.
+    /// A communicator of the fake library.
     #[derive(Default)]
-    struct Fake {
+    struct FakeCommunicator {
+        /// The result code that it reports.
         state: AtomicU32,
-        ended: AtomicU32,
+        /// `DESTROYED`, `ABORTED`, or 0.
+        outcome: AtomicU32,
     }
 
     const DESTROYED: u32 = 1;
     const ABORTED: u32 = 2;
     const REMOTE_ERROR: Code = 6;
 
-    fn of<'a>(pointer: ncclComm_t) -> &'a Fake {
-        // SAFETY: in these tests a communicator is made of a fake that lives longer.
-        unsafe { &*pointer.cast::<Fake>() }
+    fn fake_of<'a>(pointer: ncclComm_t) -> &'a FakeCommunicator {
+        // SAFETY: in these tests the pointer is that of a fake that lives longer.
+        unsafe { &*pointer.cast::<FakeCommunicator>() }
     }
 
-    /// A library without effects. Its communicators have to be [`Fake`]s.
-    pub fn fake() -> &'static Api {
+    /// A library without effects. Its communicators are [`FakeCommunicator`]s.
+    pub fn fake_api() -> &'static Api {
         unsafe extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> Code {
             // SAFETY: the caller has room for it.
             unsafe { (*id).internal = [42; 128] };
@@ -150,18 +159,18 @@ pub(super) mod tests {
         }
         unsafe extern "C" fn state(comm: ncclComm_t, state: *mut Code) -> Code {
             // SAFETY: the caller has room for it.
-            unsafe { *state = of(comm).state.load(Ordering::Relaxed) };
+            unsafe { *state = fake_of(comm).state.load(Ordering::Relaxed) };
             SUCCESS
         }
         unsafe extern "C" fn finalize(_: ncclComm_t) -> Code {
             IN_PROGRESS
         }
         unsafe extern "C" fn destroy(comm: ncclComm_t) -> Code {
-            of(comm).ended.store(DESTROYED, Ordering::Relaxed);
+            fake_of(comm).outcome.store(DESTROYED, Ordering::Relaxed);
             SUCCESS
         }
         unsafe extern "C" fn abort(comm: ncclComm_t) -> Code {
-            of(comm).ended.store(ABORTED, Ordering::Relaxed);
+            fake_of(comm).outcome.store(ABORTED, Ordering::Relaxed);
             SUCCESS
         }
         unsafe extern "C" fn reduce(
@@ -207,44 +216,44 @@ pub(super) mod tests {
         &API
     }
 
-    fn communicator(of: &Fake) -> Communicator {
-        Communicator { api: fake(), pointer: std::ptr::from_ref(of).cast_mut().cast() }
+    fn communicator(fake: &FakeCommunicator) -> Communicator {
+        Communicator { api: fake_api(), pointer: std::ptr::from_ref(fake).cast_mut().cast() }
     }
 
     #[test]
-    fn a_wait_ends_when_it_is_done_when_a_peer_is_gone_and_when_it_is_abandoned() {
-        let (own, flag) = (Fake::default(), Flag::default());
-        let communicator = communicator(&own);
-        let wait = || poll(&flag, || communicator.is_ready());
+    fn a_wait_ends_on_completion_on_a_peers_failure_and_on_abandon() {
+        let (fake, flag) = (FakeCommunicator::default(), Flag::default());
+        let communicator = communicator(&fake);
+        let wait = || wait_until(&flag, || communicator.is_ready());
         assert_eq!(wait(), Ok(()));
-        own.state.store(REMOTE_ERROR, Ordering::Relaxed);
+        fake.state.store(REMOTE_ERROR, Ordering::Relaxed);
         let text = "NCCL: remote process exited: connection closed by 10.0.0.2";
         assert_eq!(wait(), Err(CollectiveError::Failed(text.to_owned())));
-        own.state.store(IN_PROGRESS, Ordering::Relaxed);
+        fake.state.store(IN_PROGRESS, Ordering::Relaxed);
         std::thread::scope(|scope| {
-            scope.spawn(|| own.state.store(SUCCESS, Ordering::Relaxed));
+            scope.spawn(|| fake.state.store(SUCCESS, Ordering::Relaxed));
             assert_eq!(wait(), Ok(()));
         });
-        own.state.store(IN_PROGRESS, Ordering::Relaxed);
+        fake.state.store(IN_PROGRESS, Ordering::Relaxed);
         flag.raise();
         assert_eq!(wait(), Err(CollectiveError::Abandoned));
     }
 
     #[test]
-    fn a_sound_communicator_is_destroyed_and_a_broken_one_aborted() {
-        let ended = |is_sound, state: Code| {
-            let own = Fake { state: state.into(), ..Fake::default() };
-            communicator(&own).end(is_sound);
-            own.ended.into_inner()
+    fn a_healthy_communicator_is_destroyed_and_a_failed_one_is_aborted() {
+        let outcome = |is_healthy, state: Code| {
+            let fake = FakeCommunicator { state: state.into(), ..FakeCommunicator::default() };
+            communicator(&fake).shut_down(is_healthy);
+            fake.outcome.into_inner()
         };
-        assert_eq!(ended(true, SUCCESS), DESTROYED);
-        assert_eq!(ended(true, REMOTE_ERROR), ABORTED);
-        assert_eq!(ended(false, SUCCESS), ABORTED);
+        assert_eq!(outcome(true, SUCCESS), DESTROYED);
+        assert_eq!(outcome(true, REMOTE_ERROR), ABORTED);
+        assert_eq!(outcome(false, SUCCESS), ABORTED);
     }
 
     #[test]
-    fn why_there_is_no_communicator_is_said() {
-        let refused = Communicator::start(fake(), ncclUniqueId { internal: [0; 128] }, 0, 1).err();
-        assert_eq!(refused.as_deref(), Some("NCCL: remote process exited: connection closed by 10.0.0.2"));
+    fn the_error_has_nccls_explanation_when_a_communicator_cannot_be_started() {
+        let error = Communicator::start(fake_api(), ncclUniqueId { internal: [0; 128] }, 0, 1).err().unwrap();
+        assert_eq!(error.to_string(), "NCCL: remote process exited: connection closed by 10.0.0.2");
     }
 }

@@ -2,8 +2,8 @@
 //! check the abandon flag.
 //!
 //! ```text
-//!   libtorch's stream   ... gradients ---event--.                       .--- host goes on --> optimizer ...
-//!   our stream                                  '--> ncclAllReduce --event
+//!   libtorch's stream   ... gradients --event--.                         .--> optimizer
+//!   our stream                                 '--> ncclAllReduce --event'
 //! ```
 
 mod api;
@@ -14,110 +14,116 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::{anyhow, bail};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclUniqueId};
 use tch::{Device, Kind, Tensor};
 
-use super::{Collective, CollectiveError, Flag, RendezvousPlan};
+use super::{Collective, CollectiveError, Flag, RendezvousParameters};
 use api::{Api, Code, SUCCESS, SUM};
-use communicator::{Communicator, poll};
+use communicator::{Communicator, wait_until};
 
 /// The key of the communicator's unique id in the store.
-const UNIQUE_ID: &str = "nccl";
+const UNIQUE_ID_KEY: &str = "nccl";
 
 /// The communicator of one generation, with a CUDA stream of its own.
 pub struct Nccl {
-    /// Taken when dropped, to be ended on another thread.
-    link: Option<Link>,
-    /// The tensors of the present operation. A broken communicator may write to them until it has
-    /// ended.
-    under_way: RefCell<Vec<Tensor>>,
-    /// Whether all operations that were started have completed.
-    is_sound: Cell<bool>,
+    /// Always present until the drop, which shuts the communicator down on another thread.
+    connection: Option<Connection>,
+    /// The tensors of the present operation. They are kept because a failed communicator may write
+    /// to them until it is shut down.
+    active_tensors: RefCell<Vec<Tensor>>,
+    /// Whether all started operations have completed.
+    is_healthy: Cell<bool>,
     abandon: Flag,
     rank: usize,
     world_size: usize,
 }
 
-struct Link {
+/// A communicator, with the CUDA context and the stream of its operations.
+struct Connection {
     communicator: Communicator,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
 }
 
 impl Nccl {
-    /// Joins the rendezvous of a generation's ranks, all of which compute on GPUs; this one on GPU
-    /// `gpu`.
+    /// Connects to the other ranks of a generation. This rank computes on GPU `gpu`.
     ///
     /// # Errors
     /// The other ranks did not join in time, the generation was abandoned, or NCCL does not work
     /// here.
-    pub fn meet(meeting: &RendezvousPlan<'_>, gpu: usize) -> Result<Self, CollectiveError> {
-        let deadline = Instant::now() + meeting.patience;
-        let (rank, world_size, abandon) = (meeting.rank, meeting.world_size, meeting.abandon.clone());
-        let api = Api::get().map_err(CollectiveError::Failed)?;
-        let id = unique_id(api, meeting)?;
-        let context = CudaContext::new(gpu).map_err(driver)?;
-        let stream = context.new_stream().map_err(driver)?;
+    pub fn connect(parameters: &RendezvousParameters<'_>, gpu: usize) -> Result<Self, CollectiveError> {
+        let deadline = Instant::now() + parameters.timeout;
+        let (rank, world_size, abandon) = (parameters.rank, parameters.world_size, parameters.abandon.clone());
+        let api = Api::get()?;
+        let id = exchange_unique_id(api, parameters)?;
+        let context = CudaContext::new(gpu).map_err(cuda_error)?;
+        let stream = context.new_stream().map_err(cuda_error)?;
         // The CUDA context is current on this thread now.
-        let communicator = Communicator::start(api, id, rank, world_size).map_err(CollectiveError::Failed)?;
-        let link = Link { communicator, context, stream };
-        let (link, is_sound) = (Some(link), Cell::new(false));
-        let nccl = Self { link, under_way: RefCell::default(), is_sound, abandon, rank, world_size };
-        poll(&nccl.abandon, || {
-            let late = Instant::now() >= deadline;
-            match nccl.link().communicator.is_ready() {
-                Ok(false) if late => Err("the others did not come in time".to_owned()),
+        let communicator = Communicator::start(api, id, rank, world_size)?;
+        let nccl = Self {
+            connection: Some(Connection { communicator, context, stream }),
+            active_tensors: RefCell::default(),
+            is_healthy: Cell::new(false),
+            abandon,
+            rank,
+            world_size,
+        };
+        wait_until(&nccl.abandon, || {
+            let is_late = Instant::now() >= deadline;
+            match nccl.connection().communicator.is_ready() {
+                Ok(false) if is_late => bail!("the other ranks did not join in time"),
                 ready => ready,
             }
         })?;
-        nccl.is_sound.set(true);
+        nccl.is_healthy.set(true);
         Ok(nccl)
     }
 
-    fn link(&self) -> &Link {
-        self.link.as_ref().expect("the communicator is only taken by drop")
+    fn connection(&self) -> &Connection {
+        self.connection.as_ref().expect("only the drop takes the connection")
     }
 
-    /// Starts an operation on the stream, after all work that libtorch has queued, and waits until
+    /// Starts an operation on the stream, after the work that libtorch has queued, and waits until
     /// it has completed.
     fn run(
         &self,
         tensors: &[&Tensor],
         start: impl FnOnce(&Communicator, cudaStream_t) -> Code,
     ) -> Result<(), CollectiveError> {
-        let Link { communicator, context, stream } = self.link();
+        let Connection { communicator, context, stream } = self.connection();
         if self.abandon.is_raised() {
             return Err(CollectiveError::Abandoned);
         }
-        self.is_sound.set(false);
-        *self.under_way.borrow_mut() = tensors.iter().map(|tensor| tensor.shallow_clone()).collect();
+        self.is_healthy.set(false);
+        *self.active_tensors.borrow_mut() = tensors.iter().map(|tensor| tensor.shallow_clone()).collect();
         // libtorch computes on the default stream.
-        stream.join(&context.default_stream()).map_err(driver)?;
-        communicator.accepted(start(communicator, stream.cu_stream().cast())).map_err(CollectiveError::Failed)?;
-        poll(&self.abandon, || communicator.is_ready())?;
-        let done = stream.record_event(None).map_err(driver)?;
-        poll(&self.abandon, || {
+        stream.join(&context.default_stream()).map_err(cuda_error)?;
+        communicator.check(start(communicator, stream.cu_stream().cast()))?;
+        wait_until(&self.abandon, || communicator.is_ready())?;
+        let completion = stream.record_event(None).map_err(cuda_error)?;
+        wait_until(&self.abandon, || {
             communicator.is_ready()?;
-            done.try_is_complete().map_err(|error| format!("CUDA: {error}"))
+            completion.try_is_complete().map_err(|error| anyhow!("CUDA: {error}"))
         })?;
-        self.under_way.borrow_mut().clear();
-        self.is_sound.set(true);
+        self.active_tensors.borrow_mut().clear();
+        self.is_healthy.set(true);
         Ok(())
     }
 }
 
 impl Drop for Nccl {
     fn drop(&mut self) {
-        let (under_way, is_sound) = (self.under_way.take(), self.is_sound.get());
-        let Some(Link { communicator, context, stream }) = self.link.take() else { return };
+        let (active_tensors, is_healthy) = (self.active_tensors.take(), self.is_healthy.get());
+        let Some(Connection { communicator, context, stream }) = self.connection.take() else { return };
         std::thread::spawn(move || {
-            // Without its context the communicator cannot be ended, and does not have to be.
+            // If the context cannot be bound, it no longer exists, and the communicator with it.
             _ = context.bind_to_thread();
-            communicator.end(is_sound);
-            // Until here it may have written to the tensors.
+            communicator.shut_down(is_healthy);
+            // The communicator may write to the tensors until here.
             _ = stream.synchronize();
-            drop(under_way);
+            drop(active_tensors);
         });
     }
 }
@@ -132,15 +138,16 @@ impl Collective for Nccl {
     }
 
     fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError> {
-        let (data, count, kind) = memory(tensor)?;
+        let (data, count, kind) = raw_parts(tensor)?;
         self.run(&[tensor], |Communicator { api, pointer }, stream| {
-            // SAFETY: the memory is that of the tensor, which is kept while the communicator may use it.
+            // SAFETY: pointer and count are those of the tensor, which lives while the communicator
+            // may use it.
             unsafe { (api.all_reduce)(data, data, count, kind, SUM, *pointer, stream) }
         })
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<(), CollectiveError> {
-        let (data, count, kind) = memory(tensor)?;
+        let (data, count, kind) = raw_parts(tensor)?;
         self.run(&[tensor], |Communicator { api, pointer }, stream| {
             // SAFETY: as above.
             unsafe { (api.broadcast)(data, data, count, kind, root as _, *pointer, stream) }
@@ -151,40 +158,43 @@ impl Collective for Nccl {
         let tensor = tensor.contiguous();
         let shape: Vec<i64> = std::iter::once(self.world_size as i64).chain(tensor.size()).collect();
         let gathered = Tensor::empty(shape, (tensor.kind(), tensor.device()));
-        let ((own, count, kind), (all, ..)) = (memory(&tensor)?, memory(&gathered)?);
+        let ((input, count, kind), (output, ..)) = (raw_parts(&tensor)?, raw_parts(&gathered)?);
         self.run(&[&tensor, &gathered], |Communicator { api, pointer }, stream| {
-            // SAFETY: as above; there is room for as many as there are ranks.
-            unsafe { (api.all_gather)(own, all, count, kind, *pointer, stream) }
+            // SAFETY: as above; the output has room for the tensors of all ranks.
+            unsafe { (api.all_gather)(input, output, count, kind, *pointer, stream) }
         })?;
         Ok(gathered.unbind(0))
     }
 }
 
-/// The communicator's unique id: rank 0 creates it and puts it in the store, the others read it
-/// there.
-fn unique_id(api: &'static Api, meeting: &RendezvousPlan<'_>) -> Result<ncclUniqueId, CollectiveError> {
-    let is_first = meeting.rank == 0;
-    meeting.apart(move |store| {
+/// The communicator's unique id. Rank 0 creates it and writes it to the store; the other ranks read
+/// it from there.
+fn exchange_unique_id(
+    api: &'static Api,
+    parameters: &RendezvousParameters<'_>,
+) -> Result<ncclUniqueId, CollectiveError> {
+    let creates_id = parameters.rank == 0;
+    parameters.with_store(move |store| {
         let mut id = ncclUniqueId { internal: [0; 128] };
-        if is_first {
-            // SAFETY: there is room for what is written.
+        if creates_id {
+            // SAFETY: the id has the type that NCCL writes.
             let code = unsafe { (api.get_unique_id)(&raw mut id) };
             if code != SUCCESS {
-                return Err(api.explain(code, std::ptr::null_mut()));
+                bail!(api.error_message(code, std::ptr::null_mut()));
             }
-            store.set(UNIQUE_ID, &id.internal.map(|byte| byte as u8))?;
+            store.set(UNIQUE_ID_KEY, &id.internal.map(|byte| byte as u8))?;
         } else {
             let mut bytes = [0; 128];
-            store.get(UNIQUE_ID, &mut bytes)?;
+            store.get(UNIQUE_ID_KEY, &mut bytes)?;
             id.internal = bytes.map(|byte| byte as _);
         }
         Ok(id)
     })
 }
 
-/// The address, length and type of a contiguous tensor's values.
-fn memory(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), CollectiveError> {
-    let unfit = |what: String| Err(CollectiveError::Failed(format!("NCCL cannot take a tensor {what}")));
+/// The pointer, number of elements and type of a contiguous tensor on a GPU.
+fn raw_parts(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), CollectiveError> {
+    let unsupported = |property: String| Err(CollectiveError::Failed(format!("NCCL cannot use a tensor {property}")));
     let kind = match tensor.kind() {
         Kind::Uint8 => ncclDataType_t::ncclUint8,
         Kind::Int => ncclDataType_t::ncclInt32,
@@ -193,16 +203,16 @@ fn memory(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), Colle
         Kind::BFloat16 => ncclDataType_t::ncclBfloat16,
         Kind::Float => ncclDataType_t::ncclFloat32,
         Kind::Double => ncclDataType_t::ncclFloat64,
-        other => return unfit(format!("of {other:?}")),
+        other => return unsupported(format!("of type {other:?}")),
     };
     match tensor.device() {
         Device::Cuda(_) if tensor.is_contiguous() => Ok((tensor.data_ptr(), tensor.numel(), kind)),
-        Device::Cuda(_) => unfit("with gaps".to_owned()),
-        other => unfit(format!("on {other:?}")),
+        Device::Cuda(_) => unsupported("that is not contiguous".to_owned()),
+        other => unsupported(format!("on {other:?}")),
     }
 }
 
-fn driver(error: DriverError) -> CollectiveError {
+fn cuda_error(error: DriverError) -> CollectiveError {
     CollectiveError::Failed(format!("CUDA: {error}"))
 }
 
@@ -215,27 +225,27 @@ mod tests {
     use crate::collective::Store;
 
     #[test]
-    fn the_ranks_agree_on_the_name_that_the_first_gives() {
-        let api = communicator::tests::fake();
+    fn all_ranks_get_the_unique_id_of_rank_0() {
+        let api = communicator::tests::fake_api();
         let store = Store::serve(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
         let store_address = store.address();
-        let named = |rank| {
-            let (patience, abandon) = (Duration::from_secs(30), Flag::default());
-            let meeting =
-                RendezvousPlan { store_address, generation: 7, term: 0, rank, world_size: 2, patience, abandon };
-            unique_id(api, &meeting).unwrap()
+        let unique_id = |rank| {
+            let (timeout, abandon) = (Duration::from_secs(30), Flag::default());
+            let parameters =
+                RendezvousParameters { store_address, generation: 7, term: 0, rank, world_size: 2, timeout, abandon };
+            exchange_unique_id(api, &parameters).unwrap()
         };
         std::thread::scope(|scope| {
-            let second = scope.spawn(|| named(1));
-            assert_eq!((named(0).internal, second.join().unwrap().internal), ([42; 128], [42; 128]));
+            let second = scope.spawn(|| unique_id(1));
+            assert_eq!((unique_id(0).internal, second.join().unwrap().internal), ([42; 128], [42; 128]));
         });
     }
 
     #[test]
-    fn only_memory_of_gpus_is_taken() {
+    fn only_tensors_on_gpus_are_accepted() {
         let on_cpu = Tensor::zeros([2], (Kind::Float, Device::Cpu));
-        assert_eq!(memory(&on_cpu).unwrap_err().to_string(), "collective failed: NCCL cannot take a tensor on Cpu");
+        assert_eq!(raw_parts(&on_cpu).unwrap_err().to_string(), "collective failed: NCCL cannot use a tensor on Cpu");
         let complex = Tensor::zeros([2], (Kind::ComplexFloat, Device::Cpu));
-        assert!(memory(&complex).unwrap_err().to_string().ends_with("of ComplexFloat"));
+        assert!(raw_parts(&complex).unwrap_err().to_string().ends_with("of type ComplexFloat"));
     }
 }

@@ -1,6 +1,6 @@
 //! Tests of one whole step against PyTorch: candidates, rewards, loss, every gradient and every
-//! updated parameter. With the settings of the release, with the default ones, and with the default
-//! ones while cut candidates are rewarded as if they had ended.
+//! updated parameter. Three settings: those of the release, the defaults, and the defaults with cut
+//! candidates that are rewarded as if they had ended.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,16 +9,16 @@ use caption_metrics::cider::Candidate;
 use config::{CutCandidates, Decoding, EvaluatorScore, Objective, RunFile, Stage};
 use serde::Deserialize;
 use tokenizer::Vocabulary;
-use weights::folder;
+use weights::model_folder;
 
 use super::*;
 use crate::captioner::golden as captioner;
-use crate::captioner::{Captions, Search};
+use crate::captioner::{Captions, GenerationConfig};
 use crate::clip::{Clip, golden as clip};
 use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::nn::Backend;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
-use crate::optimizer::{Adam, AveragedGradient, rate};
+use crate::optimizer::{Adam, AveragedGradient, learning_rate_factor};
 use crate::phase_timer::PhaseTimer;
 use crate::testing;
 
@@ -40,7 +40,7 @@ struct Golden {
 struct Setting {
     name: String,
     cut_candidates: CutCandidates,
-    search: Searched,
+    search: Search,
     candidates: Vec<Vec<Vec<i64>>>,
     rewards: Vec<Vec<f64>>,
     steps: Vec<Step>,
@@ -53,7 +53,7 @@ struct Evaluator {
 }
 
 #[derive(Deserialize)]
-struct Searched {
+struct Search {
     beams: usize,
     max_length: usize,
     length_penalty: f64,
@@ -100,7 +100,7 @@ fn run(name: &str) -> RunFile {
     run
 }
 
-/// Its DiCO stage.
+/// The DiCO stage of a run.
 fn stage(run: &RunFile) -> &Stage {
     run.stages.iter().find(|stage| stage.objective == Objective::Dico).unwrap()
 }
@@ -116,7 +116,7 @@ struct Case {
     hidden: Tensor,
     evaluator: Clip,
     embeddings: [Tensor; 1],
-    numbers: Vec<usize>,
+    image_indices: Vec<usize>,
     reference: Captioner,
     vocabulary: Vocabulary,
     evaluator_vocabulary: Vocabulary,
@@ -126,28 +126,28 @@ impl Case {
     fn new(golden: &Golden, backend: Backend) -> Self {
         let sizes = golden.sizes;
         let images = golden.settings[0].candidates.len();
-        let hidden = captioner::hidden(&sizes, (0..images).map(|number| format!("dico.image{number}")));
+        let hidden = captioner::hidden_states(&sizes, (0..images).map(|number| format!("dico.image{number}")));
         let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
         let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images as i64);
-        let embeddings = [no_grad(|| evaluator.embed(&evaluator.vision.hidden(&pixels)))];
+        let embeddings = [no_grad(|| evaluator.image_embeddings(&evaluator.vision.hidden_states(&pixels)))];
         let words = golden.words.iter().map(|word| word.clip).collect();
         Self {
             sizes,
             hidden,
             evaluator,
             embeddings,
-            numbers: (0..images).collect(),
+            image_indices: (0..images).collect(),
             reference: captioner::by_formula(&sizes, &golden.reference, &golden.gains, backend),
-            vocabulary: Vocabulary::stored(&folder::Vocabulary::Tokens(words)),
+            vocabulary: Vocabulary::from_manifest(&model_folder::Vocabulary::Tokens(words)),
             evaluator_vocabulary: Vocabulary::full(),
         }
     }
 
-    fn images(&self) -> Images<'_> {
-        Images { hidden: &self.hidden, embeddings: &self.embeddings, numbers: &self.numbers }
+    fn images(&self) -> ImageBatch<'_> {
+        ImageBatch { hidden: &self.hidden, embeddings: &self.embeddings, indices: &self.image_indices }
     }
 
-    /// The evaluators as the trainer makes them.
+    /// The evaluators as the trainer creates them.
     fn evaluators<'a>(&'a self, run: &'a RunFile) -> [EvaluatorReward<'a>; 1] {
         let evaluator = run.primary_evaluator();
         [EvaluatorReward {
@@ -168,18 +168,19 @@ impl Case {
         no_grad(|| model.rewards(&self.images(), &self.decode(candidates)))
     }
 
-    /// The context as the trainer makes it, but without dropout, whose masks differ from PyTorch's.
+    /// The context as the trainer creates it, but without dropout, whose masks differ from
+    /// PyTorch's.
     fn context<'a>(
         &'a self,
         run: &'a RunFile,
         evaluators: &'a [EvaluatorReward<'a>],
         timer: &'a PhaseTimer,
-    ) -> Context<'a> {
-        Context {
+    ) -> ObjectiveContext<'a> {
+        ObjectiveContext {
             reference: &self.reference,
             reward_model: RewardModel { evaluators, cider: None, weights: &stage(run).dico.reward },
             vocabulary: &self.vocabulary,
-            search: Search::new(&run.decoding, &self.vocabulary),
+            generation: GenerationConfig::new(&run.decoding, &self.vocabulary),
             candidate_dropout: None,
             timer,
         }
@@ -189,14 +190,14 @@ impl Case {
     fn decode(&self, candidates: &[Vec<Vec<i64>>]) -> Vec<Vec<Candidate>> {
         let candidate = |tokens: &Vec<i64>| Candidate {
             text: self.vocabulary.decode(tokens),
-            ended: tokens.last() == Some(&self.vocabulary.end()),
+            has_end_token: tokens.last() == Some(&self.vocabulary.end_token()),
         };
         candidates.iter().map(|found| found.iter().map(candidate).collect()).collect()
     }
 }
 
 #[test]
-fn a_whole_step_is_that_of_pytorch() {
+fn a_whole_step_agrees_with_pytorch() {
     testing::each_code_path(|| {
         let golden: Golden = golden::json("dico/dico.json");
         let case = Case::new(&golden, testing::device().into());
@@ -210,12 +211,12 @@ fn a_whole_step_is_that_of_pytorch() {
 
 fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     let sizes = &case.sizes;
-    let Searched { beams, max_length, length_penalty, cut_counts_begin } = setting.search;
+    let Search { beams, max_length, length_penalty, cut_counts_begin } = setting.search;
     let mut run = run(&setting.name);
     // The golden captioner is small: its captions are cut earlier.
     run.decoding.max_length = max_length as u32;
-    let Decoding { beams: of_run, length_penalty: penalty, cut_length_includes_bos, .. } = run.decoding;
-    assert_eq!((of_run as usize, penalty, cut_length_includes_bos), (beams, length_penalty, cut_counts_begin));
+    let Decoding { beams: run_beams, length_penalty: penalty, cut_length_includes_bos, .. } = run.decoding;
+    assert_eq!((run_beams as usize, penalty, cut_length_includes_bos), (beams, length_penalty, cut_counts_begin));
     assert_eq!(
         (run.primary_evaluator().settings.cut_candidates, stage(&run).dico.beta),
         (setting.cut_candidates, golden.beta)
@@ -230,28 +231,28 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         let context = case.context(&run, &evaluators, &timer);
         let settings = Dico { tau: *tau, ..stage(&run).dico.clone() };
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::device());
-        let candidates = context.candidates(&policy, &case.images(), Captioner::search);
+        let candidates = context.generate_candidates(&policy, &case.images(), Captioner::beam_search);
         let tokens: Vec<Vec<_>> =
             candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
         assert_eq!(tokens, setting.candidates);
         let rewards = context.rewards(&case.images(), &candidates);
         assert_close("rewards", &rewards, &Tensor::from_slice2(&setting.rewards), 1e-5);
         let preference = Preference::new(&rewards, &settings);
-        assert_eq!(values(&preference.chosen), chosen.iter().map(|&number| number as f64).collect::<Vec<_>>());
+        assert_eq!(to_doubles(&preference.chosen), chosen.iter().map(|&number| number as f64).collect::<Vec<_>>());
         // gamma depends on the difference of rewards times tau.
         assert_close("gamma", &preference.gamma, &Tensor::from_slice2(gamma), 1e-6 * tau);
 
         policy.parameters_mut().start_training(|_| true);
-        let outcome = outcome(&policy, &case.images(), &context, &settings, Mode::Train { dropout: 0.0 });
-        assert!((outcome.loss_sum / outcome.weight - loss).abs() < 1e-4, "{} is not {loss}", outcome.loss_sum);
-        let example = outcome.example.as_ref().unwrap();
+        let output = compute_loss(&policy, &case.images(), &context, &settings, DropoutMode::Train { dropout: 0.0 });
+        assert!((output.loss_sum / output.weight - loss).abs() < 1e-4, "{} is not {loss}", output.loss_sum);
+        let example = output.example.as_ref().unwrap();
         let weights: f64 = example.candidates.iter().map(|(.., gamma)| gamma).sum();
         assert!((weights - 1.0).abs() < 1e-6 && example.candidates.len() == beams, "{weights}");
-        let accuracy = outcome.summaries[names::IMPLICIT_ACCURACY].mean();
-        assert!((accuracy - share(margin, |margin| margin > 0.0)).abs() < 1e-9, "{accuracy}");
-        outcome.loss.backward();
+        let accuracy = output.summaries[names::IMPLICIT_ACCURACY].mean();
+        assert!((accuracy - fraction(margin, |margin| margin > 0.0)).abs() < 1e-9, "{accuracy}");
+        output.loss.backward();
         let parameters = policy.parameters();
-        let gradient = parameters.gradient().unwrap().values / outcome.weight;
+        let gradient = parameters.gradient().unwrap().values / output.weight;
         let expected = golden::tensors(&format!("dico/{tensors}"));
         compare(parameters.trained_views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
 
@@ -259,10 +260,10 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         let AdamSettings { lr, betas, eps } = golden.adam;
         let optimizer = config::Optimizer { learning_rate: lr, ..stage(&run).optimizer.clone() };
         assert_eq!(optimizer, config::Optimizer { learning_rate: lr, betas, epsilon: eps, ..plain_adam() });
-        let rate = lr * rate(&stage(&run).schedule, 1, stage(&run).steps);
+        let rate = lr * learning_rate_factor(&stage(&run).schedule, 1, stage(&run).steps);
         Adam::new(parameters, &optimizer).update(parameters, &AveragedGradient::new(&gradient, 1.0), 1, rate);
         if expected.keys().any(|name| name.starts_with("updated.")) {
-            let updated = parameters.named().map(|(name, value)| (name, value.shallow_clone()));
+            let updated = parameters.named_parameters().map(|(name, value)| (name, value.shallow_clone()));
             // Adam's first step is nearly the sign of the gradient: where the gradient is only
             // rounding error, as for the keys' biases, so is the step.
             compare(updated, &expected, "updated", sizes, |name, difference| {
@@ -272,9 +273,9 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     }
 }
 
-/// Otherwise the comparisons above could not distinguish the two readings.
+/// Otherwise the comparisons above could not distinguish the two values of `cut_candidates`.
 #[test]
-fn the_other_reading_of_cut_candidates_gives_other_rewards_and_other_weights() {
+fn the_other_value_of_cut_candidates_gives_other_rewards_and_weights() {
     let golden: Golden = golden::json("dico/dico.json");
     let case = Case::new(&golden, testing::device().into());
     for setting in &golden.settings {
@@ -284,22 +285,22 @@ fn the_other_reading_of_cut_candidates_gives_other_rewards_and_other_weights() {
             CutCandidates::Closed => CutCandidates::AsReleased,
         };
         let rewards = case.rewards(&run, &setting.candidates);
-        let furthest = |found: &Tensor, expected: &[Vec<f64>]| {
+        let largest_difference = |found: &Tensor, expected: &[Vec<f64>]| {
             let expected = Tensor::from_slice2(expected).to_device(testing::device());
             (found - expected).abs().max().double_value(&[])
         };
-        assert!(furthest(&rewards, &setting.rewards) > 0.1, "{}", setting.name);
+        assert!(largest_difference(&rewards, &setting.rewards) > 0.1, "{}", setting.name);
         for Step { tau, gamma, .. } in &setting.steps {
             let settings = Dico { tau: *tau, ..Dico::default() };
-            assert!(furthest(&Preference::new(&rewards, &settings).gamma, gamma) > 0.1, "{}", setting.name);
+            assert!(largest_difference(&Preference::new(&rewards, &settings).gamma, gamma) > 0.1, "{}", setting.name);
         }
     }
 }
 
-/// With the same candidates, because rounding may lead to others, and with the same rewards, which
-/// `tau` multiplies by 300.
+/// Uses the expected candidates, because rounding may lead to others, and the expected rewards,
+/// whose rounding errors `tau` would multiply by 300.
 #[test]
-fn sixteen_bit_rewards_and_gradients_are_as_near_as_rounding_lets_them_be() {
+fn sixteen_bit_rewards_and_gradients_agree_within_rounding_error() {
     testing::each_code_path(|| {
         let golden: Golden = golden::json("dico/dico.json");
         let case = Case::new(&golden, testing::sixteen_bits());
@@ -311,37 +312,37 @@ fn sixteen_bit_rewards_and_gradients_are_as_near_as_rounding_lets_them_be() {
 
 fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
     let (sizes, run) = (&case.sizes, run(&setting.name));
-    let (images, each) = (setting.candidates.len(), setting.rewards[0].len());
+    let (images, per_image) = (setting.candidates.len(), setting.rewards[0].len());
     let rewards = case.rewards(&run, &setting.candidates);
     let expected = Tensor::from_slice2(&setting.rewards);
-    // Twice a cosine of two unit vectors, each from an encoder with two layers.
+    // PAC-S is twice a cosine of two unit vectors, each from an encoder with two layers.
     let allowed = 2.0 * sixteen_bit_tolerance(&expected.ones_like(), 2 + 2);
     assert_close("rewards", &rewards, &expected, allowed);
 
     let sequence = |tokens: &Vec<i64>| std::iter::once(sizes.begin).chain(tokens.iter().copied()).collect();
     let sequences: Vec<Vec<i64>> = setting.candidates.iter().flatten().map(sequence).collect();
-    let captions = Captions::new(&sequences, each, testing::device());
+    let captions = Captions::new(&sequences, per_image, testing::device());
     let log_probabilities = |captioner: &Captioner| {
-        let packed = captioner.token_log_probabilities(&case.hidden, &captions, Mode::Evaluate);
-        packed.sums().view([images as i64, each as i64])
+        let token_values = captioner.token_log_probabilities(&case.hidden, &captions, DropoutMode::Evaluate);
+        token_values.sums().view([images as i64, per_image as i64])
     };
     for Step { tau, margin, tensors, .. } in &setting.steps {
         let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::sixteen_bits());
         policy.parameters_mut().start_training(|_| true);
         let rewards = expected.to_kind(Kind::Float).to_device(testing::device());
         let preference = Preference::new(&rewards, &Dico { tau: *tau, ..stage(&run).dico.clone() });
-        let difference = log_probabilities(&policy) - no_grad(|| log_probabilities(&case.reference));
-        let found = preference.margin(&difference);
+        let log_ratios = log_probabilities(&policy) - no_grad(|| log_probabilities(&case.reference));
+        let found = preference.margin(&log_ratios);
         let expected = Tensor::from_slice(margin);
-        // A difference of differences of sums over tokens, of which the reference's are far larger
-        // than the margin.
+        // The margin is a difference of differences of sums over tokens. The reference's
+        // log-probabilities are far larger than the margin.
         let summed = no_grad(|| log_probabilities(&case.reference));
         let longest = sequences.iter().map(Vec::len).max().unwrap() as f64;
         assert_close("margin", &found, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
         // The gradient of the loss depends on the margin: with the expected margin, only the rest
         // is compared.
-        let slope = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
-        (found * slope.detach()).sum(Kind::Float).backward();
+        let derivative = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
+        (found * derivative.detach()).sum(Kind::Float).backward();
         let gradient = policy.parameters().gradient().unwrap().values / images as f64;
         let expected = golden::tensors(&format!("dico/{tensors}"));
         let largest = expected.iter().filter(|(name, _)| name.starts_with("gradient."));
@@ -349,36 +350,38 @@ fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
         for (name, found) in policy.parameters().trained_views(&gradient) {
             let expected = &expected[&format!("gradient.{name}")];
             let found = found.narrow(0, 0, expected.size()[0]);
-            // Forward and backward. Some gradients, as of the keys' biases, are only rounding error
-            // of larger ones.
-            let of_own = sixteen_bit_tolerance(expected, 2 * (2 + 2));
-            let of_others = 2.0_f64.powi(-8) * largest;
-            assert_close(&format!("gradient of {name}"), &found, expected, of_own + of_others);
+            // Forward and backward pass. Some gradients, e.g. of the keys' biases, are only
+            // rounding error of larger gradients.
+            let own_error = sixteen_bit_tolerance(expected, 2 * (2 + 2));
+            let error_of_others = 2.0_f64.powi(-8) * largest;
+            assert_close(&format!("gradient of {name}"), &found, expected, own_error + error_of_others);
         }
     }
 }
 
-fn share(values: &[f64], holds: impl Fn(f64) -> bool) -> f64 {
+fn fraction(values: &[f64], holds: impl Fn(f64) -> bool) -> f64 {
     values.iter().filter(|&&value| holds(value)).count() as f64 / values.len() as f64
 }
 
+/// Compares each tensor `name` with the expected tensor `{kind}.{name}`. `mask` may set differences
+/// that do not count to zero.
 fn compare<'a>(
     found: impl Iterator<Item = (&'a str, Tensor)>,
     expected: &BTreeMap<String, Tensor>,
-    what: &str,
+    kind: &str,
     sizes: &captioner::Sizes,
-    counted: impl Fn(&str, Tensor) -> Tensor,
+    mask: impl Fn(&str, Tensor) -> Tensor,
 ) {
     let mut compared = 0;
     for (name, value) in found {
-        // Of the position embeddings only those of the present hidden states are compared.
+        // Only the position embeddings that the images use are in the golden file.
         let positions = name.ends_with("embeddings.position_embeddings.weight");
         let value = if positions { value.narrow(0, 0, sizes.vision_tokens) } else { value };
         let value = value.to_device(tch::Device::Cpu);
-        let difference = counted(name, value - &expected[&format!("{what}.{name}")]);
-        assert_close(&format!("{what} of {name}"), &difference, &difference.zeros_like(), 1e-4);
+        let difference = mask(name, value - &expected[&format!("{kind}.{name}")]);
+        assert_close(&format!("{kind} of {name}"), &difference, &difference.zeros_like(), 1e-4);
         compared += 1;
     }
-    let known = expected.keys().filter(|name| name.starts_with(&format!("{what}."))).count();
-    assert_eq!(compared, known, "{what}s");
+    let count = expected.keys().filter(|name| name.starts_with(&format!("{kind}."))).count();
+    assert_eq!(compared, count, "{kind}s");
 }

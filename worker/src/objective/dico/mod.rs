@@ -1,8 +1,8 @@
 //! Direct CLIP-based optimization, DiCO (arXiv 2408.14547, section 3).
 //!
 //! For an image, beam search with the current policy generates candidates y_1 .. y_k with rewards
-//! r_1 .. r_k; w is the best. The others are weighted by gamma_j = softmax_j(tau (r_w - r_j)), and
-//! with d_i = log p(y_i) - log p_ref(y_i)
+//! r_1 .. r_k; y_w is the best one. The others have weights gamma_j = softmax_j(tau (r_w - r_j)).
+//! With the log-probability ratios d_i = log p(y_i) - log p_ref(y_i),
 //!
 //! ```text
 //! loss = -log sigmoid(beta (d_w - sum_j gamma_j d_j))
@@ -17,16 +17,22 @@ use config::{Dico, Weights};
 use statistics::{Summary, names};
 use tch::{Kind, Tensor, no_grad};
 
-use super::candidates::{Candidates, Context, Images, values};
-use super::{Example, Outcome};
+use super::candidates::{Candidates, ImageBatch, ObjectiveContext, to_doubles};
+use super::{Example, LossOutput};
 use crate::captioner::Captioner;
-use crate::nn::Mode;
+use crate::nn::DropoutMode;
 
 /// The loss of a batch's images under the current policy.
 #[must_use]
-pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, settings: &Dico, mode: Mode) -> Outcome {
-    let found = context.candidates(policy, images, Captioner::search);
-    let candidates = Candidates::new(found, policy, images, context, mode);
+pub fn compute_loss(
+    policy: &Captioner,
+    images: &ImageBatch<'_>,
+    context: &ObjectiveContext<'_>,
+    settings: &Dico,
+    mode: DropoutMode,
+) -> LossOutput {
+    let hypotheses = context.generate_candidates(policy, images, Captioner::beam_search);
+    let candidates = Candidates::new(hypotheses, policy, images, context, mode);
     let preference = Preference::new(&candidates.rewards, settings);
     let margin = preference.margin(&match settings.reference {
         true => &candidates.policy - &candidates.reference,
@@ -35,31 +41,39 @@ pub fn outcome(policy: &Captioner, images: &Images<'_>, context: &Context<'_>, s
     let loss = (margin.shallow_clone() * settings.beta).log_sigmoid().sum(Kind::Float).neg();
     let loss_sum = loss.double_value(&[]);
     let mut summaries = no_grad(|| candidates.summaries());
-    summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(values(&margin.gt(0.0))));
-    summaries.insert(names::GAMMA_ENTROPY, Summary::of(values(&preference.entropy())));
+    summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(to_doubles(&margin.gt(0.0))));
+    summaries.insert(names::GAMMA_ENTROPY, Summary::of(to_doubles(&preference.entropy())));
     let example = Some(example(&candidates, &preference, images, context));
     let (weight, tokens) = (candidates.size().0 as f64, candidates.tokens());
-    Outcome { loss, loss_sum, weight, tokens, example, summaries }
+    LossOutput { loss, loss_sum, weight, tokens, example, summaries }
 }
 
 /// The candidates of the first image, for display.
-fn example(candidates: &Candidates, preference: &Preference, images: &Images<'_>, context: &Context<'_>) -> Example {
-    let captions = candidates.first().iter().map(|found| context.vocabulary.decode(&found.tokens));
-    let [rewards, gamma] = [&candidates.rewards, &preference.gamma].map(|all| values(&all.get(0)));
-    let weighed = captions.zip(rewards).zip(gamma).map(|((caption, reward), gamma)| (caption, reward, gamma));
-    Example { image: images.numbers[0], candidates: weighed.collect() }
+fn example(
+    candidates: &Candidates,
+    preference: &Preference,
+    images: &ImageBatch<'_>,
+    context: &ObjectiveContext<'_>,
+) -> Example {
+    let captions = candidates.of_first_image().iter().map(|hypothesis| context.vocabulary.decode(&hypothesis.tokens));
+    let [rewards, gamma] = [&candidates.rewards, &preference.gamma].map(|all| to_doubles(&all.get(0)));
+    let weighted = captions.zip(rewards).zip(gamma).map(|((caption, reward), gamma)| (caption, reward, gamma));
+    Example { image: images.indices[0], candidates: weighted.collect() }
 }
 
 /// The chosen candidate of each image, and the weights of the others.
 struct Preference {
-    /// `[images, 1]`.
+    /// The index of the chosen candidate, `[images, 1]`.
     chosen: Tensor,
-    /// `[images, candidates]`; 0 for the chosen, adding up to 1 over the others.
+    /// The weights, `[images, candidates]`: 0 for the chosen candidate; those of the others add up
+    /// to 1.
     gamma: Tensor,
 }
 
 impl Preference {
-    /// Of several best candidates the first is chosen; of several worst ones, too.
+    /// From `rewards` `[images, candidates]`. The first one among several best candidates is
+    /// chosen. With [`Weights::Worst`], the first one among several worst candidates has all the
+    /// weight.
     fn new(rewards: &Tensor, settings: &Dico) -> Self {
         let (best, chosen) = rewards.max_dim(1, true);
         let gamma = match settings.weights {
@@ -78,14 +92,16 @@ impl Preference {
         -(&self.gamma * self.gamma.clamp_min(1e-30).log()).sum_dim_intlist(1, false, self.gamma.kind())
     }
 
-    /// The margin d_w - sum_j gamma_j d_j, `[images]`.
-    fn margin(&self, difference: &Tensor) -> Tensor {
-        let chosen = difference.gather(1, &self.chosen, false).squeeze_dim(1);
-        chosen - (&self.gamma * difference).sum_dim_intlist(1, false, difference.kind())
+    /// The margin d_w - sum_j gamma_j d_j, `[images]`; `log_ratios` are the d_i,
+    /// `[images, candidates]`.
+    fn margin(&self, log_ratios: &Tensor) -> Tensor {
+        let chosen = log_ratios.gather(1, &self.chosen, false).squeeze_dim(1);
+        chosen - (&self.gamma * log_ratios).sum_dim_intlist(1, false, log_ratios.kind())
     }
 }
 
-/// Softmax over all candidates but the chosen one, whose weight is 0.
+/// Softmax over all candidates except the chosen one, whose weight is 0. `logits` is `[images,
+/// candidates]`, `chosen` is `[images, 1]`.
 fn softmax_of_others(logits: &Tensor, chosen: &Tensor) -> Tensor {
     logits.scatter_value(1, chosen, f64::NEG_INFINITY).softmax(1, logits.kind())
 }
@@ -95,19 +111,20 @@ mod tests {
     use super::*;
 
     /// The loss of one image, and its gradient with respect to log p, in plain double precision.
-    fn by_hand(policy: &[f64], reference: &[f64], rewards: &[f64], beta: f64, tau: f64) -> (f64, Vec<f64>) {
+    fn scalar_loss(policy: &[f64], reference: &[f64], rewards: &[f64], beta: f64, tau: f64) -> (f64, Vec<f64>) {
         let best = rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let chosen = rewards.iter().position(|&r| r == best).unwrap();
         let others = || (0..rewards.len()).filter(move |&j| j != chosen);
         let largest = others().map(|j| tau * (best - rewards[j])).fold(f64::NEG_INFINITY, f64::max);
         let weight = |j: usize| (tau * (best - rewards[j]) - largest).exp();
         let total: f64 = others().map(weight).sum();
-        let difference = |j: usize| policy[j] - reference[j];
-        let margin = difference(chosen) - others().map(|j| weight(j) / total * difference(j)).sum::<f64>();
+        let log_ratio = |j: usize| policy[j] - reference[j];
+        let margin = log_ratio(chosen) - others().map(|j| weight(j) / total * log_ratio(j)).sum::<f64>();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let slope = -beta * sigmoid(-beta * margin);
-        let gradient =
-            (0..rewards.len()).map(|j| if j == chosen { slope } else { -slope * weight(j) / total }).collect();
+        let derivative = -beta * sigmoid(-beta * margin);
+        let gradient = (0..rewards.len())
+            .map(|j| if j == chosen { derivative } else { -derivative * weight(j) / total })
+            .collect();
         (-sigmoid(beta * margin).ln(), gradient)
     }
 
@@ -115,15 +132,15 @@ mod tests {
         Dico { tau, ..Dico::default() }
     }
 
-    fn check(policy: &[f64], reference: &[f64], rewards: &[f64], beta: f64, tau: f64) {
+    fn check_loss(policy: &[f64], reference: &[f64], rewards: &[f64], beta: f64, tau: f64) {
         let row = |values: &[f64]| Tensor::from_slice(values).unsqueeze(0);
         let leaf = row(policy).set_requires_grad(true);
-        let difference = &leaf - row(reference);
-        let margin = Preference::new(&row(rewards), &settings(tau)).margin(&difference);
+        let log_ratios = &leaf - row(reference);
+        let margin = Preference::new(&row(rewards), &settings(tau)).margin(&log_ratios);
         let loss = (margin * beta).log_sigmoid().sum(Kind::Double).neg();
         loss.backward();
         let gradient = Vec::<f64>::try_from(leaf.grad().squeeze_dim(0)).unwrap();
-        let (expected_loss, expected_gradient) = by_hand(policy, reference, rewards, beta, tau);
+        let (expected_loss, expected_gradient) = scalar_loss(policy, reference, rewards, beta, tau);
         assert!((loss.double_value(&[]) - expected_loss).abs() < 1e-12, "{loss:?} is not {expected_loss}");
         for (found, expected) in gradient.iter().zip(&expected_gradient) {
             assert!((found - expected).abs() < 1e-12, "{gradient:?} is not {expected_gradient:?}");
@@ -131,23 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn loss_and_gradient_are_those_of_a_computation_by_hand() {
+    fn loss_and_gradient_equal_a_computation_without_tensors() {
         let policy = [-12.0, -9.5, -14.25, -11.0, -13.5];
         let reference = [-11.5, -10.0, -14.0, -11.75, -13.0];
-        check(&policy, &reference, &[0.61, 0.75, 0.58, 0.74, 0.70], 0.2, 300.0);
-        check(&policy, &reference, &[0.61, 0.75, 0.58, 0.74, 0.70], 0.2, 1.0);
+        check_loss(&policy, &reference, &[0.61, 0.75, 0.58, 0.74, 0.70], 0.2, 300.0);
+        check_loss(&policy, &reference, &[0.61, 0.75, 0.58, 0.74, 0.70], 0.2, 1.0);
     }
 
     #[test]
-    fn with_two_candidates_the_other_has_all_the_weight() {
-        check(&[-5.0, -6.0], &[-5.5, -5.0], &[0.4, 0.7], 0.2, 300.0);
+    fn with_two_candidates_the_rejected_one_has_weight_1() {
+        check_loss(&[-5.0, -6.0], &[-5.5, -5.0], &[0.4, 0.7], 0.2, 300.0);
         let gamma = Preference::new(&Tensor::from_slice(&[0.4, 0.7]).unsqueeze(0), &settings(300.0)).gamma;
         assert_eq!(Vec::<f64>::try_from(gamma.squeeze_dim(0)).unwrap(), [1.0, 0.0]);
     }
 
     #[test]
-    fn of_equal_rewards_the_first_is_chosen_and_the_rest_share() {
-        check(&[-5.0, -6.0, -7.0], &[-5.5, -5.0, -7.5], &[0.5, 0.5, 0.5], 0.2, 300.0);
+    fn with_equal_rewards_the_first_candidate_is_chosen_and_the_others_have_equal_weights() {
+        check_loss(&[-5.0, -6.0, -7.0], &[-5.5, -5.0, -7.5], &[0.5, 0.5, 0.5], 0.2, 300.0);
         let gamma = Preference::new(&Tensor::from_slice(&[0.5, 0.5, 0.5]).unsqueeze(0), &settings(300.0)).gamma;
         assert_eq!(Vec::<f64>::try_from(gamma.squeeze_dim(0)).unwrap(), [0.0, 0.5, 0.5]);
     }
@@ -156,13 +173,13 @@ mod tests {
     fn extreme_temperatures_stay_finite() {
         let (policy, reference, rewards) = ([-5.0, -60.0, -7.0], [-5.5, -5.0, -90.0], [0.9, 0.1, 0.5]);
         for tau in [0.0, 1e-6, 1e6, 1e12] {
-            check(&policy, &reference, &rewards, 0.2, tau);
+            check_loss(&policy, &reference, &rewards, 0.2, tau);
         }
-        check(&policy, &reference, &rewards, 50.0, 1e6);
+        check_loss(&policy, &reference, &rewards, 50.0, 1e6);
     }
 
     #[test]
-    fn ablations_weigh_all_alike_or_the_worst_alone() {
+    fn ablations_weight_all_rejected_candidates_equally_or_only_the_worst() {
         let gamma = |weights| {
             let settings = Dico { weights, ..Dico::default() };
             let rewards = Tensor::from_slice(&[0.4, 0.7, 0.1, 0.1]).unsqueeze(0);
@@ -171,7 +188,7 @@ mod tests {
         let third = 1.0 / 3.0;
         assert_eq!(gamma(Weights::Uniform), [third, 0.0, third, third]);
         assert_eq!(gamma(Weights::Worst), [0.0, 0.0, 1.0, 0.0]);
-        // The published weights are between the two.
+        // The softmax weights are between the two.
         let softmax = gamma(Weights::Softmax);
         assert!((softmax[2] - 0.5).abs() < 1e-12 && softmax[0] < 1e-12, "{softmax:?}");
     }

@@ -1,13 +1,13 @@
-//! Tests of a state's way to a snapshot, to a folder, and back to a state.
+//! Tests of saving a state as a checkpoint, and of loading it.
 
 use std::path::Path;
 
-use checkpoint_store::{JournalHead, Sequence};
+use checkpoint_store::{JournalHead, SampleSequence};
 use object_io::Access;
 use tch::{Device, no_grad};
 
 use super::*;
-use crate::trainer::snapshot::{Origin, Snapshot};
+use crate::trainer::snapshot::{CheckpointOrigin, Snapshot};
 
 const RUN: &str = "
 name: test
@@ -24,19 +24,20 @@ stages:
 const NAME: &str = "1-dico-00000003";
 const RUN_ID: &str = "3fa2";
 
-struct Place {
+/// A run with a folder for its checkpoints.
+struct TestRun {
     run: RunFile,
     sources: WeightSources,
     checkpoints: Checkpoints,
     folder: tempfile::TempDir,
 }
 
-impl Place {
+impl TestRun {
     fn new() -> Self {
-        Self::of(RUN)
+        Self::from_text(RUN)
     }
 
-    fn of(run: &str) -> Self {
+    fn from_text(run: &str) -> Self {
         let run = RunFile::parse(Path::new("test.yaml"), run).unwrap();
         let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -44,18 +45,16 @@ impl Place {
         Self { run, sources, checkpoints, folder }
     }
 
-    fn start(&self) -> State {
-        State::new(&self.run, &self.sources, Device::Cpu).unwrap()
+    fn initial_state(&self) -> TrainingState {
+        TrainingState::new(&self.run, &self.sources, Device::Cpu).unwrap()
     }
 
     /// A state in the second stage whose values all differ from the initial ones.
-    fn trained(&self) -> State {
-        let mut state = self.start();
+    fn trained_state(&self) -> TrainingState {
+        let mut state = self.initial_state();
         state.enter_stage(&self.run, 1);
         state.position = Some(v1::Position { stage: 1, step: 3, generation: 4 });
-        for (at, buffer) in buffers(&state).into_iter().enumerate() {
-            fill(buffer, at as f64 + 0.25);
-        }
+        fill_with_distinct_values(&state);
         state
     }
 
@@ -66,62 +65,80 @@ impl Place {
     }
 }
 
-fn origin() -> Origin {
+fn origin() -> CheckpointOrigin {
     let journal = JournalHead { sequence: 17, hash: "ab".repeat(32) };
-    Origin { run_id: RUN_ID.to_owned(), generation: 4, journal, sequence: Sequence { step: 2, epoch: 1 } }
+    CheckpointOrigin {
+        run_id: RUN_ID.to_owned(),
+        generation: 4,
+        journal,
+        sequence: SampleSequence { step: 2, epoch: 1 },
+    }
 }
 
-fn buffers(state: &State) -> Vec<&Tensor> {
-    let models = state.own().map(|(_, parameters)| parameters.flat());
-    models.chain([&state.optimizer.first, &state.optimizer.second]).collect()
+fn buffers(state: &TrainingState) -> Vec<&Tensor> {
+    let models = state.own_models().map(|(_, parameters)| parameters.flat());
+    models.chain([&state.optimizer.first_moment, &state.optimizer.second_moment]).collect()
 }
 
 fn fill(buffer: &Tensor, value: f64) {
     no_grad(|| _ = buffer.shallow_clone().fill_(value));
 }
 
+/// Fills each buffer with its index plus 0.25.
+fn fill_with_distinct_values(state: &TrainingState) {
+    buffers(state).into_iter().enumerate().for_each(|(index, buffer)| fill(buffer, index as f64 + 0.25));
+}
+
 #[test]
-fn a_snapshot_is_not_changed_by_training_that_goes_on() {
-    let place = Place::new();
-    let mut state = place.trained();
-    let whole = Snapshot::take(&state, &place.run, &place.sources, Some(origin())).unwrap();
-    let hashed = Snapshot::take(&state, &place.run, &place.sources, None).unwrap();
+fn training_does_not_change_a_snapshot() {
+    let test_run = TestRun::new();
+    let mut state = test_run.trained_state();
+    let writers_snapshot = Snapshot::take(&state, &test_run.run, &test_run.sources, Some(origin())).unwrap();
+    let other_snapshot = Snapshot::take(&state, &test_run.run, &test_run.sources, None).unwrap();
     let sha256 = state.parameters_sha256();
 
     buffers(&state).into_iter().for_each(|buffer| fill(buffer, -1.0));
-    state.enter_stage(&place.run, 0);
+    state.enter_stage(&test_run.run, 0);
     assert_ne!(state.parameters_sha256(), sha256);
-    assert_eq!((whole.parameters_sha256(), hashed.parameters_sha256()), (sha256.clone(), sha256.clone()));
+    assert_eq!([&writers_snapshot, &other_snapshot].map(Snapshot::parameters_sha256), [sha256.clone(), sha256.clone()]);
 
-    place.save(&whole);
-    let mut back = place.start();
-    let fetched = place.checkpoints.read(NAME).unwrap();
-    restore(&mut back, &place.run, &place.sources, fetched.path(), &place.checkpoints.stamp(NAME).unwrap()).unwrap();
-    assert_eq!(back.parameters_sha256(), sha256);
-    assert_eq!(back.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
-    for (back, was) in buffers(&back).into_iter().zip(buffers(&place.trained())) {
-        assert_eq!(back, was);
+    test_run.save(&writers_snapshot);
+    let mut restored_state = test_run.initial_state();
+    let fetched = test_run.checkpoints.read(NAME).unwrap();
+    restore(
+        &mut restored_state,
+        &test_run.run,
+        &test_run.sources,
+        fetched.path(),
+        &test_run.checkpoints.metadata(NAME).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(restored_state.parameters_sha256(), sha256);
+    assert_eq!(restored_state.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
+    for (restored, saved) in buffers(&restored_state).into_iter().zip(buffers(&test_run.trained_state())) {
+        assert_eq!(restored, saved);
     }
-    // The model folder, for captioning, export and other runs.
-    let models = weights::folder::Folder::open(fetched.path()).unwrap();
-    assert_eq!(models.manifest().vocabulary, place.sources.captioner_vocabulary.to_stored());
+    // A checkpoint is a model folder: other commands and runs can read it.
+    let models = weights::model_folder::ModelFolder::open(fetched.path()).unwrap();
+    assert_eq!(models.manifest().vocabulary, test_run.sources.captioner_vocabulary.to_manifest());
 }
 
 #[test]
-fn ranks_that_do_not_write_leave_nothing() {
-    let place = Place::new();
-    let snapshot = Snapshot::take(&place.trained(), &place.run, &place.sources, None).unwrap();
-    place.save(&snapshot);
-    assert_eq!(place.checkpoints.list().unwrap(), checkpoint_store::Listing::default());
+fn ranks_other_than_the_writer_write_no_files() {
+    let test_run = TestRun::new();
+    let snapshot = Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.sources, None).unwrap();
+    test_run.save(&snapshot);
+    assert_eq!(test_run.checkpoints.list().unwrap(), checkpoint_store::Listing::default());
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
-    let place = Place::new();
-    let state = place.trained();
-    place.save(&Snapshot::take(&state, &place.run, &place.sources, Some(origin())).unwrap());
-    let files: Vec<_> = std::fs::read_dir(place.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
-    // Three models, moments, manifest, stamp and seal.
+fn damaged_and_unreachable_checkpoints_have_different_errors() {
+    let test_run = TestRun::new();
+    let state = test_run.trained_state();
+    test_run.save(&Snapshot::take(&state, &test_run.run, &test_run.sources, Some(origin())).unwrap());
+    let files: Vec<_> =
+        std::fs::read_dir(test_run.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
+    // Three models, moments, manifest, metadata and seal.
     assert_eq!(files.len(), 7, "{files:?}");
     for file in files {
         let content = std::fs::read(&file).unwrap();
@@ -129,43 +146,48 @@ fn a_damaged_checkpoint_is_named_and_told_from_one_that_cannot_be_reached() {
         flipped[content.len() / 3] ^= 1;
         for damaged in [&flipped, &content[..content.len() - 1]] {
             std::fs::write(&file, damaged).unwrap();
-            let Err(Stop::Damaged { checkpoint, reason }) = fetch(&place.checkpoints, NAME) else { panic!("{file:?}") };
+            let Err(DirectiveError::DamagedCheckpoint { checkpoint, reason }) = fetch(&test_run.checkpoints, NAME)
+            else {
+                panic!("{file:?}")
+            };
             assert_eq!(checkpoint, NAME);
             assert!(reason.contains(file.file_name().unwrap().to_str().unwrap()), "{reason}");
         }
         std::fs::write(&file, content).unwrap();
     }
-    assert!(fetch(&place.checkpoints, NAME).is_ok());
-    assert!(matches!(fetch(&place.checkpoints, "1-dico-00000009"), Err(Stop::Damaged { .. })));
-    assert!(matches!(fetch(&place.checkpoints, "../run"), Err(Stop::Fatal(_))));
-    let seal = place.folder.path().join(NAME).join("checkpoint.json");
+    assert!(fetch(&test_run.checkpoints, NAME).is_ok());
+    assert!(matches!(fetch(&test_run.checkpoints, "1-dico-00000009"), Err(DirectiveError::DamagedCheckpoint { .. })));
+    assert!(matches!(fetch(&test_run.checkpoints, "../run"), Err(DirectiveError::Fatal(_))));
+    let seal = test_run.folder.path().join(NAME).join("checkpoint.json");
     std::fs::remove_file(&seal).unwrap();
     // A symbolic link to itself is an I/O error, not damage.
     std::os::unix::fs::symlink(&seal, &seal).unwrap();
-    assert!(matches!(fetch(&place.checkpoints, NAME), Err(Stop::CollectiveError(CollectiveError::Failed(_)))));
+    assert!(matches!(fetch(&test_run.checkpoints, NAME), Err(DirectiveError::Collective(CollectiveError::Failed(_)))));
 }
 
 #[test]
-fn what_is_whole_but_does_not_fit_is_refused() {
-    let place = Place::new();
-    place.save(&Snapshot::take(&place.trained(), &place.run, &place.sources, Some(origin())).unwrap());
-    let fetched = place.checkpoints.read(NAME).unwrap();
-    let saved = place.checkpoints.stamp(NAME).unwrap();
+fn a_checkpoint_of_another_vocabulary_or_stage_is_refused() {
+    let test_run = TestRun::new();
+    test_run
+        .save(&Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.sources, Some(origin())).unwrap());
+    let fetched = test_run.checkpoints.read(NAME).unwrap();
+    let saved = test_run.checkpoints.metadata(NAME).unwrap();
     let refusal = |run: &RunFile, sources: &WeightSources| {
-        restore(&mut place.start(), run, sources, fetched.path(), &saved).unwrap_err()
+        restore(&mut test_run.initial_state(), run, sources, fetched.path(), &saved).unwrap_err().to_string()
     };
-    let other = WeightSources::open(&place.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
-    assert!(refusal(&place.run, &other).contains("another vocabulary"));
-    let mut renamed = place.run.clone();
+    let other = WeightSources::open(&test_run.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
+    assert!(refusal(&test_run.run, &other).contains("another vocabulary"));
+    let mut renamed = test_run.run.clone();
     renamed.stages[1].name = "other".into();
-    assert!(refusal(&renamed, &place.sources).contains("no stage dico"));
+    assert!(refusal(&renamed, &test_run.sources).contains("no stage dico"));
 }
 
 #[test]
-fn what_is_whole_but_another_state_is_seen() {
-    let place = Place::new();
-    let sha256 = place.save(&Snapshot::take(&place.trained(), &place.run, &place.sources, Some(origin())).unwrap());
-    let saved = place.checkpoints.stamp(NAME).unwrap();
+fn an_intact_checkpoint_of_another_state_is_refused() {
+    let test_run = TestRun::new();
+    let sha256 = test_run
+        .save(&Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.sources, Some(origin())).unwrap());
+    let saved = test_run.checkpoints.metadata(NAME).unwrap();
     assert_eq!((saved.generation, &saved.journal, saved.sequence), (4, &origin().journal, origin().sequence));
     let order = |run_id: &str, name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
         checkpoint: name.into(),
@@ -174,7 +196,7 @@ fn what_is_whole_but_another_state_is_seen() {
         position: Some(v1::Position { stage, step, generation: 9 }),
         ..Default::default()
     };
-    assert_eq!(difference(&saved, &order(RUN_ID, NAME, 1, 3, &sha256)), None);
+    assert_eq!(metadata_mismatch(&saved, &order(RUN_ID, NAME, 1, 3, &sha256)), None);
     for (order, expected) in [
         (order("77", NAME, 1, 3, &sha256), "another run: 3fa2"),
         (order(RUN_ID, "1-dico-00000006", 1, 3, &sha256), "saved as 1-dico-00000003"),
@@ -183,39 +205,39 @@ fn what_is_whole_but_another_state_is_seen() {
         (order(RUN_ID, NAME, 1, 3, "00"), "the journal has 00"),
         (order(RUN_ID, NAME, 1, 3, ""), "the journal has "),
     ] {
-        let reason = difference(&saved, &order).unwrap();
+        let reason = metadata_mismatch(&saved, &order).unwrap();
         assert!(reason.contains(expected), "{reason}");
     }
 }
 
 #[test]
-fn of_what_a_stage_does_not_train_no_moments_are_saved() {
+fn only_moments_of_trained_parameters_are_saved() {
     let stage = |name: &str, trainable: &str| {
         format!(
             "  - {{ name: {name}, objective: contrastive, contrastive: {{ trainable: {trainable} }}, steps: 9, batch: 4, \
              optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
         )
     };
-    let stages = [("all", "all"), ("parts", "projections"), ("factors", "{ lora: { rank: 2, targets: [mlp] } }")];
+    let stages = [("all", "all"), ("projections", "projections"), ("factors", "{ lora: { rank: 2, targets: [mlp] } }")];
     let stages: String = stages.map(|(name, trainable)| stage(name, trainable)).concat();
     let head = RUN.split_once("stages:\n").unwrap().0;
-    let place = Place::of(&format!("{head}stages:\n{stages}"));
+    let test_run = TestRun::from_text(&format!("{head}stages:\n{stages}"));
     let is_factor = |name: &str| weights::clip::is_lora_factor(name);
     let is_projection = |name: &str| ["visual.proj", "text_projection"].contains(&name);
-    for (at, is_trained) in [
+    for (stage, is_trained) in [
         (0, &(|name: &str| !is_factor(name) && name != weights::clip::LORA_ALPHA) as &dyn Fn(&str) -> bool),
         (1, &is_projection),
         (2, &is_factor),
     ] {
-        let mut state = place.start();
-        state.enter_stage(&place.run, at);
-        state.position = Some(v1::Position { stage: at as u32, step: 3, generation: 4 });
-        buffers(&state).into_iter().enumerate().for_each(|(at, buffer)| fill(buffer, at as f64 + 0.25));
-        let name = format!("{at}-00000003");
-        let snapshot = Snapshot::take(&state, &place.run, &place.sources, Some(origin())).unwrap();
-        snapshot.write(&place.checkpoints, &name, &snapshot.parameters_sha256()).unwrap();
+        let mut state = test_run.initial_state();
+        state.enter_stage(&test_run.run, stage);
+        state.position = Some(v1::Position { stage: stage as u32, step: 3, generation: 4 });
+        fill_with_distinct_values(&state);
+        let name = format!("{stage}-00000003");
+        let snapshot = Snapshot::take(&state, &test_run.run, &test_run.sources, Some(origin())).unwrap();
+        snapshot.write(&test_run.checkpoints, &name, &snapshot.parameters_sha256()).unwrap();
 
-        let fetched = place.checkpoints.read(&name).unwrap();
+        let fetched = test_run.checkpoints.read(&name).unwrap();
         let evaluator = Archive::open(&fetched.path().join(file_name("evaluator"))).unwrap();
         let moments = Archive::open(&fetched.path().join(OPTIMIZER)).unwrap();
         let all: Vec<&str> = evaluator.names().collect();
@@ -226,12 +248,12 @@ fn of_what_a_stage_does_not_train_no_moments_are_saved() {
         assert!(expected.len() >= 4 && all.len() > expected.len() / 2);
         assert_eq!(moments.names().collect::<Vec<_>>(), expected);
 
-        let mut back = place.start();
-        let stamp = place.checkpoints.stamp(&name).unwrap();
-        restore(&mut back, &place.run, &place.sources, fetched.path(), &stamp).unwrap();
-        assert_eq!(back.parameters_sha256(), state.parameters_sha256());
-        for (back, was) in buffers(&back).into_iter().zip(buffers(&state)) {
-            assert_eq!(back, was);
+        let mut restored_state = test_run.initial_state();
+        let metadata = test_run.checkpoints.metadata(&name).unwrap();
+        restore(&mut restored_state, &test_run.run, &test_run.sources, fetched.path(), &metadata).unwrap();
+        assert_eq!(restored_state.parameters_sha256(), state.parameters_sha256());
+        for (restored, saved) in buffers(&restored_state).into_iter().zip(buffers(&state)) {
+            assert_eq!(restored, saved);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use checkpoint_store::{JournalHead, Sequence};
+use checkpoint_store::{JournalHead, SampleSequence};
 use config::RunFile;
 use object_io::Access;
 use tch::Device;
@@ -10,8 +10,8 @@ use tokenizer::Vocabulary;
 
 use super::*;
 use crate::models::WeightSources;
-use crate::trainer::snapshot::Origin;
-use crate::trainer::state::State;
+use crate::trainer::snapshot::CheckpointOrigin;
+use crate::trainer::state::TrainingState;
 
 const RUN: &str = "
 name: test
@@ -26,34 +26,34 @@ stages:
 ";
 
 #[test]
-fn what_was_saved_is_reported_and_what_was_not_too() {
+fn successful_and_failed_saves_are_reported() {
     let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
     let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
-    let state = State::new(&run, &sources, Device::Cpu).unwrap();
+    let state = TrainingState::new(&run, &sources, Device::Cpu).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let place = folder.path().join("checkpoints");
-    let checkpoints = Arc::new(Checkpoints::open(place.to_str().unwrap(), &Access::environment()).unwrap());
+    let path = folder.path().join("checkpoints");
+    let checkpoints = Arc::new(Checkpoints::open(path.to_str().unwrap(), &Access::environment()).unwrap());
     let (sender, mut reports) = tokio::sync::mpsc::channel(8);
     let saver = Saver::start(Arc::clone(&checkpoints), sender);
-    let save = |checkpoint, name: &str, written: bool| {
-        let origin = Origin {
+    let save = |checkpoint, name: &str, is_writer: bool| {
+        let origin = CheckpointOrigin {
             run_id: "3fa2".to_owned(),
             generation: 3,
             journal: JournalHead::default(),
-            sequence: Sequence::default(),
+            sequence: SampleSequence::default(),
         };
-        let snapshot = Snapshot::take(&state, &run, &sources, written.then_some(origin)).unwrap();
+        let snapshot = Snapshot::take(&state, &run, &sources, is_writer.then_some(origin)).unwrap();
         saver.save(Save { generation: 3, checkpoint, name: name.to_owned(), snapshot }).unwrap();
     };
     save(1, "0-xe-00000004", true);
     save(2, "0-xe-00000008", false);
-    saver.saving().wait();
+    saver.pending_saves().wait();
     assert_eq!(checkpoints.list().unwrap().sealed.into_iter().collect::<Vec<_>>(), ["0-xe-00000004"]);
-    // The checkpoint folder cannot be created where a file is.
-    std::fs::remove_dir_all(&place).unwrap();
-    std::fs::write(&place, b"").unwrap();
+    // A file at the path of the checkpoint folder makes saves fail.
+    std::fs::remove_dir_all(&path).unwrap();
+    std::fs::write(&path, b"").unwrap();
     save(3, "0-xe-00000009", true);
-    saver.saving().wait();
+    saver.pending_saves().wait();
     drop(saver);
 
     let parameters_sha256 = state.parameters_sha256();
@@ -62,7 +62,9 @@ fn what_was_saved_is_reported_and_what_was_not_too() {
         let done = v1::CheckpointDone { generation: 3, checkpoint, parameters_sha256 };
         assert_eq!(reports.blocking_recv(), Some(Message::CheckpointDone(done)));
     }
-    let Some(Message::CheckpointFailed(failed)) = reports.blocking_recv() else { panic!("no failure is reported") };
+    let Some(Message::CheckpointFailed(failed)) = reports.blocking_recv() else {
+        panic!("the failure is not reported")
+    };
     assert_eq!((failed.generation, failed.checkpoint), (3, 3));
     assert!(failed.reason.contains("0-xe-00000009"), "{}", failed.reason);
     assert_eq!(reports.blocking_recv(), None);

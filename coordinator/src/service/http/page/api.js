@@ -1,64 +1,74 @@
-// What the coordinator is asked.
+// The HTTP API of the coordinator.
 
-const KEY = "dico-admin-token";
-const RETRY = 2000;
+const TOKEN_KEY = "dico-admin-token";
+/** Milliseconds between attempts to open the stream of snapshots. */
+const RETRY_INTERVAL = 2000;
 
-/** The coordinator did not answer, or answered with an error; `status` is that of HTTP, if there is one. */
-export class Unanswered extends Error {
+/**
+ * The coordinator did not answer, or answered with an error. `status` is the HTTP status code, if
+ * there is one.
+ */
+export class RequestError extends Error {
   constructor(message, status) {
     super(message);
     this.status = status;
   }
 }
 
-async function ask(path, options) {
+async function request(path, options) {
   let response;
   try {
     response = await fetch(`api/${path}`, options);
   } catch (error) {
-    throw new Unanswered(error.message);
+    throw new RequestError(error.message);
   }
   const body = await response.json().catch(() => null);
-  if (!response.ok) throw new Unanswered(body?.error ?? `the coordinator answered ${response.status}`, response.status);
-  if (body === null) throw new Unanswered("the coordinator's answer is incomplete", response.status);
+  if (!response.ok) throw new RequestError(body?.error ?? `the coordinator answered ${response.status}`, response.status);
+  if (body === null) throw new RequestError("the coordinator's answer is incomplete", response.status);
   return body;
 }
 
-/** What is at a path below `api/`. */
-export const get = (path) => ask(path);
+/** The JSON at a path below `api/`. */
+export const get = (path) => request(path);
 
-/** Runs `act`; whether the coordinator answered. Other errors are faults of the page and go on. */
-export async function answered(act) {
+/**
+ * Runs `action`. Returns whether the coordinator answered. Other errors are bugs of the page, and
+ * are thrown.
+ */
+export async function isAnswered(action) {
   try {
-    await act();
+    await action();
     return true;
   } catch (error) {
-    if (error instanceof Unanswered) return false;
+    if (error instanceof RequestError) return false;
     throw error;
   }
 }
 
-/** The admin token, for as long as this tab is open. */
-export const token = {
-  get: () => sessionStorage.getItem(KEY),
-  set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
+/** The admin token. The browser keeps it until the tab is closed. */
+export const adminToken = {
+  get: () => sessionStorage.getItem(TOKEN_KEY),
+  set: (value) => sessionStorage.setItem(TOKEN_KEY, value),
+  remove: () => sessionStorage.removeItem(TOKEN_KEY),
 };
 
 /** Sends a command. */
-export async function command(name, body) {
-  const headers = { authorization: `Bearer ${token.get() ?? ""}` };
+export async function sendCommand(name, body) {
+  const headers = { authorization: `Bearer ${adminToken.get() ?? ""}` };
   if (body) headers["content-type"] = "application/json";
-  return ask(name, { method: "POST", headers, body: body && JSON.stringify(body) });
+  return request(name, { method: "POST", headers, body: body && JSON.stringify(body) });
 }
 
-/** Tells of every look at the run, and of every time that the way to the coordinator is lost. */
-export function follow(tell, lost) {
+/**
+ * Calls `onSnapshot` with each snapshot of the run, and `onDisconnect` whenever the connection
+ * breaks.
+ */
+export function follow(onSnapshot, onDisconnect) {
   const source = new EventSource("api/stream");
-  source.onmessage = (event) => tell(JSON.parse(event.data));
+  source.onmessage = (event) => onSnapshot(JSON.parse(event.data));
   source.onerror = () => {
-    lost();
-    // The browser tries again by itself, unless it was turned away.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(tell, lost), RETRY);
+    onDisconnect();
+    // The browser reconnects by itself, unless the coordinator has refused the stream.
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(onSnapshot, onDisconnect), RETRY_INTERVAL);
   };
 }

@@ -1,105 +1,112 @@
-// Steering the run. Commands need the admin token, which this tab keeps until it is closed.
+// Buttons that send commands. Commands require the admin token, which the browser keeps until the
+// tab is closed.
 
-import { command, token } from "./api.js";
-import { byId, el, mark, say } from "./dom.js";
+import { adminToken, sendCommand } from "./api.js";
+import { byId, el, setAttribute, setText } from "./dom.js";
 
-const HINT = "This coordinator was served without an admin token, so this page only looks. Serve with --admin-token-file FILE to steer from here.";
-const NOTICE = 8000;
+const READ_ONLY_HINT = "This page is read-only, because the coordinator has no admin token. Serve with --admin-token-file FILE to send commands from here.";
+/** Milliseconds for which a notice is shown. */
+const NOTICE_DURATION = 8000;
 
 export class Controls {
   constructor() {
-    const button = (name, label, title) => el("button", { type: "button", title, on: { click: () => this.run(name) } }, label);
+    const button = (name, label, title) => el("button", { type: "button", title, on: { click: () => this.send(name) } }, label);
     this.buttons = {
-      pause: button("pause", "Pause", "Let what is granted be done, save it, and hold the run"),
-      resume: button("resume", "Resume", "Let the paused run go on"),
-      checkpoint: button("checkpoint", "Checkpoint", "Save the state that the run is about to reach"),
-      evaluate: button("evaluate", "Evaluate", "Evaluate the state that the run is about to reach"),
+      pause: button("pause", "Pause", "Complete the granted steps, save a checkpoint, and pause the run"),
+      resume: button("resume", "Resume", "Continue the paused run"),
+      checkpoint: button("checkpoint", "Checkpoint", "Save a checkpoint after the granted steps"),
+      evaluate: button("evaluate", "Evaluate", "Evaluate the state after the granted steps"),
     };
-    this.token = el("button", { type: "button", on: { click: () => this.askToken() } });
-    this.hint = el("p", { class: "hint", hidden: true }, HINT);
-    byId("controls").append(...Object.values(this.buttons), this.token, this.hint);
+    this.tokenButton = el("button", { type: "button", on: { click: () => this.promptForToken() } });
+    this.hint = el("p", { class: "hint", hidden: true }, READ_ONLY_HINT);
+    byId("controls").append(...Object.values(this.buttons), this.tokenButton, this.hint);
     this.dialog = byId("dialog");
+    /** Whether the coordinator accepts commands. */
     this.allowed = false;
-    this.showToken();
+    this.showTokenState();
   }
 
   update(snapshot) {
     this.allowed = snapshot.commands;
     this.hint.hidden = snapshot.commands;
-    this.token.hidden = !snapshot.commands;
-    const paused = snapshot.state === "paused";
-    const over = ["finished", "failed"].includes(snapshot.state);
-    this.buttons.pause.hidden = paused;
-    this.buttons.resume.hidden = !paused;
-    for (const button of Object.values(this.buttons)) button.disabled = !this.allowed || over;
+    this.tokenButton.hidden = !snapshot.commands;
+    const isPaused = snapshot.state === "paused";
+    const isOver = ["finished", "failed"].includes(snapshot.state);
+    this.buttons.pause.hidden = isPaused;
+    this.buttons.resume.hidden = !isPaused;
+    for (const button of Object.values(this.buttons)) button.disabled = !this.allowed || isOver;
   }
 
-  /** Asks a worker to leave, if somebody is sure. */
-  drain(rank) {
-    const go = el("button", { type: "submit", class: "main" }, `Drain rank ${rank}`);
-    this.open(`Drain rank ${rank}?`, [
-      el("p", {}, "It leaves after the step in flight, and the others go on without it. Where fewer workers are left than the run needs, the run waits."),
-    ], go, () => this.run("drain", { rank }));
+  /** Drains a worker after the user has confirmed it. */
+  drain(workerId) {
+    const submit = el("button", { type: "submit", class: "primary" }, `Drain worker ${workerId}`);
+    this.openDialog(`Drain worker ${workerId}?`, [
+      el("p", {}, "The worker leaves after the step in flight, and the other workers continue. If fewer than workers.min remain, the run waits."),
+    ], submit, () => this.send("drain", { rank: workerId }));
   }
 
-  /** Sends a command; asks for the token where it lacks or is wrong. */
-  async run(name, body) {
-    if (!token.get()) {
-      this.askToken(() => this.run(name, body));
+  /**
+   * Sends a command. Prompts for the token if there is none; forgets a token that the coordinator
+   * refuses.
+   */
+  async send(name, body) {
+    if (!adminToken.get()) {
+      this.promptForToken(() => this.send(name, body));
       return;
     }
     try {
-      const { message } = await command(name, body);
-      this.notice(message, "good");
+      const { message } = await sendCommand(name, body);
+      this.showNotice(message, "good");
     } catch (error) {
       if (error.status === 401) {
-        token.forget();
-        this.showToken();
+        adminToken.remove();
+        this.showTokenState();
       }
-      this.notice(`${name}: ${error.message}`, "bad");
+      this.showNotice(`${name}: ${error.message}`, "bad");
     }
   }
 
-  askToken(then) {
-    const held = Boolean(token.get());
+  promptForToken(onToken) {
+    const hasToken = Boolean(adminToken.get());
     const input = el("input", { id: "token", type: "password", autocomplete: "off", spellcheck: "false", required: true, minlength: "16" });
-    const forget = held ? el("button", { type: "button", on: { click: () => {
-      token.forget();
-      this.showToken();
+    const forget = hasToken ? el("button", { type: "button", on: { click: () => {
+      adminToken.remove();
+      this.showTokenState();
       this.dialog.close();
     } } }, "Forget the token") : null;
-    this.open("Admin token", [
-      el("p", {}, "That of the coordinator's --admin-token-file. This tab keeps it until it is closed."),
+    this.openDialog("Admin token", [
+      el("p", {}, "The token in the coordinator's --admin-token-file. The browser keeps it until this tab is closed."),
       el("label", { for: "token" }, "Token"), input,
-    ], el("button", { type: "submit", class: "main" }, "Use it"), () => {
-      token.set(input.value.trim());
-      this.showToken();
-      then?.();
+    ], el("button", { type: "submit", class: "primary" }, "Use token"), () => {
+      adminToken.set(input.value.trim());
+      this.showTokenState();
+      onToken?.();
     }, forget);
   }
 
-  open(title, content, submit, act, more = null) {
+  /** Opens a dialog with these elements. `onSubmit` is called when the user confirms. */
+  openDialog(title, content, submit, onSubmit, extraButton = null) {
     const cancel = el("button", { type: "button", on: { click: () => this.dialog.close() } }, "Cancel");
     const form = el("form", { on: { submit: (event) => {
       event.preventDefault();
       this.dialog.close();
-      act();
-    } } }, el("h2", { id: "dialog-title" }, title), ...content, el("div", { class: "buttons" }, more, cancel, submit));
+      onSubmit();
+    } } }, el("h2", { id: "dialog-title" }, title), ...content, el("div", { class: "buttons" }, extraButton, cancel, submit));
     this.dialog.replaceChildren(form);
     this.dialog.showModal();
   }
 
-  showToken() {
-    say(this.token, token.get() ? "Token ✓" : "Token…");
-    mark(this.token, "aria-label", token.get() ? "Admin token: known to this tab" : "Give the admin token");
+  showTokenState() {
+    setText(this.tokenButton, adminToken.get() ? "Token ✓" : "Token…");
+    setAttribute(this.tokenButton, "aria-label", adminToken.get() ? "Admin token: stored in this tab" : "Enter the admin token");
   }
 
-  notice(text, tone) {
+  showNotice(text, tone) {
     const notice = byId("notice");
-    say(notice, text);
-    mark(notice, "data-tone", tone);
+    setText(notice, text);
+    setAttribute(notice, "data-tone", tone);
     notice.hidden = false;
-    clearTimeout(this.hiding);
-    this.hiding = setTimeout(() => { notice.hidden = true; }, NOTICE);
+    clearTimeout(this.noticeTimer);
+    this.noticeTimer = setTimeout(() => { notice.hidden = true; }, NOTICE_DURATION);
   }
 }

@@ -1,100 +1,101 @@
-// The curves of a stage.
+// The charts of a stage.
 
-import { answered } from "./api.js";
+import { isAnswered } from "./api.js";
 import { Chart } from "./chart.js";
-import { Course } from "./course.js";
-import { byId, el, mark, say } from "./dom.js";
-import { integer, number, percent, seconds } from "./format.js";
+import { byId, el, setAttribute, setText } from "./dom.js";
+import { formatInteger, formatNumber, formatPercent, formatSeconds } from "./format.js";
+import { StageCurves } from "./stage_curves.js";
 
-const one = (series) => [{ series, tone: "blue" }];
-const quantiles = (of, tone) => [
-  { low: `${of}.p25`, high: `${of}.p75`, tone },
-  { low: `${of}.p05`, high: `${of}.p95`, tone, outline: true },
+const singleLine = (series) => [{ series, tone: "blue" }];
+const quantileBands = (distribution, tone) => [
+  { low: `${distribution}.p25`, high: `${distribution}.p75`, tone },
+  { low: `${distribution}.p05`, high: `${distribution}.p95`, tone, outline: true },
 ];
 
 const CHARTS = [
   {
-    title: "Reward", large: true, format: number,
-    help: "Rewards of each image's best candidate (chosen) and of the others (rejected): median, middle half, and between which 90 % lie",
+    title: "Reward", large: true, format: formatNumber,
+    help: "Rewards of each image's best candidate (chosen) and of the others (rejected): median, interquartile range, and 5 % to 95 % quantiles",
     lines: [
       { series: "reward_chosen.p50", label: "chosen", tone: "blue" },
       { series: "reward_rejected.p50", label: "rejected", tone: "orange", dashed: true },
     ],
-    bands: [...quantiles("reward_rejected", "orange"), ...quantiles("reward_chosen", "blue")],
+    bands: [...quantileBands("reward_rejected", "orange"), ...quantileBands("reward_chosen", "blue")],
   },
-  { title: "Loss", large: true, lines: one("loss"), format: number, help: "Loss per image or token" },
-  { title: "Reward margin", lines: one("reward_margin"), format: number, help: "Reward of the best candidate minus the mean of the others" },
-  { title: "Implicit accuracy", lines: one("implicit_accuracy"), format: percent, help: "Share of images whose implicit reward prefers the best candidate" },
-  { title: "KL to the reference", lines: one("kl"), format: number, help: "Estimate of KL(policy || reference) per token, in nats" },
-  { title: "Gamma entropy", lines: one("gamma_entropy"), format: number, help: "Mean entropy of DiCO's weights over the rejected candidates, in nats" },
-  { title: "Caption length", lines: one("caption_length"), format: number, help: "Mean tokens of a candidate" },
-  { title: "Repetition", lines: one("repetition"), format: percent, help: "Mean share of a candidate's tokens that repeat an earlier one" },
-  { title: "Gradient norm", lines: one("gradient_norm"), format: number, help: "Before clipping" },
-  { title: "Learning rate", lines: one("learning_rate"), format: number, help: "Of the update" },
-  { title: "Images a second", lines: one("images_per_second"), format: number, help: "Over all workers" },
-  { title: "Step time", lines: one("seconds"), format: seconds, help: "Seconds of a step on the slowest worker" },
-  { title: "All-reduce", lines: one("all_reduce_seconds"), format: seconds, help: "Longest time that a worker spent in the all-reduce" },
-  { title: "Lag of the slowest", lines: one("lag_seconds"), format: seconds, help: "How much longer than the average of the others the slowest worker computed" },
+  { title: "Loss", large: true, lines: singleLine("loss"), format: formatNumber, help: "Loss per image or token" },
+  { title: "Reward margin", lines: singleLine("reward_margin"), format: formatNumber, help: "Reward of the best candidate minus the mean of the others" },
+  { title: "Implicit accuracy", lines: singleLine("implicit_accuracy"), format: formatPercent, help: "Share of images whose implicit reward prefers the best candidate" },
+  { title: "KL to the reference", lines: singleLine("kl"), format: formatNumber, help: "Estimate of KL(policy || reference) per token, in nats" },
+  { title: "Gamma entropy", lines: singleLine("gamma_entropy"), format: formatNumber, help: "Mean entropy of DiCO's weights over the rejected candidates, in nats" },
+  { title: "Caption length", lines: singleLine("caption_length"), format: formatNumber, help: "Mean tokens of a candidate" },
+  { title: "Repetition", lines: singleLine("repetition"), format: formatPercent, help: "Mean share of a candidate's tokens that repeat an earlier one" },
+  { title: "Gradient norm", lines: singleLine("gradient_norm"), format: formatNumber, help: "Norm of the gradient before clipping" },
+  { title: "Learning rate", lines: singleLine("learning_rate"), format: formatNumber, help: "Learning rate of the step" },
+  { title: "Throughput", lines: singleLine("images_per_second"), format: formatNumber, help: "Images per second, over all workers" },
+  { title: "Step time", lines: singleLine("seconds"), format: formatSeconds, help: "Duration of a step on the slowest worker" },
+  { title: "All-reduce", lines: singleLine("all_reduce_seconds"), format: formatSeconds, help: "Longest time of a worker in the all-reduce" },
+  { title: "Straggler lag", lines: singleLine("lag_seconds"), format: formatSeconds, help: "Compute time of the slowest worker minus the average of the others" },
 ];
-/** Points of a curve: more would only be noise. */
-const POINTS = { wide: 128, narrow: 72 };
-/** Width of a window, in pixels, below which it is narrow. */
-const NARROW = 704;
-const SPANS = [["whole", "Whole stage"], ["recent", "Last 512 steps"]];
+/** Maximal number of points of a curve. More points would only show noise. */
+const MAX_POINTS = { wide: 128, narrow: 72 };
+/** Windows of fewer pixels are narrow. */
+const NARROW_WIDTH = 704;
+const RANGES = [["full", "Whole stage"], ["recent", "Last 512 steps"]];
 
 export class Curves {
   constructor() {
     this.charts = CHARTS.map((chart) => new Chart(chart));
     byId("charts").append(...this.charts.map(({ root }) => root));
-    this.span = "whole";
-    this.course = null;
-    this.busy = false;
-    this.spans = SPANS.map(([span, label]) => el("button", {
-      type: "button", "aria-pressed": String(span === this.span), on: { click: () => this.choose(span) },
+    this.range = "full";
+    this.curves = null;
+    this.isLoading = false;
+    this.rangeButtons = RANGES.map(([range, label]) => el("button", {
+      type: "button", "aria-pressed": String(range === this.range), on: { click: () => this.selectRange(range) },
     }, label));
-    byId("spans").append(...this.spans);
+    byId("ranges").append(...this.rangeButtons);
   }
 
-  choose(span) {
-    this.span = span;
-    this.spans.forEach((button, index) => mark(button, "aria-pressed", String(SPANS[index][0] === span)));
-    this.update(this.snapshot, this.stage, this.selected);
+  selectRange(range) {
+    this.range = range;
+    this.rangeButtons.forEach((button, index) => setAttribute(button, "aria-pressed", String(RANGES[index][0] === range)));
+    this.update(this.snapshot, this.stage, this.selectedStep);
   }
 
   /**
-   * Shows a stage as of a look at the run, with a mark at the step of the state that was selected, if one was. One question at a
-   * time; what comes meanwhile is asked for afterwards.
+   * Shows the curves of a stage. `selectedStep` is the step of the stage's selected state, or null.
+   * There is one request at a time; an update during a request takes effect after it.
    */
-  async update(snapshot, stage, selected) {
-    const moved = selected !== this.selected;
-    [this.snapshot, this.stage, this.selected] = [snapshot, stage, selected];
-    if (this.busy || !snapshot) return;
-    this.busy = true;
-    if (this.course?.stage !== stage || this.course.span !== this.span) this.course = new Course(stage, this.span);
-    const { course } = this;
+  async update(snapshot, stage, selectedStep) {
+    const selectionChanged = selectedStep !== this.selectedStep;
+    [this.snapshot, this.stage, this.selectedStep] = [snapshot, stage, selectedStep];
+    if (this.isLoading || !snapshot) return;
+    this.isLoading = true;
+    if (this.curves?.stage !== stage || this.curves.range !== this.range) this.curves = new StageCurves(stage, this.range);
+    const { curves } = this;
     let changed = false;
     try {
-      // Without an answer the next look at the run asks again; the header says that the coordinator is away.
-      await answered(async () => { changed = await course.refresh(snapshot.curves); });
+      // The next snapshot repeats a request that fails; the header shows that the coordinator does
+      // not answer.
+      await isAnswered(async () => { changed = await curves.refresh(snapshot.curves); });
     } finally {
-      this.busy = false;
+      this.isLoading = false;
     }
-    const wanted = course.stage === this.stage && course.span === this.span;
-    if (!wanted) this.update(this.snapshot, this.stage, this.selected);
-    else if (changed || moved) this.draw(course);
+    const isCurrent = curves.stage === this.stage && curves.range === this.range;
+    if (!isCurrent) this.update(this.snapshot, this.stage, this.selectedStep);
+    else if (changed || selectionChanged) this.draw(curves);
   }
 
-  draw(course) {
-    const some = course.first.length > 0;
-    byId("charts").hidden = !some;
-    byId("charts-empty").hidden = some;
-    const thin = course.thin(innerWidth < NARROW ? POINTS.narrow : POINTS.wide);
-    thin.selected = this.selected;
-    this.charts.forEach((chart) => chart.draw(thin));
-    const { name } = this.snapshot.stages[course.stage];
-    const steps = Math.max(...thin.last.map((last, index) => last - thin.first[index] + 1), 1);
-    const buckets = steps > 1 ? `. A point is the mean of ${integer(steps)} steps, and what is shaded around it their least and greatest` : "";
-    const selected = this.selected === null ? "" : ` The stage ended with its state at step ${integer(this.selected)}, marked by a line.`;
-    say(byId("charts-note"), some ? `Stage ${name}, steps ${integer(course.first[0])} to ${integer(course.last.at(-1))}${buckets}.${selected}` : "");
+  draw(curves) {
+    const hasSteps = curves.first.length > 0;
+    byId("charts").hidden = !hasSteps;
+    byId("charts-empty").hidden = hasSteps;
+    const shown = curves.downsample(innerWidth < NARROW_WIDTH ? MAX_POINTS.narrow : MAX_POINTS.wide);
+    shown.selectedStep = this.selectedStep;
+    this.charts.forEach((chart) => chart.draw(shown));
+    const { name } = this.snapshot.stages[curves.stage];
+    const steps = Math.max(...shown.last.map((last, index) => last - shown.first[index] + 1), 1);
+    const points = steps > 1 ? `. Each point is the mean of ${formatInteger(steps)} steps; the shaded area is their minimum and maximum` : "";
+    const selection = this.selectedStep === null ? "" : ` The vertical line marks the selected state, step ${formatInteger(this.selectedStep)}.`;
+    setText(byId("charts-note"), hasSteps ? `Stage ${name}, steps ${formatInteger(curves.first[0])} to ${formatInteger(curves.last.at(-1))}${points}.${selection}` : "");
   }
 }

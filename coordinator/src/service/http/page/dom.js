@@ -1,8 +1,8 @@
-// Elements. Text from the coordinator is only ever set as text: nothing here takes markup.
+// Helpers for DOM elements. Text from the coordinator is always inserted as text, never as markup.
 
-const SVG = "http://www.w3.org/2000/svg";
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
-function fill(element, properties, children) {
+function configure(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (name === "on") {
       for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
@@ -16,22 +16,22 @@ function fill(element, properties, children) {
   return element;
 }
 
-/** An HTML element with attributes, listeners (`on`), and children: elements and text. */
-export const el = (name, properties = {}, ...children) => fill(document.createElement(name), properties, children);
+/** Creates an HTML element with attributes, listeners (`on`), and children (elements and text). */
+export const el = (name, properties = {}, ...children) => configure(document.createElement(name), properties, children);
 
-/** The same for SVG. */
-export const svg = (name, properties = {}, ...children) => fill(document.createElementNS(SVG, name), properties, children);
+/** Creates an SVG element: see `el`. */
+export const svg = (name, properties = {}, ...children) => configure(document.createElementNS(SVG_NAMESPACE, name), properties, children);
 
 /** The element with this id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Sets an element's text, unless it is that already. */
-export function say(element, text) {
+/** Sets the text of an element, if it differs. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Sets or removes an attribute, unless it is so already. */
-export function mark(element, name, value) {
+/** Sets an attribute, if it differs. Removes it if `value` is null, undefined or false. */
+export function setAttribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
   } else if (element.getAttribute(name) !== String(value)) {

@@ -1,119 +1,134 @@
-// Evaluations: every score over the evaluations, and what is best of it.
+// The table of scores: every metric over all evaluations, with its best value.
 
 import { get } from "./api.js";
-import { spark } from "./chart.js";
-import { byId, el, say } from "./dom.js";
-import { integer, number, words } from "./format.js";
+import { sparkline } from "./chart.js";
+import { byId, el, setText } from "./dom.js";
+import { displayName, formatInteger, formatNumber } from "./format.js";
 
-/** What people look at first. */
-const FIRST = ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "cider", "spice", "meteor", "rouge_l", "bleu_4", "retrieval_r1"];
+/** The metrics that are listed first, in this order. */
+const MAIN_METRICS = ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "cider", "spice", "meteor", "rouge_l", "bleu_4", "retrieval_r1"];
 
-const place = (name) => (FIRST.includes(name) ? FIRST.indexOf(name) : FIRST.length);
+const sortKey = (name) => (MAIN_METRICS.includes(name) ? MAIN_METRICS.indexOf(name) : MAIN_METRICS.length);
 
 export class Evaluations {
   constructor() {
+    /** Evaluations of captions, in the order of the run. */
     this.list = [];
+    /** The last evaluation of the references, if there is one. */
     this.references = null;
+    /** The better direction of each metric: "higher" or "lower". */
     this.better = {};
   }
 
   async refresh(snapshot) {
     const { evaluations, better } = await get("evaluations");
     [this.better, this.stages] = [better, snapshot.stages];
-    // A stage that trains the evaluator writes no captions: what it evaluates are the references, each against the others.
-    const contrastive = ({ stage }) => this.stages[stage]?.objective === "contrastive";
-    this.references = evaluations.findLast(contrastive) ?? null;
-    this.list = evaluations.filter((evaluation) => !contrastive(evaluation));
+    // A contrastive stage trains the evaluator and has no captions. Its evaluations score the
+    // references of the validation split, each against the others of its image.
+    const isContrastive = ({ stage }) => this.stages[stage]?.objective === "contrastive";
+    this.references = evaluations.findLast(isContrastive) ?? null;
+    this.list = evaluations.filter((evaluation) => !isContrastive(evaluation));
     this.draw();
   }
 
-  /** The evaluation of the state that a stage ended with although it was trained further, if so. */
-  selected(stage) {
-    const own = this.list.filter((evaluation) => evaluation.stage === stage);
-    return own.some((evaluation) => evaluation.not_selected) ? own.findLast((evaluation) => !evaluation.not_selected) ?? null : null;
+  /**
+   * The evaluation of a stage's selected state, if the stage ended with a state before its last
+   * one.
+   */
+  selectedState(stage) {
+    const ofStage = this.list.filter((evaluation) => evaluation.stage === stage);
+    return ofStage.some((evaluation) => evaluation.not_selected) ? ofStage.findLast((evaluation) => !evaluation.not_selected) ?? null : null;
   }
 
-  /** What an evaluation is called. */
+  /** The display name of an evaluation: stage and step. */
   name({ stage, step }) {
-    return `${this.stages[stage]?.name ?? stage} ${integer(step)}`;
+    return `${this.stages[stage]?.name ?? stage} ${formatInteger(step)}`;
   }
 
-  /** The place of the best of some evaluations by a score; none if that is neither good nor bad. */
-  best(list, metric) {
-    const way = this.better[metric];
-    if (!way) return null;
+  /**
+   * The index of the best of some evaluations by a metric; null if the metric has no better
+   * direction.
+   */
+  bestIndex(list, metric) {
+    const direction = this.better[metric];
+    if (!direction) return null;
     let best = null;
     list.forEach(({ metrics }, index) => {
       const value = metrics[metric];
-      const held = best === null ? null : list[best].metrics[metric];
-      if (Number.isFinite(value) && (held === null || (way === "higher" ? value > held : value < held))) best = index;
+      const bestValue = best === null ? null : list[best].metrics[metric];
+      if (Number.isFinite(value) && (bestValue === null || (direction === "higher" ? value > bestValue : value < bestValue))) best = index;
     });
     return best;
   }
 
-  /** The score by which a stage is judged. */
+  /**
+   * The metric of a stage: the one that selects its state, or else the first main metric that it
+   * has.
+   */
   metric(stage) {
-    const named = this.stages?.[stage]?.metric;
-    const known = Object.keys(this.list.at(-1)?.metrics ?? {});
-    return named ?? FIRST.find((name) => known.includes(name)) ?? null;
+    const configured = this.stages?.[stage]?.metric;
+    const available = Object.keys(this.list.at(-1)?.metrics ?? {});
+    return configured ?? MAIN_METRICS.find((name) => available.includes(name)) ?? null;
   }
 
-  /** What is said of the present stage on top of the page, if it was evaluated. */
+  /** The score of a stage for the top of the page; null if the stage has no evaluation. */
   headline(stage) {
     const list = this.list.filter((evaluation) => evaluation.stage === stage);
     const metric = this.metric(stage);
     if (!list.length || !metric) return null;
-    const best = this.best(list, metric) ?? list.length - 1;
+    const best = this.bestIndex(list, metric) ?? list.length - 1;
     const value = list[best].metrics[metric];
     if (!Number.isFinite(value)) return null;
-    const more = list.length > 1 ? `at step ${integer(list[best].step)}; last ${number(list.at(-1).metrics[metric])}` : `at step ${integer(list[best].step)}`;
-    return { metric, value, more, best: this.better[metric] !== undefined };
+    const note = list.length > 1 ? `at step ${formatInteger(list[best].step)}; last ${formatNumber(list.at(-1).metrics[metric])}` : `at step ${formatInteger(list[best].step)}`;
+    return { metric, value, note, isBest: this.better[metric] !== undefined };
   }
 
-  /** The evaluations that captions are compared of, unless somebody chooses others: what went into the stage, and its best. */
-  usual(stage) {
-    const own = this.list.filter((evaluation) => evaluation.stage === stage);
-    const last = own.length ? own : this.list;
-    if (!last.length) return null;
-    const metric = this.metric(last.at(-1).stage);
-    const after = last[(metric && this.best(last, metric)) ?? last.length - 1];
+  /**
+   * The evaluations whose captions are compared by default: the last before the stage, and the best
+   * of the stage.
+   */
+  defaultComparison(stage) {
+    const ofStage = this.list.filter((evaluation) => evaluation.stage === stage);
+    const evaluations = ofStage.length ? ofStage : this.list;
+    if (!evaluations.length) return null;
+    const metric = this.metric(evaluations.at(-1).stage);
+    const after = evaluations[(metric && this.bestIndex(evaluations, metric)) ?? evaluations.length - 1];
     const before = this.list.findLast((evaluation) => evaluation.stage < after.stage) ?? this.list[0];
-    // Where nothing is better than what it began with, the last says how it goes.
-    return { before, after: after === before ? last.at(-1) : after };
+    // If no evaluation is better than the first, the last one is compared with it.
+    return { before, after: after === before ? evaluations.at(-1) : after };
   }
 
   draw() {
     const { references } = this;
     const all = references ? [references, ...this.list] : this.list;
     const names = [...new Set(all.flatMap(({ metrics }) => Object.keys(metrics)))];
-    names.sort((a, b) => place(a) - place(b) || a.localeCompare(b));
-    const some = all.length > 0;
-    const ends = (this.stages ?? []).map((_, stage) => this.selected(stage)).filter(Boolean);
-    const selections = ends.map((evaluation) => `; ended with ${this.name(evaluation)}, the best state`).join("");
-    say(byId("evaluations-note"), this.list.length ? `${integer(this.list.length)} so far, from ${this.name(this.list[0])} to ${this.name(this.list.at(-1))}${selections}` : "");
-    if (!some) {
-      byId("evaluations").replaceChildren(el("p", { class: "empty" }, "Nothing has been evaluated yet."));
+    names.sort((a, b) => sortKey(a) - sortKey(b) || a.localeCompare(b));
+    const selectedStates = (this.stages ?? []).map((_, stage) => this.selectedState(stage)).filter(Boolean);
+    const selections = selectedStates.map((evaluation) => `; selected state: ${this.name(evaluation)}`).join("");
+    setText(byId("evaluations-note"), this.list.length ? `${formatInteger(this.list.length)} evaluation${this.list.length === 1 ? "" : "s"}, from ${this.name(this.list[0])} to ${this.name(this.list.at(-1))}${selections}` : "");
+    if (!all.length) {
+      byId("evaluations").replaceChildren(el("p", { class: "empty" }, "No evaluation yet."));
       return;
     }
-    const head = ["Score", "Course", ...(references ? ["People"] : []), "First", "Last", "Best", "Best at"].map((name) => el("th", {
-      scope: "col", class: name === "Score" || name === "Course" ? "" : `number ${name.toLowerCase().replace("best at", "at")}`,
-      title: name === "People" ? "The references, each scored against the others of its image" : null,
+    const headings = ["Metric", "Trend", ...(references ? ["References"] : []), "First", "Last", "Best", "Best at"].map((name) => el("th", {
+      scope: "col", class: name === "Metric" || name === "Trend" ? "" : `number ${name.toLowerCase().replace("best at", "at")}`,
+      title: name === "References" ? "The reference captions, each scored against the others of its image" : null,
     }, name));
     const rows = names.map((name) => {
       const values = this.list.map(({ metrics }) => metrics[name] ?? null);
-      const known = values.filter((value) => value !== null);
-      const best = this.best(this.list, name);
-      const [first, last] = [known[0], known.at(-1)];
-      const way = this.better[name];
-      const change = way && known.length > 1 && first !== last ? ((last > first) === (way === "higher") ? "good" : "bad") : null;
+      const scores = values.filter((value) => value !== null);
+      const best = this.bestIndex(this.list, name);
+      const [first, last] = [scores[0], scores.at(-1)];
+      const direction = this.better[name];
+      const change = direction && scores.length > 1 && first !== last ? ((last > first) === (direction === "higher") ? "good" : "bad") : null;
       const arrow = change ? el("span", { class: "arrow", "data-tone": change }, last > first ? "▲" : "▼", el("span", { class: "hidden" }, change === "good" ? " better than first" : " worse than first")) : null;
       return el("tr", {},
-        el("th", { scope: "row" }, words(name)), el("td", {}, spark(values, best)),
-        references ? el("td", { class: "number" }, number(references.metrics[name])) : null,
-        el("td", { class: "number first" }, number(first)), el("td", { class: "number" }, arrow, " ", number(last)),
-        el("td", { class: "number" }, best === null ? "–" : el("b", {}, number(values[best]))),
+        el("th", { scope: "row" }, displayName(name)), el("td", {}, sparkline(values, best)),
+        references ? el("td", { class: "number" }, formatNumber(references.metrics[name])) : null,
+        el("td", { class: "number first" }, formatNumber(first)), el("td", { class: "number" }, arrow, " ", formatNumber(last)),
+        el("td", { class: "number" }, best === null ? "–" : el("b", {}, formatNumber(values[best]))),
         el("td", { class: "number at" }, best === null ? "" : this.name(this.list[best])));
     });
-    byId("evaluations").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows)));
+    byId("evaluations").replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ...headings)), el("tbody", {}, ...rows)));
   }
 }

@@ -1,56 +1,63 @@
-// What happened.
+// The list of events. coordinator/src/event_text.rs describes events with the same words.
 
 import { get } from "./api.js";
 import { byId, el } from "./dom.js";
-import { clock, date, number, words } from "./format.js";
+import { displayName, formatDateTime, formatNumber, formatTime } from "./format.js";
 
-const BAD = new Set(["lost", "save_failed", "checkpoint_damaged", "rollback", "divergence", "failed"]);
-const WARN = new Set(["guard", "paused", "stopped", "adopted"]);
+const ERROR_KINDS = new Set(["lost", "save_failed", "checkpoint_damaged", "rollback", "divergence", "failed"]);
+const WARNING_KINDS = new Set(["guard", "paused", "stopped", "adopted"]);
 
-/** What an event is about, in a line. */
-const TEXTS = {
+/** Describes the detail of an event in one line, by kind. Other kinds: `describeFields`. */
+const DESCRIPTIONS = {
   generation: (d) => `${d.generation} with ${d.members} worker${d.members === 1 ? "" : "s"}, from stage ${d.stage} step ${d.step}: ${d.cause}`,
   checkpoint: (d) => d.name,
-  joined: (d) => `rank ${d.rank} from ${d.host}${d.device ? `, ${d.device}` : ""}`,
-  rollback: (d) => moved(d),
-  adopted: (d) => moved(d),
-  stage_ended: (d) => [`stage ${d.stage} with its state at step ${d.step}: ${d.reason}`, ...(d.passed_over ?? []).map(passedOver)].join("; "),
-  guard: (d) => `${words(d.metric)} is ${number(d.value)}, bound ${number(d.bound)}, at stage ${d.stage} step ${d.step}: ${d.action}`,
+  joined: (d) => `worker ${d.rank} from ${d.host}${d.device ? `, ${d.device}` : ""}`,
+  rollback: (d) => describeMove(d),
+  adopted: (d) => describeMove(d),
+  stage_ended: (d) => [
+    `stage ${d.stage} with its state at step ${d.step}: ${d.reason}`, ...(d.passed_over ?? []).map(describePassedOver),
+  ].join("; "),
+  guard: (d) => `${displayName(d.metric)} is ${formatNumber(d.value)}, bound ${formatNumber(d.bound)}, at stage ${d.stage} step ${d.step}: ${d.action}`,
 };
 
-function plain(value) {
-  if (typeof value === "number") return Number.isInteger(value) ? String(value) : number(value);
+/** A JSON value as text. */
+function valueText(value) {
+  if (typeof value === "number") return Number.isInteger(value) ? String(value) : formatNumber(value);
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-const moved = ({ from, to, source }) => `from stage ${from.stage} step ${from.step} to stage ${to.stage} step ${to.step}: the state of ${source}`;
+const describeMove = ({ from, to, source }) =>
+  `from stage ${from.stage} step ${from.step} to stage ${to.stage} step ${to.step}: the state of ${source}`;
 
-function passedOver({ step, score, reason }) {
-  return `step ${step}${Number.isFinite(score) ? ` (score ${number(score)})` : ""} was passed over: ${reason}`;
+/** Describes a state of higher score that the stage did not end with. */
+function describePassedOver({ step, score, reason }) {
+  return `step ${step}${Number.isFinite(score) ? ` (score ${formatNumber(score)})` : ""} was passed over: ${reason}`;
 }
 
-/** Who, why and where, and whatever else there is. */
-function general({ rank, host, reason, stage, step, at, ...rest }) {
-  const place = at ?? (step === undefined ? undefined : `stage ${plain(stage)} step ${plain(step)}`);
-  const parts = [
-    rank === undefined ? null : `rank ${plain(rank)}`, host === undefined ? null : `on ${plain(host)}`,
-    reason === undefined ? null : plain(reason), place === undefined ? null : `at ${plain(place)}`,
+/** Describes an event by its worker, reason and position, then all other details. */
+function describeFields({ rank, host, reason, stage, step, at, ...others }) {
+  const position = at ?? (step === undefined ? undefined : `stage ${valueText(stage)} step ${valueText(step)}`);
+  const common = [
+    rank === undefined ? null : `worker ${valueText(rank)}`, host === undefined ? null : `on ${valueText(host)}`,
+    reason === undefined ? null : valueText(reason), position === undefined ? null : `at ${valueText(position)}`,
   ].filter(Boolean);
-  return [parts.join(", "), ...Object.entries(rest).map(([name, value]) => `${words(name)} ${plain(value)}`)].filter(Boolean).join(" · ");
+  const details = Object.entries(others).map(([name, value]) => `${displayName(name)} ${valueText(value)}`);
+  return [common.join(", "), ...details].filter(Boolean).join(" · ");
 }
 
-function text({ kind, detail }) {
-  if (detail === null || typeof detail !== "object") return plain(detail ?? "");
-  return TEXTS[kind]?.(detail) ?? general(detail);
+function describe({ kind, detail }) {
+  if (detail === null || typeof detail !== "object") return valueText(detail ?? "");
+  return DESCRIPTIONS[kind]?.(detail) ?? describeFields(detail);
 }
 
+/** Loads and shows the last events. */
 export async function refresh() {
   const events = await get("events");
   byId("events").replaceChildren(...events.map((event) => {
-    const tone = BAD.has(event.kind) ? "bad" : WARN.has(event.kind) ? "warn" : null;
+    const tone = ERROR_KINDS.has(event.kind) ? "bad" : WARNING_KINDS.has(event.kind) ? "warn" : null;
     return el("li", { "data-tone": tone },
-      el("time", { datetime: new Date(event.at * 1000).toISOString(), title: date(event.at) }, clock(event.at)),
-      el("span", { class: "kind" }, tone ? el("span", { "aria-hidden": "true" }, tone === "bad" ? "✕ " : "! ") : null, words(event.kind)),
-      el("span", { class: "text" }, text(event)));
+      el("time", { datetime: new Date(event.at * 1000).toISOString(), title: formatDateTime(event.at) }, formatTime(event.at)),
+      el("span", { class: "kind" }, tone ? el("span", { "aria-hidden": "true" }, tone === "bad" ? "✕ " : "! ") : null, displayName(event.kind)),
+      el("span", { class: "text" }, describe(event)));
   }));
 }

@@ -1,27 +1,27 @@
-// Numbers and times as people read them.
+// Formats numbers, times and names for the page.
 
-const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
-const shortTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
-const dateTime = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium", hour12: false });
-const dayTime = new Intl.DateTimeFormat(undefined, { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hour12: false });
+const integerFormat = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const timeFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const shortTimeFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
+const dateTimeFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium", hour12: false });
+const dayTimeFormat = new Intl.DateTimeFormat(undefined, { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hour12: false });
 
 /** An integer. */
-export const integer = (value) => whole.format(value);
+export const formatInteger = (value) => integerFormat.format(value);
 
-/** A number with about four digits that matter. */
-export function number(value) {
+/** A number with about four significant digits. */
+export function formatNumber(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size >= 10000) return whole.format(value);
+  if (size >= 10000) return integerFormat.format(value);
   if (size < 0.001) return value.toExponential(2).replace("e", " e").replace("-", "−");
   const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 1 ? 3 : 4;
   return value.toFixed(digits).replace("-", "−");
 }
 
-/** A number for an axis: no digit that says nothing. */
-export function tick(value) {
+/** A number for the tick of an axis, without trailing zeros. */
+export function formatTick(value) {
   const size = Math.abs(value);
   if (size !== 0 && size < 0.001) return value.toExponential(1).replace(".0", "").replace("-", "−");
   if (size >= 10000) return `${+(value / 1000).toPrecision(3)}k`.replace("-", "−");
@@ -29,13 +29,13 @@ export function tick(value) {
 }
 
 /** A share as per cent. */
-export const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–");
+export const formatPercent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–");
 
-/** Seconds of a step. */
-export const seconds = (value) => (Number.isFinite(value) ? `${number(value)} s` : "–");
+/** The duration of a step, in seconds. */
+export const formatSeconds = (value) => (Number.isFinite(value) ? `${formatNumber(value)} s` : "–");
 
-/** How long something takes, in words. */
-export function duration(total) {
+/** A duration in days, hours, minutes and seconds; null if it is unknown. */
+export function formatDuration(total) {
   if (total === null || total === undefined || !Number.isFinite(total)) return null;
   const value = Math.max(0, Math.round(total));
   if (value < 60) return `${value} s`;
@@ -46,23 +46,26 @@ export function duration(total) {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-/** The time of day, of Unix seconds. */
-export const clock = (at) => clockTime.format(at * 1000);
+/** The time of day of Unix seconds. */
+export const formatTime = (at) => timeFormat.format(at * 1000);
 
-/** Date and time. */
-export const date = (at) => dateTime.format(at * 1000);
+/** The date and time of Unix seconds. */
+export const formatDateTime = (at) => dateTimeFormat.format(at * 1000);
 
-/** When something will be, as short as it can be said. */
-export function when(at, now) {
+/** A time in the future: the time of day, with the date unless it is today. */
+export function formatDeadline(at, now) {
   const [day, today] = [new Date(at * 1000), new Date(now * 1000)];
-  return (day.toDateString() === today.toDateString() ? shortTime : dayTime).format(day);
+  return (day.toDateString() === today.toDateString() ? shortTimeFormat : dayTimeFormat).format(day);
 }
 
-const KNOWN = {
+const DISPLAY_NAMES = {
   pac_s: "PAC-S", ref_pac_s: "RefPAC-S", clip_s: "CLIP-S", ref_clip_s: "RefCLIP-S", cider: "CIDEr", spice: "SPICE", meteor: "METEOR",
   rouge_l: "ROUGE-L", bleu_1: "BLEU-1", bleu_2: "BLEU-2", bleu_3: "BLEU-3", bleu_4: "BLEU-4", retrieval_r1: "retrieval R@1",
   retrieval_r5: "retrieval R@5", retrieval_r10: "retrieval R@10", retrieval_mrr: "retrieval MRR", dico: "DiCO", scst: "SCST", kl: "KL",
 };
 
-/** A name of the journal for people: `bleu_4` is "BLEU-4", `reward_chosen` is "reward chosen". */
-export const words = (name) => (Object.hasOwn(KNOWN, name) ? KNOWN[name] : name.replaceAll("_", " "));
+/**
+ * The display name of a metric or event kind: "BLEU-4" for `bleu_4`, "reward chosen" for
+ * `reward_chosen`.
+ */
+export const displayName = (name) => (Object.hasOwn(DISPLAY_NAMES, name) ? DISPLAY_NAMES[name] : name.replaceAll("_", " "));

@@ -1,80 +1,85 @@
-// The page: every look at the run that the coordinator tells of goes to the parts that show it.
+// The entry point of the page: passes each snapshot of the run to the components that show it.
 
-import { answered, follow } from "./api.js";
+import { follow, isAnswered } from "./api.js";
+import { Candidates } from "./candidates.js";
 import { Captions } from "./captions.js";
 import { Controls } from "./controls.js";
 import { Curves } from "./curves.js";
-import { byId, mark, say } from "./dom.js";
+import { byId, setAttribute, setText } from "./dom.js";
 import { Evaluations } from "./evaluations.js";
 import * as events from "./events.js";
-import { clock } from "./format.js";
+import { formatTime } from "./format.js";
 import { Overview } from "./overview.js";
-import { Weights } from "./weights.js";
 import { Workers } from "./workers.js";
 
 const evaluations = new Evaluations();
 const captions = new Captions(evaluations);
+const candidates = new Candidates();
 const controls = new Controls();
 const curves = new Curves();
 const overview = new Overview((stage) => {
-  // Whoever chooses the present stage follows the run again.
-  chosen = stage === latest?.stage ? null : stage;
-  show();
+  // Selecting the current stage follows the run again.
+  selectedStage = stage === snapshot?.stage ? null : stage;
+  render();
 });
-const weights = new Weights();
-const workers = new Workers((rank) => controls.drain(rank));
+const workers = new Workers((workerId) => controls.drain(workerId));
 
-/** The stage whose curves somebody chose. */
-let chosen = null;
-/** The last look at the run. */
-let latest = null;
-/** By kind, the part of the journal that is shown. */
-const shown = {};
+/** The stage that the user selected for the curves; null to follow the run. */
+let selectedStage = null;
+/** The last snapshot of the run. */
+let snapshot = null;
+/** The version of the journal's rows that is shown, by kind. */
+const shownVersions = {};
+/** The kinds whose rows are being requested. */
+const pending = new Set();
 
-function show() {
-  if (!latest) return;
-  // Another run may have taken the place of the one that was looked at.
-  if (chosen >= latest.stages.length) chosen = null;
-  const stage = chosen ?? latest.stage;
-  overview.update(latest, stage, evaluations.headline(latest.stage));
-  controls.update(latest);
-  weights.update(latest);
-  workers.update(latest, controls.allowed);
-  curves.update(latest, stage, evaluations.selected(stage)?.step ?? null);
+function render() {
+  if (!snapshot) return;
+  // The coordinator may serve another run, with fewer stages, since the last snapshot.
+  if (selectedStage >= snapshot.stages.length) selectedStage = null;
+  const stage = selectedStage ?? snapshot.stage;
+  overview.update(snapshot, stage, evaluations.headline(snapshot.stage));
+  controls.update(snapshot);
+  candidates.update(snapshot);
+  workers.update(snapshot, controls.allowed);
+  curves.update(snapshot, stage, evaluations.selectedState(stage)?.step ?? null);
 }
 
-/** Brings a part up to date if the journal has more for it; one question at a time, and again with the next look if it fails. */
-async function refresh(kind, read) {
-  // Of another era what was shown may not hold any more, however much of it there is.
-  const version = `${latest.curves.era}:${latest.marks[kind]}`;
-  if (shown[kind] === version || shown[`${kind} asked`]) return;
-  shown[`${kind} asked`] = true;
+/**
+ * Calls `load` if the journal has new rows of this kind. There is one request at a time; the next
+ * snapshot repeats a request that has failed.
+ */
+async function refresh(kind, load) {
+  // Rows that were shown may be invalid in another version of the curves, even if their number is
+  // the same.
+  const version = `${snapshot.curves.version}:${snapshot.row_counters[kind]}`;
+  if (shownVersions[kind] === version || pending.has(kind)) return;
+  pending.add(kind);
   try {
-    // Where the coordinator is busy or away, which the header says, the next look asks again.
-    if (await answered(read)) shown[kind] = version;
+    if (await isAnswered(load)) shownVersions[kind] = version;
   } finally {
-    shown[`${kind} asked`] = false;
+    pending.delete(kind);
   }
 }
 
-function look(snapshot) {
-  latest = snapshot;
-  say(byId("link"), `live · ${clock(snapshot.at)}`);
-  mark(byId("link"), "data-tone", "good");
-  show();
+function onSnapshot(newSnapshot) {
+  snapshot = newSnapshot;
+  setText(byId("connection"), `live · ${formatTime(snapshot.at)}`);
+  setAttribute(byId("connection"), "data-tone", "good");
+  render();
   refresh("events", () => events.refresh());
   refresh("evaluations", async () => {
-    await evaluations.refresh(latest);
-    captions.update(latest.stage, latest.curves.era);
-    show();
+    await evaluations.refresh(snapshot);
+    captions.update(snapshot.stage, snapshot.curves.version);
+    render();
   });
 }
 
-function lost() {
-  const over = ["finished", "failed"].includes(latest?.state);
-  const since = latest ? `: last heard at ${clock(latest.at)}` : "";
-  say(byId("link"), over ? `the coordinator has ended at ${clock(latest.at)}` : `the coordinator does not answer${since}`);
-  mark(byId("link"), "data-tone", "warn");
+function onDisconnect() {
+  const isOver = ["finished", "failed"].includes(snapshot?.state);
+  const lastUpdate = snapshot ? `: last update at ${formatTime(snapshot.at)}` : "";
+  setText(byId("connection"), `${isOver ? "the coordinator has exited" : "the coordinator does not answer"}${lastUpdate}`);
+  setAttribute(byId("connection"), "data-tone", "warn");
 }
 
-follow(look, lost);
+follow(onSnapshot, onDisconnect);

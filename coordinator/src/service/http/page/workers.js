@@ -1,68 +1,95 @@
-// The workers, one row each.
+// The table of workers.
 
-import { byId, el, mark, say } from "./dom.js";
-import { integer, number, seconds } from "./format.js";
+import { byId, el, setAttribute, setText } from "./dom.js";
+import { formatInteger, formatNumber, formatSeconds } from "./format.js";
 
-const COLUMNS = ["Rank", "Host", "Device", "Phase", "Step", "Images/s", "Tokens/s", "Behind", "Heard", "Drain"];
-/** Seconds without a word after which a worker is worth a look; heartbeats come every second or two. */
-const SILENT = 5;
+/** Headings of the columns, with their CSS classes. */
+const COLUMNS = [
+  ["Id", "id"], ["Host", "host"], ["Device", "device"], ["Phase", "phase"], ["Step", "step"], ["Images/s", "images"],
+  ["Tokens/s", "tokens"], ["Lag", "lag"], ["Last message", "last-message"], ["Drain", "drain"],
+];
+const PHASE_COLUMN = 3;
+const LAST_MESSAGE_COLUMN = 8;
+/**
+ * Seconds without a message after which a worker is highlighted. Heartbeats come every second or
+ * two.
+ */
+const SILENCE_WARNING = 5;
+
+/**
+ * The compute time of a member in the last step minus the average of the others, in seconds; null
+ * if it is unknown. `measured` are the members with known compute times, `total` is the sum of
+ * these.
+ */
+function lag(member, measured, total) {
+  const others = measured.length - 1;
+  if (others <= 0 || !(member.compute_seconds > 0)) return null;
+  return member.compute_seconds - (total - member.compute_seconds) / others;
+}
 
 export class Workers {
-  /** `drain` is called with a rank. */
-  constructor(drain) {
-    this.drain = drain;
+  /** `onDrain` is called with a worker id. */
+  constructor(onDrain) {
+    this.onDrain = onDrain;
+    /** Rows by worker id. */
     this.rows = new Map();
     this.body = el("tbody", {});
-    const head = COLUMNS.map((name) => el("th", { scope: "col", class: name.toLowerCase().replace("/s", "") }, name === "Drain" ? el("span", { class: "hidden" }, name) : name));
-    this.table = el("table", {}, el("thead", {}, el("tr", {}, ...head)), this.body);
+    const headings = COLUMNS.map(([name, className]) => el("th", { scope: "col", class: className },
+      className === "drain" ? el("span", { class: "hidden" }, name) : name));
+    this.table = el("table", {}, el("thead", {}, el("tr", {}, ...headings)), this.body);
     this.empty = el("p", { class: "empty" }, "No worker is attached.");
     byId("workers").append(this.table, this.empty);
   }
 
-  row(rank) {
-    const cells = COLUMNS.map((name, index) => el(index === 0 ? "th" : "td", {
-      ...(index === 0 ? { scope: "row" } : {}), class: name.toLowerCase().replace("/s", ""),
+  createRow(workerId) {
+    const cells = COLUMNS.map(([, className], index) => el(index === 0 ? "th" : "td", {
+      ...(index === 0 ? { scope: "row" } : {}), class: className,
     }));
-    const button = el("button", { type: "button", "aria-label": `Drain rank ${rank}`, on: { click: () => this.drain(rank) } }, "Drain");
+    const button = el("button", {
+      type: "button", "aria-label": `Drain worker ${workerId}`, on: { click: () => this.onDrain(workerId) },
+    }, "Drain");
     cells.at(-1).append(button);
     return { root: el("tr", {}, ...cells), cells, button };
   }
 
+  /** Shows the members of a snapshot. `allowed`: whether the coordinator accepts commands. */
   update(snapshot, allowed) {
     const { members, workers, slowest_rank: slowest } = snapshot;
     const measured = members.filter((member) => member.compute_seconds > 0);
     const total = measured.reduce((sum, member) => sum + member.compute_seconds, 0);
-    const present = new Set(members.map(({ rank }) => rank));
-    for (const [rank, { root }] of this.rows) {
-      if (!present.has(rank)) {
+    const attached = new Set(members.map(({ rank }) => rank));
+    for (const [workerId, { root }] of this.rows) {
+      if (!attached.has(workerId)) {
         root.remove();
-        this.rows.delete(rank);
+        this.rows.delete(workerId);
       }
     }
     members.forEach((member, index) => {
-      const row = this.rows.get(member.rank) ?? this.row(member.rank);
+      const row = this.rows.get(member.rank) ?? this.createRow(member.rank);
       this.rows.set(member.rank, row);
       if (this.body.children[index] !== row.root) this.body.insertBefore(row.root, this.body.children[index] ?? null);
-      const others = measured.length - 1;
-      const behind = others > 0 && member.compute_seconds > 0 ? member.compute_seconds - (total - member.compute_seconds) / others : null;
+      const memberLag = lag(member, measured, total);
       const texts = [
-        integer(member.rank), member.host, member.device, member.phase,
-        member.step === null ? "–" : integer(member.step),
-        member.images_per_second > 0 ? number(member.images_per_second) : "–",
-        member.tokens_per_second > 0 ? integer(member.tokens_per_second) : "–",
-        behind === null ? "–" : behind > 0.0005 ? seconds(behind) : "0",
+        formatInteger(member.rank), member.host, member.device, member.phase,
+        member.step === null ? "–" : formatInteger(member.step),
+        member.images_per_second > 0 ? formatNumber(member.images_per_second) : "–",
+        member.tokens_per_second > 0 ? formatInteger(member.tokens_per_second) : "–",
+        memberLag === null ? "–" : memberLag > 0.0005 ? formatSeconds(memberLag) : "0",
         `${member.seconds_since_heard.toFixed(1)} s ago`,
       ];
-      texts.forEach((text, column) => say(row.cells[column], text));
-      mark(row.root, "class", member.rank === slowest && workers > 1 ? "slowest" : null);
-      mark(row.cells[8], "data-tone", member.seconds_since_heard > SILENT ? "warn" : null);
-      mark(row.cells[3], "data-phase", member.phase);
+      texts.forEach((text, column) => setText(row.cells[column], text));
+      setAttribute(row.root, "class", member.rank === slowest && workers > 1 ? "slowest" : null);
+      setAttribute(row.cells[LAST_MESSAGE_COLUMN], "data-tone", member.seconds_since_heard > SILENCE_WARNING ? "warn" : null);
+      setAttribute(row.cells[PHASE_COLUMN], "data-phase", member.phase);
       row.button.disabled = !allowed;
     });
     this.table.hidden = members.length === 0;
     this.empty.hidden = members.length > 0;
-    const rest = workers > members.length ? `the first ${integer(members.length)} of ${integer(workers)}; ` : "";
-    const slow = slowest !== null && workers > 1 ? `the others waited longest for rank ${integer(slowest)}: ${seconds(Math.max(0, snapshot.lag_seconds))} in the last step` : "";
-    say(byId("workers-note"), rest + slow);
+    const notes = [];
+    if (workers > members.length) notes.push(`the first ${formatInteger(members.length)} of ${formatInteger(workers)}`);
+    if (slowest !== null && workers > 1) {
+      notes.push(`slowest in the last step: worker ${formatInteger(slowest)}, lag ${formatSeconds(Math.max(0, snapshot.lag_seconds))}`);
+    }
+    setText(byId("workers-note"), notes.join("; "));
   }
 }

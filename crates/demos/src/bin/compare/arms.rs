@@ -1,12 +1,12 @@
 use config::{Contrastive, Dico, EvaluatorScore, GuardAction, Objective, Reward, Rewards, Rule, Scst, Stage, Weights};
 
-/// Below this share of grammatical captions the guarded arm goes back.
-pub const GRAMMATICAL: f64 = 0.97;
+/// The guarded arm rolls back below this share of grammatical captions.
+pub const MIN_GRAMMATICAL: f64 = 0.97;
 
-/// An arm whose captions end correctly has a share of incorrect endings below this.
-pub const INCORRECT_ENDINGS: f64 = 0.02;
+/// The share of incorrect endings below which captions end correctly.
+pub const MAX_INCORRECT_ENDINGS: f64 = 0.02;
 
-/// Which of the two evaluators an arm is rewarded by.
+/// The evaluator whose score is an arm's reward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RewardEvaluator {
     /// The one that was trained with positive augmentation.
@@ -17,19 +17,19 @@ pub enum RewardEvaluator {
 
 /// One way to fine-tune.
 pub struct Arm {
-    /// Names its folder and its rows.
+    /// The name of its folder and rows.
     pub name: &'static str,
-    /// For people.
+    /// The title in tables and pictures.
     pub title: &'static str,
-    /// Whose reward it is.
-    pub judge: RewardEvaluator,
+    /// The evaluator of its reward.
+    pub evaluator: RewardEvaluator,
     /// The score that is maximised.
     pub reward: &'static str,
     objective: fn(&mut Stage),
 }
 
 impl Arm {
-    /// The stage that all have in common, with this arm's objective.
+    /// The common stage with this arm's objective.
     pub fn stage(&self, common: &Stage) -> Stage {
         let mut stage = Stage {
             objective: Objective::Dico,
@@ -44,56 +44,56 @@ impl Arm {
     }
 }
 
-/// All that are compared. Batch, steps, optimizer and search are the same for all, and no setting is any arm's own but what
-/// makes it that arm.
+/// All arms. Batch, steps, optimizer and search are the same for all; each differs by its objective
+/// alone.
 pub const ARMS: [Arm; 8] = [
     Arm {
         name: "scst_cider",
         title: "SCST, CIDEr-D",
-        judge: RewardEvaluator::Pac,
+        evaluator: RewardEvaluator::Pac,
         reward: "cider",
         objective: |stage| scst(stage, Reward::Cider),
     },
     Arm {
         name: "scst_clip_s",
         title: "SCST, CLIP-S",
-        judge: RewardEvaluator::Clip,
+        evaluator: RewardEvaluator::Clip,
         reward: "clip_s",
         objective: |stage| scst(stage, EvaluatorScore::ClipS.into()),
     },
     Arm {
         name: "scst_pac_s",
         title: "SCST, PAC-S",
-        judge: RewardEvaluator::Pac,
+        evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| scst(stage, EvaluatorScore::PacS.into()),
     },
-    Arm { name: "dico", title: "DiCO", judge: RewardEvaluator::Pac, reward: "pac_s", objective: |_| {} },
+    Arm { name: "dico", title: "DiCO", evaluator: RewardEvaluator::Pac, reward: "pac_s", objective: |_| {} },
     Arm {
         name: "dico_uniform",
         title: "DiCO, uniform weights",
-        judge: RewardEvaluator::Pac,
+        evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| stage.dico.weights = Weights::Uniform,
     },
     Arm {
         name: "dico_worst",
         title: "DiCO, best against worst",
-        judge: RewardEvaluator::Pac,
+        evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| stage.dico.weights = Weights::Worst,
     },
     Arm {
         name: "dico_no_reference",
         title: "DiCO, no reference",
-        judge: RewardEvaluator::Pac,
+        evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: |stage| stage.dico.reference = false,
     },
     Arm {
         name: "scst_guarded",
         title: "SCST, PAC-S, guarded",
-        judge: RewardEvaluator::Pac,
+        evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
         objective: guarded,
     },
@@ -104,14 +104,14 @@ fn scst(stage: &mut Stage, reward: Reward) {
     stage.scst.reward = Rewards::from([(reward, 1.0)]);
 }
 
-/// Back to the best state that was still fluent.
+/// SCST that rolls back to the best state whose captions are still grammatical.
 fn guarded(stage: &mut Stage) {
     scst(stage, EvaluatorScore::PacS.into());
     stage.metric = Some("pac_s".to_owned());
     stage.guard = vec![Rule {
         metric: "grammatical".to_owned(),
         above: None,
-        below: Some(GRAMMATICAL),
+        below: Some(MIN_GRAMMATICAL),
         for_: 1,
         action: GuardAction::Rollback,
     }];

@@ -1,15 +1,16 @@
-//! The comparison: fine-tunes one captioner by several objectives with equal budgets, on the built-in world, where fluency and
-//! truth can be judged exactly, and says what came of it.
+//! The comparison: fine-tunes one captioner by several objectives with equal budgets, on the synthetic
+//! data set, where grammar and truth of captions are known exactly.
 //!
 //! ```text
-//! arms.rs      what is compared
-//! seed.rs      one seed: world, evaluators, teacher forcing, then every arm
-//! summary.rs   all seeds: mean and spread, and whether the paper's claims hold -> summary.json
+//! arms.rs      the objectives that are compared
+//! seed.rs      one seed: data set, evaluators, teacher forcing, then every arm
+//! summary.rs   all seeds: means, deviations, and whether the paper's claims hold -> summary.json
 //! report.rs    the same as tables -> docs/results.md
-//! pictures.rs  reward against grammatical share over steps -> docs/compare.png
+//! pictures.rs  reward and grammatical share over steps -> docs/compare.png (canvas.rs: drawing area)
 //! ```
 
 mod arms;
+mod canvas;
 mod pictures;
 mod report;
 mod seed;
@@ -25,26 +26,28 @@ use demos::interrupted;
 use seed::Seed;
 use summary::Summary;
 
-/// Compares objectives on the built-in world. What an interrupted comparison has finished is not done again.
+/// Compare objectives on the synthetic data set.
+///
+/// Continues an interrupted comparison. Writes summary.json, and the section and picture of the documents.
 #[derive(Parser)]
 #[command(name = "compare", version)]
 struct Compare {
-    /// One comparison for each, each with a world, evaluators and a captioner of its own.
+    /// Seeds. Each has its own data set, evaluators and captioner.
     #[arg(long, value_delimiter = ',', default_value = "1,2,3", value_name = "N,...")]
     seeds: Vec<u64>,
-    /// The run file that evaluators and captioner are made with.
+    /// The run file that trains evaluators and captioner.
     #[arg(long, default_value = "configs/compare/base.yaml", value_name = "FILE")]
     base: PathBuf,
-    /// The run file that all arms are variations of.
+    /// The run file that the arms vary.
     #[arg(long, default_value = "configs/compare/tune.yaml", value_name = "FILE")]
     tune: PathBuf,
-    /// Images of each world, over all splits.
+    /// The number of images of each data set, over all splits.
     #[arg(long, default_value_t = 5000, value_name = "N")]
     images: u32,
-    /// Where runs and summary.json go.
+    /// The folder for runs and summary.json.
     #[arg(long, default_value = "runs/compare", value_name = "DIR")]
     out: PathBuf,
-    /// Folder with the results.md whose section on the comparison is written anew, and for its pictures.
+    /// The folder with results.md, whose section on the comparison is rewritten, and for its picture.
     #[arg(long, default_value = "docs", value_name = "DIR")]
     docs: PathBuf,
 }

@@ -1,11 +1,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use demos::pictures::{Area, save};
 use plotters::prelude::*;
 
 use crate::arms::{ARMS, Arm};
-use crate::seed::Point;
+use crate::canvas::{Area, save};
+use crate::seed::ScoredStep;
 use crate::summary::{ArmSummary, Summary};
 
 /// The picture's name in the documents' folder.
@@ -14,8 +14,8 @@ pub const PICTURE: &str = "compare.png";
 const CHART: (u32, u32) = (400, 280);
 const COLUMNS: usize = 4;
 
-/// Draws, for every arm, its reward and the share of grammatical captions of validation images over steps: thin for each seed,
-/// thick for their mean.
+/// Draws, for each arm, the reward and the share of grammatical captions of validation images over
+/// steps: a thin line for each seed, a thick one for their mean.
 pub fn draw(docs: &Path, summary: &Summary) -> Result<()> {
     let rows = ARMS.len().div_ceil(COLUMNS);
     let size = (CHART.0 * COLUMNS as u32, CHART.1 * rows as u32);
@@ -31,7 +31,7 @@ pub fn draw(docs: &Path, summary: &Summary) -> Result<()> {
 fn chart(area: &Area<'_>, arm: &Arm, results: &ArmSummary) -> Result<()> {
     let failed = |error: DrawingAreaErrorKind<_>| anyhow!("{error}");
     let curves = |metric: &'static str| -> Vec<Vec<(f64, f64)>> {
-        let point = |point: &Point| Some((point.step as f64, *point.metrics.get(metric)?));
+        let point = |point: &ScoredStep| Some((point.step as f64, *point.metrics.get(metric)?));
         results.seeds.values().map(|result| result.curve.iter().filter_map(point).collect()).collect()
     };
     let (rewards, shares) = (curves(arm.reward), curves("grammatical"));

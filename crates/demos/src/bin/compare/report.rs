@@ -8,11 +8,11 @@ use crate::pictures::PICTURE;
 use crate::seed::START;
 use crate::summary::{ArmSummary, Summary};
 
-/// What stands around the section in results.md.
+/// The lines around the section in results.md.
 const BEGIN: &str = "<!-- comparison: written by `make compare` -->";
 const END: &str = "<!-- end of the comparison -->";
 
-/// Scores in the table, and how they are headed.
+/// The metrics of the table, with their headings.
 const COLUMNS: [(&str, &str); 11] = [
     ("pac_s", "PAC-S"),
     ("ref_pac_s", "RefPAC-S"),
@@ -34,7 +34,7 @@ pub fn section(summary: &Summary) -> String {
     // Writing to a string does not fail.
     _ = writeln!(text, "Test images, mean and standard deviation over {} seeds ({}):\n", seeds.len(), seeds.join(", "));
     let names: Vec<&str> = COLUMNS.iter().map(|(_, name)| *name).collect();
-    _ = writeln!(text, "| | {} | s a seed |", names.join(" | "));
+    _ = writeln!(text, "| | {} | s per seed |", names.join(" | "));
     _ = writeln!(text, "|---|{}", "---:|".repeat(COLUMNS.len() + 1));
     let rows = std::iter::once((START, "teacher forcing")).chain(ARMS.iter().map(|arm| (arm.name, arm.title)));
     for (name, title) in rows {
@@ -53,7 +53,7 @@ pub fn section(summary: &Summary) -> String {
         let [holds, fails, untested] = [&claim.holds, &claim.fails, &claim.untested].map(|seeds| list(seeds));
         _ = writeln!(text, "| {} | {holds} | {fails} | {untested} | {values} |", claim.claim);
     }
-    _ = writeln!(text, "\nWhat the guard did:\n");
+    _ = writeln!(text, "\nActions of the guard:\n");
     for (seed, arm) in summary.arms.get("scst_guarded").into_iter().flat_map(|arm| &arm.seeds) {
         let events = arm.guard.iter().map(|event| {
             let number = |key: &str| event[key].as_f64().unwrap_or(f64::NAN);
@@ -61,8 +61,8 @@ pub fn section(summary: &Summary) -> String {
             format!("{metric} {:.3} at step {} ({action})", number("value"), number("step"))
         });
         let events: Vec<String> = events.collect();
-        let said = if events.is_empty() { "nothing".to_owned() } else { events.join(", ") };
-        _ = writeln!(text, "- seed {seed}: {said}");
+        let actions = if events.is_empty() { "none".to_owned() } else { events.join(", ") };
+        _ = writeln!(text, "- seed {seed}: {actions}");
     }
     _ = writeln!(text, "\n![Reward and share of grammatical captions over steps]({PICTURE})");
     text
@@ -78,7 +78,7 @@ fn row(arm: &ArmSummary) -> String {
     cells.join(" | ")
 }
 
-/// Puts the section into the file `path`, in the place of the one that is there.
+/// Replaces the section in the file `path`.
 pub fn write(path: &Path, section: &str) -> Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));

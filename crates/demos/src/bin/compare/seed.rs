@@ -14,31 +14,31 @@ use crate::arms::{ARMS, Arm, RewardEvaluator};
 /// The captioner that all arms start from.
 pub const START: &str = "xe";
 
-/// What came of one seed.
+/// The results of one seed.
 pub struct SeedResult {
     /// The seed.
     pub seed: u64,
-    /// By name of the arm; [`START`] is the captioner before any of them.
+    /// Results by name of the arm; [`START`] is the captioner that all arms start from.
     pub arms: BTreeMap<String, ArmResult>,
 }
 
-/// What came of one arm.
+/// The results of one arm.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct ArmResult {
     /// Wall-clock seconds of the training.
     pub seconds: f64,
     /// Scores of validation images over steps.
-    pub curve: Vec<Point>,
+    pub curve: Vec<ScoredStep>,
     /// Scores of test images at the end, by both evaluators.
     pub test: BTreeMap<String, f64>,
-    /// What the guard did.
+    /// The actions of the guard, as recorded.
     pub guard: Vec<serde_json::Value>,
 }
 
-/// One evaluation.
+/// An evaluation.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Point {
-    /// After so many steps.
+pub struct ScoredStep {
+    /// The step of the evaluated state.
     pub step: u64,
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
@@ -56,80 +56,80 @@ impl Seed {
     /// The two run files, with seed, output and data of this seed's folder below `out`.
     pub fn new(number: u64, out: &Path, base: &Path, tune: &Path) -> Result<Self> {
         let folder = std::path::absolute(out.join(number.to_string()))?;
-        let world = folder.join("world");
-        let of_seed = |path: &Path| -> Result<RunFile> {
+        let data_set = folder.join("world");
+        let load = |path: &Path| -> Result<RunFile> {
             let mut run = RunFile::load(path)?;
             run.seed = number;
             run.data.karpathy =
-                Some(Karpathy { annotations: world.join("dataset.json"), images: world.join("images") });
-            run.data.scenes = Some(world.join("scenes.json"));
+                Some(Karpathy { annotations: data_set.join("dataset.json"), images: data_set.join("images") });
+            run.data.scenes = Some(data_set.join("scenes.json"));
             Ok(run)
         };
-        let mut base = of_seed(base)?;
+        let mut base = load(base)?;
         base.output = folder.join("base");
-        let positives = world.join("positives");
+        let positives = data_set.join("positives");
         base.data.positives =
             Some(Positives { images: Some(positives.join("images")), captions: Some(positives.join("captions.json")) });
-        let tune = of_seed(tune)?;
+        let tune = load(tune)?;
         ensure!(tune.stages.len() == 1, "the arms' run file needs exactly one stage");
         ensure!(base.stages.len() == 3, "the base's run file needs three stages: CLIP, PAC and teacher forcing");
         Ok(Self { number, folder, base, tune })
     }
 
-    /// Runs all that is not done yet.
+    /// Runs what is not finished yet.
     pub async fn run(self, images: u32) -> Result<SeedResult> {
         println!("seed {}", self.number);
         cluster::synthesize(&self.folder.join("world"), images, self.number, &["--positives"])?;
         let mut arms = BTreeMap::new();
-        let base = match done_before(&self.base)? {
-            Some(done) => done,
+        let base = match finished_result(&self.base)? {
+            Some(result) => result,
             None => {
-                // All arms start from it.
+                // All arms start from its captioner.
                 ARMS.iter().try_for_each(|arm| remove(&self.folder.join(arm.name)))?;
-                self.result(START, &self.base, 2).await?
+                self.train_and_test(START, &self.base, 2).await?
             }
         };
         arms.insert(START.to_owned(), base);
         for arm in &ARMS {
-            let run = self.of_arm(arm);
-            let result = match done_before(&run)? {
-                Some(done) => done,
-                None => self.result(arm.name, &run, 0).await?,
+            let run = self.arm_run_file(arm);
+            let result = match finished_result(&run)? {
+                Some(result) => result,
+                None => self.train_and_test(arm.name, &run, 0).await?,
             };
             arms.insert(arm.name.to_owned(), result);
         }
         Ok(SeedResult { seed: self.number, arms })
     }
 
-    fn of_arm(&self, arm: &Arm) -> RunFile {
+    fn arm_run_file(&self, arm: &Arm) -> RunFile {
         let mut run = self.tune.clone();
         run.name = arm.name.to_owned();
         run.output = self.folder.join(arm.name);
         run.stages = vec![arm.stage(&self.tune.stages[0])];
-        run.captioner.weights = Some(self.checkpoint_of_base(2));
-        self.judged_by(run, arm.judge)
+        run.captioner.weights = Some(self.base_checkpoint(2));
+        self.with_evaluator(run, arm.evaluator)
     }
 
-    fn judged_by(&self, mut run: RunFile, judge: RewardEvaluator) -> RunFile {
-        let (stage, score) = match judge {
+    fn with_evaluator(&self, mut run: RunFile, evaluator: RewardEvaluator) -> RunFile {
+        let (stage, score) = match evaluator {
             RewardEvaluator::Clip => (0, EvaluatorScore::ClipS),
-            // Teacher forcing leaves the evaluator as it is, and the captioner sees through the same.
+            // Teacher forcing does not change the evaluator, whose vision encoder the captioner uses.
             RewardEvaluator::Pac => (2, EvaluatorScore::PacS),
         };
-        let weights = Some(self.checkpoint_of_base(stage));
+        let weights = Some(self.base_checkpoint(stage));
         let evaluator = run.primary_evaluator_mut();
         *evaluator = Evaluator { preset: None, weights, score: Some(score), ..evaluator.clone() };
         run
     }
 
     /// The last checkpoint of a stage of the base.
-    fn checkpoint_of_base(&self, stage: usize) -> PathBuf {
+    fn base_checkpoint(&self, stage: usize) -> PathBuf {
         let config::Stage { name, steps, .. } = &self.base.stages[stage];
         self.base.output.join(format!("checkpoints/{stage}-{name}-{steps:08}"))
     }
 
     /// Trains and tests one run.
-    async fn result(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
+    async fn train_and_test(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
         let (config, result) = files(run);
         remove(&run.output)?;
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
@@ -145,19 +145,20 @@ impl Seed {
         );
         let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
         let curve = journal.evaluations(stage)?;
-        let curve = curve.into_iter().map(|evaluation| Point { step: evaluation.step, metrics: evaluation.metrics });
+        let curve =
+            curve.into_iter().map(|evaluation| ScoredStep { step: evaluation.step, metrics: evaluation.metrics });
         let curve = curve.collect();
         let checkpoint = last_checkpoint(&run.output)?;
         let mut test = BTreeMap::new();
-        for judge in [RewardEvaluator::Clip, RewardEvaluator::Pac] {
-            let config = self.folder.join("judge.yaml");
-            // Teacher forcing goes with either judge.
+        for evaluator in [RewardEvaluator::Clip, RewardEvaluator::Pac] {
+            let config = self.folder.join("evaluator.yaml");
+            // A stage that accepts either evaluator.
             let run = RunFile { stages: vec![self.base.stages[2].clone()], ..run.clone() };
-            std::fs::write(&config, serde_json::to_vec(&self.judged_by(run, judge))?)?;
+            std::fs::write(&config, serde_json::to_vec(&self.with_evaluator(run, evaluator))?)?;
             test.extend(evaluate(&config, &checkpoint).await?);
         }
         let done = ArmResult { seconds, curve, test, guard: journal.events("guard")? };
-        // Under its name only when it is whole.
+        // The file has its final name only when it is complete.
         let partial = result.with_extension("partial");
         std::fs::write(&partial, serde_json::to_vec_pretty(&done)?)
             .and_then(|()| std::fs::rename(&partial, &result))
@@ -176,18 +177,18 @@ fn as_yaml(run: &RunFile) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec_pretty(run)?)
 }
 
-/// What came of a run that was done before with the same run file.
-fn done_before(run: &RunFile) -> Result<Option<ArmResult>> {
+/// The result of a finished run with the same run file; none if there is no such run.
+fn finished_result(run: &RunFile) -> Result<Option<ArmResult>> {
     let (config, result) = files(run);
     let text = as_yaml(run)?;
     let (Ok(before), Ok(done)) = (std::fs::read(&config), std::fs::read(&result)) else { return Ok(None) };
     if before != text {
         return Ok(None);
     }
-    // One of another version is no result: the run is done again.
+    // A result of another version cannot be read: the run is repeated.
     let done = serde_json::from_slice(&done).ok();
     if done.is_some() {
-        println!("{}: done before", run.name);
+        println!("{}: already finished", run.name);
     }
     Ok(done)
 }
@@ -201,7 +202,7 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// The state that a run ended with: names of checkpoints begin with the stage and end with the step.
+/// The checkpoint that the run ended with: names begin with the stage and end with the step.
 fn last_checkpoint(output: &Path) -> Result<PathBuf> {
     let folder = output.join("checkpoints");
     let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
@@ -209,7 +210,7 @@ fn last_checkpoint(output: &Path) -> Result<PathBuf> {
     paths.into_iter().max().with_context(|| format!("{} is empty", folder.display()))
 }
 
-/// Scores of the test images, which nothing was chosen by.
+/// Scores of the test split, which no decision depends on.
 async fn evaluate(config: &Path, checkpoint: &Path) -> Result<BTreeMap<String, f64>> {
     #[derive(Deserialize)]
     struct Report {
@@ -223,8 +224,8 @@ async fn evaluate(config: &Path, checkpoint: &Path) -> Result<BTreeMap<String, f
         .output()
         .await
         .context("cannot run worker evaluate")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "worker evaluate: {}", said.lines().last().unwrap_or("it said nothing"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "worker evaluate: {}", errors.lines().last().unwrap_or("no message"));
     let report: Report = serde_json::from_slice(&output.stdout).context("worker evaluate --json")?;
     Ok(report.corpus)
 }

@@ -2,26 +2,26 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::arms::{GRAMMATICAL, INCORRECT_ENDINGS};
+use crate::arms::{MAX_INCORRECT_ENDINGS, MIN_GRAMMATICAL};
 use crate::seed::{ArmResult, START, SeedResult};
 
-/// All seeds together: `summary.json`.
+/// The results of all seeds: `summary.json`.
 #[derive(Serialize)]
 pub struct Summary {
     /// The seeds.
     pub seeds: Vec<u64>,
-    /// By name of the arm.
+    /// Results by name of the arm.
     pub arms: BTreeMap<String, ArmSummary>,
-    /// What is claimed, by the paper and by us, and whether it holds here.
+    /// Claims of the paper and of this project, and whether they hold.
     pub claims: Vec<Claim>,
 }
 
-/// What came of one arm.
+/// The results of one arm.
 #[derive(Serialize)]
 pub struct ArmSummary {
     /// Scores of test images at the end.
     pub test: BTreeMap<String, Spread>,
-    /// By seed.
+    /// Results by seed.
     pub seeds: BTreeMap<u64, ArmResult>,
 }
 
@@ -38,18 +38,18 @@ pub struct Spread {
     pub max: f64,
 }
 
-/// Something that can hold or not.
+/// A claim about the arms.
 #[derive(Serialize)]
 pub struct Claim {
-    /// What is claimed.
+    /// The claim in words.
     pub claim: String,
     /// Seeds in which it holds.
     pub holds: Vec<u64>,
     /// Seeds in which it does not.
     pub fails: Vec<u64>,
-    /// Seeds in which what it is about did not happen.
+    /// Seeds in which the claimed event did not occur.
     pub untested: Vec<u64>,
-    /// The two sides' values, by seed.
+    /// The two compared values, by seed.
     pub values: BTreeMap<u64, [f64; 2]>,
 }
 
@@ -68,7 +68,7 @@ impl Spread {
 }
 
 impl Summary {
-    /// Of the seeds that were run.
+    /// The summary of these seeds.
     pub fn new(results: &[SeedResult]) -> Self {
         let names = results.first().map(|result| result.arms.keys()).into_iter().flatten();
         let arms = names.map(|name| {
@@ -88,16 +88,17 @@ impl Summary {
     }
 }
 
-/// A claim's two sides in a seed, and whether it holds there; none where what it is about did not happen.
+/// The two compared values of a claim in a seed, and whether it holds; none if the claimed event did
+/// not occur.
 type ClaimResult = ([f64; 2], Option<bool>);
 
-/// The paper's claims, in terms of this world, and that of the reward's end token. Each compares
-/// two numbers of one seed; scores are of test images.
+/// The paper's claims, and that of the reward's end token. Each compares two numbers of one seed;
+/// scores are of the test split.
 fn claims(results: &[SeedResult]) -> Vec<Claim> {
-    let of = |claim: String, verdict: &dyn Fn(&SeedResult) -> ClaimResult| judge(results, claim, verdict);
+    let of = |claim: String, compare: &dyn Fn(&SeedResult) -> ClaimResult| check(results, claim, compare);
     let falls = |arm: &'static str, title: &str| {
-        of(format!("{title} ends with a share of grammatical captions below {GRAMMATICAL}"), &move |result| {
-            let sides = [score(result, arm, "grammatical"), GRAMMATICAL];
+        of(format!("{title} ends with a share of grammatical captions below {MIN_GRAMMATICAL}"), &move |result| {
+            let sides = [score(result, arm, "grammatical"), MIN_GRAMMATICAL];
             (sides, Some(sides[0] < sides[1]))
         })
     };
@@ -112,9 +113,9 @@ fn claims(results: &[SeedResult]) -> Vec<Claim> {
         falls("scst_pac_s", "SCST on PAC-S"),
         falls("scst_clip_s", "SCST on CLIP-S"),
         higher("DiCO raises PAC-S", "pac_s", "dico", START),
-        of(format!("DiCO keeps the share of grammatical captions above {GRAMMATICAL} all the way"), &|result| {
+        of(format!("DiCO keeps the share of grammatical captions above {MIN_GRAMMATICAL} all the way"), &|result| {
             let curve = result.arms["dico"].curve.iter().filter_map(|point| point.metrics.get("grammatical").copied());
-            let sides = [curve.fold(score(result, "dico", "grammatical"), f64::min), GRAMMATICAL];
+            let sides = [curve.fold(score(result, "dico", "grammatical"), f64::min), MIN_GRAMMATICAL];
             (sides, Some(sides[0] > sides[1]))
         }),
         higher("the weighted loss reaches a higher PAC-S than uniform weights", "pac_s", "dico", "dico_uniform"),
@@ -131,12 +132,15 @@ fn claims(results: &[SeedResult]) -> Vec<Claim> {
             "dico",
             "dico_no_reference",
         ),
-        of(format!("SCST on CIDEr-D ends with a share of incorrect endings below {INCORRECT_ENDINGS}"), &|result| {
-            let sides = [score(result, "scst_cider", "incorrect_endings"), INCORRECT_ENDINGS];
-            (sides, Some(sides[0] < sides[1]))
-        }),
-        of(format!("the guard goes back, to a share of grammatical captions above {GRAMMATICAL}"), &|result| {
-            let sides = [score(result, "scst_guarded", "grammatical"), GRAMMATICAL];
+        of(
+            format!("SCST on CIDEr-D ends with a share of incorrect endings below {MAX_INCORRECT_ENDINGS}"),
+            &|result| {
+                let sides = [score(result, "scst_cider", "incorrect_endings"), MAX_INCORRECT_ENDINGS];
+                (sides, Some(sides[0] < sides[1]))
+            },
+        ),
+        of(format!("the guard goes back, to a share of grammatical captions above {MIN_GRAMMATICAL}"), &|result| {
+            let sides = [score(result, "scst_guarded", "grammatical"), MIN_GRAMMATICAL];
             let acted = result.arms["scst_guarded"].guard.iter().any(|event| event["action"] == "rollback");
             (sides, acted.then_some(sides[0] > sides[1]))
         }),
@@ -147,12 +151,12 @@ fn score(result: &SeedResult, arm: &str, metric: &str) -> f64 {
     result.arms[arm].test.get(metric).copied().unwrap_or(f64::NAN)
 }
 
-fn judge(results: &[SeedResult], claim: String, verdict: &dyn Fn(&SeedResult) -> ClaimResult) -> Claim {
-    let verdicts: BTreeMap<u64, ClaimResult> = results.iter().map(|result| (result.seed, verdict(result))).collect();
+fn check(results: &[SeedResult], claim: String, compare: &dyn Fn(&SeedResult) -> ClaimResult) -> Claim {
+    let outcomes: BTreeMap<u64, ClaimResult> = results.iter().map(|result| (result.seed, compare(result))).collect();
     let seeds = |wanted: Option<bool>| {
-        verdicts.iter().filter(|(_, (_, holds))| *holds == wanted).map(|(&seed, _)| seed).collect()
+        outcomes.iter().filter(|(_, (_, holds))| *holds == wanted).map(|(&seed, _)| seed).collect()
     };
     let (holds, fails, untested) = (seeds(Some(true)), seeds(Some(false)), seeds(None));
-    let values = verdicts.into_iter().map(|(seed, (sides, _))| (seed, sides)).collect();
+    let values = outcomes.into_iter().map(|(seed, (sides, _))| (seed, sides)).collect();
     Claim { claim, holds, fails, untested, values }
 }

@@ -1,18 +1,13 @@
-//! The demo: draws the built-in world, starts a coordinator and two workers on this machine, shows their progress, and at
-//! the end says what DiCO changed.
-//!
-//! ```text
-//! results.rs   the coordinator's journal -> summary.json and the table
-//! curves.rs    the same journal -> curves.png
-//! ```
+//! The demo: synthesizes a data set, trains with a coordinator and two workers on this machine, shows their progress, and
+//! prints a table of the scores after each stage.
 
-mod curves;
-mod results;
+mod summary;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use config::RunFile;
 use demos::cluster::{self, Cluster};
@@ -20,14 +15,16 @@ use demos::interrupted;
 use demos::journal::Journal;
 use demos::progress::Progress;
 
-/// Trains an evaluator and a captioner from scratch and fine-tunes the captioner with DiCO, all on this machine.
+/// Train an evaluator and a captioner from scratch and fine-tune the captioner with DiCO, on this machine.
+///
+/// Prints a table of scores and sample captions. Writes summary.json and report.html to the run's output.
 #[derive(Parser)]
 #[command(name = "demo", version)]
 struct Demo {
     /// The run file.
     #[arg(long, default_value = "configs/demo.yaml", value_name = "FILE")]
     config: PathBuf,
-    /// Images of the built-in world, over all splits.
+    /// The number of images of the synthetic data set, over all splits.
     #[arg(long, default_value_t = 5000, value_name = "N")]
     images: u32,
 }
@@ -58,8 +55,8 @@ impl Demo {
         let started = Instant::now();
         let run = RunFile::load(&self.config)?;
         let karpathy = run.data.karpathy.as_ref().context("the demo's data are in Karpathy's format")?;
-        let world = karpathy.annotations.parent().context("data.karpathy.annotations has no folder")?;
-        cluster::synthesize(world, self.images, run.seed, &[])?;
+        let data_set = karpathy.annotations.parent().context("data.karpathy.annotations has no folder")?;
+        cluster::synthesize(data_set, self.images, run.seed, &[])?;
         // A demo starts from scratch; the synthetic data set, which is the same every time, stays.
         for folder in ["checkpoints", "coordinator"] {
             let folder = run.output.join(folder);
@@ -70,12 +67,21 @@ impl Demo {
         let cluster = Cluster::start(&self.config, &run)?;
         let parameters_sha256 = cluster.watch(Progress::new(&run)).await?;
         let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
-        let summary = results::Summary::new(&run, &journal, started.elapsed().as_secs_f64(), parameters_sha256)?;
+        let summary = summary::Summary::new(&run, &journal, started.elapsed().as_secs_f64(), parameters_sha256)?;
         let path = run.output.join("summary.json");
         std::fs::write(&path, serde_json::to_vec_pretty(&summary)?).context("cannot write summary.json")?;
-        let picture = run.output.join("curves.png");
-        curves::draw(&picture, &run, &journal)?;
-        println!("{summary}\nwritten: {}, {}", path.display(), picture.display());
+        let report = run.output.join("report.html");
+        write_report(&self.config, &report)?;
+        println!("{summary}\nwritten: {}, {}", path.display(), report.display());
         Ok(())
     }
+}
+
+/// Runs `coordinator report`: curves and captions of all stages on one page.
+fn write_report(config: &Path, report: &Path) -> Result<()> {
+    let mut command = local_cluster::command("coordinator")?;
+    let status =
+        command.arg("report").arg("--config").arg(config).arg("--out").arg(report).stdout(Stdio::null()).status();
+    ensure!(status.context("cannot run coordinator report")?.success(), "coordinator report failed");
+    Ok(())
 }

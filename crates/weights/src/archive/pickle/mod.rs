@@ -1,17 +1,17 @@
 //! Pickles that contain tensors.
 //!
-//! A pickle is a program for a stack machine; Python's machine lets it call anything. This one
-//! ([`machine`]) calls only what is on a list ([`global`]): tensors, plain containers and
-//! TorchScript's modules. It refuses everything else, by name. The opcodes are those of Python's
+//! A pickle is a program for a stack machine. Python's machine can call any function. This one
+//! ([`unpickler`]) calls only the globals of a list ([`globals`]): tensors, plain containers and
+//! TorchScript modules. It refuses all other globals. The opcodes are those of Python's
 //! `pickletools`; tensors are encoded as in PyTorch's `torch/serialization.py`, `torch/_utils.py`
 //! and `torch/csrc/jit/serialization/pickler.cpp`.
 
-pub mod assembler;
-mod global;
-mod machine;
+mod globals;
 pub mod opcode;
+pub mod pickler;
 mod reader;
-mod search;
+mod tensor_search;
+mod unpickler;
 mod value;
 
 #[cfg(test)]
@@ -19,14 +19,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-pub(super) use value::View;
+pub(super) use value::TensorView;
 
 /// Maximal size of a pickle in bytes: a state dict has some hundred bytes per tensor.
-const MAX_BYTES: usize = 16 << 20;
+const MAX_PICKLE_BYTES: usize = 16 << 20;
 /// Maximal number of values that a pickle may create.
 const MAX_VALUES: usize = 1 << 20;
-/// Maximal number of tensors and modules that a pickle may name.
-const MAX_NAMES: usize = 1 << 16;
+/// Maximal number of tensors and modules of a pickle.
+const MAX_NAMED_TENSORS: usize = 1 << 16;
 
 /// Why a pickle is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,31 +34,29 @@ pub(super) enum PickleError {
     #[error("the pickle ends too early")]
     Truncated,
     #[error(
-        "the pickle is longer than {MAX_BYTES} bytes: save a state dict alone, without the rest of a training's state"
+        "the pickle is longer than {MAX_PICKLE_BYTES} bytes: save only a state dict, without optimizer and trainer state"
     )]
     TooLong,
-    #[error("the pickle makes too many {0}: save a state dict alone, without the rest of a training's state")]
+    #[error("the pickle has too many {0}: save only a state dict, without optimizer and trainer state")]
     TooMany(&'static str),
-    #[error("refused: the pickle asks for {0}, which is no tensor; save a state dict of tensors alone")]
-    Asked(String),
-    #[error("refused: the pickle has opcode {0:#04x}, with which PyTorch saves no tensor")]
-    Opcode(u8),
+    #[error("refused: the pickle refers to the global {0}, which no tensor needs; save only a state dict of tensors")]
+    ForbiddenGlobal(String),
+    #[error("refused: the pickle has opcode {0:#04x}, which PyTorch does not use for tensors")]
+    ForbiddenOpcode(u8),
     #[error("the pickle is malformed: {0}")]
     Malformed(&'static str),
-    #[error(
-        "holds no tensors by name: a state dict is looked for at the top, under \"state_dict\" and under \"model\""
-    )]
+    #[error("has no named tensors: a state dict has to be at the top, under \"state_dict\" or under \"model\"")]
     NoTensors,
 }
 
 /// The tensors of a pickle, by name.
 ///
-/// They are searched for in a dictionary at the top, under `state_dict` or under `model`, or in the
-/// attributes of a TorchScript module, where a name is the path of attributes.
-pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, View<'_>>, PickleError> {
-    if bytes.len() > MAX_BYTES {
+/// They are in a dictionary at the top, under `state_dict` or under `model`, or in the attributes
+/// of a TorchScript module, where a name is the path of attributes.
+pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, TensorView<'_>>, PickleError> {
+    if bytes.len() > MAX_PICKLE_BYTES {
         return Err(PickleError::TooLong);
     }
-    let (values, root) = machine::run(bytes)?;
-    search::named_tensors(&values, root)
+    let (values, root) = unpickler::run(bytes)?;
+    tensor_search::named_tensors(&values, root)
 }

@@ -1,8 +1,8 @@
-use super::{MAX_VALUES, PickleError, global::Global};
+use super::{MAX_VALUES, PickleError, globals::Global};
 use crate::tensor::Dtype;
 
-/// A value of the machine. Values refer to each other by index, so that they can be nested to any
-/// depth, and in cycles, and still be dropped without recursion.
+/// A value that a pickle creates. Values refer to each other by index, so that they can be nested
+/// to any depth, and in cycles, and still be dropped without recursion.
 #[derive(Debug)]
 pub enum Value<'a> {
     /// A value without weights: a float, bytes, a device.
@@ -10,24 +10,24 @@ pub enum Value<'a> {
     /// A boolean or an integer; integers of more than 64 bits are opaque.
     Integer(i64),
     Text(&'a str),
-    Tuple(Vec<Ref>),
+    Tuple(Vec<ValueIndex>),
     /// A list or a set.
-    List(Vec<Ref>),
-    /// Pairs in order; of equal keys the last one counts.
-    Dict(Vec<(Ref, Ref)>),
+    List(Vec<ValueIndex>),
+    /// Pairs in order. If keys are equal, the last pair is used.
+    Dict(Vec<(ValueIndex, ValueIndex)>),
     Global(Global),
     Storage(Storage<'a>),
-    Tensor(View<'a>),
-    /// An instance of a TorchScript class, with its attributes once it is built.
-    Object(Option<Ref>),
+    Tensor(TensorView<'a>),
+    /// An instance of a TorchScript class, with its attributes after `BUILD`.
+    Object(Option<ValueIndex>),
 }
 
 /// A block of memory that tensors are views of.
 #[derive(Clone, Copy, Debug)]
 pub struct Storage<'a> {
-    /// The type of the elements; none if the tensors define it.
+    /// The type of the elements; none for an untyped storage, whose tensors define it.
     pub dtype: Option<Dtype>,
-    /// The name of its entry in the archive.
+    /// The name of the storage's file in the archive, below `data/`.
     pub key: &'a str,
     /// The number of elements, or of bytes if it has no type.
     pub elements: usize,
@@ -35,9 +35,9 @@ pub struct Storage<'a> {
 
 /// A tensor as described by a pickle. It is not checked against the storage yet.
 #[derive(Clone, Debug)]
-pub struct View<'a> {
+pub struct TensorView<'a> {
     pub dtype: Dtype,
-    /// The name of the storage's entry in the archive.
+    /// The name of the storage's file in the archive, below `data/`.
     pub key: &'a str,
     /// The expected size of the storage in bytes; none if it exceeds the address space.
     pub storage_bytes: Option<usize>,
@@ -50,32 +50,32 @@ pub struct View<'a> {
 
 /// The index of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ref(usize);
+pub struct ValueIndex(usize);
 
 /// All values of a pickle.
 pub struct Values<'a>(Vec<Value<'a>>);
 
 impl<'a> Values<'a> {
-    /// Shared by all opaque values, which therefore need no memory.
-    pub const OPAQUE: Ref = Ref(0);
+    /// The index of all opaque values, which therefore need no memory.
+    pub const OPAQUE: ValueIndex = ValueIndex(0);
 
     pub fn new() -> Self {
         Self(vec![Value::Opaque])
     }
 
-    pub fn add(&mut self, value: Value<'a>) -> Result<Ref, PickleError> {
+    pub fn add(&mut self, value: Value<'a>) -> Result<ValueIndex, PickleError> {
         if self.0.len() >= MAX_VALUES {
             return Err(PickleError::TooMany("values"));
         }
         self.0.push(value);
-        Ok(Ref(self.0.len() - 1))
+        Ok(ValueIndex(self.0.len() - 1))
     }
 
-    pub fn get(&self, of: Ref) -> &Value<'a> {
-        self.0.get(of.0).unwrap_or(&Value::Opaque)
+    pub fn get(&self, index: ValueIndex) -> &Value<'a> {
+        self.0.get(index.0).unwrap_or(&Value::Opaque)
     }
 
-    pub fn get_mut(&mut self, of: Ref) -> Option<&mut Value<'a>> {
-        self.0.get_mut(of.0)
+    pub fn get_mut(&mut self, index: ValueIndex) -> Option<&mut Value<'a>> {
+        self.0.get_mut(index.0)
     }
 }

@@ -1,0 +1,279 @@
+//! Tests of the audit with journals of simulated runs, unchanged and tampered with.
+
+use proptest::prelude::*;
+use proto::v1;
+use rand::{Rng, SeedableRng, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+use rusqlite::{Connection, types::Value};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    journal::Journal,
+    run::{
+        WorkerId,
+        record::{Record, Source},
+        simulation::seeds::recorded_history,
+        statistics::StepStatistics,
+        testing,
+    },
+};
+
+const TABLES: [&str; 8] =
+    ["run", "generations", "steps", "checkpoints", "evaluations", "evaluation_items", "events", "chain"];
+
+/// A journal on disk.
+struct JournalFile {
+    folder: tempfile::TempDir,
+}
+
+impl JournalFile {
+    fn new(history: &History) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.sqlite");
+        history.connection().execute("VACUUM INTO ?", [path.to_str().unwrap()]).unwrap();
+        Self { folder }
+    }
+
+    /// A writable copy.
+    fn copy(&self) -> Connection {
+        let [from, to] = ["journal.sqlite", "copy.sqlite"].map(|name| self.folder.path().join(name));
+        std::fs::copy(from, &to).unwrap();
+        Connection::open(to).unwrap()
+    }
+}
+
+/// A finished run of two stages in condition one generation failed.
+fn finished_run() -> JournalFile {
+    let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)]);
+    let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
+    let at = |stage, step| Position { stage, step };
+    let formed = |generation, start| Record::Formed {
+        generation,
+        term: 0,
+        members: vec![],
+        cause: "start".into(),
+        start,
+        source: Source::Seed,
+    };
+    let step = |position: Position, generation| {
+        let position = position.in_generation(generation);
+        Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
+    };
+    let mut records = vec![formed(1, at(0, 0))];
+    records.extend((1..=4).map(|n| step(at(0, n), 1)));
+    records.extend((1..=5).map(|n| step(at(1, n), 1)));
+    let from_to = |step| json!({ "stage": 1, "step": step });
+    let detail = json!({ "from": from_to(5), "to": from_to(3), "generation": 2, "source": "worker 0" });
+    records.extend([Record::Event { kind: EventKind::RolledBack, detail }, formed(2, at(1, 3))]);
+    records.extend((4..=8).map(|n| step(at(1, n), 2)));
+    records.push(Record::Event { kind: EventKind::Finished, detail: json!({}) });
+    journal.write(&records).unwrap();
+    JournalFile::new(&journal.into_history())
+}
+
+/// All rows of a journal.
+fn content(connection: &Connection) -> Vec<Vec<Value>> {
+    let rows = TABLES.into_iter().flat_map(|table| rows(connection, table));
+    rows.map(|(_, row)| row).collect()
+}
+
+/// All rows of a table, each with the SQL condition that selects it.
+fn rows(connection: &Connection, table: &str) -> Vec<(String, Vec<Value>)> {
+    let names = columns(connection, table);
+    let mut statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
+    let read = |row: &rusqlite::Row<'_>| (0..names.len()).map(|column| row.get(column)).collect::<Result<Vec<_>, _>>();
+    let rows: Vec<Vec<Value>> = statement.query_map([], read).unwrap().map(Result::unwrap).collect();
+    let condition = |row: &Vec<Value>| {
+        let terms = names.iter().zip(row).map(|(name, value)| format!("{name} IS {}", literal(value)));
+        terms.collect::<Vec<_>>().join(" AND ")
+    };
+    rows.into_iter().map(|row| (condition(&row), row)).collect()
+}
+
+fn columns(connection: &Connection, table: &str) -> Vec<String> {
+    let statement = connection.prepare(&format!("SELECT * FROM {table}")).unwrap();
+    statement.column_names().into_iter().map(str::to_owned).collect()
+}
+
+fn literal(value: &Value) -> String {
+    match value {
+        Value::Null => "NULL".to_owned(),
+        Value::Integer(number) => number.to_string(),
+        // This format has as many digits as the exact number needs.
+        Value::Real(number) => format!("{number:e}"),
+        Value::Text(text) => format!("'{}'", text.replace('\'', "''")),
+        Value::Blob(bytes) => format!("x'{}'", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+    }
+}
+
+/// Another value, close to this one.
+fn different_value(rng: &mut ChaCha8Rng, value: &Value) -> Value {
+    match value {
+        Value::Null => Value::Integer(1),
+        Value::Integer(number) => Value::Integer(number + [-1, 1, 100, 49_999_999].choose(rng).unwrap()),
+        Value::Real(number) => Value::Real(number + [-1.0, 1e-3, 1.0].choose(rng).unwrap()),
+        Value::Text(text) => Value::Text(format!("{text} ")),
+        Value::Blob(bytes) => {
+            let mut bytes = bytes.clone();
+            let at = rng.random_range(0..bytes.len());
+            bytes[at] ^= 1;
+            Value::Blob(bytes)
+        }
+    }
+}
+
+/// Makes a random change to a journal. Returns the SQL of the change.
+fn tamper(rng: &mut ChaCha8Rng, connection: &Connection) -> String {
+    let table = *TABLES.choose(rng).unwrap();
+    let names = columns(connection, table);
+    let rows = rows(connection, table);
+    let insert = |row: &[Value]| {
+        let values: Vec<String> = row.iter().map(literal).collect();
+        format!("INSERT OR IGNORE INTO {table} VALUES ({})", values.join(", "))
+    };
+    let Some((condition, row)) = rows.choose(rng) else { return String::new() };
+    let sql = match rng.random_range(0..7) {
+        0 => format!("DELETE FROM {table} WHERE {condition}"),
+        1 => format!("DELETE FROM {table}"),
+        2 => {
+            let last = rows[rng.random_range(0..rows.len())..].iter().map(|(condition, _)| format!("({condition})"));
+            format!("DELETE FROM {table} WHERE {}", last.take(100).collect::<Vec<_>>().join(" OR "))
+        }
+        3 | 4 => {
+            let column = rng.random_range(0..names.len());
+            let value = literal(&different_value(rng, &row[column]));
+            format!("UPDATE OR IGNORE {table} SET {} = {value} WHERE {condition}", names[column])
+        }
+        // Two rows swap all values but their keys.
+        5 => {
+            let (other_condition, other_row) = rows.choose(rng).unwrap();
+            let set = |row: &[Value]| {
+                let terms = names
+                    .iter()
+                    .zip(row)
+                    .skip(names.len() / 2)
+                    .map(|(name, value)| format!("{name} = {}", literal(value)));
+                terms.collect::<Vec<_>>().join(", ")
+            };
+            format!(
+                "UPDATE OR IGNORE {table} SET {} WHERE {condition}; UPDATE OR IGNORE {table} SET {} WHERE {other_condition}",
+                set(other_row),
+                set(row)
+            )
+        }
+        _ => {
+            let column = rng.random_range(0..names.len());
+            let mut row = row.clone();
+            row[column] = different_value(rng, &row[column]);
+            insert(&row)
+        }
+    };
+    // Changes that the tables' constraints forbid have no effect.
+    _ = connection.execute_batch(&sql);
+    sql
+}
+
+fn audited(connection: Connection) -> Result<Audit, Error> {
+    audit(&History::new(connection)?)
+}
+
+#[test]
+fn every_change_of_a_journal_is_detected() {
+    let mut edits = 0;
+    for seed in 0..40 {
+        // Every other run is interrupted.
+        let original =
+            JournalFile::new(&recorded_history(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
+        let untouched = audited(original.copy()).unwrap();
+        assert!(untouched.clean, "seed {seed}: {untouched:?}");
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut changes = 0;
+        while changes < 6 {
+            let connection = original.copy();
+            let before = content(&connection);
+            let edit = tamper(&mut rng, &connection);
+            if content(&connection) == before {
+                continue;
+            }
+            changes += 1;
+            let audit = audited(connection);
+            assert!(!matches!(audit, Ok(Audit { clean: true, .. })), "seed {seed}, not detected: {edit}");
+        }
+        edits += changes;
+    }
+    assert!(edits >= 200);
+}
+
+#[test]
+fn a_truncated_journal_is_detected_with_a_later_record() {
+    let original = finished_run();
+    let head = History::new(original.copy()).unwrap().verify().unwrap().head;
+    let connection = original.copy();
+    let cut = "DELETE FROM chain WHERE kind = 'event' AND number = (SELECT max(number) FROM events);
+        DELETE FROM events WHERE number = (SELECT max(number) FROM events)";
+    connection.execute_batch(cut).unwrap();
+    let history = History::new(connection).unwrap();
+    let mut audit = audit(&history).unwrap();
+    let chain = history.verify().unwrap();
+    assert_eq!((chain.count, chain.head.sequence), (0, head.sequence - 1));
+    audit.check_record(&history, &chain.head).unwrap();
+    assert!(audit.clean);
+    audit.check_record(&history, &head).unwrap();
+    assert!(!audit.clean && audit.problems[0].contains("older copy"), "{:?}", audit.problems);
+}
+
+#[test]
+fn inconsistent_records_are_detected_although_the_chain_is_valid() {
+    // An attacker who rewrites a journal can also rehash it. The audit also compares the records
+    // with each other.
+    let original = finished_run();
+    let problems_after = |edit: &str| {
+        let connection = original.copy();
+        connection.execute_batch(edit).unwrap();
+        let audit = audited(connection).unwrap();
+        assert_eq!(audit.clean, edit.is_empty());
+        let is_of_chain = |problem: &String| problem.starts_with("record ") || problem.ends_with("was added");
+        audit.problems.into_iter().filter(|problem| !is_of_chain(problem)).collect::<Vec<_>>().join("; ")
+    };
+    assert_eq!(problems_after(""), "");
+    let adopted = "INSERT INTO events (at, kind, detail_json) VALUES (0, 'adopted', json('{
+        \"generation\": 3, \"from\": {\"stage\": 1, \"step\": 8}, \"to\": {\"stage\": 1, \"step\": 50000000}}'));
+        INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step, term)
+        VALUES (3, '[]', '', 0, 'seed', 1, 50000000, 0)";
+    for (edit, expected) in [
+        (
+            "DELETE FROM steps WHERE stage = 1 AND step > 6",
+            "the run is finished, but it has only reached stage 1 step 6",
+        ),
+        (
+            "DELETE FROM steps WHERE stage = 1",
+            "generation 2 starts at stage 1 step 3, but the run had reached stage 0 step 4",
+        ),
+        ("DELETE FROM steps WHERE stage = 0", "generation 1 has stage 1 step 1 after stage 0 step 0"),
+        ("DELETE FROM steps WHERE (stage, step) = (0, 2)", "generation 1 has stage 0 step 3 after stage 0 step 1"),
+        ("DELETE FROM generations", "was never formed"),
+        ("DELETE FROM generations WHERE number = 1", "generation 1 is missing"),
+        (
+            "DELETE FROM events WHERE kind = 'rollback'",
+            "generation 2 starts at stage 1 step 3, but the run had reached",
+        ),
+        ("UPDATE steps SET generation = 7 WHERE (stage, step) = (1, 8)", "of generation 7, which was never formed"),
+        ("UPDATE steps SET step = 49999999 WHERE (stage, step) = (1, 8)", "stage b: steps 8 to 49999998 are missing"),
+        ("UPDATE generations SET step = 1 WHERE number = 1", "generation 1 starts at stage 0 step 1"),
+        ("INSERT INTO events (at, kind, detail_json) VALUES (0, 'agreed', '{}')", "unknown kind \"agreed\""),
+        (adopted, "generation 3 starts at stage 1 step 50000000, which the run does not have"),
+    ] {
+        let problems = problems_after(edit);
+        assert!(problems.contains(expected), "{edit}: {problems}");
+    }
+}
+
+proptest! {
+    /// The journal of any run, finished or not, is clean.
+    #[test]
+    fn untouched_journals_are_clean(seed in any::<u64>(), events in 0..6_000_u64) {
+        let audit = audit(&recorded_history(seed, events)).unwrap();
+        prop_assert!(audit.clean, "{:?}", audit);
+    }
+}

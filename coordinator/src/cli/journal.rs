@@ -1,0 +1,32 @@
+//! Arguments of subcommands that read the journal of a run.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use config::RunFile;
+
+use crate::journal::history::History;
+
+/// The location of a run's journal.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct JournalArgs {
+    /// The run file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the journal, if it is not `coordinator` in the run's output.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+impl JournalArgs {
+    /// Opens the journal for reading. A coordinator may be writing to it.
+    pub fn open(&self) -> anyhow::Result<History> {
+        let state = match (&self.config, &self.state) {
+            (Some(config), _) => RunFile::load(config)?.output.join("coordinator"),
+            (None, state) => state.clone().unwrap_or_default(),
+        };
+        History::open(&state).with_context(|| format!("state {}", state.display()))
+    }
+}

@@ -1,0 +1,67 @@
+//! The error of the journal.
+
+use std::path::PathBuf;
+
+use super::{SettingsError, schema::VERSION};
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system cannot open its folder or file.
+    #[error("{}: {source}", path.display())]
+    Open {
+        /// The folder or file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: std::io::Error,
+    },
+    /// Another coordinator has locked its folder.
+    #[error("another coordinator is using this folder; stop it or choose another --state")]
+    InUse,
+    /// The run file changes settings that may not change, or may change only if the user accepts
+    /// that.
+    #[error("{0}")]
+    Settings(Box<SettingsError>),
+    /// Another version of the program wrote it.
+    #[error("the journal has version {found}, this program writes version {VERSION}; use another --state or output")]
+    OtherVersion {
+        /// The journal's version.
+        found: i64,
+    },
+    /// The operating system provides no random numbers for a run id.
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
+    /// This program cannot parse the stored run file.
+    #[error("the journal's run file: {0}")]
+    RunFile(String),
+    /// Its content does not match its hash chain.
+    #[error(
+        "the journal is damaged ({0}); restore an intact copy, or serve with --recover to resume from the newest sealed checkpoint"
+    )]
+    Damaged(String),
+    /// SQLite failed.
+    #[error("journal: {0}")]
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match &error {
+            rusqlite::Error::SqliteFailure(failure, _) if matches!(failure.code, DatabaseCorrupt | NotADatabase) => {
+                Self::Damaged(error.to_string())
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+impl Error {
+    /// Whether a retry may succeed: the disk is full, fails, or the database is locked.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };
+        use rusqlite::ErrorCode::{DatabaseBusy, DiskFull, SystemIoFailure};
+        matches!(failure.code, DiskFull | SystemIoFailure | DatabaseBusy)
+    }
+}

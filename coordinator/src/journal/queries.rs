@@ -1,0 +1,94 @@
+//! SQL conditions and row readers that the queries of the journal share.
+
+use std::collections::BTreeMap;
+
+use config::RunFile;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::Error;
+use crate::run::{
+    data::DataChange,
+    plan::Position,
+    record::{Checkpoint, EventKind},
+};
+
+/// SQL: whether the row `own` belongs to the present history.
+pub(super) const IS_CURRENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
+    WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
+
+/// SQL: whether the row `own`, which is not [`IS_CURRENT`], was trained, but its stage ended with
+/// an earlier state because that was the best one. Equal to
+/// [`Lineage::fate`](crate::run::lineage::Lineage::fate).
+pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
+    AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
+    AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
+    AND ended.detail_json ->> 'generation' >= own.generation
+    AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= own.generation
+        AND cuts.generation < ended.detail_json ->> 'generation' AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
+
+/// SQL: whether the checkpoint `own` is the last one beyond the state that its stage ended with.
+/// The last one is kept for the user.
+pub(super) const IS_PASSED_OVER: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
+    WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
+        AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
+
+/// SQL: whether curves and reports show the row `own`: it is [`IS_CURRENT`] or [`IS_NOT_SELECTED`].
+pub(super) fn is_shown_sql() -> String {
+    format!("({IS_CURRENT} OR {IS_NOT_SELECTED})")
+}
+
+/// Reads an integer whose bits are those of a `u64`. SQLite's integers are signed.
+pub(super) fn read_u64(row: &Row<'_>, index: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(index).map(i64::cast_unsigned)
+}
+
+/// Reads a position from two columns: stage and step.
+pub(super) fn read_position(row: &Row<'_>, first: usize) -> rusqlite::Result<Position> {
+    Ok(Position { stage: row.get(first)?, step: read_u64(row, first + 1)? })
+}
+
+/// Reads a checkpoint from the columns stage, step, generation, run id, name and hash.
+pub(super) fn read_checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
+    Ok(Checkpoint {
+        position: read_position(row, 0)?,
+        generation: read_u64(row, 2)?,
+        run_id: row.get(3)?,
+        name: row.get(4)?,
+        parameters_sha256: row.get(5)?,
+    })
+}
+
+/// Parses scores by name. Leaves out scores that are not finite.
+pub(super) fn parse_metrics(json: &str) -> BTreeMap<String, f64> {
+    let metrics: BTreeMap<String, Option<f64>> = serde_json::from_str(json).unwrap_or_default();
+    metrics.into_iter().filter_map(|(name, score)| Some((name, score?))).collect()
+}
+
+/// The run's id.
+pub(super) fn run_id(connection: &Connection) -> Result<String, Error> {
+    Ok(connection.query_row("SELECT id FROM run ORDER BY number DESC LIMIT 1", [], |row| row.get(0))?)
+}
+
+/// The run file in force.
+pub(super) fn run_file(connection: &Connection) -> Result<RunFile, Error> {
+    let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
+    let text: String = connection.query_row(query, [], |row| row.get(0))?;
+    serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
+}
+
+/// The changes of training data, in order, with the positions at which they took effect.
+pub(super) fn data_changes(connection: &Connection) -> Result<Vec<DataChange>, Error> {
+    let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
+    let mut events = connection.prepare(query)?;
+    let details = events.query_map([EventKind::DataChanged.name()], |row| row.get::<_, String>(0))?;
+    let starts = "SELECT stage, step FROM generations WHERE number >= ? ORDER BY stage, step LIMIT 1";
+    let mut changes = Vec::new();
+    for detail in details {
+        let detail: serde_json::Value = serde_json::from_str(&detail?).unwrap_or_default();
+        let Some(change) = DataChange::from_detail(&detail) else { continue };
+        let from =
+            connection.query_row(starts, [change.generation.cast_signed()], |row| read_position(row, 0)).optional()?;
+        changes.push(DataChange { from, ..change });
+    }
+    Ok(changes)
+}

@@ -1,0 +1,338 @@
+use std::collections::BTreeMap;
+
+use config::{GuardAction, Rule};
+use proptest::prelude::*;
+use proto::v1;
+use serde_json::json;
+use statistics::Summary;
+
+use super::{
+    queries::{IS_CURRENT, IS_NOT_SELECTED},
+    *,
+};
+use crate::{
+    journal::history::History,
+    run::{
+        Run, WorkerId,
+        data::{DataChange, SplitSize},
+        lineage::{BranchPoints, StateFate},
+        membership::Machine,
+        model_selection::Scores,
+        plan::{Boundary, Position},
+        record::{Checkpoint, EventKind, RestoredRun, Source},
+        statistics::StepStatistics,
+        term_log::TermLog,
+        testing,
+    },
+};
+
+const TERM: u64 = 0xF000_0000_0000_0007;
+
+fn file() -> RunFile {
+    testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
+}
+
+fn formed(generation: u64, step: u64, source: Source) -> Record {
+    let members = vec![(WorkerId(3), Machine { host: "here".into(), ..Machine::default() })];
+    Record::Formed {
+        generation,
+        term: TERM,
+        members,
+        cause: "start".into(),
+        start: Position { stage: 0, step },
+        source,
+    }
+}
+
+fn step(step: u64, generation: u64) -> Record {
+    let position = v1::Position { stage: 0, step, generation };
+    let report = v1::StepDone {
+        loss_sum: f64::NAN,
+        loss_weight: 1.0,
+        summaries: [("kl".into(), (&Summary::of([0.5, 1.5])).into())].into(),
+        ..Default::default()
+    };
+    Record::Step(StepStatistics::from_report(WorkerId(3), &report, &position).unwrap())
+}
+
+fn saved(step: u64, generation: u64) -> Checkpoint {
+    let name = format!("0-a-{step:08}");
+    let (run_id, parameters_sha256) = ("3fa2".into(), "ab".into());
+    Checkpoint { position: Position { stage: 0, step }, generation, run_id, name, parameters_sha256 }
+}
+
+fn branch_points<const N: usize>(starts: [(u64, u64); N]) -> BranchPoints {
+    let mut branch_points = BranchPoints::default();
+    starts.into_iter().for_each(|(generation, step)| branch_points.add(generation, Position { stage: 0, step }));
+    branch_points
+}
+
+fn evaluated(step: u64, generation: u64) -> Record {
+    let metrics = [("cider".to_owned(), 1.0)].into();
+    Record::Evaluated { position: Position { stage: 0, step }, generation, metrics, items: vec![] }
+}
+
+#[test]
+fn a_restarted_coordinator_does_not_fire_a_guard_rule_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut file = file();
+    let rule = |above: f64, for_: u32| Rule {
+        metric: "kl".into(),
+        above: Some(above),
+        below: None,
+        for_,
+        action: GuardAction::Pause,
+    };
+    file.stages[0].guard = vec![rule(0.5, 2), rule(0.9, 1)];
+    let mut journal = Journal::open(folder.path(), &file).unwrap();
+    let mut records = vec![formed(1, 0, Source::Seed)];
+    // The means are 1.
+    records.extend((1..=6).map(|s| step(s, 1)));
+    records.extend([formed(2, 5, Source::Member(WorkerId(3))), step(6, 2), step(7, 2)]);
+    journal.write(&records).unwrap();
+    let measured = journal.restore().unwrap().step_means;
+    let steps: Vec<u64> = measured.iter().map(|(position, _)| position.step).collect();
+    assert_eq!(steps, [5, 6, 7]);
+    assert!(measured.iter().all(|(_, means)| means["kl"] == 1.0), "{measured:?}");
+
+    // A rule that has fired fires again only after the metric was within the bound.
+    let mut run = Run::new(file, journal.restore().unwrap(), TERM);
+    let mut fired = |step: u64, kl: f64| {
+        run.check_step_value(Position { stage: 0, step }, "kl", kl)
+            .into_iter()
+            .map(|rule| rule.bound)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(fired(8, 1.0), [0.0; 0]);
+    assert_eq!(fired(9, 0.7), [0.0; 0]);
+    assert_eq!(fired(10, 1.0), [0.9]);
+    assert_eq!(fired(11, 0.4), [0.0; 0]);
+    assert_eq!(fired(12, 1.0), [0.9]);
+    assert_eq!(fired(13, 1.0), [0.5]);
+}
+
+#[test]
+fn changed_data_take_effect_at_the_earliest_later_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = SplitSize { images: 9, captions: 45 };
+    let change = |generation, from: Option<u64>| DataChange {
+        generation,
+        from: from.map(|step| Position { stage: 0, step }),
+        before,
+    };
+    let change_event = |generation| Record::Event {
+        kind: EventKind::DataChanged,
+        detail: change(generation, None).detail(SplitSize { images: 8, captions: 40 }),
+    };
+    let validation = Record::Event {
+        kind: EventKind::DataChanged,
+        detail: json!({ "split": "validation", "images_before_and_after": [1, 2] }),
+    };
+    let mut journal = Journal::open(folder.path(), &file()).unwrap();
+    journal.write(&[formed(1, 0, Source::Seed), change_event(2), validation]).unwrap();
+    assert_eq!(journal.restore().unwrap().data_changes, [change(2, None)]);
+    let member = || Source::Member(WorkerId(3));
+    journal.write(&[formed(2, 10, member()), formed(3, 5, member()), change_event(4), formed(4, 7, member())]).unwrap();
+    assert_eq!(journal.restore().unwrap().data_changes, [change(2, Some(5)), change(4, Some(7))]);
+}
+
+#[test]
+fn a_restarted_coordinator_restores_the_position_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let detail = json!({
+        "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m",
+    });
+    let mut records = vec![
+        Record::Event { kind: EventKind::Joined, detail },
+        formed(1, 0, Source::Seed),
+        Record::Ready { generation: 1, recovery: false },
+    ];
+    records.extend((1..=5).map(|s| step(s, 1)));
+    records.extend([Record::Saved(saved(5, 1)), evaluated(5, 1)]);
+    records.extend((6..=10).map(|s| step(s, 1)));
+    records.extend([Record::Saved(saved(10, 1)), Record::Deleted(saved(5, 1).name), evaluated(10, 1)]);
+    records.extend((11..=15).map(|s| step(s, 1)));
+    records.push(evaluated(15, 1));
+    records.push(Record::Ended { generation: 1, reason: "lost".into() });
+    // All states beyond the checkpoint are lost, and so is the evaluation at step 15.
+    records.extend([formed(2, 10, Source::Checkpoint(saved(10, 1).name)), step(11, 2)]);
+    records.extend([formed(3, 11, Source::Member(WorkerId(3))), step(12, 3)]);
+    let mut journal = Journal::open(folder.path(), &file()).unwrap();
+    journal.write(&records).unwrap();
+    drop(journal);
+
+    let at = |step| Position { stage: 0, step };
+    let mut term_log = TermLog::default();
+    (1..=3).for_each(|generation| term_log.record(generation, TERM));
+    let expected = RestoredRun {
+        term_log,
+        last_generation: 3,
+        branch_points: branch_points([(1, 0), (2, 10), (3, 11)]),
+        committed: at(12),
+        checkpoints: vec![saved(10, 1)],
+        passed_boundaries: [5, 10]
+            .into_iter()
+            .flat_map(|s| [(at(s), Boundary::Checkpoint), (at(s), Boundary::Evaluation)])
+            .collect(),
+        data_set: Some(v1::DataSet {
+            train_images: 2,
+            train_captions: 10,
+            skipped_images: 0,
+            training_fingerprint: "t".into(),
+            validation_fingerprint: "v".into(),
+            models_fingerprint: "m".into(),
+            validation_images: 7,
+        }),
+        is_finished: false,
+        scores: [5, 10].map(|step| (at(step), [("cider".to_owned(), 1.0)].into())).into(),
+        ..RestoredRun::default()
+    };
+    let journal = Journal::open(folder.path(), &file()).unwrap();
+    let restored = journal.restore().unwrap();
+    assert_eq!(restored, RestoredRun { run_id: restored.run_id.clone(), ..expected });
+    let summaries: String = journal
+        .connection
+        .query_row("SELECT summaries_json FROM steps WHERE step = 12 AND loss IS NULL", [], |row| row.get(0))
+        .unwrap();
+    let summaries: serde_json::Value = serde_json::from_str(&summaries).unwrap();
+    assert_eq!((&summaries["kl"]["min"], &summaries["kl"]["mean"]), (&json!(0.5), &json!(1.0)));
+}
+
+#[test]
+fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
+    let event = |kind, detail| Record::Event { kind, detail };
+    let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+    let mut records = vec![formed(1, 0, Source::Seed)];
+    records.extend((1..=15).map(|s| step(s, 1)));
+    records.extend([5, 10, 15].into_iter().flat_map(|s| [Record::Saved(saved(s, 1)), evaluated(s, 1)]));
+    records.push(event(EventKind::Paused, json!({ "reason": "kl is 9" })));
+    journal.write(&records).unwrap();
+    let restored = journal.restore().unwrap();
+    assert_eq!((restored.pause_reason.as_deref(), restored.branch_points), (Some("kl is 9"), branch_points([(1, 0)])));
+    assert_eq!((restored.committed, restored.scores.len()), (Position { stage: 0, step: 15 }, 3));
+
+    // The coordinator dies when only the end of the stage is on disk.
+    let ended = json!({ "stage": 0, "step": 10, "generation": 1, "cause": "early_stopping", "reason": "patience" });
+    let records = [event(EventKind::Resumed, json!({})), event(EventKind::StageEnded, ended), step(16, 1)];
+    journal.write(&records).unwrap();
+    let restored = journal.restore().unwrap();
+    let at = |step| Position { stage: 0, step };
+    assert_eq!((restored.pause_reason, restored.stage_ends), (None, [(0, 10)].into()));
+    assert_eq!((restored.committed, restored.branch_points), (at(10), branch_points([(1, 0), (2, 10)])));
+    assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
+    assert_eq!(restored.unselected_checkpoints, [saved(15, 1)], "kept for the user");
+    assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
+    // Later states belong to the present history again.
+    journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
+    assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Generations of a stage begin at or before a position that an earlier one has reached. Then
+    /// the stage may end, and generations continue in the next stage. SQL and lineage agree on each
+    /// row.
+    #[test]
+    fn sql_and_lineage_agree_on_the_fate_of_each_step(
+        first in prop::collection::vec((0..9_u64, 0..5_u64), 1..5), end in prop::option::of((0..9_u64, 0..3_usize)),
+        then in prop::collection::vec((prop::option::of(0..4_u64), 0..5_u64), 0..4),
+    ) {
+        let stages = vec![testing::stage("a", 20, 4, None, None), testing::stage("b", 20, 4, None, None)];
+        let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &testing::run_file(stages)).unwrap();
+        let (mut generation, mut reached) = (0, Position::default());
+        let mut train = |journal: &mut Journal, start: Position, steps: u64| {
+            generation += 1;
+            let (members, cause) = (vec![], "x".into());
+            let formed = Record::Formed { generation, term: TERM, members, cause, start, source: Source::Seed };
+            let stepped = (1..=steps).map(|more| {
+                let position = start.after(more).in_generation(generation);
+                Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
+            });
+            journal.write(&[formed].into_iter().chain(stepped).collect::<Vec<_>>()).unwrap();
+            generation
+        };
+        let mut last = 0;
+        for (back, steps) in first {
+            let start = Position { stage: 0, step: reached.step.saturating_sub(back) };
+            last = train(&mut journal, start, steps);
+            reached = start.after(steps);
+        }
+        if let Some((back, cause)) = end {
+            let end = reached.step.saturating_sub(back);
+            let cause = ["best_state", "early_stopping", "guard"][cause];
+            let detail = json!({ "stage": 0, "step": end, "generation": last, "cause": cause, "reason": "x" });
+            journal.write(&[Record::Event { kind: EventKind::StageEnded, detail }]).unwrap();
+            for (start, steps) in then {
+                let position = |step| Position { stage: 1, step };
+                // `None`: at the end of the previous stage, whose state the next stage begins with.
+                train(&mut journal, start.map_or(Position { stage: 0, step: end }, position), start.map_or(0, |_| steps));
+            }
+        }
+        let history = History { connection: journal.connection };
+        let query = format!("SELECT {IS_CURRENT}, {IS_NOT_SELECTED} FROM steps AS own ORDER BY stage, step, generation");
+        let fates = history.query_all(&query, |row| Ok(match (row.get(0)?, row.get(1)?) {
+            (true, _) => StateFate::Current,
+            (false, true) => StateFate::NotSelected,
+            (false, false) => StateFate::GivenUp,
+        }));
+        for (step, fate) in history.steps().unwrap().into_iter().zip(fates.unwrap()) {
+            prop_assert_eq!(step.fate, fate, "{:?}", step);
+            prop_assert!(step.fate != StateFate::NotSelected || end.is_some_and(|(_, cause)| cause < 2));
+        }
+    }
+}
+
+#[test]
+fn a_run_can_be_paused_before_the_first_worker_joins() {
+    let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+    let event = |kind, detail| Record::Event { kind, detail };
+    journal.write(&[event(EventKind::Paused, json!({ "reason": "operator" }))]).unwrap();
+    assert_eq!(journal.restore().unwrap().pause_reason.as_deref(), Some("operator"));
+    journal.write(&[event(EventKind::Resumed, json!({}))]).unwrap();
+    let restored = journal.restore().unwrap();
+    assert_eq!(restored, RestoredRun { run_id: restored.run_id.clone(), ..RestoredRun::default() });
+}
+
+#[test]
+fn restored_scores_equal_the_recorded_scores_exactly() {
+    let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+    // An inexact parser gets many of a thousand roots wrong.
+    let score = |step: u64| [("cider".to_owned(), (step as f64).sqrt() / 7.0)].into();
+    let scores: Scores = (1..=1_000).map(|step| (Position { stage: 0, step }, score(step))).collect();
+    let evaluated = |(position, metrics): (&Position, &BTreeMap<String, f64>)| Record::Evaluated {
+        position: *position,
+        generation: 1,
+        metrics: metrics.clone(),
+        items: vec![],
+    };
+    let mut records = vec![formed(1, 0, Source::Seed)];
+    records.extend(scores.iter().map(evaluated));
+    journal.write(&records).unwrap();
+    let restored = journal.restore().unwrap().scores;
+    let differing = scores.iter().filter(|(position, score)| restored.get(position) != Some(score)).count();
+    assert_eq!(differing, 0);
+}
+
+#[test]
+fn a_triggered_guard_rule_is_recorded() {
+    let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
+    let rule =
+        config::Rule { metric: "kl".into(), above: Some(1.0), below: None, for_: 1, action: config::GuardAction::Warn };
+    let position = Position { stage: 0, step: 3 };
+    let triggered_rules = crate::run::guard::Guard::new(0, &[rule]).check_step(position, |_| Some(2.5));
+    let records: Vec<_> = triggered_rules.into_iter().map(|rule| Record::Guard { position, rule }).collect();
+    journal.write(&records).unwrap();
+    let query = "SELECT detail_json FROM events WHERE kind = 'guard'";
+    let detail: String = journal.connection.query_row(query, [], |row| row.get(0)).unwrap();
+    let expected = json!({ "stage": 0, "step": 3, "metric": "kl", "value": 2.5, "bound": 1.0, "action": "warn" });
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&detail).unwrap(), expected);
+}
+
+#[test]
+fn a_second_coordinator_cannot_open_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), &file()).unwrap();
+    assert!(matches!(Journal::open(folder.path(), &file()), Err(Error::InUse)));
+    drop(journal);
+}

@@ -1,0 +1,138 @@
+//! The inputs and outputs of the state machine: [`Event`]s and [`Action`]s.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use proto::{v1, v1::worker_message::Message};
+
+use super::{Command, Refusal, RequestId, SessionId, captions::Item, record::Record};
+
+/// An input of the state machine.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A worker asks to join.
+    Join {
+        /// Identifies the request, for the answer.
+        request: RequestId,
+        /// The worker's address, for limits; for IPv6 the /64 prefix.
+        address: IpAddr,
+        /// A fresh random session token, used if the worker is admitted.
+        token: String,
+        /// The worker's request.
+        join: v1::JoinRequest,
+    },
+    /// An admitted worker has opened its stream.
+    Attach {
+        /// The stream.
+        session: SessionId,
+        /// The stream's first message, with the session token.
+        attach: v1::Attach,
+    },
+    /// A worker has sent a message on its stream.
+    Message {
+        /// The stream.
+        session: SessionId,
+        /// The message.
+        message: Message,
+    },
+    /// A stream has closed.
+    Closed {
+        /// The stream.
+        session: SessionId,
+    },
+    /// Saving the captions of an evaluation has failed, or has succeeded after a failure.
+    CaptionsSaved {
+        /// The number of the evaluation.
+        evaluation: u64,
+        /// Why saving failed, as a message for display.
+        saved: Result<(), String>,
+    },
+    /// An evaluation is scored: the answer to [`Action::Score`].
+    Scored {
+        /// The number of the evaluation.
+        evaluation: u64,
+        /// Scores by name.
+        metrics: BTreeMap<String, f64>,
+        /// The items, with their own scores added.
+        items: Vec<Item>,
+    },
+    /// Time has passed. Sent at regular intervals, so that timeouts are noticed.
+    Tick,
+    /// An operator sends a command.
+    Control {
+        /// Identifies the request, for the answer.
+        request: RequestId,
+        /// The command.
+        command: Command,
+    },
+    /// The coordinator was asked to stop.
+    Shutdown,
+}
+
+/// An output of the state machine. The service executes actions in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Admit a worker that asked to join.
+    Admit {
+        /// The join request.
+        request: RequestId,
+        /// The answer.
+        response: v1::JoinResponse,
+    },
+    /// Confirm a command: it is executed, or will be.
+    Done {
+        /// The command's request.
+        request: RequestId,
+        /// What will happen, as a message for display.
+        message: String,
+    },
+    /// Refuse a request.
+    Refuse {
+        /// The request: a join or a command.
+        request: RequestId,
+        /// The answer.
+        refusal: Refusal,
+    },
+    /// Send a directive to a worker.
+    Send {
+        /// Its stream.
+        session: SessionId,
+        /// The directive.
+        directive: v1::Directive,
+    },
+    /// Close a worker's stream after the messages that were sent on it; with an error if one is
+    /// given.
+    Close {
+        /// Its stream.
+        session: SessionId,
+        /// The error.
+        refusal: Option<Refusal>,
+    },
+    /// Append a record to the journal. A [`Record::must_be_durable`] record is on disk before the
+    /// next action is executed.
+    Record(Record),
+    /// Save the captions of an evaluation, score them, and report them with [`Event::Scored`].
+    /// While they cannot be saved, report the reason with [`Event::CaptionsSaved`].
+    Score {
+        /// The number of the evaluation.
+        evaluation: u64,
+        /// Its items, sorted by image name.
+        items: Vec<Item>,
+        /// The path of the file for the captions.
+        captions: PathBuf,
+    },
+    /// Delete the checkpoint with this name.
+    DeleteCheckpoint(String),
+    /// Stop serving. Always the last action.
+    Exit(Outcome),
+}
+
+/// How a coordinator process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The run is complete.
+    Finished,
+    /// The coordinator was asked to stop; another one can resume the run.
+    Stopped,
+    /// The run cannot continue, for this reason.
+    Failed(String),
+}

@@ -1,0 +1,126 @@
+//! Members: workers with an open stream.
+
+use proto::v1;
+
+use crate::run::{SessionId, Time};
+
+/// The weight of the newest step in a member's moving average of speed.
+const SPEED_SMOOTHING: f64 = 0.2;
+
+/// The state of a member with respect to generations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberState {
+    /// Available for the next generation.
+    Idle,
+    /// Member of this generation.
+    InGeneration(u64),
+    /// Ordered to release this generation, and has not confirmed that yet.
+    Releasing {
+        /// The generation.
+        generation: u64,
+        /// When the order was sent.
+        since: Time,
+    },
+}
+
+/// The description of a worker's machine in its join request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Host name or address.
+    pub host: String,
+    /// Software version.
+    pub version: String,
+    /// Device, e.g. "cpu" or "cuda:0".
+    pub device: String,
+}
+
+impl Machine {
+    /// The type of its device, e.g. "cuda".
+    pub(super) fn device_type(&self) -> &str {
+        self.device.split(':').next().unwrap_or_default()
+    }
+}
+
+/// A worker with an open stream. It is removed when the stream closes, when it leaves, or when it
+/// is evicted.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The id of its stream.
+    pub session: SessionId,
+    /// The machine that it runs on.
+    pub machine: Machine,
+    /// The address (host:port) of the rendezvous store that it serves.
+    pub store_address: String,
+    /// Its state with respect to generations.
+    pub state: MemberState,
+    /// The activity that its last heartbeat names.
+    pub phase: v1::Phase,
+    /// The position of the training state that it holds.
+    pub position: Option<v1::Position>,
+    /// The position in its last heartbeat.
+    heartbeat_position: Option<v1::Position>,
+    /// When its last message arrived.
+    pub last_message_at: Time,
+    /// When it last made progress: its phase and position are unchanged since then.
+    pub last_progress_at: Time,
+    /// Why it wants to leave; none if it stays.
+    pub leave_reason: Option<String>,
+    /// Whether other members cannot reach it, although it alone holds the furthest state. It then
+    /// forms a generation of its own, which only saves that state.
+    pub is_isolated: bool,
+    /// Samples per second that it computes: a moving average over its steps; none before the first.
+    pub speed: Option<f64>,
+    /// The throughput of the last step that it reported.
+    pub rates: Rates,
+}
+
+/// The throughput of a member in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Images per second.
+    pub images: f64,
+    /// Tokens per second.
+    pub tokens: f64,
+    /// The duration of the step without the all-reduce, in seconds.
+    pub compute_seconds: f64,
+}
+
+impl Member {
+    pub(super) fn new(now: Time, session: SessionId, machine: Machine, store_address: String) -> Self {
+        Self {
+            session,
+            machine,
+            store_address,
+            state: MemberState::Idle,
+            phase: v1::Phase::Idle,
+            position: None,
+            heartbeat_position: None,
+            last_message_at: now,
+            last_progress_at: now,
+            leave_reason: None,
+            is_isolated: false,
+            speed: None,
+            rates: Rates::default(),
+        }
+    }
+
+    /// Records the phase and position of a heartbeat. A change of either counts as progress.
+    pub fn record_heartbeat(&mut self, now: Time, phase: v1::Phase, position: Option<v1::Position>) {
+        if (self.phase, self.heartbeat_position) != (phase, position) {
+            (self.phase, self.heartbeat_position, self.last_progress_at) = (phase, position, now);
+        }
+    }
+
+    /// Records the throughput of a reported step.
+    pub fn record_step_timing(&mut self, step: &v1::StepDone) {
+        let compute_seconds = (step.seconds - step.all_reduce_seconds).max(0.0);
+        let per_second = |count: f64| if step.seconds > 0.0 { count / step.seconds } else { 0.0 };
+        let (images, tokens) = (per_second(step.samples.into()), per_second(step.tokens as f64));
+        self.rates = Rates { images, tokens, compute_seconds };
+        let newest = f64::from(step.samples) / compute_seconds;
+        if newest.is_finite() && newest > 0.0 {
+            let smooth = |average: f64| average + SPEED_SMOOTHING * (newest - average);
+            self.speed = Some(self.speed.map_or(newest, smooth));
+        }
+    }
+}

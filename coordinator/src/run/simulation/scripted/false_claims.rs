@@ -1,0 +1,137 @@
+//! Workers that claim states that they do not hold.
+
+use std::collections::BTreeSet;
+
+use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
+
+use super::admitted_token;
+use crate::run::{
+    Action, Event, RefusalKind, RequestId, Run, SessionId, Time,
+    plan::{Boundary, Position},
+    record::RestoredRun,
+    simulation::WORKER_ADDRESS,
+    term_log::TermLog,
+    testing,
+};
+
+const RUN_ID: &str = "3fa2";
+/// The term of the coordinator that formed the restored generations.
+const TERM: u64 = 12;
+
+/// A run as the journal describes it, in its first stage.
+fn restored(last_generation: u64, step: u64) -> RestoredRun {
+    let committed = Position { stage: 0, step };
+    let passed_boundaries =
+        [(Position { stage: 0, step: 10 }, Boundary::Evaluation)].into_iter().filter(|_| step >= 10).collect();
+    let mut term_log = TermLog::default();
+    (1..=last_generation).for_each(|generation| term_log.record(generation, TERM));
+    RestoredRun {
+        run_id: RUN_ID.into(),
+        last_generation,
+        term_log,
+        committed,
+        passed_boundaries,
+        ..RestoredRun::default()
+    }
+}
+
+/// A restored run whose first stage is evaluated every ten steps.
+fn run(restored: RestoredRun) -> Run {
+    let stages = vec![testing::stage("a", 50, 8, None, Some(10)), testing::stage("b", 50, 8, None, None)];
+    Run::new(testing::run_file(stages), restored, TERM + 1)
+}
+
+/// Joins and attaches with these claims. Returns the kind of the refusal, if there is one.
+fn attach_with(run: &mut Run, session: u64, claims: v1::Attach) -> Option<RefusalKind> {
+    let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
+    let token = format!("token {session}");
+    let event = Event::Join { request: RequestId(0), address: WORKER_ADDRESS, token, join };
+    let session_token = admitted_token(&run.on_event(Time::ZERO, event));
+    let data_set = Some(v1::DataSet::default());
+    let attach = v1::Attach { session_token, store_address: "host:1".into(), data_set, ..claims };
+    let actions = run.on_event(Time::ZERO, Event::Attach { session: SessionId(session), attach });
+    refusal(&actions)
+}
+
+/// The kind of refusal with which these actions close a session.
+fn refusal(actions: &[Action]) -> Option<RefusalKind> {
+    actions.iter().find_map(|action| match action {
+        Action::Close { refusal: Some(refusal), .. } => Some(refusal.kind),
+        _ => None,
+    })
+}
+
+/// The claim of a state that the current generation of the worker has trained.
+fn claim_state(run_id: &str, stage: u32, step: u64, generation: u64) -> v1::Attach {
+    let holds = Some(v1::Position { stage, step, generation });
+    v1::Attach { run_id: run_id.into(), generation, term: TERM, holds, ..Default::default() }
+}
+
+#[test]
+fn a_new_run_refuses_a_worker_that_claims_its_final_state() {
+    for generation in [1, 7, u64::MAX] {
+        let mut run = run(restored(0, 0));
+        assert_eq!(attach_with(&mut run, 1, claim_state(RUN_ID, 1, 50, generation)), Some(RefusalKind::ForeignState));
+        assert_eq!((run.members.len(), run.committed), (0, Position::default()));
+    }
+    // A state of generation 0 is not refused, but does not count.
+    let mut run = run(restored(0, 0));
+    assert_eq!(attach_with(&mut run, 1, claim_state(RUN_ID, 1, 50, 0)), None);
+    assert_eq!(run.committed, Position::default());
+}
+
+#[test]
+fn a_state_that_cannot_have_been_granted_is_refused() {
+    let refusal_of = |claims| attach_with(&mut run(restored(3, 12)), 1, claims);
+    for claims in [
+        claim_state(RUN_ID, 0, 12, 4),
+        claim_state(RUN_ID, 0, 21, 3),
+        claim_state(RUN_ID, 1, 0, 3),
+        claim_state(RUN_ID, 0, 51, 2),
+        claim_state(RUN_ID, 9, 0, 2),
+        claim_state("77", 0, 12, 3),
+        v1::Attach { run_id: RUN_ID.into(), generation: 4, ..Default::default() },
+        // Generations that an older copy of the journal does not know.
+        v1::Attach { term: TERM + 7, ..claim_state(RUN_ID, 0, 12, 3) },
+        v1::Attach { generation: 2, ..claim_state(RUN_ID, 0, 12, 3) },
+        v1::Attach { run_id: "77".into(), generation: 1, ..Default::default() },
+    ] {
+        assert_eq!(refusal_of(claims.clone()), Some(RefusalKind::ForeignState), "{claims:?}");
+    }
+    // Members may have trained unreported steps, up to the next evaluation, which would be
+    // recorded.
+    for step in [0, 12, 13, 20] {
+        assert_eq!(refusal_of(claim_state(RUN_ID, 0, step, 3)), None);
+    }
+    assert_eq!(
+        refusal_of(v1::Attach { run_id: "77".into(), ..Default::default() }),
+        None,
+        "a worker without claims was refused"
+    );
+}
+
+#[test]
+fn a_session_that_reports_an_impossible_position_is_closed() {
+    let position = |stage, step, generation| Some(v1::Position { stage, step, generation });
+    let messages = [
+        Message::Heartbeat(v1::Heartbeat { phase: 0, position: position(0, 50, 1) }),
+        Message::Heartbeat(v1::Heartbeat { phase: 0, position: position(0, 0, 2) }),
+        Message::Heartbeat(v1::Heartbeat { phase: 0, position: position(7, 0, 1) }),
+        Message::Idle(v1::Idle { generation: 1, position: position(1, 50, 1), saving: None }),
+        Message::Idle(v1::Idle { generation: 1, position: position(0, u64::MAX, 0), saving: None }),
+    ];
+    let mut reasons = BTreeSet::new();
+    for message in messages {
+        let mut run = run(restored(0, 0));
+        assert_eq!(attach_with(&mut run, 1, v1::Attach { run_id: RUN_ID.into(), ..Default::default() }), None);
+        assert_eq!(run.last_generation, 1);
+        let actions = run.on_event(Time::ZERO, Event::Message { session: SessionId(1), message });
+        assert_eq!(refusal(&actions), Some(RefusalKind::InvalidArgument), "{actions:?}");
+        assert_eq!(run.committed, Position::default());
+        reasons.extend(actions.into_iter().filter_map(|action| match action {
+            Action::Close { refusal, .. } => refusal.map(|refusal| refusal.reason),
+            _ => None,
+        }));
+    }
+    assert!(reasons.iter().all(|reason| reason.contains("it reported an impossible position")), "{reasons:?}");
+}

@@ -1,0 +1,81 @@
+//! Model selection and early stopping: stages that end with their best state.
+
+use config::Stage;
+
+use super::position_at;
+use crate::run::{
+    Time,
+    record::{EventKind, Record, Source},
+    simulation::{cluster::Cluster, scenario::Scenario},
+    testing,
+};
+
+/// A cluster with two stages. The best state of the first stage is the first one evaluated.
+fn with_best_state_first(patience: Option<u32>) -> Cluster {
+    let stage = Stage { metric: Some("cider".into()), patience, ..testing::stage("a", 20, 8, None, Some(5)) };
+    let mut file = testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]);
+    file.checkpoints.keep = 1;
+    let scenario = |salt| Scenario { salt, ..Scenario::without_faults(file.clone()) };
+    let is_suitable = |scenario: &Scenario| {
+        let stage = Stage { patience: None, ..scenario.file.stages[0].clone() };
+        scenario.expected_best_step(&stage, 0) == 5
+    };
+    Cluster::from_scenario((0..).map(scenario).find(is_suitable).unwrap())
+}
+
+#[test]
+fn a_stage_ends_with_its_best_state_and_the_next_stage_starts_from_it() {
+    let mut cluster = with_best_state_first(None);
+    cluster.start_member();
+    cluster.run_to_end();
+    assert_eq!(cluster.generation_starts()[1..], [(position_at(0, 5), Source::Checkpoint("0-a-00000005".into()))]);
+    assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(1, 3)));
+    assert_eq!(cluster.committed_positions().len(), 5 + 3);
+    // The best checkpoint is kept although `keep` is 1; the last of the stage is kept for the user.
+    assert_eq!(cluster.checkpoint_names(), ["0-a-00000005", "0-a-00000020", "1-b-00000003"]);
+    assert_eq!(
+        cluster.run().unselected_checkpoints.iter().map(|saved| saved.position).collect::<Vec<_>>(),
+        [position_at(0, 20)]
+    );
+    assert_eq!(cluster.run().samples_committed(), 8 * 8);
+    assert_eq!(cluster.count_events(EventKind::RolledBack), 0, "model selection counted as a rollback");
+}
+
+#[test]
+fn patience_ends_a_stage_early() {
+    let mut cluster = with_best_state_first(Some(2));
+    cluster.start_member();
+    cluster.run_to_end();
+    let evaluated: Vec<_> = cluster.evaluations().iter().map(|(position, _)| *position).collect();
+    assert_eq!(evaluated, [position_at(0, 5), position_at(0, 10), position_at(0, 15), position_at(1, 3)]);
+    assert_eq!(cluster.invariants.stage_ends, [(0, 5)].into());
+}
+
+#[test]
+fn a_restarted_coordinator_ends_the_stage_that_its_predecessor_did_not() {
+    let mut cluster = with_best_state_first(None);
+    cluster.start_member();
+    cluster.run_until(|cluster| cluster.run().committed == position_at(0, 20) && cluster.is_scoring());
+    // The coordinator crashes after it has recorded the evaluation of the last step.
+    cluster.coordinator.actions_until_crash = Some(1);
+    cluster.run_until(|cluster| cluster.coordinator.run.is_none());
+    assert!(
+        matches!(cluster.coordinator.records.last(), Some(Record::Evaluated { position, .. }) if *position == position_at(0, 20))
+    );
+    cluster.run_to_end();
+    assert_eq!(
+        (cluster.invariants.stage_ends.clone(), cluster.count_events(EventKind::StageEnded)),
+        ([(0, 5)].into(), 1)
+    );
+    assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(1, 3)));
+}
+
+#[test]
+fn the_last_state_of_a_stage_is_kept_for_the_user_across_restarts() {
+    let mut cluster = with_best_state_first(None);
+    cluster.start_member();
+    cluster.run_until(|cluster| cluster.invariants.stage_ends.contains_key(&0));
+    cluster.kill_coordinator(Time::from_secs(1));
+    cluster.run_to_end();
+    assert_eq!(cluster.checkpoint_names()[..2], ["0-a-00000005", "0-a-00000020"]);
+}

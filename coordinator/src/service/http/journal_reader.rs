@@ -1,0 +1,41 @@
+//! Read access to the journal for HTTP handlers. Queries run on blocking threads, independently of
+//! the recorder, which writes.
+
+use std::path::PathBuf;
+
+use axum::http::StatusCode;
+use tokio::sync::Semaphore;
+
+use super::HttpError;
+use crate::journal::{Error, history::History};
+
+/// Maximal number of concurrent queries. Further queries wait.
+const MAX_CONCURRENT_QUERIES: usize = 4;
+
+/// Runs queries on the journal.
+pub struct JournalReader {
+    state: PathBuf,
+    permits: Semaphore,
+}
+
+impl JournalReader {
+    /// A reader of the journal in the folder `state`.
+    pub fn new(state: PathBuf) -> Self {
+        Self { state, permits: Semaphore::new(MAX_CONCURRENT_QUERIES) }
+    }
+
+    /// Runs a query.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub async fn query<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&History) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, HttpError> {
+        let unavailable = |message: String| HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message);
+        let _permit = self.permits.acquire().await.map_err(|error| unavailable(error.to_string()))?;
+        let state = self.state.clone();
+        let result = tokio::task::spawn_blocking(move || query(&History::open(&state)?)).await;
+        result.map_err(|error| unavailable(error.to_string()))?.map_err(|error| unavailable(error.to_string()))
+    }
+}

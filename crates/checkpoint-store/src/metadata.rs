@@ -1,0 +1,85 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{Checkpoints, Error};
+
+/// The file of a checkpoint that identifies its state.
+pub const METADATA_FILE: &str = "state.json";
+/// The version of the format; incremented when older programs cannot read newer checkpoints.
+pub const METADATA_FORMAT: u64 = 3;
+
+/// The identity of a checkpoint's state: run, position and parameters. The seal covers this file
+/// like every other. If two checkpoints are exchanged, or one is copied to another run's folder,
+/// each is intact, but its metadata show that it is not the expected one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointMetadata {
+    /// [`METADATA_FORMAT`], or the version of an older program.
+    pub format: u64,
+    /// The name of the run.
+    pub run: String,
+    /// The unique id of the run. Empty in older formats, as are all following fields except for
+    /// the position.
+    #[serde(default)]
+    pub run_id: String,
+    /// The name of the checkpoint.
+    #[serde(default)]
+    pub checkpoint: String,
+    /// The number of the stage in the run file, from 0.
+    pub stage: u32,
+    /// The name of the stage.
+    pub stage_name: String,
+    /// The number of steps of the stage that were applied.
+    pub step: u64,
+    /// The SHA-256 of all parameters of the run's own models.
+    pub parameters_sha256: String,
+    /// The generation that saved the checkpoint.
+    #[serde(default)]
+    pub generation: u64,
+    /// The head of the journal when the save was ordered.
+    #[serde(default)]
+    pub journal: JournalHead,
+    /// The start of the stage's current sequence of samples.
+    #[serde(default)]
+    pub sequence: SampleSequence,
+}
+
+/// The head of the journal's hash chain: it identifies all records up to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalHead {
+    /// The number of the last record, from 1; 0 if there is none.
+    pub sequence: u64,
+    /// The hash of that record, SHA-256 in hex.
+    pub hash: String,
+}
+
+impl std::fmt::Display for JournalHead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.sequence, self.hash)
+    }
+}
+
+/// The start of a stage's sequence of samples. It is later than the stage's first step if the
+/// training data changed during the stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleSequence {
+    /// The step whose first sample is the first of the sequence.
+    pub step: u64,
+    /// The number of the first epoch.
+    pub epoch: u64,
+}
+
+impl Checkpoints {
+    /// The metadata of the checkpoint `name`.
+    ///
+    /// # Errors
+    /// The metadata are damaged, of an unknown format, or cannot be read.
+    pub fn metadata(&self, name: &str) -> Result<CheckpointMetadata, Error> {
+        let text = self.read_file(name, METADATA_FILE)?;
+        let location = || self.location_of(name, METADATA_FILE);
+        let damaged = |problem: String| Error::Damaged { location: location(), problem };
+        let metadata: CheckpointMetadata = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        if metadata.format != METADATA_FORMAT {
+            return Err(Error::Version { location: location(), found: metadata.format, known: METADATA_FORMAT });
+        }
+        Ok(metadata)
+    }
+}

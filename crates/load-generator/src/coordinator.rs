@@ -1,0 +1,93 @@
+//! The coordinator under test, in a separate process.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use local_cluster::Coordinator;
+use rusqlite::{Connection, OpenFlags};
+use tempfile::TempDir;
+
+use crate::load::Load;
+
+/// The coordinator under test, with the folder of its output.
+pub struct TestCoordinator {
+    coordinator: Coordinator,
+    folder: TempDir,
+}
+
+/// Numbers of records in the coordinator's journal after the test.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalCounts {
+    /// The number of generations.
+    pub generations: u64,
+    /// The number of steps that all workers reported.
+    pub steps: u64,
+}
+
+impl TestCoordinator {
+    /// Starts a coordinator whose run needs all workers of this load.
+    ///
+    /// # Errors
+    /// The coordinator does not start.
+    pub fn start(load: &Load) -> Result<Self> {
+        let folder = tempfile::tempdir().context("no temporary folder")?;
+        let config = folder.path().join("run.yaml");
+        std::fs::write(&config, run_file(load, folder.path())).with_context(|| config.display().to_string())?;
+        let mut command = local_cluster::command("coordinator")?;
+        if std::env::var_os("RUST_LOG").is_none() {
+            // Avoids a log line for each worker that joins.
+            command.env("RUST_LOG", "warn");
+        }
+        let coordinator = Coordinator::start(command, &config, &[], folder.path().join("coordinator.log"))?;
+        Ok(Self { coordinator, folder })
+    }
+
+    /// The coordinator's URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.coordinator.grpc_address)
+    }
+
+    /// The process id of the coordinator.
+    pub fn process_id(&self) -> u32 {
+        self.coordinator.process.id()
+    }
+
+    /// Waits until the coordinator has ended. Returns the counts of its journal.
+    ///
+    /// # Errors
+    /// The coordinator ended with an error, or its journal cannot be read.
+    pub fn finish(mut self) -> Result<JournalCounts> {
+        self.coordinator.process.finish()?;
+        let path = self.folder.path().join("coordinator/journal.sqlite");
+        let journal = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
+        let generations = count("SELECT count(*) FROM generations")?;
+        Ok(JournalCounts { generations, steps: count("SELECT count(DISTINCT step) FROM steps")? })
+    }
+}
+
+/// A run file with a boundary in the middle and one at the end. Data and weights need not exist:
+/// the coordinator does not read them.
+fn run_file(load: &Load, output: &Path) -> String {
+    let Load { workers, steps, .. } = load;
+    let half_of_steps = steps.div_ceil(2);
+    // A JSON string is a valid YAML string for any path.
+    let output = serde_json::Value::from(output.to_string_lossy());
+    format!(
+        "name: simulated
+output: {output}
+workers: {{ min: {workers}, max: {workers} }}
+data: {{ karpathy: {{ annotations: none.json, images: none }} }}
+captioner: {{ weights: none }}
+evaluator: {{ weights: none }}
+stages:
+  - name: dico
+    objective: dico
+    steps: {steps}
+    batch: {workers}
+    checkpoint_every: {half_of_steps}
+    evaluate_every: {half_of_steps}
+    optimizer: {{ learning_rate: 1.0e-5 }}
+"
+    )
+}

@@ -1,0 +1,94 @@
+//! The messages of light workers: reports of the same size as real ones.
+
+use std::collections::HashMap;
+
+use proto::{EVALUATION_RANGE, v1};
+use statistics::{Summary, names};
+
+/// The number of validation images.
+const VALIDATION_IMAGES: u64 = 20 * EVALUATION_RANGE;
+/// The number of candidates per image; one of them is the best.
+const CANDIDATES: u32 = 5;
+/// The number of tokens per candidate.
+const TOKENS_PER_CANDIDATE: u64 = 12;
+/// The number of different step reports.
+const STEP_REPORTS: u32 = 64;
+/// The dimension of an embedding.
+const EMBEDDING_SIZE: usize = 64;
+
+/// Step reports, created in advance because creating one costs more than sending it.
+pub struct StepReports {
+    summaries: Vec<HashMap<String, v1::Summary>>,
+}
+
+impl StepReports {
+    /// Creates the summaries of all reports.
+    pub fn new() -> Self {
+        Self { summaries: (0..STEP_REPORTS).map(summaries).collect() }
+    }
+
+    /// A worker's report of a step: one image, with all summaries of DiCO.
+    pub fn step_done(&self, number: u32, position: v1::Position, seconds: f64) -> v1::StepDone {
+        let report = (u64::from(number) + position.step) as usize % self.summaries.len();
+        v1::StepDone {
+            position: Some(position),
+            loss_sum: 1.0,
+            loss_weight: 1.0,
+            samples: 1,
+            learning_rate: 1e-5,
+            gradient_norm: 1.0,
+            seconds,
+            all_reduce_seconds: 0.0,
+            summaries: self.summaries[report].clone(),
+            tokens: u64::from(CANDIDATES) * TOKENS_PER_CANDIDATE,
+            phase_seconds: names::PHASES.map(|phase| (phase.to_owned(), seconds / names::PHASES.len() as f64)).into(),
+            example: None,
+        }
+    }
+}
+
+/// The data set that all workers report.
+pub fn data_set() -> v1::DataSet {
+    v1::DataSet {
+        train_images: 100_000,
+        train_captions: 500_000,
+        skipped_images: 0,
+        training_fingerprint: "0".repeat(64),
+        models_fingerprint: "0".repeat(64),
+        validation_fingerprint: "0".repeat(64),
+        validation_images: VALIDATION_IMAGES,
+    }
+}
+
+/// The captions of a range of the validation split.
+pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
+    let item = |image: u64| v1::EvaluationItem {
+        image: format!("{image:06}.jpg"),
+        caption: "a red ball on the green grass".to_owned(),
+        references: vec!["a red ball lies on the grass".to_owned(); 5],
+        scores: [("pac_s".to_owned(), 0.75)].into(),
+        image_id: Some(image),
+        embeddings: vec![v1::Embeddings { prefix: String::new(), image: unit_vector(image), text: unit_vector(image) }],
+        continued: false,
+    };
+    (range.begin..range.end).map(item).collect()
+}
+
+/// A unit vector that differs slightly between images.
+fn unit_vector(image: u64) -> Vec<f32> {
+    let mut vector = vec![0.0; EMBEDDING_SIZE];
+    vector[image as usize % EMBEDDING_SIZE] = 1.0;
+    vector
+}
+
+fn summaries(report: u32) -> HashMap<String, v1::Summary> {
+    // Different numbers in 0..1 for each report.
+    let value = |k: u32| f64::from((report * 97 + k * 31) % 1000) / 1000.0;
+    let values = |name| match name {
+        names::REWARD_CHOSEN | names::REWARD_MARGIN | names::IMPLICIT_ACCURACY | names::GAMMA_ENTROPY => 1,
+        names::REWARD_REJECTED => CANDIDATES - 1,
+        _ => CANDIDATES,
+    };
+    let summary = |name| v1::Summary::from(&Summary::of((0..values(name)).map(value)));
+    names::TRAINING_METRICS.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
+}

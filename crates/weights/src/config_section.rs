@@ -1,0 +1,92 @@
+//! Typed access to the settings of a `config.json`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::Error;
+
+/// Maximal size in a config. Sizes are also checked against the weights.
+const MAX_SIZE: usize = 1 << 24;
+
+/// A JSON object in a configuration file.
+pub(crate) struct ConfigSection<'a> {
+    path: &'a Path,
+    /// The keys of the path to the section, each followed by a dot.
+    prefix: String,
+    settings: &'a Map<String, Value>,
+}
+
+impl<'a> ConfigSection<'a> {
+    pub fn root(path: &'a Path, config: &'a Value) -> Result<Self, Error> {
+        let settings = config.as_object().ok_or_else(|| Error::format(path, "is not a JSON object"))?;
+        Ok(Self { path, prefix: String::new(), settings })
+    }
+
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.settings.get(key)
+    }
+
+    pub fn section(&self, key: &str) -> Result<Self, Error> {
+        let settings = self.settings.get(key).and_then(Value::as_object);
+        let settings = settings.ok_or_else(|| self.error(key, "is missing, or not an object"))?;
+        Ok(ConfigSection { path: self.path, prefix: format!("{}{key}.", self.prefix), settings })
+    }
+
+    pub fn error(&self, key: &str, problem: impl std::fmt::Display) -> Error {
+        Error::setting(self.path, &format!("{}{key}", self.prefix), problem)
+    }
+
+    /// Refuses a setting with an unsupported value. The setting may be missing.
+    pub fn require_one_of(&self, key: &str, supported: &[Value]) -> Result<(), Error> {
+        match self.settings.get(key) {
+            Some(value) if !supported.contains(value) => {
+                let supported: Vec<String> = supported.iter().map(Value::to_string).collect();
+                Err(self.error(key, format!("is {value}; only {} is supported", supported.join(" or "))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses settings with other names, because they could change the computation.
+    pub fn allow_only(&self, supported: &[&str]) -> Result<(), Error> {
+        match self.settings.iter().find(|(key, value)| !supported.contains(&key.as_str()) && !value.is_null()) {
+            Some((key, _)) => Err(self.error(key, "is not supported")),
+            None => Ok(()),
+        }
+    }
+
+    /// One number each for red, green and blue.
+    pub fn channels(&self, key: &str, default: [f32; 3]) -> Result<[f32; 3], Error> {
+        match self.settings.get(key) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => serde::Deserialize::deserialize(value).map_err(|_| self.error(key, "must be three numbers")),
+        }
+    }
+
+    /// A positive integer.
+    pub fn size(&self, key: &str, default: usize) -> Result<usize, Error> {
+        let value = match self.settings.get(key) {
+            None | Some(Value::Null) => return Ok(default),
+            Some(value) => value,
+        };
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.filter(|size| (1..=MAX_SIZE).contains(size))
+            .ok_or_else(|| self.error(key, format!("is {value}; it has to be from 1 to {MAX_SIZE}")))
+    }
+
+    /// The number of attention heads of a model of this width.
+    pub fn heads(&self, key: &str, default: usize, width: usize) -> Result<usize, Error> {
+        let heads = self.size(key, default)?;
+        if width.is_multiple_of(heads) {
+            Ok(heads)
+        } else {
+            Err(self.error(key, format!("is {heads}, which does not divide {width}")))
+        }
+    }
+
+    /// Refuses a setting whose value differs from that of another place, `other`.
+    pub fn require_equal(&self, key: &str, value: usize, other: &str, expected: usize) -> Result<(), Error> {
+        if value == expected { Ok(()) } else { Err(self.error(key, format!("is {value}, but {other} is {expected}"))) }
+    }
+}

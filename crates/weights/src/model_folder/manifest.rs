@@ -1,0 +1,196 @@
+//! The manifest of a model folder, `models.json`.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::MANIFEST_FILE;
+use crate::clip::LoraReading;
+use crate::{CaptionerConfig, ClipConfig, Error, VisionBackbone, VisionConfig};
+
+/// The version of the format; incremented when older programs cannot read newer folders.
+const FORMAT_VERSION: u32 = 1;
+/// The size of the full vocabulary: CLIP's tokens, and a pad token.
+const FULL_VOCABULARY_SIZE: usize = 49_409;
+
+/// The content of a model folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: u32,
+    /// The captioner's tokens.
+    pub vocabulary: Vocabulary,
+    /// The captioner's config.
+    pub captioner: CaptionerConfig,
+    /// The captioner's vision encoder.
+    pub vision: VisionEncoder,
+    /// The evaluator that the run trained, in [`EVALUATOR_FILE`](super::EVALUATOR_FILE); none if
+    /// the run did not train it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluator: Option<TrainedEvaluator>,
+}
+
+/// An evaluator that a run trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainedEvaluator {
+    /// Its config.
+    #[serde(rename = "architecture")]
+    pub config: ClipConfig,
+    /// Its tokens.
+    pub vocabulary: Vocabulary,
+}
+
+/// The tokens of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vocabulary {
+    /// All of CLIP's tokens, then a pad token.
+    Full,
+    /// These of CLIP's tokens, ascending and without begin and end tokens, renumbered without gaps;
+    /// then begin, end and pad tokens.
+    Tokens(Vec<u16>),
+}
+
+/// A list of tokens that is not a vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VocabularyError {
+    /// The tokens are not in ascending order.
+    #[error("must ascend")]
+    NotAscending,
+    /// The list contains the begin or end token.
+    #[error("must leave begin and end out")]
+    SpecialToken,
+}
+
+impl Vocabulary {
+    /// The number of tokens, begin, end and pad tokens included.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Full => FULL_VOCABULARY_SIZE,
+            Self::Tokens(tokens) => tokens.len().saturating_add(3),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), VocabularyError> {
+        match self {
+            Self::Tokens(tokens) if !tokens.windows(2).all(|pair| pair[0] < pair[1]) => {
+                Err(VocabularyError::NotAscending)
+            }
+            Self::Tokens(tokens)
+                if tokens.last().is_some_and(|&last| usize::from(last) >= FULL_VOCABULARY_SIZE - 3) =>
+            {
+                Err(VocabularyError::SpecialToken)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A vision encoder in a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionEncoder {
+    /// Its config.
+    #[serde(rename = "architecture")]
+    pub config: VisionConfig,
+    /// A safetensors file in the folder, or the path of CLIP weights elsewhere.
+    pub path: PathBuf,
+    /// The SHA-256 of a file elsewhere.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Which LoRA factors are added; none if there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraReading>,
+    /// In imports: the published prefix of the names of its tensors.
+    #[serde(default)]
+    pub published_prefix: Option<String>,
+}
+
+impl Manifest {
+    /// The manifest of a captioner with its tokens and vision encoder, and of the evaluator that
+    /// was trained with it, if any.
+    #[must_use]
+    pub fn new(
+        vocabulary: Vocabulary,
+        captioner: CaptionerConfig,
+        vision: VisionEncoder,
+        evaluator: Option<TrainedEvaluator>,
+    ) -> Self {
+        Self { format: FORMAT_VERSION, vocabulary, captioner, vision, evaluator }
+    }
+
+    /// Writes the manifest to `folder`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(MANIFEST_FILE);
+        let text = self.to_json()?;
+        let written = File::create(&path).and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()));
+        written.map_err(Error::file(&path))
+    }
+
+    /// The manifest as JSON.
+    ///
+    /// # Errors
+    /// A path in it is not Unicode.
+    pub fn to_json(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec_pretty(self).map_err(|error| Error::format(Path::new(MANIFEST_FILE), error))
+    }
+
+    /// Checks that the format is known and the configs are consistent. `path` is the file, for
+    /// messages.
+    pub(super) fn check(&self, path: &Path) -> Result<(), Error> {
+        if self.format != FORMAT_VERSION {
+            let problem = format!("it has format {}, this program reads {FORMAT_VERSION}", self.format);
+            return Err(Error::format(path, problem));
+        }
+        self.check_heads(path)?;
+        let vision = &self.vision.config;
+        if let VisionBackbone::Transformer { patch_size, .. } = vision.vision
+            && !(1..=vision.image_size).contains(&patch_size)
+        {
+            let problem = format!("{patch_size} does not fit into an image of {}", vision.image_size);
+            return Err(Error::setting(path, "vision.architecture.patch_size", problem));
+        }
+        let (tokens, width) = (vision.tokens(), vision.width());
+        if tokens > self.captioner.encoder_positions || width != self.captioner.vision_width {
+            let problem = format!("{tokens} hidden states of {width} do not fit the captioner");
+            return Err(Error::setting(path, "vision.architecture", problem));
+        }
+        let evaluator_vocabulary = self.evaluator.as_ref().map(|evaluator| &evaluator.vocabulary);
+        for vocabulary in std::iter::once(&self.vocabulary).chain(evaluator_vocabulary) {
+            vocabulary.check().map_err(|error| Error::setting(path, "vocabulary", error))?;
+        }
+        let size = self.vocabulary.size();
+        if size != self.captioner.vocabulary_size {
+            let problem = format!("has {size} tokens; the captioner has {}", self.captioner.vocabulary_size);
+            return Err(Error::setting(path, "vocabulary", problem));
+        }
+        Ok(())
+    }
+
+    /// Checks that the number of attention heads of each model divides its width.
+    fn check_heads(&self, path: &Path) -> Result<(), Error> {
+        let vision_heads = |vision: &VisionBackbone| (vision.heads(), vision.hidden_width());
+        let evaluator = self.evaluator.as_ref().map(|evaluator| {
+            let ClipConfig { vision, text, .. } = &evaluator.config;
+            [
+                ("evaluator.architecture.vision.heads", vision_heads(vision)),
+                ("evaluator.architecture.text.heads", (text.heads, text.width)),
+            ]
+        });
+        let captioner = ("captioner.heads", (self.captioner.heads, self.captioner.width));
+        let vision = ("vision.architecture.heads", vision_heads(&self.vision.config.vision));
+        for (key, (heads, width)) in [captioner, vision].into_iter().chain(evaluator.into_iter().flatten()) {
+            if heads == 0 || width % heads != 0 {
+                return Err(Error::setting(path, key, format!("{heads} heads cannot share a width of {width}")));
+            }
+        }
+        Ok(())
+    }
+}

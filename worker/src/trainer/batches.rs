@@ -1,0 +1,126 @@
+//! The batches of a rank: which samples a step has, and prefetching.
+
+use std::collections::VecDeque;
+
+use config::Objective;
+use dataset::Split;
+use proto::v1;
+
+use super::{DirectiveError, Trainer};
+use crate::data::{Batch, PendingBatch, Sample, permutation};
+use crate::seeds;
+
+/// Number of batches that are loaded at a time, that of the present step included.
+const PREFETCHED_BATCHES: u64 = 4;
+
+/// The key of a batch: stage, step, and begin and end of this rank's share.
+type BatchKey = (u32, u64, u32, u32);
+
+/// Batches that are being loaded, in order of step.
+#[derive(Default)]
+pub struct PrefetchedBatches(VecDeque<(BatchKey, PendingBatch)>);
+
+impl Trainer {
+    /// This rank's batch of step `step`. Starts to load the batches after it.
+    pub(super) fn next_batch(&mut self, window: &v1::Train, step: u64) -> Result<Batch, DirectiveError> {
+        let key = |step| (window.stage, step, window.share_begin, window.share_end);
+        let batches = &mut self.prefetched_batches.0;
+        if batches.front().is_some_and(|(first, _)| *first != key(step)) {
+            batches.clear();
+        }
+        let stage = &self.run.stages[window.stage as usize];
+        let next_step = step + batches.len() as u64;
+        let end = stage.steps.min(step + PREFETCHED_BATCHES).max(step + 1);
+        for step in next_step..end {
+            let samples = self.samples(key(step));
+            let has_generated_images =
+                stage.objective == Objective::Contrastive && stage.contrastive.generated_images > 0.0;
+            let pending = if has_generated_images {
+                self.loader.load_with_generated(samples)
+            } else {
+                self.loader.load_training_samples(samples)
+            };
+            self.prefetched_batches.0.push_back((key(step), pending));
+        }
+        let (_, pending) = self.prefetched_batches.0.pop_front().expect("this step's batch is being loaded");
+        Ok(pending.wait()?)
+    }
+
+    /// The start of a stage's current sequence of samples.
+    pub(super) fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
+        let (stage_of_sequence, start) = self.sequence_start;
+        if stage_of_sequence == stage { start } else { v1::SequenceStart::default() }
+    }
+
+    /// The samples of a batch. An epoch of cross-entropy has each pair of image and caption once.
+    /// An epoch of the other objectives has each image once; the contrastive objective uses another
+    /// caption of an image in each epoch.
+    fn samples(&self, (stage, step, begin, end): BatchKey) -> Vec<Sample> {
+        let settings = &self.run.stages[stage as usize];
+        let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
+        let v1::SequenceStart { step: first_step, epoch: first_epoch } = self.sequence_start(stage);
+        let batch_start = (step - first_step) * u64::from(settings.batch);
+        let images = self.data.split(Split::Train);
+        let indices = batch_start + u64::from(begin)..batch_start + u64::from(end);
+        match settings.objective {
+            Objective::CrossEntropy => {
+                let pairs = &self.caption_pairs;
+                let pair = |index| permutation::sample(pairs.total(), first_epoch, index, key).1;
+                let mut samples: Vec<Sample> = indices.map(|index| pairs.sample(pair(index))).collect();
+                // The order within a share does not matter for the result. Micro-batches of
+                // captions with similar lengths need less padding.
+                samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
+                samples
+            }
+            Objective::Contrastive | Objective::Scst | Objective::Dico => indices
+                .map(|index| {
+                    let (epoch, image) = permutation::sample(images.len() as u64, first_epoch, index, key);
+                    // Objectives that reward candidates accept images without captions.
+                    let captions = images[image as usize].captions.len().max(1) as u64;
+                    let caption = epoch.wrapping_add(seeds::combine(key, &[image])) % captions;
+                    Sample { image: image as usize, caption: caption as usize }
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Numbers a split's pairs of image and caption.
+pub struct CaptionPairs {
+    /// The number of the first pair of each image; the last element is the number of all pairs.
+    first_pairs: Vec<u64>,
+}
+
+impl CaptionPairs {
+    /// Numbers the pairs of images with these numbers of captions.
+    pub fn new(captions_per_image: impl Iterator<Item = usize>) -> Self {
+        let mut first_pairs = vec![0];
+        let mut total = 0;
+        first_pairs.extend(captions_per_image.map(|count| {
+            total += count as u64;
+            total
+        }));
+        Self { first_pairs }
+    }
+
+    fn total(&self) -> u64 {
+        *self.first_pairs.last().expect("the list begins with 0")
+    }
+
+    fn sample(&self, pair: u64) -> Sample {
+        let image = self.first_pairs.partition_point(|&first_pair| first_pair <= pair) - 1;
+        Sample { image, caption: (pair - self.first_pairs[image]) as usize }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_numbered_image_by_image() {
+        let pairs = CaptionPairs::new([2, 1, 3].into_iter());
+        let all: Vec<_> = (0..pairs.total()).map(|pair| pairs.sample(pair)).map(|s| (s.image, s.caption)).collect();
+        assert_eq!(all, [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]);
+    }
+}
