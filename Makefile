@@ -1,15 +1,16 @@
-# Every target does all of its own set-up. After `make libtorch`, plain cargo works too.
+# Each target does its own set-up. After `make libtorch`, plain cargo works, too.
 
-.PHONY: help demo compare chaos bench build microbench programs test simulate lint audit parity
+.PHONY: help demo compare chaos bench build microbench programs test simulate lint docs fuzz audit parity
 .PHONY: score-parity elastic-comparison dashboards libtorch verify
 .PHONY: test-docs test-export test-gpu test-images test-journey test-kubernetes test-page test-prometheus test-slurm
 .DEFAULT_GOAL := demo
 
-# Two or more processes share the cores here; each computes on one thread.
+# Tests run several processes on the same cores, so each process computes on one thread.
 export OMP_NUM_THREADS ?= 1
 compare: SEEDS ?= 1,2,3
 simulate: SEEDS ?= 10000
-# Of `make chaos`.
+fuzz: FUZZ_INPUTS ?= 20000
+# Duration of `make chaos`.
 CHAOS_MINUTES ?= 3
 
 ## List the targets.
@@ -34,10 +35,10 @@ chaos: programs
 microbench: libtorch
 	cargo bench --locked -p dico-worker -p image-preprocess -p caption-metrics -p dico-coordinator --bench samples --bench pixels --bench cider --bench steps --bench audit
 
-## Run all checks that must pass before a change lands. Installs what it needs (Debian's packages, as root), and
-## takes up to 45 minutes from a fresh clone on two cores. Checks that need root fail without it.
+## Run all checks that must pass before a merge. Installs Debian packages as root. Takes up to 45 minutes from a
+## fresh clone on two cores. Checks that need root fail without it.
 verify:
-	GPU="--device cpu --short" tools/verify build lint test test-page test-kubernetes test-docs test-export test-journey test-prometheus+test-slurm test-gpu
+	GPU="--device cpu --short" tools/run-checks build lint docs test test-page test-kubernetes test-docs test-export test-journey test-prometheus+test-slurm test-gpu
 
 ## Run all unit and end-to-end tests, with real processes on loopback.
 test: libtorch
@@ -49,7 +50,7 @@ test: libtorch
 test-slurm: programs
 	tests/slurm/run
 
-## Test rules, alerts and dashboards against a real Prometheus that watches a real run with faults.
+## Test rules, alerts and dashboards with a real Prometheus that scrapes a real run with faults.
 test-prometheus: programs
 	tests/prometheus/run
 
@@ -59,49 +60,57 @@ dashboards:
 
 ## Test the page in headless Chromium, with a real coordinator and a real worker.
 test-page: programs
-	tests/page/run
+	tests/web-page/run
 
 ## Run every command of every document, and check links. Needs network namespaces.
 test-docs: programs
-	tests/documents/run
+	tests/docs/run
 
-## Test exported captioners and evaluators in transformers against `worker caption` and `worker score`. Needs 2 GB of disk.
+## Compare exported captioners and evaluators in transformers with `worker caption` and `worker score`. Needs 2 GB of disk.
 test-export: programs
 	tests/export/run
 
-## Test a user's whole journey: own data, a run that is changed, an export that transformers loads.
+## Test a user's journey: data formats, a run with changed settings and data, an export that transformers loads.
 test-journey: programs
-	tests/journey/run
+	tests/user-journey/run
 
-## Build the CPU images with buildah and run them. Needs root, and Debian's packages from the network.
+## Build the CPU images with buildah and run them. Needs root, and a network for Debian packages.
 test-images: programs
 	tests/deploy/run built_images
 
-## Test manifests, images and compose.yaml of deploy/, without a cluster or an engine. Complete only as root.
+## Test manifests, images and compose.yaml of deploy/ without a cluster or container engine. Some tests need root.
 test-kubernetes: programs
 	tests/deploy/run
 
-## Test what a GPU computes, and time it, in 8 minutes: runs/gpu/summary.json. GPU="--device cpu --short" needs none.
+## Test and time computations on a GPU, in 8 minutes: runs/gpu/summary.json. Without a GPU: GPU="--device cpu --short".
 test-gpu: libtorch
 	tests/gpu/build
 	tests/gpu/run $(GPU)
 
-## Simulate the control plane in virtual time, SEEDS=10000. A failing seed prints how it is replayed.
+## Simulate the control plane in virtual time, SEEDS=10000. A failing seed prints the command that replays it.
 simulate:
 	SEEDS=$(SEEDS) cargo test -p dico-coordinator --lib --locked simulation::seeds -- --nocapture
 
 ## Check formatting, run files that are copies, language, shell scripts and clippy; warnings are errors.
 lint: libtorch
 	cargo fmt --all --check
-	tools/run-files --check
-	tests/language/check
-	tools/require git shellcheck
+	tools/generate-configs --check
+	tests/naming-and-prose/check
+	tools/install-packages git shellcheck
 	shellcheck --external-sources --severity=warning deploy/slurm/common.sh $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh')
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
+## Build the documentation of all crates; warnings, such as broken links, are errors.
+docs: libtorch
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+## Feed every parser of untrusted input with mutated examples, FUZZ_INPUTS=20000 for each. tests/fuzz is for cargo-fuzz.
+fuzz: libtorch
+	FUZZ_INPUTS=$(FUZZ_INPUTS) cargo test -p fuzz-targets --locked
+
 ## Check licences, sources and known vulnerabilities (where their database is reachable) of dependencies. Needs cargo-deny.
 audit:
-	tools/audit
+	tools/audit-dependencies
 
 ## Compare models, tokens, pixels and folders with transformers, open_clip and torchvision at full size. Needs 12 GB of disk.
 parity: libtorch
@@ -122,8 +131,8 @@ bench: libtorch
 elastic-comparison: libtorch
 	tests/elastic/run
 
-# The selection of packages is the same everywhere (`--workspace`): for another one cargo would build
-# dependencies again, with other features.
+# All targets select the same packages (`--workspace`): with another selection cargo would build the
+# dependencies again with other features.
 ## Build the programs, as users and tests run them.
 programs: libtorch
 	cargo build --workspace --bins --locked

@@ -9,7 +9,7 @@ fn main() {
     let lib = PathBuf::from(env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys publishes libtorch's library folder"));
     let lib = std::path::absolute(&lib).expect("the library folder has an absolute path");
     let include = lib.parent().unwrap_or(Path::new("/")).join("include");
-    for folder in ["cuda", "gloo", "include", "operators"] {
+    for folder in ["cuda", "gloo", "include", "torch_operators"] {
         println!("cargo:rerun-if-changed={folder}");
     }
     cc::Build::new()
@@ -23,8 +23,8 @@ fn main() {
             "cuda/settings.cpp",
             "cuda/trace.cpp",
             "gloo/shim.cpp",
-            "operators/exponentials.cpp",
-            "operators/operators.cpp",
+            "torch_operators/exponentials.cpp",
+            "torch_operators/operators.cpp",
         ])
         // In all profiles: unoptimized, the vectorized loops are too slow for tests.
         .opt_level(3)

@@ -8,12 +8,12 @@ use dico_coordinator::audit::audit;
 use dico_coordinator::journal::{Journal, history::History};
 use dico_coordinator::run::WorkerId;
 use dico_coordinator::run::plan::Position;
-use dico_coordinator::run::record::{EventKind, Record, Source};
+use dico_coordinator::run::record::{EventKind, Record, StateSource};
 use dico_coordinator::run::statistics::StepStatistics;
 use divan::{Bencher, counter::ItemsCount};
 use proto::v1;
 use serde_json::json;
-use statistics::{Summary, names};
+use summary_statistics::Summary;
 use tempfile::TempDir;
 
 /// The number of steps of the run.
@@ -66,10 +66,10 @@ fn write_journal() -> TempDir {
         members: vec![],
         cause: "start".into(),
         start: Position::default(),
-        source: Source::Seed,
+        source: StateSource::Seed,
     };
     journal.write(&[Record::Event { kind: EventKind::Joined, detail: joined }, formed]).unwrap();
-    let summaries = names::TRAINING_METRICS
+    let summaries = catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
         .collect();

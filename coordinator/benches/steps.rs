@@ -11,7 +11,7 @@ use dico_coordinator::run::{Action, Event, RequestId, Run, SessionId};
 use divan::{Bencher, counter::ItemsCount};
 use proto::PROTOCOL_VERSION;
 use proto::v1::{self, directive::Directive, worker_message::Message};
-use statistics::{Summary, names};
+use summary_statistics::Summary;
 
 fn main() {
     divan::main();
@@ -20,7 +20,7 @@ fn main() {
 #[divan::bench(args = [8, 1_000], sample_count = 200, sample_size = 1)]
 fn handle_reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
     let (mut run, generation) = start_run(workers);
-    let summaries: HashMap<String, v1::Summary> = names::TRAINING_METRICS
+    let summaries: HashMap<String, v1::Summary> = catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
         .collect();
@@ -67,7 +67,7 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
         let join = Event::Join {
             request: RequestId(session),
             address: [127, 0, 0, 1].into(),
-            token: session.to_string(),
+            generated_join_key: session.to_string(),
             join,
         };
         let actions = run.on_event(Duration::ZERO, join);

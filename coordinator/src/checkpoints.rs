@@ -1,5 +1,5 @@
-//! Compares the journal's checkpoints with the stored ones, and finds those from which a run
-//! without a usable journal can be recovered.
+//! Compares the checkpoints in the journal with the stored ones when a coordinator starts. Finds
+//! the checkpoints from which a run without a usable journal can be recovered.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ use config::RunFile;
 use tracing::warn;
 
 use crate::{
-    journal::{Journal, Recovery},
+    journal::{Journal, RecoveryCheckpoints},
     run::{plan::Position, record::RestoredRun},
 };
 
-/// Removes checkpoints that do not exist from the restored state. Adds checkpoints that the journal
-/// does not have as unfinished: they were being written, or about to be deleted, when the last
-/// coordinator ended.
+/// Removes checkpoints that do not exist from the restored run. Adds stored checkpoints that are
+/// not in the journal as unfinished: when the last coordinator ended, they were being written, or
+/// about to be deleted.
 pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, listing: Listing) {
     let location = file.checkpoint_place();
     for checkpoints in [&mut restored.checkpoints, &mut restored.unselected_checkpoints] {
@@ -28,9 +28,10 @@ pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, listing: Listing) {
         });
     }
     let recorded = recorded_names(restored);
+    // Entries that this run did not write.
     let mut foreign = Vec::new();
     for name in listing.sealed.iter().chain(&listing.unsealed).filter(|name| !recorded.contains(*name)).cloned() {
-        if position_of_name(file, &name).is_some() {
+        if parse_checkpoint_name(file, &name).is_some() {
             restored.unfinished_checkpoints.insert(name);
         } else {
             foreign.push(name);
@@ -57,12 +58,14 @@ fn recorded_names(restored: &RestoredRun) -> BTreeSet<String> {
         .collect()
 }
 
-/// The sealed checkpoints with names that the run of this file gives.
-pub fn names_of_run<'a>(file: &RunFile, listing: &'a Listing) -> Vec<&'a String> {
-    listing.sealed.iter().filter(|name| position_of_name(file, name).is_some()).collect()
+/// The names of the sealed checkpoints that have the form of names of this run: see
+/// [`parse_checkpoint_name`].
+pub fn checkpoint_names_of_run<'a>(file: &RunFile, listing: &'a Listing) -> Vec<&'a String> {
+    listing.sealed.iter().filter(|name| parse_checkpoint_name(file, name).is_some()).collect()
 }
 
-/// A checkpoint names a last record of the journal that this journal does not have.
+/// A checkpoint was saved with another journal. Its metadata name the last record that the journal
+/// had at that time, and this journal does not contain that record.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the journal is not the one that checkpoint {name} was saved under, in generation {generation} at record {head}: it belongs \
@@ -74,14 +77,17 @@ pub struct JournalMismatchError {
     name: String,
     /// The generation that saved it.
     generation: u64,
-    /// The journal's head at that time.
+    /// The last record of the journal at that time.
     head: JournalHead,
 }
 
-/// Checks that the journal has the record that each of the run's checkpoints names. A checkpoint
-/// that the journal does not have is the last save before a coordinator died, or one that was about
-/// to be deleted. Otherwise the journal is another one, or an older copy. Returns the names of
-/// checkpoints from before a recovery, which are ignored.
+/// Checks that the stored checkpoints belong to this journal: the metadata of a checkpoint name the
+/// record that was the journal's last one when the save began, and the journal must contain it. If
+/// it does not, the journal is another one, or an older copy.
+///
+/// Only checkpoints that are not in the journal need this check. They are stored without a record
+/// if the coordinator ended between a save and its record, or between the record of a deletion and
+/// the deletion. Returns the names of checkpoints from before a recovery, which are ignored.
 ///
 /// # Errors
 /// [`JournalMismatchError`] if a checkpoint contradicts the journal. A checkpoint or the journal
@@ -95,7 +101,7 @@ pub fn check_against_journal(
 ) -> anyhow::Result<BTreeSet<String>> {
     let (recorded, former_run_ids) = (recorded_names(restored), journal.former_run_ids()?);
     let mut ignored = BTreeSet::new();
-    for name in names_of_run(file, listing).into_iter().filter(|name| !recorded.contains(*name)) {
+    for name in checkpoint_names_of_run(file, listing).into_iter().filter(|name| !recorded.contains(*name)) {
         let metadata = match read_metadata(name) {
             Ok(metadata) => metadata,
             // A damaged checkpoint can never be used, so it proves nothing.
@@ -112,18 +118,18 @@ pub fn check_against_journal(
     Ok(ignored)
 }
 
-/// Finds the checkpoints from which a run without a usable journal can be recovered.
+/// Finds the checkpoints from which a run can be recovered if its journal is lost or damaged.
 ///
 /// # Errors
 /// There is no checkpoint to resume from.
-pub fn find_recovery(
+pub fn find_recovery_checkpoints(
     file: &RunFile,
     listing: &Listing,
     read_metadata: impl Fn(&str) -> Result<CheckpointMetadata, checkpoint_store::Error>,
-) -> anyhow::Result<Recovery> {
+) -> anyhow::Result<RecoveryCheckpoints> {
     let location = file.checkpoint_place();
     let mut all_metadata = Vec::new();
-    for name in names_of_run(file, listing) {
+    for name in checkpoint_names_of_run(file, listing) {
         match read_metadata(name) {
             Ok(metadata) if metadata.checkpoint == *name && metadata.run == file.name => all_metadata.push(metadata),
             Ok(CheckpointMetadata { run, checkpoint, .. }) => {
@@ -148,12 +154,13 @@ pub fn find_recovery(
     let run_ids = all_metadata.iter().map(|metadata| metadata.run_id.clone()).collect();
     let is_before = |metadata: &CheckpointMetadata| (metadata.stage, metadata.step) <= (newest.stage, newest.step);
     let checkpoints = all_metadata.into_iter().filter(is_before).collect();
-    Ok(Recovery { checkpoints, newest, run_ids })
+    Ok(RecoveryCheckpoints { checkpoints, newest, run_ids })
 }
 
-/// The position of a checkpoint by its name; `None` if the run of this file does not give this
-/// name.
-fn position_of_name(file: &RunFile, name: &str) -> Option<Position> {
+/// Parses the position of a checkpoint from its name, for example `0-pretrain-00000120` or, for a
+/// new attempt in generation 7 to save it, `0-pretrain-00000120.7`. `None` if no checkpoint of this
+/// run can have this name.
+fn parse_checkpoint_name(file: &RunFile, name: &str) -> Option<Position> {
     let (number, rest) = name.split_once('-')?;
     let stage = file.stages.get(number.parse::<usize>().ok()?)?;
     let rest = rest.strip_prefix(&stage.name)?.strip_prefix('-')?;
@@ -172,7 +179,7 @@ mod tests {
         testing::run_file(vec![testing::stage("a-1", 12, 8, Some(4), None)])
     }
 
-    fn saved(step: u64) -> Checkpoint {
+    fn checkpoint_at(step: u64) -> Checkpoint {
         let position = Position { stage: 0, step };
         let (run_id, name) = ("3fa2".into(), format!("0-a-1-{step:08}"));
         Checkpoint { position, generation: 1, run_id, name, parameters_sha256: "00".into() }
@@ -184,7 +191,7 @@ mod tests {
 
     #[test]
     fn missing_checkpoints_are_removed_and_unrecorded_ones_are_unfinished() {
-        let (checkpoints, unselected_checkpoints) = (vec![saved(4), saved(8)], vec![saved(12)]);
+        let (checkpoints, unselected_checkpoints) = (vec![checkpoint_at(4), checkpoint_at(8)], vec![checkpoint_at(12)]);
         let mut restored =
             RestoredRun { last_generation: 1, checkpoints, unselected_checkpoints, ..RestoredRun::default() };
         let listing = Listing {
@@ -193,7 +200,10 @@ mod tests {
             foreign: names(["notes.txt"]),
         };
         reconcile(&file(), &mut restored, listing);
-        assert_eq!((restored.checkpoints, restored.unselected_checkpoints), (vec![saved(4)], vec![saved(12)]));
+        assert_eq!(
+            (restored.checkpoints, restored.unselected_checkpoints),
+            (vec![checkpoint_at(4)], vec![checkpoint_at(12)])
+        );
         assert_eq!(
             restored.unfinished_checkpoints.into_iter().collect::<Vec<_>>(),
             ["0-a-1-00000002", "0-a-1-00000008"]
@@ -201,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_the_run_does_not_give_are_rejected() {
+    fn names_that_no_checkpoint_of_the_run_can_have_are_rejected() {
         let all = [
             "0-a-1-00000012",
             "0-a-1-00000012.7",
@@ -213,10 +223,10 @@ mod tests {
             "1-a-1-00000012",
             "0-a-00000012",
         ];
-        let accepted: Vec<_> = all.iter().filter(|name| position_of_name(&file(), name).is_some()).collect();
+        let accepted: Vec<_> = all.iter().filter(|name| parse_checkpoint_name(&file(), name).is_some()).collect();
         assert_eq!(accepted, [&"0-a-1-00000012", &"0-a-1-00000012.7"]);
         for name in ["", "-", "0", "0-", "0-a-1", "0-a-1-", "0-a-1-+0000012", "0-a-1-99999999999999999999"] {
-            assert_eq!(position_of_name(&file(), name), None, "{name}");
+            assert_eq!(parse_checkpoint_name(&file(), name), None, "{name}");
         }
     }
 }

@@ -75,17 +75,17 @@ pub fn format_duration(seconds: f64) -> String {
 /// Formats a Unix time as date and time in UTC: `2026-11-27 18:20:01 UTC`.
 #[must_use]
 pub fn format_time(at: f64) -> String {
-    instant(at).map_or_else(|| "?".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string())
+    utc_time(at).map_or_else(|| "?".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
 /// Formats a Unix time in the local time zone, with its offset: `2026-11-27 19:20:01 +01:00`.
 #[must_use]
 pub fn format_local_time(at: f64) -> String {
-    let local = instant(at).map(|at| at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string());
+    let local = utc_time(at).map(|at| at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string());
     local.unwrap_or_else(|| "?".to_owned())
 }
 
-fn instant(at: f64) -> Option<DateTime<Utc>> {
+fn utc_time(at: f64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(Some(at).filter(|at| (0.0..1e11).contains(at))? as i64, 0)
 }
 

@@ -3,37 +3,55 @@
 //! libtorch.
 //!
 //! ```text
-//!   run file (YAML)                         workers
-//!        |                                  |     ^
-//!        v                          reports |     | directives
-//!      cli  (serve)                         v     |
-//!        |                            service::grpc     service::http --> Prometheus, probes, page
-//!        '--> service::driver <-- Input ----'              ^
-//!                |        ^                                |
-//!          Event |        | Action                         |
-//!                v        |                                |
-//!              run::Run --'   (pure: no clock, no I/O)     |
-//!                                                          |
-//!              service::driver -- Record --> journal (SQLite)
-//!                     |---------- Record --> service::metrics
-//!                     '---------- captions --> scores --> Event
+//!    workers, admin commands           browsers, Prometheus, probes
+//!        |          ^                      |            ^
+//!  calls |          | directives, answers  | requests   | answers
+//!        v          |                      v            |
+//!      service::grpc                     service::http (web page, metrics)
+//!        |                                 |            ^
+//!        | DriverInput                     |            | reads
+//!        v                 DriverInput     |            |
+//!      service::driver <-------------------'            |
+//!        |       ^  | |                                 |
+//!        |       |  | '---- Record -----> journal (SQLite), service::metrics
+//!        |       |  |
+//!        |       |  '---- captions -----> service::evaluations -- scores --> service::driver
+//!        | Event | Action
+//!        v       |
+//!      run::Run (pure: no clock, no I/O)
 //! ```
 //!
+//! `cli::serve` reads the run file and starts the service. The driver is the task that owns the
+//! state machine [`run::Run`]. A `DriverInput` is a message to the driver: a call together with the
+//! channel for its answer. The driver converts it to a [`run::Event`], which has no channel. The
+//! captions of an evaluation are scored by `service::evaluations`, outside of the state machine and
+//! on a thread of their own; the scores come back to the driver as an event.
+//!
+//! The *web page* is the dashboard that `service::http` serves to browsers (`service/http/page/`).
+//! The HTML file of `coordinator report` is called *the report*.
+//!
 //! - [`run`]: the state machine, a function from events to actions. All decisions are made here.
-//! - [`service`]: sockets, clock and threads around it.
+//! - [`service`]: the sockets, the clock and the threads around the state machine.
 //! - [`journal`]: the durable record of a run, from which a restarted coordinator resumes.
+//! - `checkpoints`: compares the stored checkpoints with those in the journal at the start.
 //! - [`audit`]: checks with the journal that each sample was trained on exactly once.
-//! - [`report`] and [`tensorboard`]: the journal as an HTML page, and as event files.
-//! - `watch`: a live view of a run in a terminal.
+//! - [`report`]: the report of a run from its journal, as an HTML file or as JSON.
+//! - [`tensorboard`]: the journal as TensorBoard event files.
+//! - `watch`: a live view of a run in a terminal (`coordinator watch`).
+//! - `buckets`: curves with a bounded number of points, for the web page and the report.
+//! - `event_messages`: one-line descriptions of events, for `coordinator events` and the report.
+//! - `formatting`: numbers, durations and times as text.
+//! - `random_ids`: random run ids, session tokens and coordinator terms.
 //! - [`cli`]: the command line, one file per subcommand.
 
 pub mod audit;
+mod buckets;
 mod checkpoints;
 pub mod cli;
-mod event_text;
+mod event_messages;
 mod formatting;
 pub mod journal;
-mod random;
+mod random_ids;
 pub mod report;
 pub mod run;
 pub mod service;

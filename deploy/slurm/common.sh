@@ -1,124 +1,125 @@
 # shellcheck shell=bash
-# What the jobs and their workers have in common; they source it.
+# Functions of the jobs and their workers, which source this file.
 
-# Programs, and the folder of jobs, which all nodes see.
+# Folder of the programs, and folder of the jobs' files, both shared by all nodes.
 export DICO_BIN=${DICO_BIN:-$DICO_ROOT/target/release}
 export DICO_JOBS=${DICO_JOBS:-$DICO_ROOT/runs/slurm}
-# How often in a row the coordinator, or a worker, is started again when it fails; after so many seconds of health a
-# failure is the first again.
+# Restarts of a failing coordinator or worker in a row. A process that ran for HEALTHY_SECONDS
+# resets the count.
 export DICO_RESTARTS=${DICO_RESTARTS:-5}
-readonly HEALTHY=600
-# Seconds for which a worker holds its state and waits for the coordinator.
+readonly HEALTHY_SECONDS=600
+# Seconds for which a worker keeps its state while it waits for the coordinator.
 export DICO_JOIN_TIMEOUT=${DICO_JOIN_TIMEOUT:-120}
-# Seconds that workers may take to end when the coordinator has.
-readonly FAREWELL=30
-# Logs are files.
+# Seconds that workers may take to exit after the coordinator.
+readonly WORKER_EXIT_TIMEOUT=30
+# Logs are files, without colours.
 export NO_COLOR=1
 
-say() {
+log() {
     printf '%s dico: %s\n' "$(date '+%F %T')" "$*" >&2
 }
 
 fail() {
-    say "error: $*"
+    log "error: $*"
     exit 1
 }
 
-# Waits for a child to end, whatever signals come meanwhile; its exit status.
-await() {
+# Waits for a child process, also across signals; returns its exit status.
+wait_for_exit() {
     while kill -0 "$1" 2> /dev/null; do
-        # Bash says what a signal ended; what is made of it is said elsewhere.
+        # Bash reports processes that a signal ended; the callers log the result themselves.
         wait "$1" 2> /dev/null || true
     done
     wait "$1"
 }
 
-# keep WORTHWHILE COMMAND...: runs the command until it ends well. One that fails is started again if WORTHWHILE, a
-# command as well, agrees.
+# supervise SHOULD_RESTART COMMAND...: runs the command until it succeeds. A failed command restarts
+# if the command SHOULD_RESTART succeeds.
 #
-# On SIGTERM it waits for the command, which has got it, too: Slurm signals all processes of a step. On SIGUSR1 it sends
-# SIGTERM to the command. For coordinator and workers a second SIGTERM would be one too many: it ends them at once.
-keep() {
-    local worthwhile=$1 name=${2##*/} failures=0 ending='' child='' started status
+# On SIGTERM it waits for the command, which has received the signal, too: Slurm signals all
+# processes of a step. On SIGUSR1 it sends SIGTERM to the command. It never sends a second SIGTERM,
+# which would end the coordinator and workers at once.
+supervise() {
+    local should_restart=$1 name=${2##*/} failures=0 is_stopping='' child='' started status
     shift
-    trap 'ending=yes' TERM
-    trap '[[ -n $ending ]] || { ending=yes; [[ -z $child ]] || kill -TERM "$child"; }' USR1
+    trap 'is_stopping=yes' TERM
+    trap '[[ -n $is_stopping ]] || { is_stopping=yes; [[ -z $child ]] || kill -TERM "$child"; }' USR1
     while true; do
         started=$SECONDS status=0
         (trap '' USR1; exec "$@") &
         child=$!
-        await "$child" || status=$?
+        wait_for_exit "$child" || status=$?
         child=''
         ((status != 0)) || return 0
-        ((SECONDS - started < HEALTHY)) || failures=0
+        ((SECONDS - started < HEALTHY_SECONDS)) || failures=0
         if ((++failures > DICO_RESTARTS)); then
-            say "error: $name failed $failures times in a row"
+            log "error: $name failed $failures times in a row"
             return "$status"
         fi
-        if [[ -z $ending ]]; then
-            # In the background, so that signals are heard.
+        if [[ -z $is_stopping ]]; then
+            # In the background, because bash runs traps during `wait` but not during a command.
             sleep $((2 ** failures)) &
             wait $! || true
         fi
-        if [[ -n $ending ]] || ! "$worthwhile"; then
+        if [[ -n $is_stopping ]] || ! "$should_restart"; then
             return "$status"
         fi
-        say "$name ended with status $status: starting it again ($failures of $DICO_RESTARTS)"
+        log "$name exited with status $status: restarting it ($failures of $DICO_RESTARTS)"
     done
 }
 
-# The address by which Slurm reaches this node.
+# Prints the address by which Slurm reaches this node.
 node_address() {
     local address
     address=$(scontrol show node "$SLURMD_NODENAME" | grep --only-matching --perl-regexp 'NodeAddr=\K\S+')
     getent ahostsv4 "$address" | awk '{ print $1; exit }'
 }
 
-# Whether the run is finished, as its journal has it.
-finished() {
+# Succeeds if the run is finished according to its journal.
+is_finished() {
     local last
     last=$("$DICO_BIN/coordinator" events --config "$DICO_CONFIG" --kind finished --kind stopped --kind failed --json |
         tail -n 1)
     [[ $last == *'"kind":"finished"'* ]]
 }
 
-# Asks the coordinator to save and to end.
-stop() {
+# Requests the coordinator to save the state and exit.
+stop_coordinator() {
     touch "$DICO_JOB/stopping"
     [[ -z $coordinator ]] || kill -USR1 "$coordinator" 2> /dev/null || true
 }
 
-# Gives workers time to end, and then none; the exit status of srun.
-farewell() {
+# Waits for the workers to exit, and ends them at the timeout; returns the exit status of srun.
+stop_workers() {
     local second
-    for ((second = 0; second < FAREWELL; second++)); do
+    for ((second = 0; second < WORKER_EXIT_TIMEOUT; second++)); do
         kill -0 "$1" 2> /dev/null || break
         sleep 1
     done
     kill "$1" 2> /dev/null || true
-    await "$1"
+    wait_for_exit "$1"
 }
 
-# run_job OPTION_OF_SRUN...: runs the coordinator here and the workers by srun. The job's exit status is 0 if the run is
-# finished.
+# run_job OPTION_OF_SRUN...: runs the coordinator on this node and the workers by srun. The job's
+# exit status is 0 if the run is finished.
 run_job() {
-    cd "$DICO_ROOT" || fail "there is no folder DICO_ROOT=$DICO_ROOT"
+    cd "$DICO_ROOT" || fail "the folder DICO_ROOT=$DICO_ROOT does not exist"
     export DICO_JOB=$DICO_JOBS/$SLURM_JOB_ID
     mkdir -p "$DICO_JOB"
-    # Of an earlier start of this job, whose workers do not know the new tokens.
+    # Files of an earlier start of this job. Workers of that start do not have the new tokens.
     rm -f "$DICO_JOB"/{stopping,listening,join-token,admin-token}
-    coordinator='' wish=''
-    # Two minutes are left: save, and go back into the queue.
-    trap 'wish=${wish:-requeue}; stop' USR1
-    # Slurm ends the job, and has told all of its processes.
-    trap 'wish=end' TERM
+    coordinator='' requested_action=''
+    # Two minutes before the time limit: save, and requeue the job.
+    trap 'requested_action=${requested_action:-requeue}; stop_coordinator' USR1
+    # Slurm ends the job, and has signalled all of its processes.
+    trap 'requested_action=end' TERM
 
     local program token
     for program in coordinator worker; do
-        [[ -x $DICO_BIN/$program ]] || fail "there is no program $DICO_BIN/$program: build it, or set DICO_BIN"
+        [[ -x $DICO_BIN/$program ]] || fail "the program $DICO_BIN/$program does not exist: build it, or set DICO_BIN"
     done
-    [[ -z ${DICO_TLS_CA:-} ]] || fail "these jobs use tokens of their own and no certificates: unset DICO_TLS_CA"
-    "$DICO_BIN/coordinator" validate --config "$DICO_CONFIG" || fail "DICO_CONFIG=$DICO_CONFIG cannot be run"
+    [[ -z ${DICO_TLS_CA:-} ]] || fail "these jobs create their own tokens and support no certificates: unset DICO_TLS_CA"
+    "$DICO_BIN/coordinator" validate --config "$DICO_CONFIG" || fail "the run file DICO_CONFIG=$DICO_CONFIG is not valid: see the message above"
     for token in join-token admin-token; do
         (umask 077; od -An -N32 -tx1 /dev/urandom | tr -d ' \n' > "$DICO_JOB/$token")
     done
@@ -127,45 +128,45 @@ run_job() {
     export DICO_COORDINATOR=http://$address:$port
     echo "$DICO_COORDINATOR" > "$DICO_JOB/address"
 
-    say "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $SLURM_JOB_ID: $DICO_COORDINATOR, files in $DICO_JOB"
-    keep true "$DICO_BIN/coordinator" serve --config "$DICO_CONFIG" --listen "$address:$port" \
+    log "start $((${SLURM_RESTART_COUNT:-0} + 1)) of job $SLURM_JOB_ID: $DICO_COORDINATOR, files in $DICO_JOB"
+    supervise true "$DICO_BIN/coordinator" serve --config "$DICO_CONFIG" --listen "$address:$port" \
         --http "${DICO_HTTP:-127.0.0.1:$((port + 1))}" --join-token-file "$DICO_JOB/join-token" \
         --admin-token-file "$DICO_JOB/admin-token" > "$DICO_JOB/listening" &
     coordinator=$!
-    until [[ -s $DICO_JOB/listening || -n $wish ]] || ! kill -0 "$coordinator" 2> /dev/null; do
+    until [[ -s $DICO_JOB/listening || -n $requested_action ]] || ! kill -0 "$coordinator" 2> /dev/null; do
         sleep 0.2
     done
-    local workers='' first=coordinator
-    if [[ -s $DICO_JOB/listening && -z $wish ]]; then
-        # A task that ends, or is lost with its node, does not affect the others.
+    local workers='' first_to_exit=coordinator
+    if [[ -s $DICO_JOB/listening && -z $requested_action ]]; then
+        # A task that fails, or whose node fails, does not affect the other tasks.
         srun --no-kill --kill-on-bad-exit=0 --wait=0 --input=none \
             --open-mode=append --output="$DICO_JOB/worker-%t.log" "$@" "$DICO_ROOT/deploy/slurm/worker" &
         workers=$!
         while kill -0 "$coordinator" 2> /dev/null && kill -0 "$workers" 2> /dev/null; do
             wait -n "$coordinator" "$workers" || true
         done
-        ! kill -0 "$coordinator" 2> /dev/null || first=workers
+        ! kill -0 "$coordinator" 2> /dev/null || first_to_exit=workers
     fi
-    # Where no worker is left there is nothing to wait for.
-    [[ $wish == end ]] || stop
+    # Without workers the coordinator has nothing to wait for.
+    [[ $requested_action == end ]] || stop_coordinator
 
     local coordinator_status=0 workers_status=0
-    await "$coordinator" || coordinator_status=$?
-    [[ -z $workers ]] || farewell "$workers" || workers_status=$?
-    if finished; then
-        say "the run is finished"
+    wait_for_exit "$coordinator" || coordinator_status=$?
+    [[ -z $workers ]] || stop_workers "$workers" || workers_status=$?
+    if is_finished; then
+        log "the run is finished"
         exit 0
-    elif [[ $wish == end ]]; then
-        say "Slurm ends the job before the end of the run; the same run file goes on from there"
+    elif [[ $requested_action == end ]]; then
+        log "Slurm ends the job before the end of the run: submit it again to resume the run"
         exit $((128 + 15))
-    elif [[ $wish == requeue ]] || [[ $first == workers && $workers_status == 0 ]]; then
-        say "asked to go: back into the queue"
-        scontrol requeue "$SLURM_JOB_ID" || fail "the job cannot be requeued: submit it again, and the run goes on"
+    elif [[ $requested_action == requeue ]] || [[ $first_to_exit == workers && $workers_status == 0 ]]; then
+        log "requeueing the job: the run resumes when the job starts again"
+        scontrol requeue "$SLURM_JOB_ID" || fail "the job cannot be requeued: submit it again to resume the run"
         exit 0
-    elif [[ $first == workers ]]; then
-        fail "no worker is left (srun: status $workers_status): $DICO_JOB/worker-*.log say why"
+    elif [[ $first_to_exit == workers ]]; then
+        fail "no worker is left (srun: status $workers_status): read $DICO_JOB/worker-*.log"
     elif [[ $coordinator_status == 0 ]]; then
-        fail "the run was stopped before its end: submit it again, and it goes on"
+        fail "the run was stopped before its end: submit the job again to resume it"
     fi
     fail "the coordinator failed (status $coordinator_status)"
 }

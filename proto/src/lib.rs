@@ -14,17 +14,17 @@ pub mod v1 {
     tonic::include_proto!("dico.v1");
 }
 
-/// Number of images that an evaluation captions in one batch. The result for an image depends, in
-/// its last bits, on the other images of the batch. A fixed number makes the scores independent of
-/// the number of workers.
-pub const EVALUATION_RANGE: u64 = 50;
+/// Number of images in a range of an evaluation. A worker captions the images of a range as one
+/// batch. The caption of an image depends, in its last bits, on the other images of the batch.
+/// Fixed ranges therefore make the scores independent of the number of workers.
+pub const IMAGES_PER_EVALUATION_RANGE: u64 = 50;
 
 /// Version of the protocol. Raised with each change that an older peer would misinterpret.
 /// Exchanged at join; a mismatch is refused.
 pub const PROTOCOL_VERSION: u32 = 10;
 
-/// Maximal size of a message to the coordinator, in bytes. The largest message is a part of a range
-/// of captions, a quarter of this: see [`split_items`].
+/// Maximal size of a message to the coordinator, in bytes. The largest messages contain captions.
+/// They have at most a quarter of this size: see [`split_items`].
 pub const MAX_BYTES_TO_COORDINATOR: usize = 16 << 20;
 
 /// Maximal size of a message from the coordinator, in bytes. The largest messages are a run file,

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::v1::RunState;
 
 impl RunState {
-    /// The name: one word in lower case.
+    /// The name, as operators see it: one word in lower case.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

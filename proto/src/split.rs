@@ -1,4 +1,4 @@
-//! Splits the captions of a range into parts that fit into one message each.
+//! Splits the captions of a range of images into parts that fit into one message each.
 
 use prost::Message;
 
@@ -7,9 +7,9 @@ use crate::v1::EvaluationItem;
 /// Maximal size of the items in one part, in bytes. A single item without its references is much
 /// smaller.
 pub const MAX_PART_BYTES: usize = 4 << 20;
-/// Upper bound of the bytes that an item or a reference adds to a message besides its content:
-/// field number and length.
-const MAX_FRAME_BYTES: usize = 8;
+/// Upper bound of the bytes that an item or a reference adds to a message besides its content: the
+/// field number and the length of the protobuf encoding.
+const MAX_FIELD_OVERHEAD_BYTES: usize = 8;
 
 /// Splits `items` into parts of at most [`MAX_PART_BYTES`], in order; returns at least one part.
 /// The references of an item that does not fit continue in the next part, in an item that has
@@ -19,7 +19,7 @@ pub fn split_items(items: Vec<EvaluationItem>) -> Vec<Vec<EvaluationItem>> {
     let mut parts = vec![Vec::new()];
     let mut available_bytes = MAX_PART_BYTES;
     for mut item in items {
-        let size = item.encoded_len() + MAX_FRAME_BYTES;
+        let size = item.encoded_len() + MAX_FIELD_OVERHEAD_BYTES;
         if size > available_bytes && parts.last().is_some_and(|part| !part.is_empty()) {
             parts.push(Vec::new());
             available_bytes = MAX_PART_BYTES;
@@ -30,14 +30,14 @@ pub fn split_items(items: Vec<EvaluationItem>) -> Vec<Vec<EvaluationItem>> {
             continue;
         }
         let references = std::mem::take(&mut item.references);
-        available_bytes = available_bytes.saturating_sub(item.encoded_len() + MAX_FRAME_BYTES);
+        available_bytes = available_bytes.saturating_sub(item.encoded_len() + MAX_FIELD_OVERHEAD_BYTES);
         for reference in references {
-            let size = reference.len() + MAX_FRAME_BYTES;
+            let size = reference.len() + MAX_FIELD_OVERHEAD_BYTES;
             if size > available_bytes {
                 let full = std::mem::replace(&mut item, EvaluationItem { continued: true, ..Default::default() });
                 parts.last_mut().expect("there is always a part").push(full);
                 parts.push(Vec::new());
-                available_bytes = MAX_PART_BYTES - 2 * MAX_FRAME_BYTES;
+                available_bytes = MAX_PART_BYTES - 2 * MAX_FIELD_OVERHEAD_BYTES;
             }
             available_bytes = available_bytes.saturating_sub(size);
             item.references.push(reference);
@@ -52,8 +52,9 @@ mod tests {
     use super::*;
     use crate::v1::Embeddings;
 
-    fn item(image: &str, references: usize, bytes: usize) -> EvaluationItem {
-        let references = (0..references).map(|number| format!("{number:04}{}", "x".repeat(bytes - 4)));
+    /// An item with this number of references, each of this many bytes.
+    fn item(image: &str, reference_count: usize, reference_bytes: usize) -> EvaluationItem {
+        let references = (0..reference_count).map(|number| format!("{number:04}{}", "x".repeat(reference_bytes - 4)));
         let embedding = vec![0.5; 1024];
         EvaluationItem {
             image: image.into(),

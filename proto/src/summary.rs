@@ -1,6 +1,6 @@
 //! Conversions of summaries of rewards and other statistics to and from messages.
 
-use statistics::{InconsistentSummaryError, Summary, SummaryParts};
+use summary_statistics::{InconsistentSummaryError, Summary, SummaryParts};
 
 use crate::v1;
 
@@ -17,7 +17,9 @@ impl TryFrom<&v1::Summary> for Summary {
     type Error = InconsistentSummaryError;
 
     fn try_from(message: &v1::Summary) -> Result<Self, InconsistentSummaryError> {
-        let buckets = |counts: &std::collections::HashMap<i32, u64>| counts.iter().map(|(&b, &n)| (b, n)).collect();
+        let buckets = |counts: &std::collections::HashMap<i32, u64>| {
+            counts.iter().map(|(&bucket, &count)| (bucket, count)).collect()
+        };
         Self::try_from(SummaryParts {
             count: message.count,
             mean: message.mean,

@@ -36,12 +36,12 @@ def parse_cpuinfo(cpuinfo: str) -> dict:
 def commit() -> str | None:
     """Returns the commit of the checkout, with a `+` if files differ from it; None without git."""
     try:
-        described = subprocess.run(
+        result = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
+    return result.stdout.strip()
 
 
 def describe(setting: Setting) -> dict:

@@ -1,4 +1,4 @@
-"""Measures the time per step that a coordinator costs: a run of one worker on the synthetic data."""
+"""Measures the time per step that a coordinator costs, in a run of one worker."""
 
 import contextlib
 import pathlib
@@ -51,7 +51,7 @@ def measure(coordinator: str, worker: str) -> tuple[dict, str]:
 
 
 def milliseconds_between_steps(steps: list[tuple[float, float]]) -> float:
-    """Returns the mean time between two steps. `steps`: the time of each record, the step's seconds.
+    """Returns the mean time between two steps. `steps`: (time of the record, seconds of the step).
 
     Between two steps a worker reports, and waits for a grant. The latency from the end of a step to
     its record counts once for all steps, because recording does not block the worker.

@@ -20,7 +20,7 @@ from containerfile import ROOT, project_version, stages
 TOKENS = {"DICO_JOIN_TOKEN": "join-" * 5, "DICO_ADMIN_TOKEN": "admin-" * 5}
 
 
-def read(path: pathlib.Path, variables: dict[str, str]) -> dict:
+def read_compose_file(path: pathlib.Path, variables: dict[str, str]) -> dict:
     """Reads a Compose file and substitutes its variables. Raises KeyError for a missing one."""
 
     def substitute(match: re.Match) -> str:
@@ -33,7 +33,7 @@ def read(path: pathlib.Path, variables: dict[str, str]) -> dict:
 
 class ComposeFile(unittest.TestCase):
     def setUp(self):
-        self.compose = read(ROOT / "deploy/compose.yaml", TOKENS)
+        self.compose = read_compose_file(ROOT / "deploy/compose.yaml", TOKENS)
         self.services = self.compose["services"]
         self.containers: list[Container] = []
 
@@ -50,7 +50,7 @@ class ComposeFile(unittest.TestCase):
 
     def test_missing_tokens_are_an_error(self):
         with self.assertRaisesRegex(KeyError, "run deploy/make-secrets first"):
-            read(ROOT / "deploy/compose.yaml", {})
+            read_compose_file(ROOT / "deploy/compose.yaml", {})
         with tempfile.TemporaryDirectory() as folder:
             generated = (kubernetes.copy_deploy_folder(pathlib.Path(folder)) / ".env").read_text()
         self.assertEqual({line.split("=")[0] for line in generated.splitlines()}, TOKENS.keys())
@@ -154,8 +154,8 @@ class ComposeFile(unittest.TestCase):
         wait_until("the coordinator", lambda: get(metrics)[0] == 200, coordinator)
         prometheus = start("prometheus", shutil.which("prometheus"))
         query = urllib.parse.quote('up{job="dico"} == 1')
-        answer = f"http://{addresses['prometheus']}:9090/api/v1/query?query={query}"
-        wait_until("a scrape", lambda: "coordinator:7071" in get(answer)[1], prometheus, coordinator)
+        query_url = f"http://{addresses['prometheus']}:9090/api/v1/query?query={query}"
+        wait_until("a scrape", lambda: "coordinator:7071" in get(query_url)[1], prometheus, coordinator)
         for rules in json.loads(get(f"http://{addresses['prometheus']}:9090/api/v1/rules")[1])["data"]["groups"]:
             self.assertTrue(rules["rules"])
         workers = [start("worker-0"), start("worker-1")]

@@ -57,7 +57,7 @@ class Manifests:
     """Tests of every overlay."""
 
     name: str
-    # The run file in the repository from which tools/run-files writes the overlay's.
+    # The run file in the repository from which tools/generate-configs writes the overlay's.
     original: str
 
     @classmethod
@@ -139,10 +139,10 @@ class Manifests:
         overlay = self.overlay
         (container,) = overlay.templates["coordinator"]["spec"]["containers"]
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        wanted = [port["targetPort"] for port in overlay.of_kind("Service")[0]["spec"]["ports"]]
-        wanted += [container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")]
-        wanted += [e["port"] for m in overlay.of_kind("PodMonitor") for e in m["spec"]["podMetricsEndpoints"]]
-        self.assertLessEqual(set(wanted), ports.keys())
+        port_names = [port["targetPort"] for port in overlay.of_kind("Service")[0]["spec"]["ports"]]
+        port_names += [container[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")]
+        port_names += [e["port"] for m in overlay.of_kind("PodMonitor") for e in m["spec"]["podMetricsEndpoints"]]
+        self.assertLessEqual(set(port_names), ports.keys())
         for name, option in (("grpc", "--listen"), ("http", "--http")):
             self.assertIn(f"{option}=0.0.0.0:{ports[name]}", container["args"])
         self.assertEqual({f"{port}" for port in ports.values()}, set(stages()["coordinator"].ports))

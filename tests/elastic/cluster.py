@@ -72,7 +72,7 @@ class Cluster:
         return None
 
     def is_alive(self, pid: int) -> bool:
-        """Returns whether the process still belongs to this cluster: the system reuses process ids."""
+        """Returns whether the process is one of this cluster: the system reuses process ids."""
         try:
             environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
@@ -80,7 +80,7 @@ class Cluster:
         return f"ELASTIC_STEPS={self.record_path}".encode() in environment.split(b"\0")
 
     def kill(self, pid: int, restart_delay: float) -> None:
-        """Kills a worker. It restarts after `restart_delay` seconds, unless its launcher restarts it."""
+        """Kills a worker, which restarts after `restart_delay` seconds or by its launcher."""
         os.kill(pid, signal.SIGKILL)
         for index, worker in enumerate(self.workers):
             if worker is not None and worker.pid == pid:

@@ -1,4 +1,4 @@
-"""Kills workers one at a time, by the rules of the chaos run, and measures the cost of each fault."""
+"""Kills workers by the rules of the chaos run, and measures the cost of each fault."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ class FaultCost(NamedTuple):
 
 
 def stable_generation(cluster: Cluster, pause: float) -> int | None:
-    """Returns the last generation if all workers have trained in it for `pause` seconds, else None."""
+    """Returns the last generation once all workers have trained in it for `pause` seconds."""
     if not cluster.steps:
         return None
     generation = max(step.generation for step in cluster.steps)

@@ -11,8 +11,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 PROGRAMS = pathlib.Path(sys.executable).parent
 WORKERS = 3
-# Each generation gets its own store. With a shared store a worker may read an address of the previous
-# generation: https://github.com/pytorch/pytorch/issues/135712
+# Each generation gets its own store. With a shared store a worker may read an address of the
+# previous generation: https://github.com/pytorch/pytorch/issues/135712
 STORE_PER_GENERATION = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 

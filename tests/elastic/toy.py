@@ -12,8 +12,8 @@ from torch import nn
 # 9 (256 x 256 + 256) = 592,128 parameters; the captioner of the chaos run has 592,320.
 LAYERS = 9
 WIDTH = 256
-# Rows of a worker per step. With these a step of three workers on two cores takes about as long as in
-# the chaos run.
+# Rows of a worker per step. With these a step of three workers on two cores takes about as long as
+# in the chaos run.
 ROWS = 384
 
 

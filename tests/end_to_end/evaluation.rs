@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use test_support::{Coordinator, Process, Workspace, clip, run_to_completion, error_line, run, wait_for};
+use test_support::{Coordinator, Process, Workspace, clip, error_line, run, run_to_completion, wait_for};
 
 /// A workspace whose validation split has several ranges, and a checkpoint of a short run.
 fn workspace_with_checkpoint() -> (Workspace, PathBuf) {
@@ -115,7 +115,8 @@ fn an_evaluation_continues_after_a_failure_and_captions_each_image_once() {
     let (workspace, checkpoint) = workspace_with_checkpoint();
     let config = run_file(&workspace, "with-failures", &checkpoint, "{ min: 1, max: 3 }", 40);
     let coordinator = Coordinator::start(&workspace, &config);
-    let mut workers: BTreeMap<u32, Process> = (0..3).map(|worker_id| (worker_id, coordinator.start_worker(&workspace, worker_id))).collect();
+    let mut workers: BTreeMap<u32, Process> =
+        (0..3).map(|worker_id| (worker_id, coordinator.start_worker(&workspace, worker_id))).collect();
     // Kills workers until one was killed in the middle of an evaluation.
     let mut next_id = 3;
     let step = loop {
@@ -147,7 +148,8 @@ fn evaluating_worker(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>
 /// a later generation finished; none if `failed_generation` had finished it.
 fn continued_evaluation(workspace: &Workspace, failed_generation: i64) -> Option<i64> {
     let journal = workspace.journal("with-failures");
-    let query = |sql: &str, parameter: i64| journal.query_row(sql, [parameter], |row| row.get::<_, Option<i64>>(0)).unwrap();
+    let query =
+        |sql: &str, parameter: i64| journal.query_row(sql, [parameter], |row| row.get::<_, Option<i64>>(0)).unwrap();
     // The next generation first finishes the evaluation, at the step at which it starts.
     let start = "SELECT (SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1)";
     let step = wait_for("the next generation", || query(start, failed_generation));
@@ -206,8 +208,8 @@ fn images_with_the_same_file_name_are_all_evaluated_and_scored() {
     let coco = serde_json::json!({ "images": [], "annotations": annotations.collect::<Vec<_>>() });
     std::fs::write(workspace.path("coco.json"), coco.to_string()).unwrap();
     let score = |references: &str, options: &[&str]| {
-        let [references, candidates] =
-            [references, "duplicates/captions/2-dico-00000004.json"].map(|name| workspace.path(name).display().to_string());
+        let [references, candidates] = [references, "duplicates/captions/2-dico-00000004.json"]
+            .map(|name| workspace.path(name).display().to_string());
         let arguments = ["score", "--references", &references, "--candidates", &candidates, "--json"];
         let output = run("worker", &[&arguments[..], options].concat());
         assert!(output.status.success(), "{output:?}");

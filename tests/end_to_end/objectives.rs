@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use test_support::{Coordinator, Workspace, run_to_completion, error_line, run, read_tensors, wait_for};
+use test_support::{Coordinator, Workspace, error_line, read_tensors, run, run_to_completion, wait_for};
 
 /// Writes a run file with these stages. The models start from a checkpoint if `start` names one.
 fn run_file(workspace: &Workspace, name: &str, workers: u32, start: Option<&Path>, stages: &[&str]) -> PathBuf {

@@ -1,11 +1,11 @@
-//! Data sets of users: `worker inspect`, runs without captions, and `worker score` with the captions
-//! of a run.
+//! Data sets of users: `worker inspect`, runs without captions, and `worker score` with the
+//! captions of a run.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use test_support::{Workspace, command, run_to_completion, error_line, run};
+use test_support::{Workspace, command, error_line, run, run_to_completion};
 
 /// Runs `worker inspect` in the workspace.
 fn inspect(workspace: &Workspace, arguments: &[&str]) -> Output {
@@ -55,7 +55,8 @@ fn inspect_shows_statistics_samples_and_all_problems() {
     assert_eq!(report["splits"]["train"]["samples"][0]["captions"].as_array().unwrap().len(), 5);
     assert_eq!((&report["problems"], &report["notes"]), (&json!([]), &json!([])));
 
-    let (train, val, test) = (image_names(&dataset, "train"), image_names(&dataset, "val"), image_names(&dataset, "test"));
+    let (train, val, test) =
+        (image_names(&dataset, "train"), image_names(&dataset, "val"), image_names(&dataset, "test"));
     std::fs::remove_file(workspace.path("world/images").join(&train[0])).unwrap();
     std::fs::write(workspace.path("world/images").join(&val[0]), "no image").unwrap();
     for image in dataset["images"].as_array_mut().unwrap() {
@@ -158,7 +159,10 @@ fn inspect_reads_run_files_and_tars_and_refuses_other_inputs() {
     std::fs::write(workspace.path("other.json"), r#"{"photos": []}"#).unwrap();
     let output = inspect(&workspace, &["other.json"]);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(!output.status.success() && stdout.contains("missing field `images`") && stdout.contains("`photos`"), "{stdout}");
+    assert!(
+        !output.status.success() && stdout.contains("missing field `images`") && stdout.contains("`photos`"),
+        "{stdout}"
+    );
 }
 
 /// Writes COCO annotations of two images, of which `NAME.jpg` is missing. Returns the split for a
@@ -308,7 +312,8 @@ fn captions_of_a_run_are_scored_and_dico_trains_without_reference_captions() {
     assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
     let query = "SELECT count(*) FROM evaluation_items WHERE references_json = '[]' AND caption != ''";
     assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 12);
-    let error = error_line(&run("worker", &["score", "--config", &workspace.path("captionless.yaml").to_string_lossy()]));
+    let error =
+        error_line(&run("worker", &["score", "--config", &workspace.path("captionless.yaml").to_string_lossy()]));
     assert!(error.ends_with("split `val` has no captions: there is nothing to score against"), "{error}");
 }
 

@@ -76,7 +76,7 @@ def convert_names(state: Tensors, layers: int, text_layers: int) -> Tensors:
 
 
 def build_clip(state: Tensors, settings: dict) -> CLIPModel:
-    """Builds the CLIP of these weights: sizes follow from shapes, heads from the export's settings."""
+    """Builds the CLIP of these weights, with sizes from shapes and heads from `settings`."""
     assert settings["family"] == "openai", settings
     count = lambda prefix: len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
     layers, text_layers = count("visual.transformer.resblocks."), count("transformer.resblocks.")

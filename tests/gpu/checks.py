@@ -44,13 +44,14 @@ class Setting:
         return self.device != "cpu"
 
     def limit(self, seconds: float) -> float:
-        """Returns the time limit of a check that takes up to `seconds` on a GPU: CPUs need longer."""
+        """Returns the time limit of a check that takes up to `seconds` on a GPU."""
         return seconds if self.is_gpu else 10 * seconds
 
 
 # Modules whose unit tests compute on the device.
 MODULES = [
-    "captioner::", "clip::", "prefix_tree::", "golden::", "nn::", "objective::", "optimizer::", "tensors::", "trainer::state::",
+    "captioner::", "clip::", "prefix_tree::", "testing::golden_files::", "nn::", "objective::", "optimizer::",
+    "tensor_conversion::", "trainer::training_state::",
 ]  # fmt: skip
 # Part of the names of tests of 16-bit products.
 SIXTEEN_BITS = "sixteen_bit"
@@ -152,11 +153,11 @@ def step_checks(setting: Setting) -> list[Check]:
 
 
 def parse_step_figures(text: str) -> dict:
-    found = parse_json_object(text)
-    speed = found.get("images_per_s")
+    figures = parse_json_object(text)
+    speed = figures.get("images_per_s")
     if isinstance(speed, bool) or not isinstance(speed, int | float) or not speed > 0:
         raise CommandError(f"expected a positive number as `images_per_s`: {speed}")
-    return found
+    return figures
 
 
 def trace_checks(setting: Setting) -> list[Check]:

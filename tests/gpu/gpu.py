@@ -117,7 +117,7 @@ def find_peer_problem(folders: layout.Layout) -> str | None:
 
 
 def ratios(results: dict[str, dict]) -> dict[str, float]:
-    """Returns the ratio of images per second, ours to the peer's, of each step that both sides timed."""
+    """Returns the ratio of images per second, ours to the peer's, of each step."""
     figures = {name: result.get("figures", {}) for name, result in results.items()}
     speed = {name: values["images_per_s"] for name, values in figures.items() if "images_per_s" in values}
     pairs = ((name, name.removesuffix("_peer")) for name in speed if name.endswith("_peer"))
@@ -136,8 +136,8 @@ def table_line(name: str, result: dict) -> str:
         for key, value in figures.items()
         if isinstance(value, int | float | str) and not isinstance(value, bool)
     }
-    shown = [key for key in ("passed", "images_per_s", "step_s", "bytes_per_s", "largest_difference", "busy_share", "kernels") if key in short]
-    details = ", ".join(f"{key} {short[key]}" for key in shown)
+    shown_keys = [key for key in ("passed", "images_per_s", "step_s", "bytes_per_s", "largest_difference", "busy_share", "kernels") if key in short]
+    details = ", ".join(f"{key} {short[key]}" for key in shown_keys)
     return row(name, result["status"], str(result.get("seconds", "")), result.get("reason", details))
 
 

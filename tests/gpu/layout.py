@@ -48,8 +48,8 @@ class Layout:
 
 def pytorch() -> pathlib.Path | None:
     """Returns the folder of this Python's PyTorch without importing it; None if there is none."""
-    found = importlib.util.find_spec("torch")
-    return pathlib.Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+    spec = importlib.util.find_spec("torch")
+    return pathlib.Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def pytorch_version(package: pathlib.Path | None) -> str | None:
@@ -80,7 +80,7 @@ def libtorch(device: str, environment: Mapping[str, str], package: pathlib.Path 
 
 
 def unpack(carried: pathlib.Path, into: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """Unpacks the files of `tests/gpu/build`. Returns the folders of programs and of peer modules."""
+    """Unpacks the files of `tests/gpu/build`. Returns the folders of programs and peer modules."""
     archive, wheels = carried / "programs.tar.xz", sorted((carried / "wheels").glob("*.whl"))
     programs, peer = into / "programs", into / "peer"
     try:

@@ -144,9 +144,9 @@ class Checks(unittest.TestCase):
 
     def test_programs_do_not_get_the_variables_of_a_launcher(self) -> None:
         with unittest.mock.patch.dict("os.environ", {"RANK": "3", "LIBTORCH": "/x", "DICO_JOIN_TOKEN": "t", "LD_LIBRARY_PATH": "/y"}):
-            found = LAYOUT.for_programs(2)
-        self.assertEqual({"RANK", "LIBTORCH", "DICO_JOIN_TOKEN"} & found.keys(), set())
-        self.assertEqual((found["LD_LIBRARY_PATH"], found["OMP_NUM_THREADS"]), ("/libtorch:/y", "2"))
+            environment = LAYOUT.for_programs(2)
+        self.assertEqual({"RANK", "LIBTORCH", "DICO_JOIN_TOKEN"} & environment.keys(), set())
+        self.assertEqual((environment["LD_LIBRARY_PATH"], environment["OMP_NUM_THREADS"]), ("/libtorch:/y", "2"))
 
 
 class Outputs(unittest.TestCase):
@@ -185,7 +185,7 @@ class Traces(unittest.TestCase):
         def event(cat: str, name: str, ts: float = 0, dur: float = 1) -> dict:
             return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur}
 
-        found = step_trace.trace_figures(
+        figures = step_trace.trace_figures(
             [
                 event("kernel", "gemm", 0, 300),
                 event("kernel", "gemm", 200, 300),
@@ -200,9 +200,9 @@ class Traces(unittest.TestCase):
             ],
             step_s=0.001,
         )
-        self.assertEqual(found.pop("longest_ms"), {"gemm": 0.6, "add": 0.05, "Memcpy HtoD": 0.05})
+        self.assertEqual(figures.pop("longest_ms"), {"gemm": 0.6, "add": 0.05, "Memcpy HtoD": 0.05})
         counts = {"kernels": 3, "copies": 1, "launches": 2, "graphs": 1, "waits": 1, "operations": 1}
-        self.assertEqual(found, {"step_s": 0.001, "busy_s": 0.0006, "busy_share": 0.6} | counts)
+        self.assertEqual(figures, {"step_s": 0.001, "busy_s": 0.0006, "busy_share": 0.6} | counts)
 
 
 class Runs(unittest.TestCase):
@@ -219,14 +219,14 @@ class Runs(unittest.TestCase):
 
     def test_similar_runs_have_no_problems(self) -> None:
         self.assertEqual(self.evaluate(), [])
-        near = {"first": {"w": array.array("f", [1.000001, 2.0])}, "first_16": {"w": array.array("f", [1.01, 2.0])}}
-        self.assertEqual(self.evaluate(parameters=near), [])
+        similar = {"first": {"w": array.array("f", [1.000001, 2.0])}, "first_16": {"w": array.array("f", [1.01, 2.0])}}
+        self.assertEqual(self.evaluate(parameters=similar), [])
 
     def test_every_kind_of_difference_is_reported(self) -> None:
         values = {name: {"w": array.array("f", [1.0, 2.5])} for name in ("cpu", "two", "first_16")}
         for name, problem in (("cpu", "from the CPU's"), ("two", "two workers"), ("first_16", "differ from 32-bit")):
-            found = self.evaluate(parameters={name: values[name]})
-            self.assertTrue(len(found) == 1 and problem in found[0], found)
+            problems = self.evaluate(parameters={name: values[name]})
+            self.assertTrue(len(problems) == 1 and problem in problems[0], problems)
         self.assertIn("a repeated run", self.evaluate(hashes={"again": "c"})[0])
         self.assertIn("repeated 16-bit run", self.evaluate(hashes={"again_16": "c"})[0])
         self.assertIn("the same bits", self.evaluate(hashes={"first_16": "a", "again_16": "a"})[0])

@@ -2,7 +2,7 @@
 
 Prints one JSON object. The exit status is 1 if two runs on one device differ in any bit, or if
 results on a device and on the CPU, of one worker and of two, or of 16-bit and of 32-bit products
-differ by more than rounding.
+differ by variables than rounding.
 """
 
 import argparse
@@ -43,8 +43,8 @@ OPTIMIZER = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }"
 IMAGES = 60
 # Largest effect of another order of summation on a parameter; as in tests/end_to_end/training.rs.
 TOLERANCE = 2e-5
-# Tolerance of 16-bit products, times 1 + the tensor's norm. The 1 covers tensors that started at zero and
-# have had only a few updates.
+# Tolerance of 16-bit products, times 1 + the tensor's norm. The 1 covers tensors that started at
+# zero and have had only a few updates.
 TOLERANCE_16_BIT = 0.01
 
 Tensors = dict[str, array.array]
@@ -129,28 +129,28 @@ class TrainingRuns:
                 self.start(started, name, "worker", host, *join, "--rank", str(worker_id), number=worker_id)
                 for worker_id, host in enumerate(hosts)
             ]
-            printed = [self.finish(name, "worker", process, worker_id) for worker_id, process in enumerate(joined)]
+            outputs = [self.finish(name, "worker", process, worker_id) for worker_id, process in enumerate(joined)]
             self.finish(name, "coordinator", coordinator)
-        hashes = {found[1] for found in (re.search(r"parameters_sha256=(\S+)", text) for text in printed) if found}
+        hashes = {match[1] for match in (re.search(r"parameters_sha256=(\S+)", text) for text in outputs) if match}
         if len(hashes) != 1:
             raise RunError(f"the workers of {name} ended with different parameters: {sorted(hashes)}")
         return hashes.pop()
 
     def start(
-        self, started: contextlib.ExitStack, run: str, program: str, more: dict, *options: str, number: int = 0
+        self, started: contextlib.ExitStack, run: str, program: str, variables: dict, *options: str, number: int = 0
     ) -> subprocess.Popen:
         log = started.enter_context(open(self.folder / f"{run}-{program}-{number}.log", "w"))
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log}
-        process = subprocess.Popen([self.programs / program, *options], env=os.environ | more, text=True, **pipes)
+        process = subprocess.Popen([self.programs / program, *options], env=os.environ | variables, text=True, **pipes)
         started.callback(process.wait)
         started.callback(process.kill)
         return process
 
     def finish(self, run: str, program: str, process: subprocess.Popen, number: int = 0) -> str:
-        printed, _ = process.communicate()
+        output, _ = process.communicate()
         if process.returncode != 0:
             raise RunError(f"{program} {number} of {run} exited with status {process.returncode}: {self.log(run, program, number)}")
-        return printed
+        return output
 
     def log(self, run: str, program: str, number: int = 0) -> str:
         return "\n".join((self.folder / f"{run}-{program}-{number}.log").read_text().splitlines()[-10:])
@@ -171,16 +171,16 @@ def evaluate(hashes: dict[str, str], parameters_by_run: dict[str, Tensors], capt
     figures["same_bits_again"] = hashes["first"] == hashes["again"]
     figures["largest_difference_of_two_workers"] = largest_difference(parameters_by_run["first"], parameters_by_run["two"])
     checks = {
-        "parameters differ from the CPU's by more than rounding": figures["largest_difference"] <= TOLERANCE,
+        "parameters differ from the CPU's by variables than rounding": figures["largest_difference"] <= TOLERANCE,
         "captions differ from the CPU's": figures["same_captions"] and figures["captions"] > 0,
         "a repeated run ends with different bits": figures["same_bits_again"],
-        "two workers end with parameters that differ from those of one worker by more than rounding": figures["largest_difference_of_two_workers"] <= TOLERANCE,
+        "two workers end with parameters that differ from those of one worker by variables than rounding": figures["largest_difference_of_two_workers"] <= TOLERANCE,
     }
     if "first_16" in hashes:
         figures["same_bits_again_in_16_bits"] = hashes["first_16"] == hashes["again_16"]
         figures["largest_difference_of_16_bits"] = largest_difference(parameters_by_run["first"], parameters_by_run["first_16"])
         checks["a repeated 16-bit run ends with different bits"] = figures["same_bits_again_in_16_bits"]
-        checks["16-bit results differ from 32-bit results by more than rounding"] = is_close_16_bit(parameters_by_run["first_16"], parameters_by_run["first"])
+        checks["16-bit results differ from 32-bit results by variables than rounding"] = is_close_16_bit(parameters_by_run["first_16"], parameters_by_run["first"])
         checks["16-bit and 32-bit runs end with the same bits"] = hashes["first_16"] != hashes["first"]
     return figures, [problem for problem, is_met in checks.items() if not is_met]
 

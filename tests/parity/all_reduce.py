@@ -1,4 +1,4 @@
-"""Times all-reduces of torch.distributed between processes of this machine: the counterpart of ``worker bench all-reduce``."""
+"""Times all-reduces of torch.distributed on this machine, like ``worker bench all-reduce``."""
 
 import argparse
 import json
@@ -10,27 +10,27 @@ import torch
 from torch import distributed, multiprocessing
 
 WARM_UP = 2
-# As ours: values repeat after so many, and all sums are exact.
+# As in `worker bench all-reduce`: values repeat after this many, so that all sums are exact.
 PERIOD = 4096
 
 
 def measure(rank: int, port: int, arguments: argparse.Namespace, queue: multiprocessing.Queue) -> None:
-    """One rank. Puts the seconds of each sum into the queue."""
+    """Runs one rank, and puts the seconds of each all-reduce into the queue."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    world = arguments.world
-    distributed.init_process_group(arguments.backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    world_size = arguments.world
+    distributed.init_process_group(arguments.backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     device = torch.device(arguments.device)
     base = torch.arange(arguments.bytes // 4, device=device).remainder(PERIOD).float()
-    expected = base * world + world * (world - 1) / 2
-    own = base + rank
-    total = own.clone()
-    together = torch.zeros(1, device=device)
+    expected = base * world_size + world_size * (world_size - 1) / 2
+    rank_values = base + rank
+    total = rank_values.clone()
+    barrier = torch.zeros(1, device=device)
     seconds = []
     for step in range(WARM_UP + arguments.steps):
-        total.copy_(own)
-        distributed.all_reduce(together)
+        total.copy_(rank_values)
+        distributed.all_reduce(barrier)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()
@@ -38,7 +38,7 @@ def measure(rank: int, port: int, arguments: argparse.Namespace, queue: multipro
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         elapsed = time.perf_counter() - started
-        assert torch.equal(total, expected), f"sum {step} is wrong"
+        assert torch.equal(total, expected), f"all-reduce {step} has a wrong sum"
         if step >= WARM_UP:
             seconds.append(elapsed)
     queue.put(seconds)
@@ -60,7 +60,7 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     multiprocessing.spawn(measure, (port, arguments, queue), nprocs=arguments.world)
-    # A sum is there when the last rank has it.
+    # An all-reduce is complete when the last rank has the result.
     seconds = sorted(max(step) for step in zip(*(queue.get() for _ in range(arguments.world)), strict=True))
     median = seconds[len(seconds) // 2]
     print(

@@ -1,6 +1,6 @@
-"""CLIP by formula, in two implementations that know nothing of each other: transformers and open_clip.
+"""CLIP with weights by formula, in two independent implementations: transformers and open_clip.
 
-The parameters are named as OpenAI names them, which open_clip does too; ``hugging_face_state`` translates.
+Parameters have OpenAI's names, like in open_clip; ``hugging_face_state`` translates them.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,16 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 import formula
 
 # Mean and standard deviation of OpenAI's preprocessing.
-OPENAI = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+OPENAI_NORMALIZATION = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """A vision transformer where ``blocks`` is empty, else a modified ResNet with as many blocks in each stage."""
+class ClipConfig:
+    """Sizes of a CLIP.
+
+    The vision encoder is a transformer if ``blocks`` is empty, else a modified ResNet with this
+    many blocks in each stage.
+    """
 
     image_size: int
     patch_size: int
@@ -40,70 +44,70 @@ class Architecture:
         return self.text_width // 64
 
 
-def open_clip_model(architecture: Architecture) -> CLIP:
-    """open_clip's model; weights yet to be set."""
+def open_clip_model(config: ClipConfig) -> CLIP:
+    """Builds open_clip's model without setting the weights."""
     vision = CLIPVisionCfg(
-        layers=architecture.blocks or architecture.layers,
-        width=architecture.width,
+        layers=config.blocks or config.layers,
+        width=config.width,
         head_width=64,
-        patch_size=architecture.patch_size,
-        image_size=architecture.image_size,
+        patch_size=config.patch_size,
+        image_size=config.image_size,
     )
     text = CLIPTextCfg(
-        context_length=architecture.context_length,
-        vocab_size=architecture.vocabulary_size,
-        width=architecture.text_width,
-        heads=architecture.text_heads,
-        layers=architecture.text_layers,
+        context_length=config.context_length,
+        vocab_size=config.vocabulary_size,
+        width=config.text_width,
+        heads=config.text_heads,
+        layers=config.text_layers,
     )
-    return CLIP(architecture.embedding, vision, text, quick_gelu=True).eval()
+    return CLIP(config.embedding, vision, text, quick_gelu=True).eval()
 
 
-def openai_state(architecture: Architecture, prefix: str = "") -> dict[str, Tensor]:
-    """All parameters, and the running statistics of batch norms, under OpenAI's names."""
+def openai_state(config: ClipConfig, prefix: str = "") -> dict[str, Tensor]:
+    """Returns all parameters, and running statistics of batch norms, under OpenAI's names."""
     with torch.device("meta"):
-        described = open_clip_model(architecture).state_dict()
-    shapes = {name: tuple(value.shape) for name, value in described.items() if not name.endswith("num_batches_tracked")}
+        state_dict = open_clip_model(config).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state_dict.items() if not name.endswith("num_batches_tracked")}
     return formula.state(shapes, prefix)
 
 
-def with_open_clip(architecture: Architecture, state: dict[str, Tensor]) -> CLIP:
-    """open_clip's model with the given parameters; complete but for the counters of batch norms."""
-    model = open_clip_model(architecture)
+def build_open_clip(config: ClipConfig, state: dict[str, Tensor]) -> CLIP:
+    """Builds open_clip's model with the given parameters, which may lack batch norms' counters."""
+    model = open_clip_model(config)
     missing, unexpected = model.load_state_dict(state, strict=False)
     wrong = [name for name in missing if not name.endswith("num_batches_tracked")] + unexpected
     if wrong:
-        raise ValueError(f"not open_clip's names: {wrong}")
+        raise ValueError(f"missing or unexpected parameters: {wrong}")
     return model
 
 
-def with_transformers(architecture: Architecture, state: dict[str, Tensor]) -> CLIPModel:
-    """transformers' model, vision transformers only, with the given parameters."""
+def build_transformers(config: ClipConfig, state: dict[str, Tensor]) -> CLIPModel:
+    """Builds transformers' model, which supports vision transformers only."""
     vision = CLIPVisionConfig(
-        hidden_size=architecture.width,
-        intermediate_size=4 * architecture.width,
-        num_hidden_layers=architecture.layers,
-        num_attention_heads=architecture.heads,
-        image_size=architecture.image_size,
-        patch_size=architecture.patch_size,
-        projection_dim=architecture.embedding,
+        hidden_size=config.width,
+        intermediate_size=4 * config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        projection_dim=config.embedding,
     )
     text = CLIPTextConfig(
-        vocab_size=architecture.vocabulary_size,
-        hidden_size=architecture.text_width,
-        intermediate_size=4 * architecture.text_width,
-        num_hidden_layers=architecture.text_layers,
-        num_attention_heads=architecture.text_heads,
-        max_position_embeddings=architecture.context_length,
-        projection_dim=architecture.embedding,
-        bos_token_id=architecture.vocabulary_size - 2,
-        eos_token_id=architecture.vocabulary_size - 1,
+        vocab_size=config.vocabulary_size,
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_heads,
+        max_position_embeddings=config.context_length,
+        projection_dim=config.embedding,
+        bos_token_id=config.vocabulary_size - 2,
+        eos_token_id=config.vocabulary_size - 1,
         pad_token_id=0,
     )
-    config = CLIPConfig.from_text_vision_configs(text, vision, projection_dim=architecture.embedding)
-    config._attn_implementation = "eager"
+    clip_config = CLIPConfig.from_text_vision_configs(text, vision, projection_dim=config.embedding)
+    clip_config._attn_implementation = "eager"
     with torch.device("meta"):
-        model = CLIPModel(config)
+        model = CLIPModel(clip_config)
     model = model.to_empty(device="cpu").eval()
     fill_position_ids(model)
     model.load_state_dict(hugging_face_state(state), strict=True)
@@ -111,20 +115,20 @@ def with_transformers(architecture: Architecture, state: dict[str, Tensor]) -> C
 
 
 def fill_position_ids(model: torch.nn.Module) -> None:
-    """These buffers are not stored with the weights, and ``to_empty`` has emptied them."""
+    """Fills the position ids, which the weights lack and which ``to_empty`` clears."""
     for name, buffer in model.named_buffers():
         if name.endswith("position_ids"):
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
 
 
-BLOCK = {
+BLOCK_NAMES = {
     "attn.out_proj": "self_attn.out_proj",
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-OUTSIDE = {
+OTHER_NAMES = {
     "logit_scale": "logit_scale",
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
@@ -138,17 +142,17 @@ OUTSIDE = {
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
 }
-PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
+PROJECTION_NAMES = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 
 
 def hugging_face_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same parameters under transformers' names: q, k and v apart, projections transposed."""
+    """Translates to transformers' names; splits q, k and v, and transposes projections."""
     result: dict[str, Tensor] = {}
     for name, value in state.items():
-        if name in OUTSIDE:
-            result[OUTSIDE[name]] = value
-        elif name in PROJECTIONS:
-            result[PROJECTIONS[name]] = value.T.contiguous()
+        if name in OTHER_NAMES:
+            result[OTHER_NAMES[name]] = value
+        elif name in PROJECTION_NAMES:
+            result[PROJECTION_NAMES[name]] = value.T.contiguous()
         else:
             result.update(block_parameter(name, value))
     return result
@@ -160,9 +164,9 @@ def block_parameter(name: str, value: Tensor) -> dict[str, Tensor]:
     prefix = f"{'vision_model' if tower else 'text_model'}.encoder.layers.{layer}."
     if rest.startswith("attn.in_proj_"):
         kind = rest.removeprefix("attn.in_proj_")
-        return {f"{prefix}self_attn.{part}_proj.{kind}": third for part, third in zip("qkv", value.chunk(3))}
+        return {f"{prefix}self_attn.{projection}_proj.{kind}": third for projection, third in zip("qkv", value.chunk(3))}
     module, _, kind = rest.rpartition(".")
-    return {f"{prefix}{BLOCK[module]}.{kind}": value}
+    return {f"{prefix}{BLOCK_NAMES[module]}.{kind}": value}
 
 
 @dataclass(frozen=True)
@@ -174,24 +178,28 @@ class Outputs:
     texts: Tensor
 
 
-def unit(embeddings: Tensor) -> Tensor:
+def normalize(embeddings: Tensor) -> Tensor:
     return embeddings / embeddings.norm(dim=-1, keepdim=True)
 
 
-def by_transformers(model: CLIPModel, pixels: Tensor, ids: Tensor) -> Outputs:
-    """Hidden states before the post layer norm, of all tokens."""
+def transformers_outputs(model: CLIPModel, pixels: Tensor, ids: Tensor) -> Outputs:
+    """Computes the outputs with transformers. Hidden states are before the post layer norm."""
     with torch.no_grad():
         hidden = model.vision_model(pixels).last_hidden_state
-        return Outputs(hidden, unit(model.get_image_features(pixels)), unit(model.get_text_features(ids)))
+        return Outputs(hidden, normalize(model.get_image_features(pixels)), normalize(model.get_text_features(ids)))
 
 
-def by_open_clip(model: CLIP, pixels: Tensor, ids: Tensor) -> Outputs:
-    """Hidden states of a ResNet: what the attention pool reads, row by row. Of a transformer: as above."""
+def open_clip_outputs(model: CLIP, pixels: Tensor, ids: Tensor) -> Outputs:
+    """Computes the outputs with open_clip.
+
+    Hidden states of a ResNet are the inputs of the attention pool, row by row; those of a
+    transformer are as in ``transformers_outputs``.
+    """
     captured: list[Tensor] = []
-    resnet = hasattr(model.visual, "layer4")
-    watched = model.visual.layer4 if resnet else model.visual.transformer
-    handle = watched.register_forward_hook(lambda _, __, output: captured.append(output))
+    is_resnet = hasattr(model.visual, "layer4")
+    hooked_module = model.visual.layer4 if is_resnet else model.visual.transformer
+    handle = hooked_module.register_forward_hook(lambda _, __, output: captured.append(output))
     with torch.no_grad():
         images, texts = model.encode_image(pixels, normalize=True), model.encode_text(ids, normalize=True)
     handle.remove()
-    return Outputs(captured[0].flatten(2).mT if resnet else captured[0], images, texts)
+    return Outputs(captured[0].flatten(2).mT if is_resnet else captured[0], images, texts)

@@ -1,8 +1,8 @@
-"""One whole step of DiCO: candidates, rewards, loss, gradients, and parameters after Adam.
+"""Expected results of a DiCO step: candidates, rewards, loss, gradients, and parameters after Adam.
 
-In each of three settings: what the release does (configs/release), our default, and the default with cut candidates
-rewarded as if they had ended. Writes dico.json and, for each setting and tau, SETTING.tau<TAU>.safetensors with
-``gradient.NAME``, for the first of all also ``updated.NAME``.
+Computes three settings: the release (configs/as-released), this project's default, and the default with
+closed cut candidates. Writes dico.json and, for each setting and tau, SETTING.tau<TAU>.safetensors
+with ``gradient.NAME``, and in the first file ``updated.NAME``.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -15,11 +15,11 @@ from transformers import VisionEncoderDecoderModel
 
 import beams
 import captioner
-import cases
+import common
 import clip
 import clip_model
 import formula
-import published
+import published_captioner
 import tokens
 
 
@@ -27,10 +27,10 @@ import tokens
 class Case:
     """Models by formula, images, and the settings of the objective."""
 
-    sizes: published.Sizes
+    sizes: published_captioner.Sizes
     policy: str
     reference: str
-    evaluator: clip_model.Architecture
+    evaluator: clip_model.ClipConfig
     evaluator_prefix: str
     images: int
     search: beams.Search
@@ -39,10 +39,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """What differs between the steps: ``cut_length_includes_bos``, ``cut_candidates`` and ``tau`` of the run file.
+    """Differences between the steps: ``cut_length_includes_bos``, ``cut_candidates``, ``tau``.
 
-    ``cut_candidates`` says what CLIP reads of a candidate without an end token: ``as_released``, its tokens without an
-    end; ``closed``, the same with an end.
+    ``cut_candidates`` selects CLIP's tokens of a candidate without an end token: ``as_released``,
+    the tokens without an end token; ``closed``, the tokens with an end token.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Setting:
     taus: tuple[float, ...]
 
 
-NARROW = published.Sizes(48, 2, 2, 48, 16, 32, 4, 2, 64, 2, 77, 67)
-# Narrow, because all gradients are kept; the policy's prefix is one under which some candidates end and none contains a
-# pad, the evaluator's one under which no text is worth more than the ended candidate of the first image and less than
-# those of the second.
+NARROW = published_captioner.Sizes(48, 2, 2, 48, 16, 32, 4, 2, 64, 2, 77, 67)
+# The model is narrow because the files have all gradients. With the policy's prefix some candidates
+# end and none contains a pad. With the evaluator's prefix the ended candidate of the first image
+# has the highest reward, and those of the second image have the lowest.
 GOLDEN = Case(NARROW, "policy1168.", "reference.", clip.SMALL["vit"], "evaluator44.", 3, beams.Search(5, 20, 1.0), 0.2)
-# The evaluator's prefix is one under which most cosines are positive, so that rewards are not all 0.
+# With this prefix of the evaluator most cosines are positive, so that not all rewards are 0.
 FULL = replace(GOLDEN, evaluator=clip.PUBLISHED["vit_b_32"], evaluator_prefix="evaluator1.")
 
 SETTINGS = (
@@ -67,7 +67,7 @@ SETTINGS = (
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 
-# The captioner's tokens: words that are one token each for CLIP, in the order of CLIP's numbers.
+# Words of the captioner's vocabulary. Each is one token for CLIP.
 WORDS = (
     "a the of on in with two three man woman child dog cat horse zebra giraffe train bus bicycle skateboard surfboard "
     "riding standing sitting holding eating playing next to near under over street beach kitchen table pizza sandwich "
@@ -77,153 +77,156 @@ WORDS = (
 
 
 def vocabulary(size: int) -> list[tuple[int, str]]:
-    """CLIP's number and word of each of the captioner's first ``size`` tokens, ascending."""
-    fast, _ = tokens.load()
-    single = {ids[0]: word for word in WORDS if len(ids := tokens.inner(fast, word)) == 1}
-    if len(single) < size:
-        raise ValueError(f"{len(single)} words of one token, {size} wanted")
-    return sorted(single.items())[:size]
+    """Returns (CLIP's token id, word) of the captioner's first ``size`` tokens, ascending."""
+    fast, _ = tokens.load_tokenizers()
+    single_tokens = {ids[0]: word for word in WORDS if len(ids := tokens.encode(fast, word)) == 1}
+    if len(single_tokens) < size:
+        raise ValueError(f"only {len(single_tokens)} words are single tokens, but {size} are required")
+    return sorted(single_tokens.items())[:size]
 
 
-def vision(case: Case) -> Tensor:
-    """The captioner's vision hidden states [images, tokens, width]."""
+def vision_hidden(case: Case) -> Tensor:
+    """Returns the captioner's vision hidden states [images, tokens, width] by formula."""
     shape = (case.sizes.vision_tokens, case.sizes.vision_width)
     return torch.stack([formula.inputs(f"dico.image{number}", shape) for number in range(case.images)])
 
 
-def texts_of(
+def clip_texts(
     case: Case, setting: Setting, candidates: list[list[int]], words: list[tuple[int, str]]
 ) -> list[list[int]]:
-    """CLIP's tokens of each candidate: begin and pad are no words, and nothing follows an end."""
+    """Returns CLIP's tokens of each candidate, without the captioner's begin and pad tokens."""
     begin = case.evaluator.vocabulary_size - 2
-    known = [[words[token][0] for token in candidate if token < case.sizes.begin] for candidate in candidates]
-    closes = [setting.cut_candidates == "closed" or candidate[-1] == case.sizes.end for candidate in candidates]
-    return [[begin, *ids, *[begin + 1] * closed] for ids, closed in zip(known, closes)]
+    token_lists = [[words[token][0] for token in candidate if token < case.sizes.begin] for candidate in candidates]
+    has_end = [setting.cut_candidates == "closed" or candidate[-1] == case.sizes.end for candidate in candidates]
+    return [[begin, *ids, *[begin + 1] * ended] for ids, ended in zip(token_lists, has_end)]
 
 
 def rewards(case: Case, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """PAC-S [images, k], 2 max(cosine, 0), and the cosines.
+    """Returns PAC-S [images, k], 2 max(cosine, 0), and the cosines.
 
-    open_clip pools a text at its highest token, as OpenAI's model does; transformers at the first end token. Without an
-    end token both pool at the first token of all, which is the begin token.
+    open_clip pools a text at its highest token id, like OpenAI's model; transformers pools at the
+    first end token. Without an end token both pool at the first token, which is the begin token.
     """
     state = clip_model.openai_state(case.evaluator, case.evaluator_prefix)
-    seen = clip.pixels(case.evaluator, "dico", case.images)
-    read = clip.padded(texts, case.evaluator.context_length)
-    outputs = clip_model.by_transformers(clip_model.with_transformers(case.evaluator, state), seen, read)
-    clip.agree(outputs, clip_model.by_open_clip(clip_model.with_open_clip(case.evaluator, state), seen, read))
+    pixels = clip.pixels(case.evaluator, "dico", case.images)
+    text_tokens = clip.pad(texts, case.evaluator.context_length)
+    outputs = clip_model.transformers_outputs(clip_model.build_transformers(case.evaluator, state), pixels, text_tokens)
+    clip.check_agreement(outputs, clip_model.open_clip_outputs(clip_model.build_open_clip(case.evaluator, state), pixels, text_tokens))
     cosines = (outputs.images.unsqueeze(1) * outputs.texts.view(case.images, case.search.beams, -1)).sum(-1)
     return 2 * cosines.clamp(min=0), cosines
 
 
 def log_probabilities(model: VisionEncoderDecoderModel, candidates: list[list[int]], case: Case) -> Tensor:
-    """Of each candidate, summed over its tokens, the end included where there is one; [images, k]."""
-    hidden = vision(case).repeat_interleave(case.search.beams, 0)
-    ids = captioner.padded([[case.sizes.begin, *candidate] for candidate in candidates], case.sizes.pad)
-    logits = published.logits(model, hidden, ids)
-    each = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+    """Returns the log-probability of each candidate, end token included if present; [images, k]."""
+    hidden = vision_hidden(case).repeat_interleave(case.search.beams, 0)
+    ids = captioner.pad_sequences([[case.sizes.begin, *candidate] for candidate in candidates], case.sizes.pad)
+    logits = published_captioner.logits(model, hidden, ids)
+    token_log_probabilities = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
     lengths = torch.tensor([len(candidate) for candidate in candidates]).unsqueeze(1)
-    real = torch.arange(each.shape[1]) < lengths
-    return (each * real).sum(1).view(case.images, case.search.beams)
+    is_token = torch.arange(token_log_probabilities.shape[1]) < lengths
+    return (token_log_probabilities * is_token).sum(1).view(case.images, case.search.beams)
 
 
 def gammas(scores: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """The chosen candidate of each image [images], and the weights of the others [images, k] (0 for the chosen)."""
-    best, chosen = scores.max(1, keepdim=True)
-    others = (tau * (best - scores)).scatter(1, chosen, float("-inf"))
-    return chosen.squeeze(1), others.softmax(1)
+    """Returns the best candidate of each image, and weights [images, k], which are 0 for it."""
+    best, best_index = scores.max(1, keepdim=True)
+    others = (tau * (best - scores)).scatter(1, best_index, float("-inf"))
+    return best_index.squeeze(1), others.softmax(1)
 
 
-def loss_of(policy: Tensor, reference: Tensor, chosen: Tensor, gamma: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """The mean loss, and the margin of each image (before beta)."""
+def loss_of(policy: Tensor, reference: Tensor, best_index: Tensor, gamma: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Returns the mean loss, and the margin of each image (before beta)."""
     difference = policy - reference
-    margin = difference.gather(1, chosen.unsqueeze(1)).squeeze(1) - (gamma * difference).sum(1)
+    margin = difference.gather(1, best_index.unsqueeze(1)).squeeze(1) - (gamma * difference).sum(1)
     return -functional.logsigmoid(beta * margin).mean(), margin
 
 
-def trained(model: VisionEncoderDecoderModel) -> dict[str, Tensor]:
-    """The parameters that take part: not the vision tower, not what BERT leaves unused; the tied head once."""
+def trainable_parameters(model: VisionEncoderDecoderModel) -> dict[str, Tensor]:
+    """Returns the trained parameters: no vision encoder, no unused ones, the tied head once."""
     return {
         name: value
         for name, value in model.named_parameters()
-        if not name.startswith("encoder.vision_encoder.") and not published.is_unused(name)
+        if not name.startswith("encoder.vision_encoder.") and not published_captioner.is_unused(name)
     }
 
 
-def shown(name: str, value: Tensor, case: Case) -> Tensor:
-    """Of BERT's positions only those that there are tokens for: the rest has no gradient."""
+def used_rows(name: str, value: Tensor, case: Case) -> Tensor:
+    """Omits rows of BERT's position embeddings beyond the vision tokens, which have no gradient."""
     return value[: case.sizes.vision_tokens] if name.endswith("embeddings.position_embeddings.weight") else value
 
 
 def step(
     case: Case, tau: float, candidates: list[list[int]], reference: Tensor, scores: Tensor
 ) -> tuple[dict, dict[str, Tensor]]:
-    """Loss, gradients and one step of Adam from fresh parameters."""
-    policy = published.by_formula(case.sizes, case.policy, captioner.GAINS)
-    summed = log_probabilities(policy, candidates, case)
-    chosen, gamma = gammas(scores, tau)
-    loss, margin = loss_of(summed, reference, chosen, gamma, case.beta)
-    parameters = trained(policy)
+    """Computes loss, gradients and the first step of Adam."""
+    policy = published_captioner.build_by_formula(case.sizes, case.policy, captioner.GAINS)
+    policy_log_probabilities = log_probabilities(policy, candidates, case)
+    best_index, gamma = gammas(scores, tau)
+    loss, margin = loss_of(policy_log_probabilities, reference, best_index, gamma, case.beta)
+    parameters = trainable_parameters(policy)
     loss.backward()
-    gradients = {f"gradient.{name}": shown(name, value.grad, case).clone() for name, value in parameters.items()}
+    gradients = {f"gradient.{name}": used_rows(name, value.grad, case).clone() for name, value in parameters.items()}
     torch.optim.Adam(parameters.values(), **ADAM).step()
-    updated = {f"updated.{name}": shown(name, value, case) for name, value in parameters.items()}
-    described = {
+    updated = {f"updated.{name}": used_rows(name, value, case) for name, value in parameters.items()}
+    step_result = {
         "tau": tau,
-        "chosen": chosen.tolist(),
+        "chosen": best_index.tolist(),
         "gamma": gamma.tolist(),
         "margin": margin.tolist(),
         "loss": loss.item(),
     }
-    return described, gradients | updated
+    return step_result, gradients | updated
 
 
-def computed(case: Case, setting: Setting, words: list[tuple[int, str]], out: Path, updates: bool) -> dict:
-    """The step in one of the settings, for each tau; the tensors are written, with the updated ones for the first tau."""
-    policy = published.by_formula(case.sizes, case.policy, captioner.GAINS)
+def compute_setting(case: Case, setting: Setting, words: list[tuple[int, str]], out: Path, with_updates: bool) -> dict:
+    """Computes a setting's step for each tau, and writes the tensors.
+
+    ``with_updates``: whether the first file has the updated parameters.
+    """
+    policy = published_captioner.build_by_formula(case.sizes, case.policy, captioner.GAINS)
     search = replace(case.search, cut_counts_begin=setting.cut_counts_begin)
-    found = beams.search(policy, vision(case), search)
-    candidates = [tokens for image in found for tokens in image.tokens]
-    texts = texts_of(case, setting, candidates, words)
+    results = beams.search(policy, vision_hidden(case), search)
+    candidates = [tokens for image in results for tokens in image.tokens]
+    texts = clip_texts(case, setting, candidates, words)
     scores, cosines = rewards(case, texts)
     with torch.no_grad():
-        model = published.by_formula(case.sizes, case.reference, captioner.GAINS)
+        model = published_captioner.build_by_formula(case.sizes, case.reference, captioner.GAINS)
         reference = log_probabilities(model, candidates, case)
-        summed = log_probabilities(policy, candidates, case)
+        policy_log_probabilities = log_probabilities(policy, candidates, case)
     steps = []
     for tau in setting.taus:
-        described, tensors = step(case, tau, candidates, reference, scores)
-        if steps or not updates:
+        step_result, tensors = step(case, tau, candidates, reference, scores)
+        if steps or not with_updates:
             tensors = {name: value for name, value in tensors.items() if name.startswith("gradient.")}
-        described["tensors"] = f"{setting.name}.tau{tau:g}.safetensors"
-        cases.write_tensors(out / described["tensors"], tensors)
-        steps.append(described)
-    ended = [[tokens[-1] == case.sizes.end for tokens in image.tokens] for image in found]
-    gap = min(image.gap for image in found)
+        step_result["tensors"] = f"{setting.name}.tau{tau:g}.safetensors"
+        common.write_tensors(out / step_result["tensors"], tensors)
+        steps.append(step_result)
+    ended = [[tokens[-1] == case.sizes.end for tokens in image.tokens] for image in results]
+    gap = min(image.gap for image in results)
     print(f"{setting.name}: ended {ended}; rewards {scores.tolist()}; least gap of the searches {gap:.1e}; {steps}")
     return {
         "name": setting.name,
         "cut_candidates": setting.cut_candidates,
         "search": asdict(search),
-        "candidates": [image.tokens for image in found],
-        "scores": [image.scores for image in found],
-        "gaps": [image.gap for image in found],
+        "candidates": [image.tokens for image in results],
+        "scores": [image.scores for image in results],
+        "gaps": [image.gap for image in results],
         "texts": texts,
         "cosines": cosines.tolist(),
         "rewards": scores.tolist(),
-        "log_probabilities": {"policy": summed.tolist(), "reference": reference.tolist()},
+        "log_probabilities": {"policy": policy_log_probabilities.tolist(), "reference": reference.tolist()},
         "steps": steps,
     }
 
 
 def main() -> None:
-    arguments = cases.arguments(__doc__)
+    arguments = common.parse_arguments(__doc__)
     case = FULL if arguments.size == "full" else GOLDEN
     words = vocabulary(case.sizes.begin)
-    settings = [computed(case, setting, words, arguments.out, setting is SETTINGS[0]) for setting in SETTINGS]
+    settings = [compute_setting(case, setting, words, arguments.out, setting is SETTINGS[0]) for setting in SETTINGS]
     expected = {
-        "versions": cases.versions(),
-        "sizes": case.sizes.described(),
+        "versions": common.versions(),
+        "sizes": case.sizes.as_dict(),
         "gains": captioner.GAINS,
         "policy": case.policy,
         "reference": case.reference,
@@ -233,7 +236,7 @@ def main() -> None:
         "words": [{"clip": number, "word": word} for number, word in words],
         "settings": settings,
     }
-    cases.write_json(arguments.out / "dico.json", expected)
+    common.write_json(arguments.out / "dico.json", expected)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""What transformers' beam search finds in training mode, as the published code searches its candidates: statistics over
-many draws of the dropout masks.
+"""Statistics of transformers' beam search in training mode, over many dropout masks.
+
+The published code searches its candidates in training mode.
 
 Writes dropout.json.
 """
@@ -11,23 +12,24 @@ from torch import Tensor, nn
 
 import beams
 import captioner
-import cases
-import published
+import common
+import published_captioner
 
 
 @dataclass(frozen=True)
 class Case:
-    sizes: published.Sizes
+    sizes: published_captioner.Sizes
     prefix: str
-    # The same at all places, as in the published configuration.
+    # Of all dropout layers, as in the published configuration.
     probability: float
     search: beams.Search
     images: int
     draws: int
 
 
-# Short, so that the first tokens decide; and with more dropout than is usual, so that each place of it shows.
-CASE = Case(published.SMALL, captioner.PREFIX, 0.3, beams.Search(5, 8, 1.0), 3, 4_000)
+# Captions are short, so that the first tokens matter, and dropout is high, so that each dropout
+# layer matters.
+CASE = Case(published_captioner.SMALL, captioner.PREFIX, 0.3, beams.Search(5, 8, 1.0), 3, 4_000)
 
 
 def moments(values: Tensor) -> dict[str, float]:
@@ -35,27 +37,27 @@ def moments(values: Tensor) -> dict[str, float]:
 
 
 def statistics(model: nn.Module, case: Case, image: int) -> dict[str, dict[str, float]]:
-    """Over the draws: the scores of the best and of the last candidate, and the tokens of the best."""
+    """Returns statistics over the draws: scores of best and last candidate, length of the best."""
     hidden = captioner.image(case.sizes, image).expand(case.draws, -1, -1)
-    found = beams.search(model, hidden, case.search)
+    results = beams.search(model, hidden, case.search)
     values = {
-        "best": [each.scores[0] for each in found],
-        "last": [each.scores[-1] for each in found],
-        "length": [float(len(each.tokens[0])) for each in found],
+        "best": [result.scores[0] for result in results],
+        "last": [result.scores[-1] for result in results],
+        "length": [float(len(result.tokens[0])) for result in results],
     }
-    return {name: moments(torch.tensor(each, dtype=torch.float64)) for name, each in values.items()}
+    return {name: moments(torch.tensor(samples, dtype=torch.float64)) for name, samples in values.items()}
 
 
 def main() -> None:
-    arguments = cases.arguments(__doc__)
-    model = published.by_formula(CASE.sizes, CASE.prefix, captioner.GAINS).train()
+    arguments = common.parse_arguments(__doc__)
+    model = published_captioner.build_by_formula(CASE.sizes, CASE.prefix, captioner.GAINS).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = CASE.probability
     images = [statistics(model, CASE, image) for image in range(CASE.images)]
     expected = {
-        "versions": cases.versions(),
-        "sizes": CASE.sizes.described(),
+        "versions": common.versions(),
+        "sizes": CASE.sizes.as_dict(),
         "prefix": CASE.prefix,
         "gains": captioner.GAINS,
         "probability": CASE.probability,
@@ -63,7 +65,7 @@ def main() -> None:
         "draws": CASE.draws,
         "images": images,
     }
-    cases.write_json(arguments.out / "dropout.json", expected)
+    common.write_json(arguments.out / "dropout.json", expected)
     print(images)
 
 

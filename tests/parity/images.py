@@ -1,7 +1,8 @@
-"""Expected pixels of odd images: decoded and converted by Pillow, scaled and cropped by torchvision.
+"""Expected pixels of unusual images: decoded by Pillow, resized and cropped by torchvision.
 
-Writes the inputs, for each of them and each size NAME.SIZE.png, and images.json. Where transformers' CLIPImageProcessor
-crops elsewhere, because it rounds the offset down, NAME.SIZE.floor.png has what it makes.
+Writes images.json, the inputs, and NAME.SIZE.png for each input and size. If transformers'
+CLIPImageProcessor crops at another offset, because it rounds down, writes NAME.SIZE.floor.png with
+its result.
 """
 
 import io
@@ -19,35 +20,35 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from transformers import CLIPImageProcessor
 
-import cases
+import common
 
 SEED = 48
 TARGETS = {"golden": (48,), "full": (224, 48)}
 VARIANTS = 300
-# Photographs that scikit-image carries within its package.
+# Photographs in the package of scikit-image.
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "coins", "rocket", "moon", "page", "text", "clock")
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file's bytes and where it is hard."""
+    """An input file: its name, which describes the case, and its bytes."""
 
     name: str
     data: bytes
 
 
-def encoded(image: Image.Image, form: str, **settings) -> bytes:
+def encode(image: Image.Image, form: str, **settings) -> bytes:
     sink = io.BytesIO()
     image.save(sink, form, **settings)
     return sink.getvalue()
 
 
-def drawn(width: int, height: int, seed: int = SEED, noise: float = 12.0) -> Image.Image:
-    """A picture with what photographs have: slopes, edges, thin lines and grain."""
+def draw_image(width: int, height: int, seed: int = SEED, noise: float = 12.0) -> Image.Image:
+    """Draws an image with features of photographs: gradients, edges, thin lines and grain."""
     random = numpy.random.default_rng(seed)
     y, x = numpy.mgrid[0:height, 0:width]
-    slopes = [255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), 127 + 127 * numpy.sin((x + y) / 9)]
-    image = Image.fromarray(numpy.stack(slopes, axis=2).astype(numpy.uint8))
+    gradients = [255 * x / max(width - 1, 1), 255 * y / max(height - 1, 1), 127 + 127 * numpy.sin((x + y) / 9)]
+    image = Image.fromarray(numpy.stack(gradients, axis=2).astype(numpy.uint8))
     pen = ImageDraw.Draw(image)
     for _ in range(5):
         corners = sorted(random.integers(0, width, 2).tolist()), sorted(random.integers(0, height, 2).tolist())
@@ -59,21 +60,21 @@ def drawn(width: int, height: int, seed: int = SEED, noise: float = 12.0) -> Ima
 
 
 def jpegs() -> Iterator[Input]:
-    image = drawn(100, 75)
+    image = draw_image(100, 75)
     for name, subsampling in (("420", "4:2:0"), ("422", "4:2:2"), ("444", "4:4:4")):
-        yield Input(f"jpeg_{name}.jpg", encoded(image, "JPEG", quality=85, subsampling=subsampling))
-    yield Input("jpeg_progressive.jpg", encoded(image, "JPEG", quality=85, progressive=True))
-    yield Input("jpeg_poor.jpg", encoded(image, "JPEG", quality=20))
-    yield Input("jpeg_odd_size.jpg", encoded(drawn(67, 83), "JPEG", quality=90))
-    yield Input("jpeg_grey.jpg", encoded(image.convert("L"), "JPEG", quality=85))
-    yield Input("jpeg_cmyk.jpg", encoded(image.convert("CMYK"), "JPEG", quality=85))
+        yield Input(f"jpeg_{name}.jpg", encode(image, "JPEG", quality=85, subsampling=subsampling))
+    yield Input("jpeg_progressive.jpg", encode(image, "JPEG", quality=85, progressive=True))
+    yield Input("jpeg_poor.jpg", encode(image, "JPEG", quality=20))
+    yield Input("jpeg_odd_size.jpg", encode(draw_image(67, 83), "JPEG", quality=90))
+    yield Input("jpeg_grey.jpg", encode(image.convert("L"), "JPEG", quality=85))
+    yield Input("jpeg_cmyk.jpg", encode(image.convert("CMYK"), "JPEG", quality=85))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter; CLIP's preprocessing does not
-    yield Input("jpeg_rotated.jpg", encoded(image, "JPEG", quality=85, exif=exif))
+    exif[0x0112] = 6  # rotated by 90 degrees; CLIP's preprocessing ignores it
+    yield Input("jpeg_rotated.jpg", encode(image, "JPEG", quality=85, exif=exif))
 
 
 def pngs() -> Iterator[Input]:
-    image = drawn(70, 60, noise=3)
+    image = draw_image(70, 60, noise=3)
     alpha = Image.fromarray(numpy.tile(numpy.linspace(0, 255, 70).astype(numpy.uint8), (60, 1)))
     transparent = image.copy()
     transparent.putalpha(alpha)
@@ -82,55 +83,55 @@ def pngs() -> Iterator[Input]:
     grey_transparent.putalpha(alpha)
     palette = image.quantize(32)
     deep = Image.fromarray((numpy.asarray(grey).astype(numpy.uint16) << 8) | 0x7F)
-    yield Input("png_rgb.png", encoded(image, "PNG", optimize=True))
-    yield Input("png_rgba.png", encoded(transparent, "PNG", optimize=True))
-    yield Input("png_grey.png", encoded(grey, "PNG", optimize=True))
-    yield Input("png_grey_alpha.png", encoded(grey_transparent, "PNG", optimize=True))
-    yield Input("png_palette.png", encoded(palette, "PNG", optimize=True))
-    yield Input("png_palette_transparent.png", encoded(palette, "PNG", optimize=True, transparency=3))
-    yield Input("png_one_bit.png", encoded(grey.convert("1"), "PNG", optimize=True))
-    yield Input("png_grey_16.png", encoded(deep, "PNG", optimize=True))
+    yield Input("png_rgb.png", encode(image, "PNG", optimize=True))
+    yield Input("png_rgba.png", encode(transparent, "PNG", optimize=True))
+    yield Input("png_grey.png", encode(grey, "PNG", optimize=True))
+    yield Input("png_grey_alpha.png", encode(grey_transparent, "PNG", optimize=True))
+    yield Input("png_palette.png", encode(palette, "PNG", optimize=True))
+    yield Input("png_palette_transparent.png", encode(palette, "PNG", optimize=True, transparency=3))
+    yield Input("png_one_bit.png", encode(grey.convert("1"), "PNG", optimize=True))
+    yield Input("png_grey_16.png", encode(deep, "PNG", optimize=True))
 
 
 def webps() -> Iterator[Input]:
-    image = drawn(90, 70, noise=4)
+    image = draw_image(90, 70, noise=4)
     transparent = image.copy()
     transparent.putalpha(128)
-    yield Input("webp_lossy.webp", encoded(image, "WEBP", quality=80))
-    yield Input("webp_lossless.webp", encoded(drawn(60, 50, noise=2), "WEBP", lossless=True))
-    yield Input("webp_alpha.webp", encoded(transparent, "WEBP", quality=80))
+    yield Input("webp_lossy.webp", encode(image, "WEBP", quality=80))
+    yield Input("webp_lossless.webp", encode(draw_image(60, 50, noise=2), "WEBP", lossless=True))
+    yield Input("webp_alpha.webp", encode(transparent, "WEBP", quality=80))
 
 
 def shapes() -> Iterator[Input]:
-    """As PNG, so that only scaling and cropping are looked at."""
+    """Yields unusual sizes as PNG, which tests only resizing and cropping."""
     tiny, odd = ((1, 1), (1, 90), (90, 1), (2, 3), (5, 5)), ((47, 49), (49, 97), (51, 48), (130, 31), (50, 125))
     for width, height in (*tiny, *odd, (48, 48), (48, 64)):
-        yield Input(f"shape_{width}x{height}.png", encoded(drawn(width, height, noise=3), "PNG", optimize=True))
+        yield Input(f"shape_{width}x{height}.png", encode(draw_image(width, height, noise=3), "PNG", optimize=True))
 
 
 def photographs() -> Iterator[Input]:
-    """Real ones, as PNG and as JPEG of two qualities."""
+    """Yields photographs as PNG and as JPEG of two qualities."""
     for name in PHOTOGRAPHS:
         image = Image.fromarray(getattr(skimage.data, name)())
-        yield Input(f"photo_{name}.png", encoded(image, "PNG"))
+        yield Input(f"photo_{name}.png", encode(image, "PNG"))
         for quality in (75, 95):
-            yield Input(f"photo_{name}_{quality}.jpg", encoded(image, "JPEG", quality=quality))
+            yield Input(f"photo_{name}_{quality}.jpg", encode(image, "JPEG", quality=quality))
 
 
 def variants() -> Iterator[Input]:
-    """Parts of photographs of any shape under any settings of the encoders."""
+    """Yields random crops of photographs with random settings of the encoders."""
     random = numpy.random.default_rng(SEED)
     colour = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee", "rocket")]
     writers: tuple[tuple[str, Callable[[Image.Image], bytes]], ...] = (
-        ("jpg", lambda image: encoded(image, "JPEG", quality=int(random.integers(30, 100)))),
-        ("jpg", lambda image: encoded(image, "JPEG", progressive=True, subsampling=int(random.integers(0, 3)))),
-        ("png", lambda image: encoded(image, "PNG")),
-        ("webp", lambda image: encoded(image, "WEBP", quality=int(random.integers(30, 100)))),
+        ("jpg", lambda image: encode(image, "JPEG", quality=int(random.integers(30, 100)))),
+        ("jpg", lambda image: encode(image, "JPEG", progressive=True, subsampling=int(random.integers(0, 3)))),
+        ("png", lambda image: encode(image, "PNG")),
+        ("webp", lambda image: encode(image, "WEBP", quality=int(random.integers(30, 100)))),
     )
     for number in range(VARIANTS):
         image = colour[number % len(colour)]
         width, height = (int(random.integers(16, side)) for side in image.size)
-        left, top = (int(random.integers(0, whole - part)) for whole, part in zip(image.size, (width, height)))
+        left, top = (int(random.integers(0, full_side - side)) for full_side, side in zip(image.size, (width, height)))
         ending, write = writers[int(random.integers(0, len(writers)))]
         yield Input(f"variant{number}.{ending}", write(image.crop((left, top, left + width, top + height))))
 
@@ -141,15 +142,15 @@ def inputs(size: str) -> Iterator[Input]:
         yield from itertools.chain(photographs(), variants())
 
 
-def prepared(path: Path, side: int) -> Image.Image:
-    """What CLIP sees, as 8-bit pixels."""
+def preprocess(path: Path, side: int) -> Image.Image:
+    """Returns CLIP's input as 8-bit pixels."""
     chain = Compose([Resize(side, InterpolationMode.BICUBIC), CenterCrop(side)])
     with Image.open(path) as image:
         return chain(image.convert("RGB"))
 
 
-def extracted(path: Path, side: int) -> Image.Image:
-    """What CLIP sees in transformers, whose extractor rounds the offset of the crop down; 8-bit pixels."""
+def preprocess_by_transformers(path: Path, side: int) -> Image.Image:
+    """Returns CLIP's input in transformers, which rounds the crop offset down, as 8-bit pixels."""
     extractor = CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
@@ -161,32 +162,32 @@ def extracted(path: Path, side: int) -> Image.Image:
     return Image.fromarray(pixels.astype(numpy.uint8))
 
 
-def case(given: Input, targets: tuple[int, ...], out: Path) -> dict:
-    path = out / given.name
-    path.write_bytes(given.data)
+def case(input_file: Input, targets: tuple[int, ...], out: Path) -> dict:
+    path = out / input_file.name
+    path.write_bytes(input_file.data)
     expected, floor = {}, {}
     for side in targets:
-        square, other = prepared(path, side), extracted(path, side)
+        square, other = preprocess(path, side), preprocess_by_transformers(path, side)
         expected[str(side)] = f"{path.stem}.{side}.png"
         square.save(out / expected[str(side)], optimize=True)
         if square.tobytes() != other.tobytes():
             floor[str(side)] = f"{path.stem}.{side}.floor.png"
             other.save(out / floor[str(side)], optimize=True)
     with Image.open(path) as image:
-        described = {"mode": image.mode, "width": image.width, "height": image.height}
-    return {"file": given.name} | described | {"expected": expected, "floor": floor}
+        properties = {"mode": image.mode, "width": image.width, "height": image.height}
+    return {"file": input_file.name} | properties | {"expected": expected, "floor": floor}
 
 
 def main() -> None:
-    arguments = cases.arguments(__doc__)
-    described = [case(given, TARGETS[arguments.size], arguments.out) for given in inputs(arguments.size)]
-    versions = cases.versions() | {
+    arguments = common.parse_arguments(__doc__)
+    image_entries = [case(input_file, TARGETS[arguments.size], arguments.out) for input_file in inputs(arguments.size)]
+    versions = common.versions() | {
         "Pillow": PIL.__version__,
         "torchvision": torchvision.__version__,
         "scikit-image": skimage.__version__,
     }
-    cases.write_json(arguments.out / "images.json", {"versions": versions, "images": described})
-    print(f"{len(described)} images")
+    common.write_json(arguments.out / "images.json", {"versions": versions, "images": image_entries})
+    print(f"{len(image_entries)} images")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Times Pillow and torchvision making CLIP's pixels of the images of a folder, on one core: the counterpart of ``worker bench input``.
+"""Times CLIP's preprocessing by Pillow and torchvision on one core, like ``worker bench input``.
 
-``draft`` is the same with Pillow's draft mode, which lets libjpeg scale by powers of two: faster, but other pixels than CLIP was
-trained with.
+``draft`` uses Pillow's draft mode, in which libjpeg scales by powers of two: it is faster, but the
+pixels differ from those of CLIP's training.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
             for path in paths:
                 read(path, draft=draft)
             seconds.append(time.process_time() - started)
-        # The first is not counted.
+        # The first round is a warm-up.
         return len(paths) / statistics.median(seconds[1:])
 
     print(

@@ -1,7 +1,7 @@
-"""Expected METEOR of captions of our own, or of a file of captions.
+"""Expected METEOR scores of this project's captions, or of a file of captions.
 
-Runs METEOR 1.5 as pycocoevalcap does (`-l en -norm`), and besides with settings that a test without its tables can
-follow. Needs the package pycocoevalcap 1.2 and Java, nothing else:
+Runs METEOR 1.5 like pycocoevalcap (`-l en -norm`), and with settings that tests without METEOR's
+tables can reproduce. Needs only the package pycocoevalcap 1.2 and Java:
 
     python -m venv target/parity/scoring-venv
     target/parity/scoring-venv/bin/pip install --no-deps pycocoevalcap==1.2
@@ -9,8 +9,8 @@ follow. Needs the package pycocoevalcap 1.2 and Java, nothing else:
     target/parity/scoring-venv/bin/python tests/parity/meteor.py --out target/parity/full/scoring \\
         --size full --captions FILE
 
-FILE has a caption a line: an image's name, `#` and a number, a tab, the caption; five captions an image, as Flickr8k
-comes. Nothing of it is to be committed.
+FILE has one caption per line in Flickr8k's format: image name, `#`, number, tab, caption; five
+captions per image. No part of it may be committed.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from meteor_captions import AWKWARD, SCENES
 
 SEED = 20141
 JAR = Path(meteor.__file__).parent / meteor.METEOR_JAR
-MADE_UP = Path(__file__).parent.parent / "golden" / "scoring" / "meteor"
+TEST_TABLES = Path(__file__).parent.parent / "golden" / "scoring" / "meteor"
 
-# Pieces that the jar's own normaliser handles, in captions that are not tokenised before. Without words of its list of
-# abbreviations, which only one of the runs has on both sides.
+# Words and punctuation for captions that only METEOR's own normaliser tokenises. Omits words of its
+# list of abbreviations, which only one of the runs has on both sides.
 PIECES = (
     "a b dog dogs don't it's 's 't n't ' '' ` `` ‘ ’ “ ” \" - -- – — . .. ... .... , ,, ; : ! ? & @ # % / ( ) [ ] * "
     "1 2 10 1,000 1.5 3:45 7's 1990's o'clock a-b-c t-shirt x-1-y u.s. u.s.a i.e. e.g. etc. no. no.7 "
@@ -45,44 +45,48 @@ Group = dict[str, object]
 
 
 def settings(folder: Path) -> dict[str, list[str]]:
-    """Arguments of each run. With equal weights of content and function words, it does not matter which are which."""
+    """Returns METEOR's arguments of each run.
+
+    `exact and stem` weights content and function words equally, so it needs no list of function
+    words.
+    """
     for name in ("synsets", "exceptions", "relations"):
-        source = MADE_UP / f"english.{name}"
+        source = TEST_TABLES / f"english.{name}"
         (folder / source.name).write_text(source.read_text() if source.exists() else "")
     table = folder / "paraphrase-en.gz"
-    table.write_bytes(gzip.compress((MADE_UP / "paraphrases").read_bytes()))
-    made_up = ["-s", str(MADE_UP / "english.words"), "-d", str(folder), "-a", str(table)]
+    table.write_bytes(gzip.compress((TEST_TABLES / "paraphrases").read_bytes()))
+    table_options = ["-s", str(TEST_TABLES / "english.words"), "-d", str(folder), "-a", str(table)]
     return {
         "all": [],
         "exact and stem": ["-m", "exact stem", "-w", "1.0 0.6", "-p", "0.85 0.2 0.6 0.5"],
-        "made up": made_up,
+        "made up": table_options,
     }
 
 
 def score(groups: list[Group], arguments: list[str]) -> dict[str, object]:
-    """Scores of all groups and of them together."""
+    """Returns the scores of all groups, and the corpus score."""
     command = ["java", "-Xmx2G", "-jar", JAR.name, "-", "-", "-stdio", "-l", "en", "-norm", *arguments]
     with subprocess.Popen(command, cwd=JAR.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
 
-        def ask(line: str) -> str:
+        def request(line: str) -> str:
             process.stdin.write(f"{line}\n".encode())
             process.stdin.flush()
             return process.stdout.readline().decode().strip()
 
-        # The order of captions in a line, and what is done to a candidate, as pycocoevalcap does it.
+        # The order of captions in a line, and the replacements in candidates, are pycocoevalcap's.
         candidates = [group["candidate"].replace("|||", "").replace("  ", " ") for group in groups]
         statistics = [
-            ask(" ||| ".join(["SCORE", " ||| ".join(group["references"]), candidate]))
+            request(" ||| ".join(["SCORE", " ||| ".join(group["references"]), candidate]))
             for group, candidate in zip(groups, candidates)
         ]
-        values = [float(ask(" ||| ".join(["EVAL", *statistics])))]
+        values = [float(request(" ||| ".join(["EVAL", *statistics])))]
         values += [float(process.stdout.readline()) for _ in groups]
         process.stdin.close()
     return {"items": values[:-1], "corpus": values[-1]}
 
 
-def tokenised(groups: list[Group]) -> list[Group]:
-    """With the captions as the tokenizer of pycocoevalcap makes them. It reads line by line."""
+def tokenise(groups: list[Group]) -> list[Group]:
+    """Tokenises the captions with pycocoevalcap's tokenizer, which reads line by line."""
     texts = [text for group in groups for text in [group["candidate"], *group["references"]]]
     lines = PTBTokenizer().tokenize({index: [{"caption": text}] for index, text in enumerate(texts)})
     tokens = iter([lines[index][0] for index in range(len(texts))])
@@ -91,55 +95,55 @@ def tokenised(groups: list[Group]) -> list[Group]:
     ]
 
 
-def repeated(words: list[str], draw: random.Random) -> list[str]:
-    """As a captioner stutters: a few words again and again, and more words than the beam is wide."""
-    start = draw.randrange(len(words))
-    phrase = words[start : start + draw.randint(1, 4)]
-    return (phrase + ["and"] * draw.randint(0, 1)) * draw.randint(2, 12)
+def repeat_words(words: list[str], rng: random.Random) -> list[str]:
+    """Repeats a few words, like a degenerate captioner, beyond the width of METEOR's beam."""
+    start = rng.randrange(len(words))
+    phrase = words[start : start + rng.randint(1, 4)]
+    return (phrase + ["and"] * rng.randint(0, 1)) * rng.randint(2, 12)
 
 
-def shuffled(words: list[str], draw: random.Random) -> list[str]:
-    return draw.sample(words, len(words))
+def shuffle_words(words: list[str], rng: random.Random) -> list[str]:
+    return rng.sample(words, len(words))
 
 
-def cut(words: list[str], draw: random.Random) -> list[str]:
-    return words[: draw.randint(1, len(words))]
+def cut_caption(words: list[str], rng: random.Random) -> list[str]:
+    return words[: rng.randint(1, len(words))]
 
 
-def doubled(words: list[str], draw: random.Random) -> list[str]:
-    """The same caption twice, the second time in another order."""
-    return words + shuffled(words, draw)
+def double_caption(words: list[str], rng: random.Random) -> list[str]:
+    """Repeats the caption in another order."""
+    return words + shuffle_words(words, rng)
 
 
-def groups_of(scenes: list[list[str]], draw: random.Random) -> Iterator[Group]:
-    """A caption of each scene against the others of the scene: as it is, changed, or from elsewhere."""
+def groups_of(scenes: list[list[str]], rng: random.Random) -> Iterator[Group]:
+    """Yields groups: the references of a scene with its caption, a changed one, or another's."""
     for index, (first, *others) in enumerate(scenes):
         yield {"candidate": first, "references": others}
-        yield {"candidate": draw.choice(scenes[index - 1]), "references": others}
-        change = (repeated, shuffled, cut, doubled)[index % 4]
-        yield {"candidate": " ".join(change(first.split(), draw)), "references": others}
-        # Long references, where many words recur.
+        yield {"candidate": rng.choice(scenes[index - 1]), "references": others}
+        change = (repeat_words, shuffle_words, cut_caption, double_caption)[index % 4]
+        yield {"candidate": " ".join(change(first.split(), rng)), "references": others}
+        # Long references with many repeated words.
         if index % 5 == 0:
             long = " ".join([*others, first])
             yield {"candidate": " ".join(scenes[index - 1] + [first]), "references": [long, others[0]]}
-            yield {"candidate": " ".join(repeated(first.split(), draw)), "references": [long]}
+            yield {"candidate": " ".join(repeat_words(first.split(), rng)), "references": [long]}
 
 
-def odd_groups(count: int, draw: random.Random) -> Iterator[Group]:
-    """Captions of pieces, some joined."""
+def unusual_groups(count: int, rng: random.Random) -> Iterator[Group]:
+    """Yields groups of random captions of PIECES."""
 
     def text() -> str:
-        pieces = draw.choices(PIECES, k=draw.randint(1, 9))
-        return "".join(piece + draw.choice((" ", " ", "")) for piece in pieces).strip()
+        pieces = rng.choices(PIECES, k=rng.randint(1, 9))
+        return "".join(piece + rng.choice((" ", " ", "")) for piece in pieces).strip()
 
     for _ in range(count):
-        references = [text() for _ in range(draw.randint(1, 3))]
-        candidate = text() if draw.random() < 0.3 else " ".join(shuffled(references[0].split(" "), draw))
+        references = [text() for _ in range(rng.randint(1, 3))]
+        candidate = text() if rng.random() < 0.3 else " ".join(shuffle_words(references[0].split(" "), rng))
         yield {"candidate": candidate, "references": references}
 
 
 def images(path: Path) -> list[list[str]]:
-    """The captions of each image."""
+    """Returns the captions of each image."""
     captions: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         name, _, caption = line.partition("\t")
@@ -153,14 +157,14 @@ def main() -> None:
     parser.add_argument("--size", choices=("golden", "full"), default="golden")
     parser.add_argument("--captions", type=Path, help="file of captions, for the full size")
     arguments = parser.parse_args()
-    draw = random.Random(SEED)
+    rng = random.Random(SEED)
     if arguments.size == "golden":
-        scenes, odd = SCENES, 0
+        scenes, unusual_count = SCENES, 0
     else:
-        scenes, odd = draw.sample(images(arguments.captions), 1000) + SCENES, 400
+        scenes, unusual_count = rng.sample(images(arguments.captions), 1000) + SCENES, 400
     awkward = [{"candidate": candidate, "references": references} for candidate, *references in AWKWARD]
-    groups = tokenised([*groups_of(scenes, draw), *awkward])
-    groups += odd_groups(odd, draw)
+    groups = tokenise([*groups_of(scenes, rng), *awkward])
+    groups += unusual_groups(unusual_count, rng)
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: score(groups, options) for name, options in settings(Path(folder)).items()}
     arguments.out.mkdir(parents=True, exist_ok=True)

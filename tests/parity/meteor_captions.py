@@ -1,4 +1,4 @@
-"""Captions of our own for the metrics: scenes with five captions each, and odd ones."""
+"""Captions for tests of the metrics: scenes with five captions each, and unusual captions."""
 
 SCENES = [
     [

@@ -1,16 +1,17 @@
-"""What pycocoevalcap says of captions, and how long it takes.
+"""Computes pycocoevalcap's metrics of captions, and measures the time.
 
     python tests/parity/metrics.py CAPTIONS [--out target/parity/metrics] [--groups 3000]
 
-Needs Java and `pip install pycocoevalcap==1.2`, in an environment of its own. CAPTIONS has a line `IMAGE#N<TAB>CAPTION`
-for each caption, as Flickr8k and Flickr30k come. Candidates are made of the captions: one of the same image, of another
-one, shuffled, cut, repeated, mixed, without words, empty. Writes into the folder
+Needs Java and `pip install pycocoevalcap==1.2` in a separate environment. CAPTIONS has lines
+`IMAGE#N<TAB>CAPTION`, the format of Flickr8k and Flickr30k. Candidates are derived from the
+captions: of the same image, of another image, shuffled, cut, repeated, mixed, without words, empty.
+Writes into the folder
 
-- refs.json, cands.json: what was scored, as `worker score` reads it;
-- expected.json: the values, as `worker score --json` prints them, and what they were computed with;
+- refs.json, cands.json: the captions in the format of `worker score`;
+- expected.json: the values in the format of `worker score --json`, and the versions;
 - tokens.json: [caption, tokens] of each caption;
-- timing.refs.json, timing.cands.json, timing.json: 5,000 candidates with 5 references each, and the seconds that
-  pycocoevalcap took for each part.
+- timing.refs.json, timing.cands.json, timing.json: 5,000 candidates with 5 references each, and
+  pycocoevalcap's seconds for each metric.
 
 Then `DICO_METRICS_PARITY=target/parity/metrics cargo test -p caption-metrics --test parity -- --nocapture`.
 """
@@ -32,13 +33,13 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 SEED = 20240814
-TIMED = 5000
+TIMED_CANDIDATES = 5000
 
 Captions = dict[str, list[str]]
 
 
-def read(path: Path) -> Captions:
-    """The captions of each image."""
+def read_captions(path: Path) -> Captions:
+    """Returns the captions of each image."""
     captions: Captions = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         name, caption = line.split("\t")
@@ -46,57 +47,58 @@ def read(path: Path) -> Captions:
     return captions
 
 
-def shuffled(caption: str, chance: random.Random) -> str:
+def shuffled(caption: str, rng: random.Random) -> str:
     words = caption.split()
-    chance.shuffle(words)
+    rng.shuffle(words)
     return " ".join(words)
 
 
-def candidate(kind: int, own: str, other: str, chance: random.Random) -> str:
-    """A caption to be judged, made of one of the image and one of another image."""
-    words = own.split()
+def candidate(kind: int, caption: str, other: str, rng: random.Random) -> str:
+    """Returns a candidate, derived from a caption of the image and one of another image."""
+    words = caption.split()
     match kind:
         case 0 | 1:
-            return own
+            return caption
         case 2:
             return other
         case 3:
-            return shuffled(own, chance)
+            return shuffled(caption, rng)
         case 4:
-            return " ".join(words[: chance.randint(1, len(words))])
+            return " ".join(words[: rng.randint(1, len(words))])
         case 5:
-            return " ".join(words + words[: chance.randint(1, len(words))])
+            return " ".join(words + words[: rng.randint(1, len(words))])
         case 6:
-            return " ".join([chance.choice(words)] * chance.randint(1, 12))
+            return " ".join([rng.choice(words)] * rng.randint(1, 12))
         case 7:
-            return " ".join(chance.choice(pair) for pair in zip(words, other.split()))
+            return " ".join(rng.choice(pair) for pair in zip(words, other.split()))
         case 8:
-            return own.upper().rstrip(" .") + "!?"
+            return caption.upper().rstrip(" .") + "!?"
         case _:
-            return chance.choice(["", " ", ".", "?!", "zyx wvu tsr qpo", "a"])
+            return rng.choice(["", " ", ".", "?!", "zyx wvu tsr qpo", "a"])
 
 
 def groups(captions: Captions, number: int) -> tuple[Captions, dict[str, str]]:
-    """References and candidates."""
-    chance = random.Random(SEED)
+    """Returns references and candidates."""
+    rng = random.Random(SEED)
     images = list(captions)
     references, candidates = {}, {}
     for index in range(number):
         image = images[index % len(images)]
         key = f"{index}:{image}"
-        own, *others = captions[image]
-        other = captions[chance.choice(images)][0]
-        candidates[key] = candidate(index % 10, own, other, chance)
-        # Mostly the four others; sometimes fewer, sometimes the one that the candidate was made of, too.
-        wanted = chance.choice([1, 2, 3, 4, 4, 4, 5])
-        references[key] = [own, *others] if wanted == 5 else others[:wanted]
+        first, *others = captions[image]
+        other = captions[rng.choice(images)][0]
+        candidates[key] = candidate(index % 10, first, other, rng)
+        # Usually the four other captions; sometimes fewer, sometimes also the candidate's own
+        # caption.
+        count = rng.choice([1, 2, 3, 4, 4, 4, 5])
+        references[key] = [first, *others] if count == 5 else others[:count]
         if index % 97 == 0:
             references[key][-1] = "."
     return references, candidates
 
 
 def evaluate(references: Captions, candidates: dict[str, str]) -> tuple[dict, dict, list, dict]:
-    """Values of all together and of each, tokens, seconds."""
+    """Returns corpus values, values of each item, tokens, and seconds."""
     seconds = {}
 
     def timed(name: str, compute: Callable):
@@ -106,22 +108,22 @@ def evaluate(references: Captions, candidates: dict[str, str]) -> tuple[dict, di
         seconds[name] = time.perf_counter() - start
         return result
 
-    listed = {key: [{"caption": caption} for caption in group] for key, group in references.items()}
-    judged = {key: [{"caption": caption}] for key, caption in candidates.items()}
+    reference_entries = {key: [{"caption": caption} for caption in group] for key, group in references.items()}
+    candidate_entries = {key: [{"caption": caption}] for key, caption in candidates.items()}
     tokenizer = PTBTokenizer()
-    gts, res = timed("tokenizer", lambda: (tokenizer.tokenize(listed), tokenizer.tokenize(judged)))
+    gts, res = timed("tokenizer", lambda: (tokenizer.tokenize(reference_entries), tokenizer.tokenize(candidate_entries)))
     corpus, items = {}, {}
 
-    def keep(name: str, value: float, values: list) -> None:
+    def record(name: str, value: float, values: list) -> None:
         corpus[name] = float(value)
         items[name] = dict(zip(gts, map(float, values), strict=True))
 
     values, by_item = timed("bleu", lambda: Bleu(4).compute_score(gts, res))
     for order in range(4):
-        keep(f"bleu_{order + 1}", values[order], by_item[order])
-    keep("rouge_l", *timed("rouge_l", lambda: Rouge().compute_score(gts, res)))
-    keep("cider", *timed("cider", lambda: Cider().compute_score(gts, res)))
-    keep("meteor", *timed("meteor", lambda: Meteor().compute_score(gts, res)))
+        record(f"bleu_{order + 1}", values[order], by_item[order])
+    record("rouge_l", *timed("rouge_l", lambda: Rouge().compute_score(gts, res)))
+    record("cider", *timed("cider", lambda: Cider().compute_score(gts, res)))
+    record("meteor", *timed("meteor", lambda: Meteor().compute_score(gts, res)))
     tokens = [[raw, line] for key in references for raw, line in zip(references[key], gts[key], strict=True)]
     tokens += [[raw, res[key][0]] for key, raw in candidates.items()]
     return corpus, items, tokens, seconds
@@ -138,7 +140,7 @@ def main() -> None:
     def write(name: str, value: object) -> None:
         (arguments.out / name).write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    captions = {image: group for image, group in read(arguments.captions).items() if len(group) == 5}
+    captions = {image: group for image, group in read_captions(arguments.captions).items() if len(group) == 5}
     references, candidates = groups(captions, arguments.groups)
     corpus, items, tokens, _ = evaluate(references, candidates)
     versions = {"pycocoevalcap": importlib.metadata.version("pycocoevalcap")}
@@ -148,7 +150,7 @@ def main() -> None:
     write("tokens.json", tokens)
 
     images = list(captions)
-    names = [images[index % len(images)] for index in range(TIMED)]
+    names = [images[index % len(images)] for index in range(TIMED_CANDIDATES)]
     references = {f"{index}:{name}": captions[name] for index, name in enumerate(names)}
     candidates = {key: captions[other][0] for key, other in zip(references, names[1:] + names[:1], strict=True)}
     *_, seconds = evaluate(references, candidates)

@@ -1,10 +1,10 @@
-"""Expected tokens of captions under pycocoevalcap's tokeniser.
+"""Expected tokens of captions from pycocoevalcap's tokeniser.
 
-Writes ptb.json: awkward strings of our own. With ``--captions FILE``, lines of a name, a tab and a caption, writes
-captions.json instead, which is not for committing.
+Writes ptb.json with the unusual strings of ptb.txt. With ``--captions FILE``, lines of a name, a
+tab and a caption, writes captions.json instead, which must not be committed.
 
-The tokeniser reads a job's captions as lines of one file and looks across their ends in rare cases. Here each is a
-file of its own, one line with its end, so that neighbours do not matter.
+The tokeniser reads all captions as lines of one file, and in rare cases looks across line ends.
+Here each caption is a separate file, so that neighbours do not matter.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pycocoevalcap.tokenizer.ptbtokenizer as reference
 
-# One string a line.
-AWKWARD = Path(__file__).with_name("ptb.txt")
+# One string per line.
+UNUSUAL_CAPTIONS = Path(__file__).with_name("ptb.txt")
 
 
-def printed(captions: list[str]) -> list[str]:
-    """What the tokeniser prints for each, by one run of Java."""
+def tokenizer_output(captions: list[str]) -> list[str]:
+    """Returns the tokeniser's output for each caption, from one run of Java."""
     jar = Path(reference.__file__).with_name(reference.STANFORD_CORENLP_3_4_1_JAR)
     with tempfile.TemporaryDirectory() as folder:
         pairs = [(Path(folder, f"{number}.in"), Path(folder, f"{number}.out")) for number in range(len(captions))]
@@ -35,8 +35,8 @@ def printed(captions: list[str]) -> list[str]:
         return [result.read_text(encoding="utf-8") for _, result in pairs]
 
 
-def kept(line: str) -> str:
-    """Without punctuation, as pycocoevalcap drops it."""
+def without_punctuation(line: str) -> str:
+    """Removes punctuation, like pycocoevalcap."""
     return " ".join(word for word in line.rstrip("\n").split(" ") if word and word not in reference.PUNCTUATIONS)
 
 
@@ -49,8 +49,8 @@ def main() -> None:
         lines = arguments.captions.read_text(encoding="utf-8").splitlines()
         captions, name = [line.split("\t", 1)[1] for line in lines], "captions.json"
     else:
-        captions, name = AWKWARD.read_text(encoding="utf-8").rstrip("\n").split("\n"), "ptb.json"
-    cases = [[caption, kept(line)] for caption, line in zip(captions, printed(captions))]
+        captions, name = UNUSUAL_CAPTIONS.read_text(encoding="utf-8").rstrip("\n").split("\n"), "ptb.json"
+    cases = [[caption, without_punctuation(line)] for caption, line in zip(captions, tokenizer_output(captions))]
     versions = {"pycocoevalcap": importlib.metadata.version("pycocoevalcap"), "corenlp": "3.4.1"}
     arguments.out.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)

@@ -1,6 +1,7 @@
-"""Folders as the published captioners come: config.json and weights, as one pickle and as shards of safetensors.
+"""Folders in the format of the published captioners: config.json, pickle or safetensors.
 
-Writes the folders ``pickle`` and ``shards``, and released.json and released.safetensors with what the model computes.
+Writes the folders ``pickle`` and ``shards``, and released.json and released.safetensors with the
+model's expected results.
 """
 
 from pathlib import Path
@@ -10,30 +11,30 @@ from torch import Tensor
 from transformers import VisionEncoderDecoderModel
 
 import captioner
-import cases
+import common
 import formula
-import published
+import published_captioner
 
-# Small enough for a repository; the paper's with BERT's own vocabulary, unused though it is.
-GOLDEN = published.Sizes(48, 2, 1, 16, 8, 32, 4, 1, 64, 1, 77, 67)
+# Small enough to commit. At full size the unused word embeddings have BERT's own vocabulary.
+GOLDEN = published_captioner.Sizes(48, 2, 1, 16, 8, 32, 4, 1, 64, 1, 77, 67)
 BERT_VOCABULARY = {"golden": 11, "full": 30522}
-SHARD = {"golden": "100KB", "full": "500MB"}
+MAX_SHARD_SIZE = {"golden": "100KB", "full": "500MB"}
 IMAGES = 2
 CAPTIONS = 4
 
 
-def model_of(sizes: published.Sizes, bert_vocabulary: int) -> VisionEncoderDecoderModel:
-    """All parameters by formula, under their published names, without prefix or gains."""
-    model = published.build(published.configuration(sizes, bert_vocabulary))
-    state = formula.state(published.parameter_shapes(model))
+def build_model(sizes: published_captioner.Sizes, bert_vocabulary: int) -> VisionEncoderDecoderModel:
+    """Builds the model with all parameters by formula, without prefix or gains."""
+    model = published_captioner.build(published_captioner.build_config(sizes, bert_vocabulary))
+    state = formula.state(published_captioner.parameter_shapes(model))
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(state[name])
     return model
 
 
-def buffers_of_old(sizes: published.Sizes, bert_positions: int = 512) -> dict[str, Tensor]:
-    """What transformers 4.20, which the authors used, stored besides parameters: causal masks and position numbers."""
+def legacy_buffers(sizes: published_captioner.Sizes, bert_positions: int = 512) -> dict[str, Tensor]:
+    """Returns the masks and position ids that transformers 4.20, the authors' version, stored."""
     side = sizes.positions
     causal = torch.tril(torch.ones(side, side, dtype=torch.uint8)).view(1, 1, side, side)
     buffers = {
@@ -47,48 +48,48 @@ def buffers_of_old(sizes: published.Sizes, bert_positions: int = 512) -> dict[st
     return buffers
 
 
-def save(model: VisionEncoderDecoderModel, sizes: published.Sizes, shard: str, out: Path) -> None:
-    """The two folders. In the pickle the tied head is stored under both names, sharing one storage."""
+def save(model: VisionEncoderDecoderModel, sizes: published_captioner.Sizes, shard: str, out: Path) -> None:
+    """Writes the two folders. The pickle has the tied head under both names, with one storage."""
     pickle = out / "pickle"
     model.config.save_pretrained(pickle)
-    torch.save(model.state_dict() | buffers_of_old(sizes), pickle / "pytorch_model.bin")
+    torch.save(model.state_dict() | legacy_buffers(sizes), pickle / "pytorch_model.bin")
     model.save_pretrained(out / "shards", max_shard_size=shard, safe_serialization=True)
 
 
-def computed(model: VisionEncoderDecoderModel, sizes: published.Sizes, captions: list[list[int]]) -> dict[str, Tensor]:
-    """Caption i under image i mod ``IMAGES``, from pixels to logits."""
+def expected_tensors(model: VisionEncoderDecoderModel, sizes: published_captioner.Sizes, captions: list[list[int]]) -> dict[str, Tensor]:
+    """Computes hidden states and logits of caption i for image i mod ``IMAGES``, from pixels."""
     shape = (3, sizes.image_size, sizes.image_size)
     pixels = torch.stack([formula.inputs(f"released.pixels{number}", shape) for number in range(IMAGES)])
-    ids = captioner.padded(captions, sizes.pad)
+    ids = captioner.pad_sequences(captions, sizes.pad)
     with torch.no_grad():
         hidden = model.encoder.vision_encoder(pixels).last_hidden_state
-        shown = hidden[torch.arange(len(captions)) % IMAGES]
-        logits = published.logits(model, shown, ids)
+        caption_hidden = hidden[torch.arange(len(captions)) % IMAGES]
+        logits = published_captioner.logits(model, caption_hidden, ids)
     stride = max(1, sizes.vocabulary // 64)
     return {"hidden": hidden[:, :10], "logits": logits[..., ::stride]}
 
 
 def main() -> None:
-    arguments = cases.arguments(__doc__)
+    arguments = common.parse_arguments(__doc__)
     full = arguments.size == "full"
-    sizes = published.PAPER if full else GOLDEN
-    model = model_of(sizes, BERT_VOCABULARY[arguments.size])
+    sizes = published_captioner.PAPER if full else GOLDEN
+    model = build_model(sizes, BERT_VOCABULARY[arguments.size])
     if not full:
-        # Halves the files; what is computed is computed in f32 from the rounded weights.
+        # f16 weights halve the files. The results are computed in f32 from the rounded weights.
         model = model.half().float()
     captions = captioner.captions(sizes, CAPTIONS)
-    cases.write_tensors(arguments.out / "released.safetensors", computed(model, sizes, captions))
-    save(model if full else model.half(), sizes, SHARD[arguments.size], arguments.out)
+    common.write_tensors(arguments.out / "released.safetensors", expected_tensors(model, sizes, captions))
+    save(model if full else model.half(), sizes, MAX_SHARD_SIZE[arguments.size], arguments.out)
     expected = {
-        "versions": cases.versions(),
-        "sizes": sizes.described(),
+        "versions": common.versions(),
+        "sizes": sizes.as_dict(),
         "dtype": "f32" if full else "f16",
         "images": IMAGES,
         "captions": captions,
         "hidden_tokens": 10,
         "logits_stride": max(1, sizes.vocabulary // 64),
     }
-    cases.write_json(arguments.out / "released.json", expected)
+    common.write_json(arguments.out / "released.json", expected)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compares the tensors of two Hugging Face folders bit by bit.
 
-Usage: same_tensors.py BEFORE AFTER. Exit status 1 where a tensor is missing, new or different. A head that is tied to the
-word embeddings may be stored or left out.
+Usage: same_tensors.py BEFORE AFTER. The exit status is 1 if a tensor is missing, new or different.
+A head that is tied to the word embeddings may be stored or omitted.
 """
 
 import sys
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 TIED = "decoder.lm_head.weight"
 
 
-def read(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder, whatever its files."""
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Reads all tensors of a folder from its safetensors and pickle files."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
@@ -24,17 +24,17 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+def is_same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.dtype == second.dtype and first.shape == second.shape and torch.equal(first, second)
 
 
 def main() -> None:
-    before, after = (read(Path(argument)) for argument in sys.argv[1:3])
-    lost = (before.keys() ^ after.keys()) - {TIED}
-    differing = [name for name in before.keys() & after.keys() if not same(before[name], after[name])]
-    if lost or differing:
-        sys.exit(f"missing or new: {sorted(lost)}; different: {sorted(differing)}")
-    print(f"{sys.argv[1]}: {len(before)} tensors come back bit by bit")
+    before, after = (read_tensors(Path(argument)) for argument in sys.argv[1:3])
+    unmatched = (before.keys() ^ after.keys()) - {TIED}
+    differing = [name for name in before.keys() & after.keys() if not is_same(before[name], after[name])]
+    if unmatched or differing:
+        sys.exit(f"missing or new: {sorted(unmatched)}; different: {sorted(differing)}")
+    print(f"{sys.argv[1]}: {len(before)} tensors are equal bit by bit")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Times one DiCO step of PyTorch + transformers: the counterpart of ``worker bench step``, with the same options.
+"""Times a DiCO step of PyTorch and transformers, with the options of ``worker bench step``.
 
-The models are transformers' own at the paper's sizes, with random weights: CLIP's vision tower, the captioner of
-``published.py``, a frozen copy of it that sees through the same tower, and a ViT-B/32 CLIP as evaluator. As in the published
-code the whole log-softmax is taken, frozen towers are run in every step, and the evaluator reads all 77 positions. Otherwise
-it is PyTorch at its best without writing kernels: attention by SDPA, Adam in one fused kernel, no image seen twice, and
-all but the loss in inference mode. Captions go to the evaluator as tokens: what it costs to write and read them as text is
-not counted here, where it is in ``worker bench step``. With ``--precision bf16`` models compute under autocast.
+The models are those of transformers at the paper's sizes, with random weights: CLIP's vision
+encoder, the captioner of ``published_captioner.py``, a frozen copy with the same vision encoder,
+and a ViT-B/32 CLIP as evaluator. As in the published code, each step computes the full log-softmax
+and runs the frozen encoders, and the evaluator reads all 77 positions. Otherwise the code is as
+fast as PyTorch allows without custom kernels: attention by SDPA, fused Adam, each image encoded
+once, and inference mode except for the loss. The evaluator gets captions as tokens, so this time
+excludes the conversion to text and back, which ``worker bench step`` includes. With ``--precision
+bf16`` models compute under autocast.
 """
 
 import argparse
@@ -23,11 +25,11 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 from transformers.modeling_outputs import BaseModelOutput
 
-import published
+import published_captioner
 
-TOWERS = {
-    "vit-b-32": replace(published.PAPER, vision_width=768, vision_heads=12, vision_layers=12, patch_size=32),
-    "vit-l-14": published.PAPER,
+VISION_ENCODERS = {
+    "vit-b-32": replace(published_captioner.PAPER, vision_width=768, vision_heads=12, vision_layers=12, patch_size=32),
+    "vit-l-14": published_captioner.PAPER,
 }
 CLIP_VOCABULARY = 49408
 POSITIONS = 77
@@ -35,60 +37,63 @@ BETA, TAU = 0.2, 300.0
 WARM_UP = 2
 
 
-def inferred(compute: Callable) -> Callable:
-    """Computes in inference mode. What it returns are copies, as autograd may not keep such tensors."""
+def in_inference_mode(compute: Callable) -> Callable:
+    """Decorates a function to compute in inference mode.
+
+    The results are copies, because autograd cannot use inference tensors.
+    """
 
     @functools.wraps(compute)
-    def computed(*arguments: object) -> Tensor | tuple[Tensor, ...]:
+    def wrapper(*arguments: object) -> Tensor | tuple[Tensor, ...]:
         with torch.inference_mode():
-            found = compute(*arguments)
-        return tuple(map(torch.clone, found)) if isinstance(found, tuple) else found.clone()
+            result = compute(*arguments)
+        return tuple(map(torch.clone, result)) if isinstance(result, tuple) else result.clone()
 
-    return computed
+    return wrapper
 
 
 class Step:
-    """A policy that is trained, what it is trained with, and a batch."""
+    """The policy, reference, evaluator, optimizer and batch of the timed step."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         torch.manual_seed(1)
         self.arguments = arguments
         self.device = torch.device(arguments.device)
-        self.sizes = TOWERS[arguments.vision]
+        self.sizes = VISION_ENCODERS[arguments.vision]
         if arguments.vocabulary != "full":
             self.sizes = replace(self.sizes, vocabulary=int(arguments.vocabulary) + 3)
-        # What transformers uses unless told otherwise.
-        published.ATTENTION = "sdpa"
-        config = published.configuration(self.sizes, bert_vocabulary=1)
-        self.policy = published.build(config).to(self.device)
-        tower = self.policy.encoder.vision_encoder.requires_grad_(False)
-        self.reference = copy.deepcopy(self.policy, {id(tower): tower}).requires_grad_(False)
+        # transformers' default.
+        published_captioner.ATTENTION = "sdpa"
+        config = published_captioner.build_config(self.sizes, bert_vocabulary=1)
+        self.policy = published_captioner.build(config).to(self.device)
+        vision_encoder = self.policy.encoder.vision_encoder.requires_grad_(False)
+        self.reference = copy.deepcopy(self.policy, {id(vision_encoder): vision_encoder}).requires_grad_(False)
         self.evaluator = CLIPModel(CLIPConfig()).eval().to(self.device).requires_grad_(False)
-        trained = [value for value in self.policy.parameters() if value.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=1e-6, fused=True)
+        trainable = [value for value in self.policy.parameters() if value.requires_grad]
+        self.optimizer = torch.optim.Adam(trainable, lr=1e-6, fused=True)
         side = self.sizes.image_size
         self.pixels = torch.randint(256, (arguments.batch, side, side, 3), dtype=torch.uint8)
-        self.seen = None
+        self.cached_features = None
         if arguments.cached_features:
-            self.seen = self.look()
+            self.cached_features = self.encode_images()
 
     def autocast(self) -> torch.autocast:
-        """In which models compute: with products of 16-bit numbers, where that is asked for."""
+        """Returns the context for model computations; enables bf16 with ``--precision bf16``."""
         bf16 = self.arguments.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    @inferred
-    def look(self) -> tuple[Tensor, Tensor]:
-        """Hidden states of the captioner's tower, and unit embeddings of the evaluator."""
-        if self.seen is not None:
-            return self.seen
+    @in_inference_mode
+    def encode_images(self) -> tuple[Tensor, Tensor]:
+        """Returns the vision encoder's hidden states, and the evaluator's normalised embeddings."""
+        if self.cached_features is not None:
+            return self.cached_features
         images = (self.pixels.to(self.device).float() / 255 - 0.45).div(0.27).permute(0, 3, 1, 2).contiguous()
         with self.autocast():
             hidden = self.policy.encoder.vision_encoder(images).last_hidden_state
             embeddings = self.evaluator.get_image_features(images)
         return hidden, functional.normalize(embeddings.float(), dim=-1)
 
-    @inferred
+    @in_inference_mode
     def search(self, hidden: Tensor) -> Tensor:
         self.policy.eval()
         arguments = self.arguments
@@ -104,39 +109,39 @@ class Step:
                 **limits,
             )
 
-    @inferred
-    def rewards(self, embeddings: Tensor, found: Tensor) -> Tensor:
-        """[images, k]. The captioner's tokens stand for CLIP's own."""
-        texts = torch.full((len(found), POSITIONS), CLIP_VOCABULARY - 1, device=self.device)
-        texts[:, : found.shape[1]] = found.clamp(max=CLIP_VOCABULARY - 2)
+    @in_inference_mode
+    def rewards(self, embeddings: Tensor, candidates: Tensor) -> Tensor:
+        """Computes rewards [images, k]. The captioner's token ids serve as CLIP's."""
+        texts = torch.full((len(candidates), POSITIONS), CLIP_VOCABULARY - 1, device=self.device)
+        texts[:, : candidates.shape[1]] = candidates.clamp(max=CLIP_VOCABULARY - 2)
         with self.autocast():
-            read = self.evaluator.get_text_features(texts)
-        read = functional.normalize(read.float(), dim=-1)
-        return 2 * (embeddings.unsqueeze(1) * read.view(len(embeddings), -1, read.shape[-1])).sum(-1).clamp(min=0)
+            text_embeddings = self.evaluator.get_text_features(texts)
+        text_embeddings = functional.normalize(text_embeddings.float(), dim=-1)
+        return 2 * (embeddings.unsqueeze(1) * text_embeddings.view(len(embeddings), -1, text_embeddings.shape[-1])).sum(-1).clamp(min=0)
 
-    def log_probabilities(self, model: torch.nn.Module, hidden: Tensor, found: Tensor) -> Tensor:
-        """[images, k]: the encoder sees each image once, its memory is repeated for the candidates."""
+    def log_probabilities(self, model: torch.nn.Module, hidden: Tensor, candidates: Tensor) -> Tensor:
+        """Returns log-probabilities [images, k]. The encoder runs once per image."""
         with self.autocast():
             encoded = model.encoder(vision_hidden=hidden).last_hidden_state.repeat_interleave(self.arguments.beams, 0)
             memory = BaseModelOutput(encoded)
-            logits = model(encoder_outputs=memory, decoder_input_ids=found[:, :-1], use_cache=False).logits.float()
-        each = logits.log_softmax(-1).gather(2, found[:, 1:].unsqueeze(2)).squeeze(2)
-        return (each * (found[:, 1:] != self.sizes.pad)).sum(1).view(len(hidden), -1)
+            logits = model(encoder_outputs=memory, decoder_input_ids=candidates[:, :-1], use_cache=False).logits.float()
+        token_log_probabilities = logits.log_softmax(-1).gather(2, candidates[:, 1:].unsqueeze(2)).squeeze(2)
+        return (token_log_probabilities * (candidates[:, 1:] != self.sizes.pad)).sum(1).view(len(hidden), -1)
 
-    @inferred
-    def reference_log_probabilities(self, hidden: Tensor, found: Tensor) -> Tensor:
-        return self.log_probabilities(self.reference, hidden, found)
+    @in_inference_mode
+    def reference_log_probabilities(self, hidden: Tensor, candidates: Tensor) -> Tensor:
+        return self.log_probabilities(self.reference, hidden, candidates)
 
     def step(self) -> None:
-        hidden, embeddings = self.look()
-        found = self.search(hidden)
-        scores = self.rewards(embeddings, found)
-        reference = self.reference_log_probabilities(hidden, found)
+        hidden, embeddings = self.encode_images()
+        candidates = self.search(hidden)
+        scores = self.rewards(embeddings, candidates)
+        reference = self.reference_log_probabilities(hidden, candidates)
         self.policy.train()
-        best, chosen = scores.max(1, keepdim=True)
-        gamma = (TAU * (best - scores)).scatter(1, chosen, float("-inf")).softmax(1)
-        difference = self.log_probabilities(self.policy, hidden, found) - reference
-        margin = difference.gather(1, chosen).squeeze(1) - (gamma * difference).sum(1)
+        best, best_index = scores.max(1, keepdim=True)
+        gamma = (TAU * (best - scores)).scatter(1, best_index, float("-inf")).softmax(1)
+        difference = self.log_probabilities(self.policy, hidden, candidates) - reference
+        margin = difference.gather(1, best_index).squeeze(1) - (gamma * difference).sum(1)
         loss = -functional.logsigmoid(BETA * margin).mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -144,34 +149,34 @@ class Step:
         loss.item()
 
     def timed(self, compute: Callable[[], object]) -> float:
-        def synchronise() -> None:
+        def synchronize() -> None:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-        synchronise()
+        synchronize()
         started = time.perf_counter()
         compute()
-        synchronise()
+        synchronize()
         return time.perf_counter() - started
 
     def phases(self, step: float) -> dict[str, float]:
-        hidden, embeddings = self.look()
-        found = self.search(hidden)
+        hidden, embeddings = self.encode_images()
+        candidates = self.search(hidden)
         phases = {
-            "vision": self.timed(self.look),
+            "vision": self.timed(self.encode_images),
             "beam_search": self.timed(lambda: self.search(hidden)),
-            "reward": self.timed(lambda: self.rewards(embeddings, found)),
-            "reference": self.timed(lambda: self.reference_log_probabilities(hidden, found)),
+            "reward": self.timed(lambda: self.rewards(embeddings, candidates)),
+            "reference": self.timed(lambda: self.reference_log_probabilities(hidden, candidates)),
         }
         return phases | {"learn": step - sum(phases.values())}
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, in bytes."""
+    """Returns the peak memory of this process in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status does not say VmHWM")
+    raise OSError("/proc/self/status has no line VmHWM")
 
 
 def main() -> None:
@@ -179,8 +184,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--max-length", type=int, default=30)
-    parser.add_argument("--min-length", type=int, help="MAX_LENGTH, to keep captions from ending before")
-    parser.add_argument("--vision", choices=TOWERS, default="vit-b-32")
+    parser.add_argument("--min-length", type=int, help="minimum length; with MAX_LENGTH no caption ends early")
+    parser.add_argument("--vision", choices=VISION_ENCODERS, default="vit-b-32")
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--cached-features", action="store_true")
     parser.add_argument("--vocabulary", default="full", metavar="full|N")

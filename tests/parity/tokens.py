@@ -1,8 +1,9 @@
-"""Expected tokens of odd and ordinary strings under CLIP's tokenizer.
+"""Expected tokens of unusual and ordinary strings from CLIP's tokenizers.
 
-Writes tokens.json. The tokens are those of transformers' CLIPTokenizerFast, which the published code uses (by way of
-AutoTokenizer). The slow CLIPTokenizer, which first repairs texts with ftfy, sometimes reads otherwise, and so does OpenAI's own
-``clip.tokenize``, which unescapes HTML as well (open_clip has its code); what they say is written beside where they do.
+Writes tokens.json with the tokens of transformers' CLIPTokenizerFast, which the published code uses
+through AutoTokenizer. Where they differ, the file also has the tokens of the slow CLIPTokenizer,
+which first repairs texts with ftfy, and of OpenAI's ``clip.tokenize`` (in open_clip), which also
+unescapes HTML.
 """
 
 import gzip
@@ -22,7 +23,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import AddedToken, CLIPTokenizer, CLIPTokenizerFast
 from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
-import cases
+import common
 
 SEED = 20240814
 CONTEXT_LENGTH = 77
@@ -77,78 +78,78 @@ MOJIBAKE = ("Ã©", "â€™", "â€œhiâ€\x9d", "Â£", "ï»¿", "schÃ¶
 
 CONTROLS = (*range(32), *range(127, 160), 0xAD, 0x200D, 0x200E, 0xFFFD, 0xFFFF)
 
-Draw = Callable[[random.Random], str]
+TextGenerator = Callable[[random.Random], str]
 
 
-def assigned(draw: random.Random, ranges: tuple[tuple[int, int], ...]) -> str:
-    """One character that has a meaning, from one of the ranges."""
+def random_character(rng: random.Random, ranges: tuple[tuple[int, int], ...]) -> str:
+    """Returns a random assigned character from one of the ranges."""
     while True:
-        character = chr(draw.randint(*draw.choice(ranges)))
+        character = chr(rng.randint(*rng.choice(ranges)))
         if unicodedata.category(character) not in ("Cn", "Cs", "Co"):
             return character
 
 
-def caption(draw: random.Random) -> str:
-    text = " ".join(draw.choices(WORDS, k=draw.randint(3, 12)))
-    text = draw.choice((str, str.capitalize, str.upper, str.title))(text)
-    return text + draw.choice(("", ".", " .", "!", ",", "  "))
+def caption(rng: random.Random) -> str:
+    text = " ".join(rng.choices(WORDS, k=rng.randint(3, 12)))
+    text = rng.choice((str, str.capitalize, str.upper, str.title))(text)
+    return text + rng.choice(("", ".", " .", "!", ",", "  "))
 
 
-def scripts(draw: random.Random) -> str:
-    """Words of one script each."""
+def scripts(rng: random.Random) -> str:
+    """Returns words, each in one script."""
     words = []
-    for _ in range(draw.randint(1, 3)):
-        script = (draw.choice(SCRIPTS),)
-        words.append("".join(assigned(draw, script) for _ in range(draw.randint(1, 4))))
+    for _ in range(rng.randint(1, 3)):
+        script = (rng.choice(SCRIPTS),)
+        words.append("".join(random_character(rng, script) for _ in range(rng.randint(1, 4))))
     return " ".join(words)
 
 
-def anything(draw: random.Random) -> str:
-    """Characters of the first two planes."""
-    return "".join(assigned(draw, ((0x20, 0x1FFFF),)) for _ in range(draw.randint(1, 4)))
+def any_characters(rng: random.Random) -> str:
+    """Returns characters of the first two Unicode planes."""
+    return "".join(random_character(rng, ((0x20, 0x1FFFF),)) for _ in range(rng.randint(1, 4)))
 
 
-def combining(draw: random.Random) -> str:
-    count = draw.randint(1, 4)
-    letters = [draw.choice("aeiouncAEIOUNCéüñक가") + draw.choice(MARKS) * draw.randint(0, 2) for _ in range(count)]
-    text = draw.choice(("", draw.choice(MARKS))) + "".join(letters)
-    return unicodedata.normalize(draw.choice(("NFC", "NFD", "NFKC", "NFKD")), text) if draw.random() < 0.7 else text
+def combining(rng: random.Random) -> str:
+    count = rng.randint(1, 4)
+    letters = [rng.choice("aeiouncAEIOUNCéüñक가") + rng.choice(MARKS) * rng.randint(0, 2) for _ in range(count)]
+    text = rng.choice(("", rng.choice(MARKS))) + "".join(letters)
+    return unicodedata.normalize(rng.choice(("NFC", "NFD", "NFKC", "NFKD")), text) if rng.random() < 0.7 else text
 
 
-def normal_forms(draw: random.Random) -> str:
-    return unicodedata.normalize(draw.choice(("NFC", "NFD")), scripts(draw))
+def normal_forms(rng: random.Random) -> str:
+    return unicodedata.normalize(rng.choice(("NFC", "NFD")), scripts(rng))
 
 
-def mixed(parts: tuple[str, ...] | str, joiners: tuple[str, ...] = ("", " ")) -> Draw:
-    """A few of the parts, some next to a word."""
+def mixed(parts: tuple[str, ...] | str, joiners: tuple[str, ...] = ("", " ")) -> TextGenerator:
+    """Returns a generator of texts of a few parts, some joined with words."""
 
-    def text(draw: random.Random) -> str:
-        chosen = [draw.choice(parts) if draw.random() < 0.7 else draw.choice(WORDS) for _ in range(draw.randint(1, 5))]
+    def text(rng: random.Random) -> str:
+        chosen = [rng.choice(parts) if rng.random() < 0.7 else rng.choice(WORDS) for _ in range(rng.randint(1, 5))]
         joined = chosen[0]
         for part in chosen[1:]:
-            joined += draw.choice(joiners) + part
+            joined += rng.choice(joiners) + part
         return joined
 
     return text
 
 
-def spaces(draw: random.Random) -> str:
+def spaces(rng: random.Random) -> str:
     def gap() -> str:
-        return "".join(draw.choices(SPACES, k=draw.randint(0, 3)))
+        return "".join(rng.choices(SPACES, k=rng.randint(0, 3)))
 
-    return gap() + "".join(draw.choice(WORDS) + gap() for _ in range(draw.randint(0, 4)))
-
-
-def controls(draw: random.Random) -> str:
-    characters = [chr(draw.choice(CONTROLS)) for _ in range(draw.randint(1, 3))]
-    return draw.choice(WORDS) + "".join(draw.choice((c, c + draw.choice(WORDS))) for c in characters)
+    return gap() + "".join(rng.choice(WORDS) + gap() for _ in range(rng.randint(0, 4)))
 
 
-def repeats(draw: random.Random) -> str:
-    return draw.choice("a!.0é世😀 -_") * draw.randint(2, 12) + draw.choice(("", draw.choice(WORDS)))
+def controls(rng: random.Random) -> str:
+    characters = [chr(rng.choice(CONTROLS)) for _ in range(rng.randint(1, 3))]
+    return rng.choice(WORDS) + "".join(rng.choice((c, c + rng.choice(WORDS))) for c in characters)
 
 
-# Of texts that clip.tokenize repairs.
+def repeats(rng: random.Random) -> str:
+    return rng.choice("a!.0é世😀 -_") * rng.randint(2, 12) + rng.choice(("", rng.choice(WORDS)))
+
+
+# Parts of texts that clip.tokenize repairs.
 BROKEN = (
     *("Ã©", "â€™", "â€œhiâ€\x9d", "Â£", "ï»¿", "schÃ¶n", "âœ”", "ð\x9f\x98\x80", "\x92", "‘a’", "Ã¼ber", "naÃ¯ve", "â€“", "â‚¬"),
     *("donâ€™t", "Ã\xa0 la", "l’humanitÃ©", "ﬁ", "ﬂ", "ﬃ", "ﬀ", "ĳ", "ŉ", "ǆ", "ＬＯＵＤ", "ｆｕｌｌ", "１２３", "\u3000", "！"),
@@ -156,23 +157,23 @@ BROKEN = (
     *(f"&#{number};" for number in (0, 7, 65, 128, 150, 159, 55296, 64976, 65534, 1114112, 9999999999, 128512)),
     *("&#x80;", "&#X41", "&#38;amp;", "&notit;", "&AMPx", "&ltdog", "&copy2026", "&amp;lt;b&amp;gt;", "x'ſ", "DON'T", "<b>"),
 )
-CLEANED = 500
+CLEANED_TEXTS = 500
 
 
 def cleaned_texts() -> list[str]:
-    """Texts of parts that clip.tokenize repairs, some next to words; no text twice."""
-    draw = random.Random(SEED + 1)
+    """Returns distinct texts of parts that clip.tokenize repairs, some joined with words."""
+    rng = random.Random(SEED + 1)
     texts: dict[str, None] = {}
-    while len(texts) < CLEANED:
-        parts = [draw.choice(BROKEN) if draw.random() < 0.6 else draw.choice(WORDS) for _ in range(draw.randint(1, 6))]
-        texts[draw.choice((" ", "", "  ", "\t")).join(parts)] = None
+    while len(texts) < CLEANED_TEXTS:
+        parts = [rng.choice(BROKEN) if rng.random() < 0.6 else rng.choice(WORDS) for _ in range(rng.randint(1, 6))]
+        texts[rng.choice((" ", "", "  ", "\t")).join(parts)] = None
     return list(texts)
 
 
-GROUPS: dict[str, Draw] = {
+GROUPS: dict[str, TextGenerator] = {
     "caption": caption,
     "scripts": scripts,
-    "anything": anything,
+    "anything": any_characters,
     "combining": combining,
     "normal forms": normal_forms,
     "emoji": mixed(EMOJI),
@@ -189,32 +190,32 @@ GROUPS: dict[str, Draw] = {
 }
 
 
-def long_texts(draw: random.Random) -> list[str]:
-    """Around and beyond the context length, by words, by characters and by bytes."""
+def long_texts(rng: random.Random) -> list[str]:
+    """Returns texts around and beyond the context length, in words, characters or bytes."""
     exact = ["dog " * count for count in (74, 75, 76, 77, 200)]
-    return exact + ["x" * 400, "世界" * 60, "😀" * 40, "a " * 5000, ".," * 90, " ".join(draw.choices(WORDS, k=120))]
+    return exact + ["x" * 400, "世界" * 60, "😀" * 40, "a " * 5000, ".," * 90, " ".join(rng.choices(WORDS, k=120))]
 
 
 def plain_texts() -> list[str]:
-    """The empty string, and every character below U+0250 by itself."""
+    """Returns the empty string, spaces, and each character below U+0250."""
     return ["", " ", "\n", *(chr(code) for code in range(0x250))]
 
 
 def strings(size: str) -> Iterator[tuple[str, str]]:
-    """Group and text, no text twice."""
-    draw = random.Random(SEED)
-    seen: set[str] = set()
-    fixed = {"plain": plain_texts(), "long": long_texts(draw)}
-    drawn = {name: [text(draw) for _ in range(COUNTS[size])] for name, text in GROUPS.items()}
-    for name, texts in (fixed | drawn).items():
+    """Yields (group, text); texts are distinct."""
+    rng = random.Random(SEED)
+    distinct: set[str] = set()
+    fixed = {"plain": plain_texts(), "long": long_texts(rng)}
+    random_texts = {name: [text(rng) for _ in range(COUNTS[size])] for name, text in GROUPS.items()}
+    for name, texts in (fixed | random_texts).items():
         for text in texts:
-            if text not in seen:
-                seen.add(text)
+            if text not in distinct:
+                distinct.add(text)
                 yield name, text
 
 
 def tokenizer_files(folder: Path) -> tuple[str, str]:
-    """vocab.json and merges.txt, from the merges that open_clip carries; numbered as OpenAI numbers them."""
+    """Writes vocab.json and merges.txt from open_clip's merges, with OpenAI's token ids."""
     resource = importlib.resources.files("open_clip") / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(resource.read_bytes()).decode().split("\n")
     merges = lines[1 : MERGES + 1]
@@ -227,8 +228,8 @@ def tokenizer_files(folder: Path) -> tuple[str, str]:
     return str(vocabulary), str(ranks)
 
 
-def load() -> tuple[CLIPTokenizerFast, CLIPTokenizer]:
-    """Set up as openai/clip-vit-large-patch14 does."""
+def load_tokenizers() -> tuple[CLIPTokenizerFast, CLIPTokenizer]:
+    """Loads the tokenizers with the settings of openai/clip-vit-large-patch14."""
     texts = {"unk_token": END, "bos_token": BEGIN, "eos_token": END}
     special = {name: AddedToken(text, normalized=True) for name, text in texts.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -238,25 +239,25 @@ def load() -> tuple[CLIPTokenizerFast, CLIPTokenizer]:
 
 
 def openai_tokenizer() -> SimpleTokenizer:
-    """open_clip's, with the begin and end token as OpenAI writes them."""
+    """Returns open_clip's tokenizer with OpenAI's names of the begin and end token."""
     tokenizer = SimpleTokenizer()
     pattern = tokenizer.pat.pattern
-    for theirs, openais in (("<start_of_text>", BEGIN), ("<end_of_text>", END)):
-        tokenizer.encoder[openais] = tokenizer.encoder.pop(theirs)
-        tokenizer.cache[openais] = openais
-        pattern = pattern.replace(theirs, regex.escape(openais))
+    for open_clip_token, openai_token in (("<start_of_text>", BEGIN), ("<end_of_text>", END)):
+        tokenizer.encoder[openai_token] = tokenizer.encoder.pop(open_clip_token)
+        tokenizer.cache[openai_token] = openai_token
+        pattern = pattern.replace(open_clip_token, regex.escape(openai_token))
     tokenizer.pat = regex.compile(pattern, regex.IGNORECASE)
     return tokenizer
 
 
-def inner(tokenizer: CLIPTokenizerFast | CLIPTokenizer, text: str) -> list[int]:
-    """Tokens between begin and end, at most 75."""
+def encode(tokenizer: CLIPTokenizerFast | CLIPTokenizer, text: str) -> list[int]:
+    """Returns the tokens between begin and end, at most 75."""
     return tokenizer(text, truncation=True, max_length=CONTEXT_LENGTH)["input_ids"][1:-1]
 
 
 def main() -> None:
-    arguments = cases.arguments(__doc__)
-    fast, slow = load()
+    arguments = common.parse_arguments(__doc__)
+    fast, slow = load_tokenizers()
     openais = openai_tokenizer()
 
     def clip_tokenize(text: str) -> list[int]:
@@ -265,15 +266,15 @@ def main() -> None:
     groups: dict[str, list[list]] = {}
     differing = 0
     for group, text in strings(arguments.size):
-        read, read_slowly = inner(fast, text), inner(slow, text)
-        differing += read != read_slowly
+        fast_tokens, slow_tokens = encode(fast, text), encode(slow, text)
+        differing += fast_tokens != slow_tokens
         cleaned = clip_tokenize(text)
-        entry = [text, read] if read == read_slowly else [text, read, read_slowly]
-        if cleaned != read:
-            entry = [text, read, read_slowly if read != read_slowly else None, cleaned]
+        entry = [text, fast_tokens] if fast_tokens == slow_tokens else [text, fast_tokens, slow_tokens]
+        if cleaned != fast_tokens:
+            entry = [text, fast_tokens, slow_tokens if fast_tokens != slow_tokens else None, cleaned]
         groups.setdefault(group, []).append(entry)
-    versions = cases.versions() | {"tokenizers": tokenizers.__version__, "ftfy": ftfy.__version__}
-    cases.write_json(arguments.out / "tokens.json", {
+    versions = common.versions() | {"tokenizers": tokenizers.__version__, "ftfy": ftfy.__version__}
+    common.write_json(arguments.out / "tokens.json", {
         "versions": versions,
         "groups": groups,
         "cleaned": [[text, clip_tokenize(text)] for text in cleaned_texts()],

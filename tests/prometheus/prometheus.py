@@ -42,7 +42,7 @@ class Prometheus:
 
     @staticmethod
     def shorten_alerts(path: pathlib.Path, folder: pathlib.Path) -> str:
-        """Copies a rule file with a shorter `for` of its alerts, and returns the path of the copy."""
+        """Copies a rule file with a shorter `for` of its alerts. Returns the path of the copy."""
         rules = yaml.safe_load(path.read_text())
         for group in rules["groups"]:
             for rule in group["rules"]:
@@ -62,7 +62,7 @@ class Prometheus:
         """Returns all series of an expression since the start that have a number."""
         span = {"start": self.started, "end": time.time(), "step": STEP}
         series = self.request("query_range", query=expr, **span)["result"]
-        return [one for entry in series if any(not math.isnan(float(value)) for _, value in entry["values"])]
+        return [entry for entry in series if any(not math.isnan(float(value)) for _, value in entry["values"])]
 
     def value(self, expr: str) -> float | None:
         """Returns the value of the only series; None if there is none."""
@@ -71,6 +71,6 @@ class Prometheus:
 
     def alert(self, name: str, **labels: str) -> str | None:
         """Returns the alert's state, `pending` or `firing`; None if it is inactive."""
-        wanted = {"alertname": name, **labels}.items()
-        states = [alert["state"] for alert in self.request("alerts")["alerts"] if wanted <= alert["labels"].items()]
+        alert_labels = {"alertname": name, **labels}.items()
+        states = [alert["state"] for alert in self.request("alerts")["alerts"] if alert_labels <= alert["labels"].items()]
         return states[0] if states else None

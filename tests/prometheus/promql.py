@@ -27,7 +27,7 @@ def selectors(node: promql.Expr) -> Iterator[promql.VectorSelector]:
 
 
 def operands(node: promql.Expr) -> Iterator[str]:
-    """Yields the operands of an alert's comparisons, which have data even if the alert is inactive."""
+    """Yields the operands of an alert's comparisons, which have data even without an alert."""
     while isinstance(node, promql.ParenExpr):
         node = node.expr
     if isinstance(node, promql.BinaryExpr) and str(node.op) in COMPARISONS | SETS:

@@ -53,7 +53,7 @@ def dashboards() -> Iterator[str]:
         yield result.stderr.strip()
     dashboards_by_name = deployed.dashboards()
     for duplicate in duplicates([dashboard["uid"] for dashboard in dashboards_by_name.values()]):
-        yield f"dashboards: uid {duplicate} is used duplicate"
+        yield f"dashboards: uid {duplicate} is used twice"
     for name, dashboard in dashboards_by_name.items():
         for problem in check_structure(dashboard):
             yield f"dashboard {name}: {problem}"
@@ -62,7 +62,7 @@ def dashboards() -> Iterator[str]:
 def check_structure(dashboard: dict) -> Iterator[str]:
     panels = dashboard["panels"]
     for duplicate in duplicates([panel["id"] for panel in panels]):
-        yield f"panel id {duplicate} is used duplicate"
+        yield f"panel id {duplicate} is used twice"
     taken = set()
     for panel in panels:
         position, title = panel["gridPos"], panel["title"]
@@ -78,7 +78,7 @@ def check_structure(dashboard: dict) -> Iterator[str]:
             yield f"panel {title} has no unit"
         targets = panel.get("targets", [])
         for duplicate in duplicates([target["refId"] for target in targets]):
-            yield f"panel {title}: query {duplicate} is used duplicate"
+            yield f"panel {title}: query {duplicate} is used twice"
         for item in [panel, *targets]:
             if item["datasource"] != {"type": "prometheus", "uid": "${datasource}"}:
                 yield f"panel {title} does not use the selected data source"

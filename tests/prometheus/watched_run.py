@@ -22,10 +22,10 @@ class Coordinator:
         run_file.write_text((HERE / f"{name}.yaml").read_text().replace("FOLDER", str(processes.folder)))
         options = ["--config", run_file, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
         self.process = processes.start(name, [programs / "coordinator", "serve", *options])
-        found = re.search(r"grpc=(\S+) http=(\S+)", self.process.stdout.readline())
-        if found is None:
+        addresses = re.search(r"grpc=(\S+) http=(\S+)", self.process.stdout.readline())
+        if addresses is None:
             raise CheckError(f"the coordinator did not start: {processes.log(name)}")
-        self.url, self.http = f"http://{found[1]}", found[2]
+        self.url, self.http = f"http://{addresses[1]}", addresses[2]
 
     def worker(self, worker_id: int) -> subprocess.Popen:
         command = [self.programs / "worker", "join", "--coordinator", self.url, "--rank", worker_id, "--threads", 1]
@@ -34,7 +34,7 @@ class Coordinator:
     def metrics(self) -> str:
         text = get(f"http://{self.http}/metrics")
         if text is None:
-            raise CheckError(f"the coordinator does not answer: {self.processes.log(self.name)}")
+            raise CheckError(f"the coordinator does not respond: {self.processes.log(self.name)}")
         return text
 
 
@@ -56,8 +56,8 @@ class WatchedRun:
         return self.prometheus.value(f"{name}{{{', '.join(matchers)}}}")
 
     def wait_for_alert(self, name: str, state: str | None, **labels: str) -> None:
-        wanted = {"instance": self.run.http, **labels}
-        wait_for(f"{name} to be {state or 'over'}", lambda: self.prometheus.alert(name, **wanted) == state)
+        alert_labels = {"instance": self.run.http, **labels}
+        wait_for(f"{name} to be {state or 'over'}", lambda: self.prometheus.alert(name, **alert_labels) == state)
 
     def execute(self) -> Iterator[str]:
         """Executes the faults, and yields problems."""

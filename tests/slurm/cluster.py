@@ -1,4 +1,4 @@
-"""Runs a real Slurm on this machine: munged, slurmctld and two slurmd, in one folder, on free ports."""
+"""Runs a real Slurm on this machine: munged, slurmctld and two slurmd, on free ports."""
 
 import contextlib
 import os
@@ -154,16 +154,16 @@ class Cluster:
 
         `program`: start of the program's name. `environment`: variables that a process must have.
         """
-        wanted = {"SLURM_CONF": self.environment["SLURM_CONF"]} | environment
-        variables = {f"{name}={value}".encode() for name, value in wanted.items()}
-        found = []
+        required = {"SLURM_CONF": self.environment["SLURM_CONF"]} | environment
+        variables = {f"{name}={value}".encode() for name, value in required.items()}
+        process_ids = []
         for process in pathlib.Path("/proc").glob("[0-9]*"):
             # The process may end at any time.
             with contextlib.suppress(OSError):
-                own = set((process / "environ").read_bytes().split(b"\0"))
-                if variables <= own and (process / "comm").read_text().startswith(program):
-                    found.append(int(process.name))
-        return found
+                process_variables = set((process / "environ").read_bytes().split(b"\0"))
+                if variables <= process_variables and (process / "comm").read_text().startswith(program):
+                    process_ids.append(int(process.name))
+        return process_ids
 
     def start_node(self, node: str) -> None:
         """Starts a node."""
@@ -192,14 +192,14 @@ class Cluster:
 
 def parents(processes: list[int], program: str) -> list[int]:
     """Returns the parents of processes, as far as they run `program`."""
-    found = set()
+    parent_ids = set()
     for process in processes:
         with contextlib.suppress(OSError):
             # The name ends with the last parenthesis; state and parent follow.
             parent = int(pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
             if pathlib.Path(f"/proc/{parent}/comm").read_text().strip() == program:
-                found.add(parent)
-    return list(found)
+                parent_ids.add(parent)
+    return list(parent_ids)
 
 
 def kill(processes: list[int]) -> None:

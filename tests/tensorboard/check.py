@@ -2,8 +2,8 @@
 
     python3 tests/tensorboard/check.py EVENTS_FOLDER JOURNAL.sqlite
 
-TensorBoard's own code reads the files. They must have each step that was not given up expected_steps, in order
-over all stages, and all values of the journal in single precision.
+TensorBoard's own code reads the files. They must have each step that was not given up once, in
+order over all stages, and all values of the journal in single precision.
 """
 
 import json

@@ -52,11 +52,11 @@ const CudaGraphFunctions& functions() {
   return functions;
 }
 
-// A CUDA graph, from the start of its capture.
-class Graph {
+// A CUDA graph, from the start of its capture on.
+class CapturedGraph {
  public:
   // Starts to capture the operations that this thread launches on the device.
-  Graph(c10::Device device, c10::MempoolId_t pool) {
+  CapturedGraph(c10::Device device, c10::MempoolId_t pool) {
     // The default stream cannot be captured. All captures of a thread use one other stream, because
     // cuBLAS keeps a workspace for each stream.
     thread_local std::optional<c10::Stream> stream;
@@ -72,9 +72,9 @@ class Graph {
       throw;
     }
   }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  ~Graph() { functions().destroy(storage_); }
+  CapturedGraph(const CapturedGraph&) = delete;
+  CapturedGraph& operator=(const CapturedGraph&) = delete;
+  ~CapturedGraph() { functions().destroy(storage_); }
 
   void end_capture() {
     try {
@@ -103,7 +103,7 @@ extern "C" {
 void* dico_graph_begin(int64_t device, const uint64_t* pool, char* error) {
   return dico::catch_exceptions(error, [&]() -> void* {
     const auto index = static_cast<c10::DeviceIndex>(device);
-    return new Graph(c10::Device(c10::DeviceType::CUDA, index), {pool[0], pool[1]});
+    return new CapturedGraph(c10::Device(c10::DeviceType::CUDA, index), {pool[0], pool[1]});
   });
 }
 
@@ -111,7 +111,7 @@ void* dico_graph_begin(int64_t device, const uint64_t* pool, char* error) {
 // frees the graph and returns null.
 void* dico_graph_end(void* graph, uint64_t* pool, char* error) {
   return dico::catch_exceptions(error, [&]() -> void* {
-    std::unique_ptr<Graph> owned(static_cast<Graph*>(graph));
+    std::unique_ptr<CapturedGraph> owned(static_cast<CapturedGraph*>(graph));
     owned->end_capture();
     const c10::MempoolId_t id = owned->pool();
     pool[0] = id.first;
@@ -123,13 +123,13 @@ void* dico_graph_end(void* graph, uint64_t* pool, char* error) {
 // Launches the graph on the current stream. Returns the graph, or null if it fails.
 void* dico_graph_replay(void* graph, char* error) {
   return dico::catch_exceptions(error, [&]() -> void* {
-    static_cast<Graph*>(graph)->replay();
+    static_cast<CapturedGraph*>(graph)->replay();
     return graph;
   });
 }
 
 void dico_graph_free(void* graph) {
-  delete static_cast<Graph*>(graph);
+  delete static_cast<CapturedGraph*>(graph);
 }
 
 }  // extern "C"

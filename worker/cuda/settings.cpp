@@ -9,11 +9,11 @@
 extern "C" {
 
 // Makes libtorch use only deterministic algorithms, and fail for operations without one. Disables
-// TF32, so 32-bit products have full precision. Uninitialized memory need not be filled for that.
-// cuBLAS needs no setting: libtorch gives it workspaces of a fixed size, with which it is
-// deterministic. cuDNN's attention, which libtorch prefers for 16-bit numbers on Hopper, is
-// disabled: it builds a plan for each new shape, which takes tens of milliseconds, and prefix trees
-// have a new shape in almost every step.
+// TF32, so 32-bit products have full precision. libtorch does not fill uninitialized memory:
+// deterministic results do not need that. cuBLAS needs no setting: libtorch gives it workspaces of
+// a fixed size, with which it is deterministic. cuDNN's attention, which libtorch prefers for
+// 16-bit numbers on Hopper, is disabled: it builds a plan for each new shape, which takes tens of
+// milliseconds, and prefix trees have a new shape in almost every step.
 void dico_use_deterministic_algorithms() {
   at::Context& context = at::globalContext();
   context.setDeterministicAlgorithms(true, false);

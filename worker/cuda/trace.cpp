@@ -12,8 +12,8 @@ using torch::profiler::impl::ProfilerState;
 
 namespace {
 
-// Its address is the result of `dico_trace_*` on success.
-char success;
+// The functions `dico_trace_*` return its address on success.
+char success_marker;
 
 }  // namespace
 
@@ -27,7 +27,7 @@ void* dico_trace_begin(bool on_gpu, char* error) {
     const ProfilerConfig config(ProfilerState::KINETO);
     torch::autograd::profiler::prepareProfiler(config, activities);
     torch::autograd::profiler::enableProfiler(config, activities, {at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION});
-    return &success;
+    return &success_marker;
   });
 }
 
@@ -35,7 +35,7 @@ void* dico_trace_begin(bool on_gpu, char* error) {
 void* dico_trace_end(const char* path, char* error) {
   return dico::catch_exceptions(error, [&]() -> void* {
     torch::autograd::profiler::disableProfiler()->save(path);
-    return &success;
+    return &success_marker;
   });
 }
 

@@ -1,7 +1,8 @@
-// A C interface to libtorch's c10d: the rendezvous store, Gloo's process group, and three collectives.
+// A C interface to libtorch's c10d: the rendezvous store, Gloo's process group, and three
+// collectives.
 //
-// A function that fails returns null (or -1) and writes the reason to a buffer of ERROR_LENGTH bytes. No exception crosses
-// into Rust. Tensors are `at::Tensor*`, as in tch.
+// A function that fails returns null (or -1) and writes the reason to a buffer of ERROR_LENGTH
+// bytes. No exception crosses into Rust. Tensors are `at::Tensor*`, as in tch.
 
 #define USE_C10D_GLOO
 
@@ -23,15 +24,15 @@ namespace {
 using dico::catch_exceptions;
 using dico::write_error;
 
-// The timeout of collectives. It is never reached: ranks may compute for any time while others wait, and the coordinator
-// detects stalled workers.
+// The timeout of collectives. It is never reached: ranks may compute for any time while others
+// wait, and the coordinator detects stalled workers.
 constexpr std::chrono::milliseconds COLLECTIVE_TIMEOUT = std::chrono::hours(24 * 7);
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
-using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
+using GlooGroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
 
 // A collective in flight, with the tensors that it reads and writes kept alive.
-struct Work {
+struct PendingWork {
   c10::intrusive_ptr<c10d::Work> work;
   std::vector<at::Tensor> input;
   std::vector<std::vector<at::Tensor>> output;
@@ -89,37 +90,38 @@ void* dico_store_get(void* store, const char* key, uint8_t* value, size_t length
   });
 }
 
-// Connects to the other `size - 1` ranks through the store. Blocks until all are connected, or until the timeout.
+// Connects to the other `size - 1` ranks through the store. Blocks until all are connected, or
+// until the timeout.
 void* dico_gloo_new(void* store, const char* own_host, int rank, int size, int64_t timeout_ms, char* error) {
   return catch_exceptions(error, [&]() -> void* {
     auto options = c10d::ProcessGroupGloo::Options::create(std::chrono::milliseconds(timeout_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(std::string(own_host)));
-    return new GroupPtr(c10::make_intrusive<c10d::ProcessGroupGloo>(*static_cast<StorePtr*>(store), rank, size, options));
+    return new GlooGroupPtr(c10::make_intrusive<c10d::ProcessGroupGloo>(*static_cast<StorePtr*>(store), rank, size, options));
   });
 }
 
 void dico_gloo_free(void* group) {
-  delete static_cast<GroupPtr*>(group);
+  delete static_cast<GlooGroupPtr*>(group);
 }
 
 // Sums the tensor over all ranks, in place.
 void* dico_gloo_all_reduce(void* group, void* tensor, char* error) {
   return catch_exceptions(error, [&]() -> void* {
-    auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
+    auto* work = new PendingWork{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
     c10d::AllreduceOptions options;
     options.timeout = COLLECTIVE_TIMEOUT;
-    work->work = (*static_cast<GroupPtr*>(group))->allreduce(work->input, options);
+    work->work = (*static_cast<GlooGroupPtr*>(group))->allreduce(work->input, options);
     return work;
   });
 }
 
 void* dico_gloo_broadcast(void* group, void* tensor, int root, char* error) {
   return catch_exceptions(error, [&]() -> void* {
-    auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
+    auto* work = new PendingWork{{}, {*static_cast<at::Tensor*>(tensor)}, {}};
     c10d::BroadcastOptions options;
     options.rootRank = root;
     options.timeout = COLLECTIVE_TIMEOUT;
-    work->work = (*static_cast<GroupPtr*>(group))->broadcast(work->input, options);
+    work->work = (*static_cast<GlooGroupPtr*>(group))->broadcast(work->input, options);
     return work;
   });
 }
@@ -127,18 +129,19 @@ void* dico_gloo_broadcast(void* group, void* tensor, int root, char* error) {
 // Gathers the tensors of all ranks, which have the same shape, into `outputs`, in order of rank.
 void* dico_gloo_all_gather(void* group, void* tensor, void** outputs, int count, char* error) {
   return catch_exceptions(error, [&]() -> void* {
-    auto* work = new Work{{}, {*static_cast<at::Tensor*>(tensor)}, {{}}};
+    auto* work = new PendingWork{{}, {*static_cast<at::Tensor*>(tensor)}, {{}}};
     for (int i = 0; i < count; ++i) work->output[0].push_back(*static_cast<at::Tensor*>(outputs[i]));
     c10d::AllgatherOptions options;
     options.timeout = COLLECTIVE_TIMEOUT;
-    work->work = (*static_cast<GroupPtr*>(group))->allgather(work->output, work->input, options);
+    work->work = (*static_cast<GlooGroupPtr*>(group))->allgather(work->output, work->input, options);
     return work;
   });
 }
 
-// Waits at most `timeout_ms`. Returns 1 if the work has completed, 0 if it has not, and -1 if it has failed.
+// Waits at most `timeout_ms`. Returns 1 if the work has completed, 0 if it has not, and -1 if it
+// has failed.
 int dico_work_wait(void* handle, int64_t timeout_ms, char* error) {
-  auto& work = static_cast<Work*>(handle)->work;
+  auto& work = static_cast<PendingWork*>(handle)->work;
   if (!work->isCompleted()) {
     try {
       work->wait(std::chrono::milliseconds(timeout_ms));
@@ -159,7 +162,7 @@ int dico_work_wait(void* handle, int64_t timeout_ms, char* error) {
 }
 
 void dico_work_free(void* work) {
-  delete static_cast<Work*>(work);
+  delete static_cast<PendingWork*>(work);
 }
 
 }  // extern "C"

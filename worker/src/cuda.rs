@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// The version of libtorch that this program is compiled for.
-const VERSION: &str = "2.11.0";
+const LIBTORCH_VERSION: &str = "2.11.0";
 const CPU_LIBRARY: &str = "libtorch_cpu.so";
 const CUDA_LIBRARY: &str = "libtorch_cuda.so";
 /// Set in a re-executed process, to the folder from which it should load libtorch.
@@ -69,8 +69,8 @@ struct LibtorchLocation {
 }
 
 /// The locations in the order of the search. `variable` reads an environment variable, `own_folder`
-/// is the folder of the CPU library that the process has loaded, `pytorch` that of python3's
-/// PyTorch.
+/// is the folder of the CPU library that the process has loaded, and `pytorch` is the folder of
+/// python3's PyTorch.
 fn libtorch_locations(
     variable: impl Fn(&str) -> Option<OsString>,
     own_folder: Option<PathBuf>,
@@ -106,8 +106,8 @@ fn find_libtorch(locations: &[LibtorchLocation]) -> Result<PathBuf> {
         write!(searched, "\n  {source}: {problem}").expect("writing to a string does not fail");
     }
     bail!(
-        "computing on GPUs needs {CUDA_LIBRARY} of PyTorch {VERSION}, which was not found in{searched}\n\
-         install it (pip install torch=={VERSION}), or set LIBTORCH to the folder of a CUDA build of libtorch {VERSION}"
+        "computing on GPUs needs {CUDA_LIBRARY} of PyTorch {LIBTORCH_VERSION}, which was not found in{searched}\n\
+         install it (pip install torch=={LIBTORCH_VERSION}), or set LIBTORCH to the folder of a CUDA build of libtorch {LIBTORCH_VERSION}"
     )
 }
 
@@ -117,11 +117,12 @@ fn check_folder(folder: &Path) -> Result<()> {
         bail!("no {missing}");
     }
     let version = libtorch_version(folder).context("its version cannot be read")?;
-    ensure!(version.split('+').next() == Some(VERSION), "version {version}");
+    ensure!(version.split('+').next() == Some(LIBTORCH_VERSION), "version {version}");
     Ok(())
 }
 
-/// The version of libtorch in `folder`, from a file in libtorch's archives or a module of PyTorch.
+/// The version of libtorch in `folder`: from `build-version`, which libtorch's archives contain, or
+/// from `version.py` of the Python package.
 fn libtorch_version(folder: &Path) -> Option<String> {
     let root = folder.parent()?;
     if let Ok(version) = std::fs::read_to_string(root.join("build-version")) {
@@ -205,11 +206,11 @@ mod tests {
             "LD_LIBRARY_PATH" => Some(paths.clone()),
             _ => None,
         };
-        let found = find_libtorch(&libtorch_locations(variable, None, Ok(second.path().to_owned()))).unwrap();
-        assert_eq!(found, first.path().join("lib"));
+        let actual = find_libtorch(&libtorch_locations(variable, None, Ok(second.path().to_owned()))).unwrap();
+        assert_eq!(actual, first.path().join("lib"));
         let locations = libtorch_locations(|_| None, Some("/nowhere".into()), Ok(second.path().to_owned()));
-        let found = find_libtorch(&locations).unwrap();
-        assert_eq!(found, second.path().join("lib"));
+        let actual = find_libtorch(&locations).unwrap();
+        assert_eq!(actual, second.path().join("lib"));
     }
 
     #[test]

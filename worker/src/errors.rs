@@ -1,6 +1,6 @@
-//! Messages of errors with causes.
+//! Error messages that include the causes of an error.
 
-/// The message of an error, followed by those of its causes, in one line. A cause that an earlier
+/// The message of an error and the messages of its causes, in one line. A cause that an earlier
 /// message includes already is not repeated.
 #[must_use]
 pub fn one_line(error: &anyhow::Error) -> String {

@@ -2,57 +2,61 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`captioner`] | the model that is trained: encoder, decoder, beam search |
-//! | [`models`] | the models of a run, their sources, and the frozen encoders |
+//! | **A run** | |
+//! | [`coordinator_session`] | the gRPC session with the coordinator: joins, receives directives, sends reports and heartbeats, reconnects |
+//! | [`protocol`] | checks each directive of the coordinator before it is executed |
+//! | [`trainer`] | the training thread, which executes directives: steps, evaluations, checkpoints |
+//! | [`run_models`] | the captioner and the evaluators of a run: opens their weights, builds them, and computes the outputs of frozen encoders |
+//! | [`split_evaluation`] | evaluates the models of a run: captions the images of a split, and scores these captions |
+//! | [`data`] | the order of training samples, and the data loader that prefetches batches |
+//! | [`feature_stores`] | the feature stores (outputs of frozen encoders on disk) that a run reads instead of images |
+//! | [`collective`] | all-reduce, broadcast and all-gather between the ranks of a generation, by NCCL or Gloo |
+//! | **Models and losses** | |
+//! | [`captioner`] | the model that generates captions: encoder, decoder, beam search |
 //! | [`clip`] | CLIP: the captioner's vision encoder, and the evaluators |
+//! | [`clip_scorer`] | CLIP-S and PAC-S of given captions, by the weights of an evaluator |
 //! | [`objective`] | the losses of training stages, one file per objective |
 //! | [`optimizer`] | Adam, and the learning rate schedule |
-//! | [`collective`] | all-reduce, broadcast and gather between the ranks of a generation |
-//! | [`cuda`] | loads libtorch's CUDA libraries at run time |
-//! | [`data`] | the order of samples, and the loader that prefetches batches |
-//! | [`caption_evaluator`] | the caption evaluator: captions of other images, and their scores |
-//! | [`export`] | the files of an exported folder besides weights, for transformers |
-//! | [`feature_source`] | the feature stores that a run's models can use |
-//! | [`tensors`] | conversions between the bytes of files and libtorch's tensors |
-//! | [`phase_timer`] | the phase timer of a step |
-//! | `errors` | messages of errors with their causes |
-//! | [`files`] | atomic files and folders |
+//! | [`nn`] | layers, and all parameters of a model in one flat buffer |
 //! | `prefix_tree` | prefix trees of captions: common prefixes are computed once |
-//! | `memory` | settings of the C allocator |
-//! | [`nn`] | layers, and parameters in one flat buffer |
-//! | [`protocol`] | validation of the coordinator's directives |
-//! | [`trainer`] | the training thread, which executes directives |
-//! | [`session`] | the connection to the coordinator |
-//! | [`cli`] | one file per subcommand |
+//! | [`export`] | the files besides the weights of a folder that transformers loads |
+//! | **Support** | |
+//! | [`cli`] | the command line, one file per subcommand |
+//! | [`cuda`] | loads libtorch's CUDA libraries at run time |
+//! | [`phase_timer`] | measures the duration of each phase of a training step |
+//! | [`seeds`] | derives the seed of each use of random numbers from the run's seed |
+//! | [`tensor_conversion`] | converts between the tensors of weight files and libtorch's tensors |
+//! | [`atomic_files`] | writes files and folders that are complete or do not exist |
+//! | `host_memory` | settings of the C allocator, which libtorch uses for tensors on a CPU |
+//! | `errors` | an error with its causes as one line |
+//! | `testing` | support for unit tests: their device, and the golden files |
 //!
 //! Only the training thread uses libtorch; the session runs on tokio; they communicate over
 //! channels.
 
-pub mod caption_evaluator;
-pub mod caption_scorer;
+pub mod atomic_files;
 pub mod captioner;
 pub mod cli;
 pub mod clip;
+pub mod clip_scorer;
 pub mod collective;
+pub mod coordinator_session;
 pub mod cuda;
 pub mod data;
 mod errors;
 pub mod export;
-pub mod feature_source;
-pub mod files;
-#[cfg(test)]
-mod golden;
-mod memory;
-pub mod models;
+pub mod feature_stores;
+mod host_memory;
 pub mod nn;
 pub mod objective;
 pub mod optimizer;
 pub mod phase_timer;
 mod prefix_tree;
 pub mod protocol;
+pub mod run_models;
 pub mod seeds;
-pub mod session;
-pub mod tensors;
+pub mod split_evaluation;
+pub mod tensor_conversion;
 #[cfg(test)]
 mod testing;
 pub mod trainer;

@@ -96,12 +96,12 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::nn::Builder;
-    use crate::{golden, testing};
+    use crate::nn::ParameterBuilder;
+    use crate::testing::{self, golden_files};
 
     #[test]
     fn updates_equal_those_of_a_double_precision_adam() {
-        let mut builder = Builder::new(3, testing::device());
+        let mut builder = ParameterBuilder::new(3, testing::device());
         _ = builder.normal("matrix", &[2, 2], 1.0);
         _ = builder.normal("vector", &[2], 1.0);
         let mut parameters = builder.finish();
@@ -145,16 +145,16 @@ mod tests {
             }
         }
         for (tensor, expected) in [(parameters.flat(), &x[..]), (&adam.first_moment, &m), (&adam.second_moment, &v)] {
-            for (found, expected) in Vec::<f32>::try_from(tensor).unwrap().into_iter().zip(expected) {
-                assert!((f64::from(found) - expected).abs() < 1e-4, "{found} is not {expected}");
+            for (actual, expected) in Vec::<f32>::try_from(tensor).unwrap().into_iter().zip(expected) {
+                assert!((f64::from(actual) - expected).abs() < 1e-4, "{actual} is not {expected}");
             }
         }
     }
 
     #[derive(Deserialize)]
-    struct Golden {
+    struct GoldenSchedules {
         schedules: Vec<StageSchedule>,
-        updates: Updates,
+        updates: ExpectedUpdates,
     }
 
     #[derive(Deserialize)]
@@ -165,17 +165,17 @@ mod tests {
     }
 
     #[derive(Deserialize)]
-    struct Updates {
+    struct ExpectedUpdates {
         steps: u64,
         warmup: f64,
-        adam: Settings,
+        adam: AdamSettings,
         rates: Vec<f64>,
         /// The values after each step.
         parameters: Vec<Vec<f32>>,
     }
 
     #[derive(Deserialize)]
-    struct Settings {
+    struct AdamSettings {
         lr: f64,
         betas: [f64; 2],
         eps: f64,
@@ -187,35 +187,35 @@ mod tests {
 
     #[test]
     fn a_warm_up_from_zero_equals_that_of_transformers() {
-        let Golden { schedules, .. } = golden::json("schedule.json");
+        let GoldenSchedules { schedules, .. } = golden_files::json("schedule.json");
         assert!(schedules.iter().any(|stage| stage.rates.contains(&(1, 0.0))));
         for StageSchedule { steps, warmup, rates } in schedules {
             for (step, expected) in rates {
-                let found = learning_rate_factor(&from_zero(warmup), step, steps);
-                assert!((found - expected).abs() < 1e-12, "step {step} of {steps}: {found} is not {expected}");
+                let actual = learning_rate_factor(&from_zero(warmup), step, steps);
+                assert!((actual - expected).abs() < 1e-12, "step {step} of {steps}: {actual} is not {expected}");
             }
         }
     }
 
     #[test]
     fn updates_with_a_warm_up_from_zero_equal_those_of_pytorch() {
-        let Golden { updates, .. } = golden::json("schedule.json");
-        let Settings { lr, betas, eps } = updates.adam;
+        let GoldenSchedules { updates, .. } = golden_files::json("schedule.json");
+        let AdamSettings { lr, betas, eps } = updates.adam;
         let count = updates.parameters[0].len() as i64;
-        let mut builder = Builder::uninitialized(testing::device());
+        let mut builder = ParameterBuilder::uninitialized(testing::device());
         _ = builder.normal("parameters", &[count], 1.0);
         let mut parameters = builder.finish();
         parameters.start_training(|_| true);
-        let input = |name: &str| golden::input(&format!("schedule.{name}"), &[count]);
+        let input = |name: &str| golden_files::input_by_formula(&format!("schedule.{name}"), &[count]);
         tch::no_grad(|| parameters.flat().shallow_clone().copy_(&input("parameters")));
         let settings = config::Optimizer { learning_rate: lr, betas, epsilon: eps, weight_decay: 0.0, clip_norm: None };
         let mut adam = Adam::new(&parameters, &settings);
         for (step, (expected_factor, expected)) in (1..).zip(updates.rates.iter().zip(&updates.parameters)) {
-            let found = learning_rate_factor(&from_zero(updates.warmup), step, updates.steps);
-            assert!((found - expected_factor).abs() < 1e-12, "step {step}: {found} is not {expected_factor}");
+            let actual = learning_rate_factor(&from_zero(updates.warmup), step, updates.steps);
+            assert!((actual - expected_factor).abs() < 1e-12, "step {step}: {actual} is not {expected_factor}");
             let gradient = input(&format!("gradient{step}"));
-            adam.update(&parameters, &AveragedGradient::new(&gradient, 1.0), step, lr * found);
-            golden::assert_close("parameters", parameters.flat(), &Tensor::from_slice(expected), 1e-6);
+            adam.update(&parameters, &AveragedGradient::new(&gradient, 1.0), step, lr * actual);
+            golden_files::assert_close("parameters", parameters.flat(), &Tensor::from_slice(expected), 1e-6);
         }
     }
 

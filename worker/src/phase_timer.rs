@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::Instant;
 
-use statistics::names;
+use catalogue::names;
 
 /// A phase of a step; numbered as in [`names::PHASES`].
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,8 @@ pub enum StepPhase {
     Reward,
     /// Computing log-probabilities under the reference policy.
     Reference,
-    /// Forward and backward pass, optimizer step, and everything that belongs to no other phase.
+    /// Forward and backward pass, optimizer step, and all work that does not belong to another
+    /// phase.
     Learn,
     /// All-reduce of the gradients.
     AllReduce,

@@ -2,19 +2,20 @@
 //! messages of both sides. The rest of the worker relies on it.
 //!
 //! ```text
-//!         Rendezvous                                               Abandon
-//!   idle ------------> in a generation (Train, Evaluate, ..., Halt) -------> abandoned
-//!    ^                                |                                          |
-//!    '--------------------------------'--------- Idle (by the worker) -----------'
+//!         Rendezvous    in a generation,                Abandon
+//!   idle ------------>  for Train, Evaluate, ..., Halt ---------> abandoned
+//!    ^                                |                               |
+//!    '--------------------------------'-------------------------------'
+//!       Idle: the worker has released the generation
 //! ```
 
 use config::RunFile;
-use proto::EVALUATION_RANGE;
-use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
+use proto::IMAGES_PER_EVALUATION_RANGE;
+use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
 
 /// Maximal number of peers in a Rendezvous. The worker checks each of them on a thread.
 const MAX_PEERS: usize = 256;
-/// Maximal length of a store's address, in bytes; equal to the coordinator's limit.
+/// Maximal length of the address of a rendezvous store, in bytes; equal to the coordinator's limit.
 const MAX_ADDRESS_BYTES: usize = 512;
 /// Maximal number of unreported checkpoints of a generation. Normally there is one. There are more
 /// only if rank 0 fails to write a checkpoint while other ranks still hash their copy: the
@@ -48,14 +49,15 @@ impl ProtocolViolation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckedDirective {
     generation: u64,
-    kind: Kind,
+    kind: DirectiveKind,
 }
 
 impl CheckedDirective {
-    /// An Abandon directive for a generation that the worker releases without an order.
+    /// An Abandon directive for a generation that the worker releases without a directive of the
+    /// coordinator.
     #[must_use]
     pub fn abandon(generation: u64) -> Self {
-        Self { generation, kind: Kind::Abandon(v1::Abandon::default()) }
+        Self { generation, kind: DirectiveKind::Abandon(v1::Abandon::default()) }
     }
 
     /// The generation of the directive.
@@ -66,20 +68,20 @@ impl CheckedDirective {
 
     /// The content of the directive.
     #[must_use]
-    pub fn kind(&self) -> &Kind {
+    pub fn kind(&self) -> &DirectiveKind {
         &self.kind
     }
 
     /// The generation and the content.
     #[must_use]
-    pub fn into_parts(self) -> (u64, Kind) {
+    pub fn into_parts(self) -> (u64, DirectiveKind) {
         (self.generation, self.kind)
     }
 }
 
 /// Limits that follow from the run file.
 #[derive(Debug)]
-struct Limits {
+struct RunLimits {
     /// The steps and the batch size of each stage.
     stages: Vec<(u64, u32)>,
     max_workers: u32,
@@ -88,7 +90,7 @@ struct Limits {
     validation_images: u64,
 }
 
-impl Limits {
+impl RunLimits {
     fn new(run: &RunFile, validation_images: u64) -> Self {
         Self {
             stages: run.stages.iter().map(|stage| (stage.steps, stage.batch)).collect(),
@@ -129,25 +131,25 @@ struct Generation {
     unreported_checkpoints: usize,
 }
 
-/// The state of the protocol between a worker and its coordinators, which determines the directives
-/// that are valid next. Persists over sessions, as generations do.
+/// Checks directives. Records the messages between a worker and its coordinators, which determine
+/// the directives that are valid next. Persists over sessions, as generations do.
 #[derive(Debug)]
-pub struct Protocol {
-    limits: Limits,
+pub struct ProtocolChecker {
+    limits: RunLimits,
     generation: Option<Generation>,
     is_finished: bool,
 }
 
-impl Protocol {
-    /// The state before the first directive of a run with this number of validation images.
+impl ProtocolChecker {
+    /// A checker before the first directive of a run with this number of validation images.
     #[must_use]
     pub fn new(run: &RunFile, validation_images: u64) -> Self {
-        Self { limits: Limits::new(run, validation_images), generation: None, is_finished: false }
+        Self { limits: RunLimits::new(run, validation_images), generation: None, is_finished: false }
     }
 
     /// Applies changed settings of the same run, between two generations.
     pub fn configure(&mut self, run: &RunFile) {
-        self.limits = Limits::new(run, self.limits.validation_images);
+        self.limits = RunLimits::new(run, self.limits.validation_images);
     }
 
     /// Records a report of the worker. Called before the report is sent.
@@ -184,25 +186,25 @@ impl Protocol {
         let is_current = self.check_kind(generation, &kind).map_err(|violation| violation.in_directive(name))?;
         // The training thread does not need the reasons, which may be long.
         let kind = match kind {
-            Kind::Abandon(_) => Kind::Abandon(v1::Abandon::default()),
-            Kind::Halt(_) => Kind::Halt(v1::Halt::default()),
+            DirectiveKind::Abandon(_) => DirectiveKind::Abandon(v1::Abandon::default()),
+            DirectiveKind::Halt(_) => DirectiveKind::Halt(v1::Halt::default()),
             kind => kind,
         };
         Ok(is_current.then_some(CheckedDirective { generation, kind }))
     }
 
     /// Checks a directive of generation `number`. Returns whether it is current, not obsolete.
-    fn check_kind(&mut self, number: u64, kind: &Kind) -> Result<bool, ProtocolViolation> {
+    fn check_kind(&mut self, number: u64, kind: &DirectiveKind) -> Result<bool, ProtocolViolation> {
         ensure(!self.is_finished, || "after Finish".to_owned())?;
         match kind {
             // The session handles it.
-            Kind::Leave(_) => return Ok(false),
-            Kind::Finish(_) => {
+            DirectiveKind::Leave(_) => return Ok(false),
+            DirectiveKind::Finish(_) => {
                 self.is_finished = true;
                 return Ok(true);
             }
-            Kind::Rendezvous(order) => {
-                self.check_rendezvous(number, order)?;
+            DirectiveKind::Rendezvous(directive) => {
+                self.check_rendezvous(number, directive)?;
                 return Ok(true);
             }
             _ => {}
@@ -211,38 +213,43 @@ impl Protocol {
             return Err(ProtocolViolation(format!("of generation {number}, before any Rendezvous")));
         };
         let last = generation.number;
-        if matches!(kind, Kind::Abandon(_) | Kind::Halt(_)) {
+        if matches!(kind, DirectiveKind::Abandon(_) | DirectiveKind::Halt(_)) {
             ensure(number <= last, || format!("of generation {number}, where the last is {last}"))?;
             let is_current = number == last && !generation.is_released && !generation.is_abandoned;
-            generation.is_abandoned |= is_current && matches!(kind, Kind::Abandon(_));
+            generation.is_abandoned |= is_current && matches!(kind, DirectiveKind::Abandon(_));
             return Ok(is_current);
         }
         ensure(number == last, || format!("of generation {number}, in generation {last}"))?;
         ensure(!generation.is_abandoned, || format!("of generation {number}, after Abandon"))?;
         match kind {
-            Kind::Train(order) => generation.check_train(limits, order)?,
-            Kind::Evaluate(order) => generation.check_evaluate(limits, order)?,
-            Kind::Checkpoint(order) => generation.check_checkpoint(order)?,
-            Kind::Advance(order) => generation.check_advance(limits, order)?,
-            Kind::Rendezvous(_) | Kind::Abandon(_) | Kind::Halt(_) | Kind::Finish(_) | Kind::Leave(_) => {}
+            DirectiveKind::Train(directive) => generation.check_train(limits, directive)?,
+            DirectiveKind::Evaluate(directive) => generation.check_evaluate(limits, directive)?,
+            DirectiveKind::Checkpoint(directive) => generation.check_checkpoint(directive)?,
+            DirectiveKind::Advance(directive) => generation.check_advance(limits, directive)?,
+            DirectiveKind::Rendezvous(_)
+            | DirectiveKind::Abandon(_)
+            | DirectiveKind::Halt(_)
+            | DirectiveKind::Finish(_)
+            | DirectiveKind::Leave(_) => {}
         }
         // A directive may be in flight when the worker releases the generation. It is obsolete, not
         // a violation.
         Ok(!generation.is_released)
     }
 
-    fn check_rendezvous(&mut self, number: u64, order: &v1::Rendezvous) -> Result<(), ProtocolViolation> {
+    fn check_rendezvous(&mut self, number: u64, directive: &v1::Rendezvous) -> Result<(), ProtocolViolation> {
         let last = self.generation.as_ref().map_or(0, |generation| generation.number);
         ensure(number > last, || format!("generation {number} after generation {last}"))?;
         let is_idle = self.generation.as_ref().is_none_or(|generation| generation.is_released);
         ensure(is_idle, || format!("generation {number} before the worker has released generation {last}"))?;
-        let v1::Rendezvous { rank, world_size, store_address, source_rank, checkpoint, checkpoint_sha256, .. } = order;
+        let v1::Rendezvous { rank, world_size, store_address, source_rank, checkpoint, checkpoint_sha256, .. } =
+            directive;
         let max = self.limits.max_workers;
         ensure((1..=max).contains(world_size) && rank < world_size, || {
             format!("rank {rank} of {world_size} in a run of at most {max} workers")
         })?;
         let v1::Position { stage, step, .. } =
-            order.position.ok_or_else(|| ProtocolViolation::new("without a position"))?;
+            directive.position.ok_or_else(|| ProtocolViolation::new("without a position"))?;
         let (steps, batch) = self.limits.stage(stage)?;
         ensure(step <= steps, || format!("at step {step} of stage {stage}, which has {steps}"))?;
         match source_rank {
@@ -260,16 +267,16 @@ impl Protocol {
                 ensure(is_sha256, || format!("a checkpoint with the SHA-256 {}", quoted(checkpoint_sha256)))?;
             }
         }
-        let v1::SequenceStart { step: first, epoch } = order.sequence_start.unwrap_or_default();
+        let v1::SequenceStart { step: first, epoch } = directive.sequence_start.unwrap_or_default();
         // Each step starts at most one epoch per sample.
         ensure(first <= step && epoch <= first.saturating_mul(batch.into()), || {
             format!("samples from step {first} and epoch {epoch} on, at step {step}")
         })?;
-        let peers = order.peers.len();
+        let peers = directive.peers.len();
         ensure(peers < *world_size as usize && peers <= MAX_PEERS, || {
             format!("{peers} peers in a generation of {world_size}; at most {MAX_PEERS}")
         })?;
-        let mut addresses = order.peers.iter().map(|peer| &peer.store_address).chain([store_address]);
+        let mut addresses = directive.peers.iter().map(|peer| &peer.store_address).chain([store_address]);
         if let Some(address) = addresses.find(|address| address.len() > MAX_ADDRESS_BYTES) {
             return Err(ProtocolViolation(format!("an address of {} bytes, {}", address.len(), quoted(address))));
         }
@@ -288,8 +295,8 @@ impl Protocol {
 }
 
 impl Generation {
-    fn check_train(&mut self, limits: &Limits, order: &v1::Train) -> Result<(), ProtocolViolation> {
-        let v1::Train { stage, first_step, steps, share_begin, share_end } = *order;
+    fn check_train(&mut self, limits: &RunLimits, directive: &v1::Train) -> Result<(), ProtocolViolation> {
+        let v1::Train { stage, first_step, steps, share_begin, share_end } = *directive;
         let (stage_steps, batch) = limits.stage(stage)?;
         let (granted_stage, granted_step) = self.granted;
         ensure((stage, first_step) == self.granted, || {
@@ -312,26 +319,27 @@ impl Generation {
         Ok(())
     }
 
-    fn check_evaluate(&mut self, limits: &Limits, order: &v1::Evaluate) -> Result<(), ProtocolViolation> {
+    fn check_evaluate(&mut self, limits: &RunLimits, directive: &v1::Evaluate) -> Result<(), ProtocolViolation> {
         let pending = self.pending_ranges;
         ensure(pending == 0, || format!("while {pending} image ranges of the previous Evaluate are not reported"))?;
         let images = limits.validation_images;
         let mut previous_end = 0;
-        for &v1::ImageRange { begin, end } in &order.ranges {
-            let is_valid = previous_end <= begin && begin < end && end <= images && end - begin <= EVALUATION_RANGE;
+        for &v1::ImageRange { begin, end } in &directive.ranges {
+            let is_valid =
+                previous_end <= begin && begin < end && end <= images && end - begin <= IMAGES_PER_EVALUATION_RANGE;
             ensure(is_valid, || {
                 format!(
-                    "the images {begin}..{end} of {images}, after {previous_end}; at most {EVALUATION_RANGE} at once"
+                    "the images {begin}..{end} of {images}, after {previous_end}; at most {IMAGES_PER_EVALUATION_RANGE} at once"
                 )
             })?;
             previous_end = end;
         }
-        self.pending_ranges = order.ranges.len();
+        self.pending_ranges = directive.ranges.len();
         Ok(())
     }
 
-    fn check_checkpoint(&mut self, order: &v1::Checkpoint) -> Result<(), ProtocolViolation> {
-        let v1::Checkpoint { checkpoint: number, name, journal } = order;
+    fn check_checkpoint(&mut self, directive: &v1::Checkpoint) -> Result<(), ProtocolViolation> {
+        let v1::Checkpoint { checkpoint: number, name, journal } = directive;
         check_checkpoint_name(name)?;
         let hash_bytes = journal.as_ref().map_or(0, |head| head.hash.len());
         ensure(hash_bytes <= SHA256_DIGITS, || format!("a record of the journal whose hash has {hash_bytes} bytes"))?;
@@ -347,8 +355,8 @@ impl Generation {
         Ok(())
     }
 
-    fn check_advance(&mut self, limits: &Limits, order: &v1::Advance) -> Result<(), ProtocolViolation> {
-        let (stage, (current, _)) = (order.stage, self.granted);
+    fn check_advance(&mut self, limits: &RunLimits, directive: &v1::Advance) -> Result<(), ProtocolViolation> {
+        let (stage, (current, _)) = (directive.stage, self.granted);
         limits.stage(stage)?;
         ensure(stage == current + 1, || format!("to stage {stage} from stage {current}"))?;
         self.granted = (stage, 0);
@@ -374,17 +382,17 @@ fn quoted(text: &str) -> String {
     format!("{beginning:?}{rest}")
 }
 
-fn directive_name(kind: &Kind) -> &'static str {
+fn directive_name(kind: &DirectiveKind) -> &'static str {
     match kind {
-        Kind::Rendezvous(_) => "Rendezvous",
-        Kind::Train(_) => "Train",
-        Kind::Evaluate(_) => "Evaluate",
-        Kind::Checkpoint(_) => "Checkpoint",
-        Kind::Advance(_) => "Advance",
-        Kind::Abandon(_) => "Abandon",
-        Kind::Finish(_) => "Finish",
-        Kind::Leave(_) => "Leave",
-        Kind::Halt(_) => "Halt",
+        DirectiveKind::Rendezvous(_) => "Rendezvous",
+        DirectiveKind::Train(_) => "Train",
+        DirectiveKind::Evaluate(_) => "Evaluate",
+        DirectiveKind::Checkpoint(_) => "Checkpoint",
+        DirectiveKind::Advance(_) => "Advance",
+        DirectiveKind::Abandon(_) => "Abandon",
+        DirectiveKind::Finish(_) => "Finish",
+        DirectiveKind::Leave(_) => "Leave",
+        DirectiveKind::Halt(_) => "Halt",
     }
 }
 

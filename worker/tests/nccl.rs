@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dico_worker::collective::{Collective, CollectiveError, Flag, Nccl, RendezvousParameters, Store};
+use dico_worker::collective::{Collective, CollectiveError, NcclCollective, RendezvousParameters, StopFlag, TcpStore};
 use dico_worker::cuda;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -31,7 +31,7 @@ fn main() {
         Ok(()) if Cuda::device_count() == 0 => return println!("skipped, there is no GPU here"),
         Ok(()) => {}
     }
-    let store = Store::serve(IpAddr::V4(Ipv4Addr::LOCALHOST)).expect("the loopback is available");
+    let store = TcpStore::serve(IpAddr::V4(Ipv4Addr::LOCALHOST)).expect("the loopback is available");
     let start =
         |role, generation, rank, world_size| RankProcess::start(role, store.address(), generation, rank, world_size);
 
@@ -118,13 +118,13 @@ impl Drop for RankProcess {
 /// Runs a rank's process in one of the roles: `all` checks all operations, `loop` reduces until
 /// that fails and then joins the generation that it reads from standard input, and `wait` expects
 /// the rendezvous to fail.
-fn run_rank(role: &str, store_address: &str, [generation, rank, world_size]: [u64; 3]) {
-    let abandon = Flag::default();
-    let connect = |generation, timeout, abandon: &Flag| {
+fn run_rank(role: &str, tcp_store_address: &str, [generation, rank, world_size]: [u64; 3]) {
+    let abandon = StopFlag::default();
+    let connect = |generation, timeout, abandon: &StopFlag| {
         let (rank, world_size, abandon) = (rank as usize, world_size as usize, abandon.clone());
         let parameters =
-            RendezvousParameters { store_address, generation, term: 0, rank, world_size, timeout, abandon };
-        Nccl::connect(&parameters, 0)
+            RendezvousParameters { tcp_store_address, generation, term: 0, rank, world_size, timeout, abandon };
+        NcclCollective::connect(&parameters, 0)
     };
     let (line_sender, lines) = std::sync::mpsc::channel();
     let flag = abandon.clone();
@@ -158,14 +158,14 @@ fn run_rank(role: &str, store_address: &str, [generation, rank, world_size]: [u6
     assert!(error == CollectiveError::Abandoned || matches!(error, CollectiveError::Failed(_)));
     let next_generation = lines.recv().expect("the test sends the next generation").parse().expect("a generation");
     let started = Instant::now();
-    let nccl = connect(next_generation, RENDEZVOUS_TIMEOUT, &Flag::default()).expect("the other ranks join");
+    let nccl = connect(next_generation, RENDEZVOUS_TIMEOUT, &StopFlag::default()).expect("the other ranks join");
     println!("rank {rank} met again in {:.2} s", started.elapsed().as_secs_f64());
     check_operations(&nccl);
     println!("done");
 }
 
 /// Checks the results of all operations, and measures the all-reduce.
-fn check_operations(nccl: &Nccl) {
+fn check_operations(nccl: &NcclCollective) {
     let (rank, world_size) = (nccl.rank() as i64, nccl.world_size() as i64);
     let options = (Kind::Float, Device::Cuda(0));
     let input = Tensor::full([5], (rank + 1) as f64, options);

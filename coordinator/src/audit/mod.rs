@@ -3,19 +3,20 @@
 //!
 //! - The journal's hash chain ([`journal`](crate::journal)) shows that all records are unchanged,
 //!   that none is missing, and that none was added.
-//! - `path` checks that the records describe one path through the plan, up to the run's present
-//!   position.
+//! - `plan_path` checks that the records describe one path through the plan, up to the run's
+//!   present position.
 //! - `samples` counts samples. A step is a range of samples (see [`plan`](crate::run::plan)). A
 //!   step that is missing in the present history is a lost batch, and a step that occurs twice is a
-//!   repeated batch. Steps that were given up do not count. Steps that a stage trained beyond its
-//!   best state count. Steps that were applied although no member had reported them (`adopted`)
-//!   count as committed. If the training data change, one sequence of samples ends and another
-//!   begins.
-//! - `disk` checks that the stored checkpoints are those in the journal, and were saved under it.
+//!   repeated batch. Steps that were given up do not count. Steps that a stage trained after the
+//!   checkpoint that it ended with do count. Steps that were applied although no member had
+//!   reported them (`adopted`) count as committed. If the training data change, one sequence of
+//!   samples ends and another begins.
+//! - `stored_checkpoints` checks that the stored checkpoints are those in the journal, and that
+//!   they were saved while this journal was in use.
 
-pub mod disk;
-mod path;
+mod plan_path;
 mod samples;
+pub mod stored_checkpoints;
 
 use std::collections::BTreeMap;
 
@@ -42,35 +43,36 @@ pub struct Audit {
     pub head: String,
     /// The start of the records, if the journal was recovered and does not have the run's
     /// beginning.
-    pub recovered: Option<Recovered>,
+    pub recovered: Option<RecoveryStart>,
     /// Whether the run is complete.
     pub finished: bool,
     /// The samples of all epochs.
-    pub samples: Samples,
+    pub samples: SampleCounts,
     /// The epochs that have begun, in order.
     pub epochs: Vec<Epoch>,
-    /// Stages that ended with an earlier state than their last because that was the best one, in
-    /// order.
+    /// Stages that ended with an earlier checkpoint than their last, because it had the best score;
+    /// in order.
     pub selections: Vec<StageSelection>,
-    /// Changes of training data during or before a stage, in order.
+    /// Changes of training data, each with the stage that was trained next or at that time; in
+    /// order.
     pub exchanges: Vec<DataChangeSummary>,
     /// Generations, in order.
     pub generations: Vec<GenerationRecord>,
 }
 
-/// The numbers of samples that were trained on once, never, or again.
+/// Numbers of samples by how often they were trained on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Samples {
+pub struct SampleCounts {
     /// Trained on exactly once.
     pub committed: u64,
-    /// Before the run's present position, and never trained on.
+    /// Never trained on, although their step is before the run's present position.
     pub missing: u64,
-    /// Trained on after the first time.
+    /// Trained on again after the first time.
     pub repeated: u64,
 }
 
-impl Samples {
-    /// Counts `samples` that were trained on so many times.
+impl SampleCounts {
+    /// Counts `samples` samples, each of which was trained on `times` times.
     fn add(&mut self, times: u64, samples: u64) {
         match times {
             0 => self.missing += samples,
@@ -85,12 +87,12 @@ impl Samples {
 /// The checkpoint from which a run with a recovered journal resumed. Earlier steps are not
 /// recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Recovered {
+pub struct RecoveryStart {
     /// The name of the checkpoint.
     pub checkpoint: String,
     /// The generation that saved it.
     pub generation: u64,
-    /// The position of its state.
+    /// The position at which it was saved.
     #[serde(skip)]
     pub position: Position,
 }
@@ -106,17 +108,17 @@ pub struct Epoch {
     pub epoch: u64,
     /// The samples of this epoch.
     #[serde(flatten)]
-    pub samples: Samples,
+    pub samples: SampleCounts,
 }
 
-/// A stage that ended with its best state.
+/// A stage that ended with an earlier checkpoint than its last, because it had the best score.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StageSelection {
     /// Number of the stage, from 0.
     pub stage: u32,
     /// The name of the stage.
     pub name: String,
-    /// The step of the selected state. The next stage starts from it.
+    /// The step of that checkpoint. The next stage starts from it.
     pub step: u64,
     /// The last step that was trained.
     pub trained: u64,
@@ -152,11 +154,11 @@ pub struct GenerationRecord {
     pub cause: String,
     /// The stage and step at which it started.
     pub start: (u32, u64),
-    /// The source of its initial state.
+    /// Where its initial parameters come from: `worker N`, `checkpoint NAME` or `seed`.
     pub source: String,
     /// The number of steps that it applied.
     pub steps: u64,
-    /// The number of these that were given up later.
+    /// The number of these steps that were given up later.
     pub given_up: u64,
     /// Seconds from the end of the previous generation to its first applied step.
     pub recovery_s: Option<f64>,
@@ -174,10 +176,13 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
     let chain = history.verify()?;
     let file = history.run_file()?;
     let (generations, steps, events) = (history.generations()?, history.steps()?, history.events()?);
-    let recovered = recovered(&events);
+    let recovered = recovery_start(&events);
     let starts = generations.iter().map(|generation| (generation.number, generation.start)).collect();
     let applied = applied_steps(&steps, &events, &history.lineage()?, &starts);
-    let data = TrainingData { changes: history.data_changes()?, last: history.training_data()?.unwrap_or_default() };
+    let data = TrainingData {
+        changes: history.data_changes()?,
+        last_size: history.training_split_size()?.unwrap_or_default(),
+    };
     let selections = history.selections()?.into_iter().filter_map(|selection| {
         let Position { stage, step } = selection.position;
         let (last, _) = applied.range(Position { stage, step: 0 }..=Position { stage, step: u64::MAX }).next_back()?;
@@ -187,13 +192,13 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
     let selections = selections.collect();
     let begin = recovered.as_ref().map_or_else(Position::default, |recovered| recovered.position);
     let (epochs, gaps) = count_epochs(&file, &data, &applied, begin);
-    let mut samples = Samples::default();
-    for Epoch { samples: Samples { committed, missing, repeated }, .. } in &epochs {
+    let mut samples = SampleCounts::default();
+    for Epoch { samples: SampleCounts { committed, missing, repeated }, .. } in &epochs {
         samples.committed += committed;
         samples.missing += missing;
         samples.repeated += repeated;
     }
-    let path_problems = path::path_problems(&file, &generations, &steps, &events, recovered.as_ref());
+    let path_problems = plan_path::path_problems(&file, &generations, &steps, &events, recovered.as_ref());
     let mut audit = Audit {
         clean: samples.missing == 0 && samples.repeated == 0,
         problems: Vec::new(),
@@ -212,7 +217,7 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
 }
 
 impl Audit {
-    /// Adds problems, and lists the first of them.
+    /// Counts problems, and lists them as long as fewer than `MAX_LISTED_PROBLEMS` are listed.
     pub fn add_problems(&mut self, problems: impl IntoIterator<Item = String>) {
         for problem in problems {
             self.problem_count += 1;
@@ -223,7 +228,8 @@ impl Audit {
         self.clean &= self.problem_count == 0;
     }
 
-    /// Adds a problem if the journal does not have this record, which was once its last.
+    /// Adds a problem if the journal does not contain `head`, a record that was its last one when a
+    /// coordinator or an earlier audit printed it.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -236,9 +242,9 @@ impl Audit {
 }
 
 /// The checkpoint that a recovered journal begins with; `None` if it was not recovered.
-fn recovered(events: &[Event]) -> Option<Recovered> {
+fn recovery_start(events: &[Event]) -> Option<RecoveryStart> {
     let first = events.first().filter(|event| event.kind == EventKind::Recovered.name())?;
-    Some(Recovered {
+    Some(RecoveryStart {
         checkpoint: first.detail["checkpoint"].as_str()?.to_owned(),
         generation: first.detail["generation"].as_u64()?,
         position: position_of(&first.detail)?,
@@ -288,7 +294,7 @@ mod tests {
     use super::*;
     use crate::run::{
         data::{DataChange, SplitSize},
-        lineage::{Lineage, Selection},
+        lineage::{Lineage, ModelSelection},
         testing,
     };
 
@@ -304,15 +310,25 @@ mod tests {
 
     /// The committed, missing and repeated samples by epoch of a stage with batches of 4 and 10
     /// images.
-    fn by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
-        by_epoch_with(steps, events, &Lineage::default())
+    fn samples_by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
+        samples_by_epoch_in_lineage(steps, events, &Lineage::default())
     }
 
-    fn by_epoch_with(steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
-        by_epoch_of(&TrainingData { changes: vec![], last: SplitSize { images: 10, captions: 50 } }, steps, events, lineage)
+    fn samples_by_epoch_in_lineage(steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
+        samples_by_epoch_of_data(
+            &TrainingData { changes: vec![], last_size: SplitSize { images: 10, captions: 50 } },
+            steps,
+            events,
+            lineage,
+        )
     }
 
-    fn by_epoch_of(data: &TrainingData, steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
+    fn samples_by_epoch_of_data(
+        data: &TrainingData,
+        steps: &[Step],
+        events: &[Event],
+        lineage: &Lineage,
+    ) -> Vec<[u64; 3]> {
         let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
         file.stages[0].objective = Objective::Dico;
         let start = |event: &Event| Some((event.detail["generation"].as_u64()?, position_of(&event.detail["to"])?));
@@ -327,28 +343,28 @@ mod tests {
     #[test]
     fn consecutive_steps_have_no_missing_or_repeated_samples() {
         let steps: Vec<_> = (1..=5).map(|n| step(n, 1, true)).collect();
-        assert_eq!(by_epoch(&steps, &[]), [[10, 0, 0], [10, 0, 0]]);
-        assert_eq!(by_epoch(&[], &[]), Vec::<[u64; 3]>::new());
+        assert_eq!(samples_by_epoch(&steps, &[]), [[10, 0, 0], [10, 0, 0]]);
+        assert_eq!(samples_by_epoch(&[], &[]), Vec::<[u64; 3]>::new());
     }
 
     #[test]
     fn a_missing_step_is_missing_samples_and_a_double_step_is_repeated_samples() {
         // Half of the third step is in the first epoch, half in the second.
         let gap: Vec<_> = [1, 2, 4, 5].map(|n| step(n, 1, true)).into();
-        assert_eq!(by_epoch(&gap, &[]), [[8, 2, 0], [8, 2, 0]]);
+        assert_eq!(samples_by_epoch(&gap, &[]), [[8, 2, 0], [8, 2, 0]]);
         let double = [step(1, 1, true), step(2, 1, true), step(2, 2, true), step(3, 2, true)];
-        assert_eq!(by_epoch(&double, &[]), [[10, 0, 4], [2, 0, 0]]);
+        assert_eq!(samples_by_epoch(&double, &[]), [[10, 0, 4], [2, 0, 0]]);
         // Steps that were given up do not count. Adopted steps fill the gap.
         let given_up = [step(1, 1, true), step(2, 1, false), step(2, 2, true), step(3, 2, true)];
-        assert_eq!(by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
-        assert_eq!(by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
-        // The guard gives up adopted steps, or they are not selected.
+        assert_eq!(samples_by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
+        assert_eq!(samples_by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
+        // The guard gives up adopted steps, or model selection ends the stage with an earlier step.
         let position = Position { stage: 0, step: 2 };
         let kept = [step(1, 1, true), step(2, 1, true)];
         let given_up = Lineage::new(&[(3, position)].into(), &BTreeSet::new());
-        assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &given_up), [[8, 0, 0]]);
-        let not_selected = Lineage::new(&[(3, position)].into(), &[Selection { position, generation: 2 }].into());
-        assert_eq!(by_epoch_with(&kept, &[adopted(2, 4)], &not_selected), [[10, 0, 0], [6, 0, 0]]);
+        assert_eq!(samples_by_epoch_in_lineage(&kept, &[adopted(2, 4)], &given_up), [[8, 0, 0]]);
+        let not_selected = Lineage::new(&[(3, position)].into(), &[ModelSelection { position, generation: 2 }].into());
+        assert_eq!(samples_by_epoch_in_lineage(&kept, &[adopted(2, 4)], &not_selected), [[10, 0, 0], [6, 0, 0]]);
     }
 
     #[test]
@@ -364,28 +380,29 @@ mod tests {
     fn changed_data_begin_with_a_new_epoch() {
         // From the third generation on, which starts after the third step, there are seven images
         // instead of ten.
-        let exchange = DataChange {
+        let data_change = DataChange {
             generation: 3,
             from: Some(Position { stage: 0, step: 3 }),
             before: SplitSize { images: 10, captions: 50 },
         };
-        let data = TrainingData { changes: vec![exchange], last: SplitSize { images: 7, captions: 35 } };
-        let audited = |steps: &[Step], events: &[Event]| by_epoch_of(&data, steps, events, &Lineage::default());
+        let data = TrainingData { changes: vec![data_change], last_size: SplitSize { images: 7, captions: 35 } };
+        let audited =
+            |steps: &[Step], events: &[Event]| samples_by_epoch_of_data(&data, steps, events, &Lineage::default());
         let steps = [step(1, 1, true), step(2, 2, true), step(3, 2, true), step(4, 3, true), step(5, 4, true)];
         assert_eq!(audited(&steps, &[]), [[10, 0, 0], [2, 0, 0], [7, 0, 0], [1, 0, 0]]);
         assert_eq!(audited(&steps[..3], &[]), [[10, 0, 0], [2, 0, 0]]);
         // Steps beyond the change that were given up do not count.
         let given_up = [&steps[..3], &[step(4, 2, false)], &steps[3..]].concat();
         assert_eq!(audited(&given_up, &[]), audited(&steps, &[]));
-        // A missing step belongs to the old data, and an adopted step to the data of the generation
-        // before.
+        // A missing step counts with the old data. An adopted step counts with the data of the
+        // generation before the one that adopts it.
         let gap = [&steps[..2], &steps[3..]].concat();
         assert_eq!(audited(&gap, &[]), [[8, 2, 0], [0, 2, 0], [7, 0, 0], [1, 0, 0]]);
-        let by_three = Event {
+        let adopted_by_generation_3 = Event {
             detail: serde_json::json!({ "from": { "stage": 0, "step": 2 }, "to": { "stage": 0, "step": 3 }, "generation": 3 }),
             ..adopted(2, 3)
         };
-        assert_eq!(audited(&gap, &[by_three]), audited(&steps, &[]));
+        assert_eq!(audited(&gap, &[adopted_by_generation_3]), audited(&steps, &[]));
     }
 
     #[test]

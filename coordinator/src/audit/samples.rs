@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use config::RunFile;
 use proto::v1;
 
-use super::{DataChangeSummary, Epoch, Samples, position_of};
+use super::{DataChangeSummary, Epoch, SampleCounts, position_of};
 use crate::{
     journal::history::{Event, Step},
     run::{
@@ -17,14 +17,15 @@ use crate::{
 };
 
 /// Maximal number of consecutive steps without a report that are counted one by one. Real journals
-/// have far fewer. A forged number must not make the audit run for hours.
+/// have far fewer. A forged journal can contain any step number, and counting up to a very large
+/// one would take hours.
 const MAX_GAP_STEPS: u64 = 1_000_000;
 
 /// The training data of a run and their changes.
 pub(super) struct TrainingData {
     pub changes: Vec<DataChange>,
     /// The size of the data since the last change.
-    pub last: SplitSize,
+    pub last_size: SplitSize,
 }
 
 impl TrainingData {
@@ -35,7 +36,7 @@ impl TrainingData {
 
     /// The size of the data after this number of changes.
     fn size(&self, version: usize) -> SplitSize {
-        self.changes.get(version).map_or(self.last, |change| change.before)
+        self.changes.get(version).map_or(self.last_size, |change| change.before)
     }
 
     /// The changes that took effect.
@@ -56,7 +57,7 @@ impl TrainingData {
     }
 }
 
-/// The record of a step that was not given up.
+/// How a step that was not given up was applied.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct AppliedStep {
     /// How often it was applied.
@@ -83,15 +84,18 @@ pub(super) fn applied_steps(
     // given up later. It belongs to the generation before the one that adopts it.
     for event in events.iter().filter(|event| event.kind == EventKind::Adopted.name()) {
         let [from, to] = ["from", "to"].map(|key| position_of(&event.detail[key]));
-        let (Some(from), Some(to), Some(by)) = (from, to, event.detail["generation"].as_u64()) else { continue };
+        let (Some(from), Some(to), Some(adopting_generation)) = (from, to, event.detail["generation"].as_u64()) else {
+            continue;
+        };
         let first = if from.stage == to.stage { from.step } else { 0 };
-        if starts.get(&by) != Some(&to) || to.step.saturating_sub(first) > MAX_GAP_STEPS {
+        if starts.get(&adopting_generation) != Some(&to) || to.step.saturating_sub(first) > MAX_GAP_STEPS {
             continue;
         }
         for step in first + 1..=to.step {
             let position = Position { stage: to.stage, step };
-            if lineage.fate(position, by) != StateFate::GivenUp {
-                all.entry(position).or_insert(AppliedStep { times: 1, generation: by.saturating_sub(1) });
+            if lineage.fate(position, adopting_generation) != StateFate::GivenUp {
+                all.entry(position)
+                    .or_insert(AppliedStep { times: 1, generation: adopting_generation.saturating_sub(1) });
             }
         }
     }
@@ -132,11 +136,12 @@ pub(super) fn count_epochs(
 struct SampleCounter<'a> {
     data: &'a TrainingData,
     stage: &'a config::Stage,
-    /// The start of the present sequence of samples.
+    /// The epoch and step at which the present sequence of samples starts: a new one starts when
+    /// the training data change.
     start: v1::SequenceStart,
     /// The number of changes before the present data.
     version: usize,
-    epochs: BTreeMap<u64, Samples>,
+    epochs: BTreeMap<u64, SampleCounts>,
 }
 
 impl SampleCounter<'_> {

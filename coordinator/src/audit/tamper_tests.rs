@@ -12,7 +12,7 @@ use crate::{
     journal::Journal,
     run::{
         WorkerId,
-        record::{Record, Source},
+        record::{Record, StateSource},
         simulation::seeds::recorded_history,
         statistics::StepStatistics,
         testing,
@@ -43,7 +43,7 @@ impl JournalFile {
     }
 }
 
-/// A finished run of two stages in condition one generation failed.
+/// The journal of a finished run of two stages. One generation failed in the second stage.
 fn finished_run() -> JournalFile {
     let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)]);
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
@@ -54,7 +54,7 @@ fn finished_run() -> JournalFile {
         members: vec![],
         cause: "start".into(),
         start,
-        source: Source::Seed,
+        source: StateSource::Seed,
     };
     let step = |position: Position, generation| {
         let position = position.in_generation(generation);
@@ -107,7 +107,7 @@ fn literal(value: &Value) -> String {
     }
 }
 
-/// Another value, close to this one.
+/// A value that differs from this one, but is close to it.
 fn different_value(rng: &mut ChaCha8Rng, value: &Value) -> Value {
     match value {
         Value::Null => Value::Integer(1),
@@ -216,7 +216,7 @@ fn a_truncated_journal_is_detected_with_a_later_record() {
     let history = History::new(connection).unwrap();
     let mut audit = audit(&history).unwrap();
     let chain = history.verify().unwrap();
-    assert_eq!((chain.count, chain.head.sequence), (0, head.sequence - 1));
+    assert_eq!((chain.count, chain.head.record_number), (0, head.record_number - 1));
     audit.check_record(&history, &chain.head).unwrap();
     assert!(audit.clean);
     audit.check_record(&history, &head).unwrap();
@@ -225,8 +225,8 @@ fn a_truncated_journal_is_detected_with_a_later_record() {
 
 #[test]
 fn inconsistent_records_are_detected_although_the_chain_is_valid() {
-    // An attacker who rewrites a journal can also rehash it. The audit also compares the records
-    // with each other.
+    // An attacker who changes a record can also recompute the hash chain. So the audit also
+    // compares the records with each other.
     let original = finished_run();
     let problems_after = |edit: &str| {
         let connection = original.copy();

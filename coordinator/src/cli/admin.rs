@@ -1,4 +1,4 @@
-//! Arguments and calls of subcommands that use the Admin service of a running coordinator.
+//! Arguments and calls of subcommands that use the gRPC service `Admin` of a running coordinator.
 
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ impl AdminArgs {
     }
 }
 
-/// Connects to the Admin service of a coordinator for each call.
+/// Calls the gRPC service `Admin` of a coordinator, with a new connection for each call.
 pub struct AdminConnector(Connector);
 
 impl AdminConnector {
@@ -57,8 +57,9 @@ impl AdminConnector {
         request: impl AsyncFnOnce(AdminClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> anyhow::Result<T> {
         let Self(connector) = self;
-        let client = |channel| AdminClient::new(channel).max_decoding_message_size(proto::MAX_BYTES_FROM_COORDINATOR);
-        let answer = connector.call(async |channel| request(client(channel)).await).await;
+        let admin_client =
+            |channel| AdminClient::new(channel).max_decoding_message_size(proto::MAX_BYTES_FROM_COORDINATOR);
+        let answer = connector.call(async |channel| request(admin_client(channel)).await).await;
         answer.map_err(|status| anyhow!("{}: {}", connector.url(), status.message()))
     }
 }

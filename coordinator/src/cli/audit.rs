@@ -6,10 +6,10 @@ use std::io::Write as _;
 use anyhow::{Context, bail};
 use checkpoint_store::{Checkpoints, JournalHead};
 use clap::Args;
-use object_io::Access;
+use object_storage::Access;
 
 use super::journal::JournalArgs;
-use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, Recovered, Samples, StageSelection};
+use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, RecoveryStart, SampleCounts, StageSelection};
 
 /// Check that a run trained on each sample exactly once.
 ///
@@ -24,8 +24,8 @@ use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, Recovered, 
 pub struct AuditCommand {
     #[command(flatten)]
     journal: JournalArgs,
-    /// Fail if the journal does not have this record, which was once its last. The coordinator and
-    /// this command print the last record.
+    /// Fail if the journal does not contain this record. The coordinator and this command print the
+    /// last record of the journal in this form.
     #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_head)]
     head: Option<JournalHead>,
     /// Do not check the checkpoints.
@@ -37,9 +37,9 @@ pub struct AuditCommand {
 }
 
 fn parse_head(text: &str) -> anyhow::Result<JournalHead> {
-    let (sequence, hash) = text.split_once(':').context("a record is named NUMBER:HASH")?;
-    let sequence = sequence.parse().ok().context("a record is named NUMBER:HASH")?;
-    Ok(JournalHead { sequence, hash: hash.to_owned() })
+    let (record_number, hash) = text.split_once(':').context("a record is named NUMBER:HASH")?;
+    let record_number = record_number.parse().ok().context("a record is named NUMBER:HASH")?;
+    Ok(JournalHead { record_number, hash: hash.to_owned() })
 }
 
 impl AuditCommand {
@@ -54,14 +54,14 @@ impl AuditCommand {
             let location = history.run_file()?.checkpoint_place();
             let checkpoints = Checkpoints::open_existing(&location, &Access::environment());
             let checkpoints = checkpoints.context("cannot read the checkpoints; --journal-only skips them")?;
-            audit.add_problems(audit::disk::checkpoint_problems(&history, &checkpoints)?);
+            audit.add_problems(audit::stored_checkpoints::checkpoint_problems(&history, &checkpoints)?);
         }
         if self.json {
             writeln!(cli_support::stdout(), "{}", serde_json::to_string(&audit)?)?;
         } else {
-            write!(cli_support::stdout(), "{}", as_table(&audit))?;
+            write!(cli_support::stdout(), "{}", audit_text(&audit))?;
         }
-        let Samples { missing, repeated, .. } = audit.samples;
+        let SampleCounts { missing, repeated, .. } = audit.samples;
         if missing > 0 || repeated > 0 {
             bail!("{missing} samples are missing and {repeated} were repeated");
         }
@@ -72,12 +72,12 @@ impl AuditCommand {
     }
 }
 
-fn as_table(audit: &audit::Audit) -> String {
+fn audit_text(audit: &audit::Audit) -> String {
     let mut text =
         format!("{:>5}  {:<16} {:>5} {:>12} {:>9} {:>9}\n", "stage", "", "epoch", "committed", "missing", "repeated");
     // Writing to a string does not fail.
     for Epoch { stage, name, epoch, samples } in &audit.epochs {
-        let Samples { committed, missing, repeated } = samples;
+        let SampleCounts { committed, missing, repeated } = samples;
         _ = writeln!(text, "{stage:>5}  {name:<16} {epoch:>5} {committed:>12} {missing:>9} {repeated:>9}");
     }
     if !audit.selections.is_empty() {
@@ -86,7 +86,7 @@ fn as_table(audit: &audit::Audit) -> String {
     for StageSelection { stage, name, step, trained } in &audit.selections {
         _ = writeln!(
             text,
-            "stage {stage} ({name}) ended with its best state, at step {step}; {trained} steps were trained"
+            "stage {stage} ({name}) ended with its best checkpoint, of step {step}; {trained} steps were trained"
         );
     }
     if !audit.exchanges.is_empty() {
@@ -113,7 +113,7 @@ fn as_table(audit: &audit::Audit) -> String {
         let recovery = recovery_s.map_or_else(String::new, |seconds| format!("{seconds:.2} s"));
         _ = writeln!(text, "{generation:>10} {members:>7} {start:>14} {steps:>8} {recovery:>10}  {cause}");
     }
-    if let Some(Recovered { checkpoint, .. }) = &audit.recovered {
+    if let Some(RecoveryStart { checkpoint, .. }) = &audit.recovered {
         _ = writeln!(
             text,
             "\nthe journal was lost or damaged: it begins with checkpoint {checkpoint}, and has no earlier records"
@@ -129,7 +129,7 @@ fn as_table(audit: &audit::Audit) -> String {
     if more > 0 {
         _ = writeln!(text, "and {more} more problems");
     }
-    let Samples { committed, missing, repeated } = audit.samples;
+    let SampleCounts { committed, missing, repeated } = audit.samples;
     let verdict = if audit.clean { "clean" } else { "NOT CLEAN" };
     _ = writeln!(
         text,

@@ -8,7 +8,7 @@ use std::io::Write;
 
 use super::admin::AdminArgs;
 
-/// The arguments of a command that concerns the whole run.
+/// The arguments of a command that affects the whole run, such as `coordinator pause`.
 #[derive(Debug, Args)]
 pub struct ControlCommand {
     #[command(flatten)]

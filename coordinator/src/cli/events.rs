@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::journal::JournalArgs;
 use crate::{
-    event_text::{describe, kinds},
+    event_messages::{describe_event, event_kinds},
     formatting::format_local_time,
     journal::{browse::EventCursor, history::Event},
 };
@@ -24,7 +24,7 @@ pub struct EventsCommand {
     #[command(flatten)]
     journal: JournalArgs,
     /// Print only events of this kind; may be given several times.
-    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(kinds()))]
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(event_kinds()))]
     kind: Vec<String>,
     /// Continue with new events until interrupted.
     #[arg(long)]
@@ -56,7 +56,7 @@ impl EventsCommand {
             if self.json {
                 writeln!(out, "{}", json!({ "at": at, "kind": kind, "detail": detail }))?;
             } else {
-                writeln!(out, "{}  {kind:<18} {}", format_local_time(*at), describe(kind, detail))?;
+                writeln!(out, "{}  {kind:<18} {}", format_local_time(*at), describe_event(kind, detail))?;
             }
         }
         out.flush()

@@ -23,10 +23,10 @@ pub struct JournalArgs {
 impl JournalArgs {
     /// Opens the journal for reading. A coordinator may be writing to it.
     pub fn open(&self) -> anyhow::Result<History> {
-        let state = match (&self.config, &self.state) {
+        let folder = match (&self.config, &self.state) {
             (Some(config), _) => RunFile::load(config)?.output.join("coordinator"),
             (None, state) => state.clone().unwrap_or_default(),
         };
-        History::open(&state).with_context(|| format!("state {}", state.display()))
+        History::open(&folder).with_context(|| format!("state {}", folder.display()))
     }
 }

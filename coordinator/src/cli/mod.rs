@@ -1,4 +1,11 @@
-//! The command line: one file per subcommand.
+//! The command line: one file per subcommand, except that `control` has all commands to a running
+//! coordinator.
+//!
+//! - `admin`, `journal`, `security`: arguments that several subcommands share.
+//! - `serve`: runs the coordinator.
+//! - `validate`, `schema`: check and document run files.
+//! - `status`, `watch`, `control`: calls to a running coordinator.
+//! - `audit`, `events`, `report`, `tensorboard`: read the journal of a run.
 
 mod admin;
 mod audit;
@@ -38,8 +45,8 @@ enum Command {
     Status(status::StatusCommand),
     /// Pause a run after the steps that are granted.
     ///
-    /// The state is saved. Workers stay connected, and others may join. `coordinator resume`
-    /// continues the run. Prints the coordinator's answer.
+    /// The coordinator saves a checkpoint. Workers stay connected, and others may join.
+    /// `coordinator resume` continues the run. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator pause --coordinator http://127.0.0.1:7070")]
     Pause(control::ControlCommand),
     /// Continue a run that its guard or `coordinator pause` has paused.
@@ -53,10 +60,10 @@ enum Command {
     /// Training continues meanwhile. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator checkpoint --coordinator http://127.0.0.1:7070")]
     Checkpoint(control::ControlCommand),
-    /// Evaluate the state at the end of the steps that are granted.
+    /// Evaluate the captioner at the end of the steps that are granted.
     ///
     /// In a stage with a metric the evaluation counts like any other: for the selection of the best
-    /// state, and for early stopping. Prints the coordinator's answer.
+    /// checkpoint, and for early stopping. Prints the coordinator's answer.
     #[command(after_help = "Example:\n  coordinator evaluate --coordinator http://127.0.0.1:7070")]
     Evaluate(control::ControlCommand),
     /// Remove a worker from a run after the step in flight.
@@ -115,7 +122,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Formats an error and its causes in one line. Leaves out a cause that an error already names.
+/// Formats an error and its causes in one line. Leaves out a cause whose text is already in the
+/// line.
 fn format_error(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {

@@ -1,4 +1,4 @@
-//! `coordinator report`: the report of a run as an HTML page or as JSON.
+//! `coordinator report`: the report of a run as an HTML file or as JSON.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -38,9 +38,9 @@ impl ReportCommand {
             writeln!(cli_support::stdout(), "{}", serde_json::to_string(&report)?)?;
             return Ok(());
         }
-        let page = report.page();
-        std::fs::write(&self.out, &page).with_context(|| self.out.display().to_string())?;
-        writeln!(cli_support::stdout(), "{}: {} KiB", self.out.display(), page.len().div_ceil(1024))?;
+        let html = report.to_html();
+        std::fs::write(&self.out, &html).with_context(|| self.out.display().to_string())?;
+        writeln!(cli_support::stdout(), "{}: {} KiB", self.out.display(), html.len().div_ceil(1024))?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use transport::{ADMIN_TOKEN_VARIABLE, JOIN_TOKEN_VARIABLE, TlsFiles, Token};
 
 use crate::service::{Security, Tokens};
 
-/// The certificates and tokens that clients are checked with.
+/// The certificates and tokens by which the coordinator authenticates clients.
 #[derive(Debug, Args)]
 pub struct SecurityArgs {
     #[command(flatten)]
@@ -71,7 +71,7 @@ mod tests {
         std::fs::write(file.path(), "the-token-of-the-workers").unwrap();
         let path = file.path().to_string_lossy().into_owned();
         for listen in ["0.0.0.0:7070", "[::]:7070", "10.0.0.1:0"] {
-            let Err(error) = prepare(listen, &[]) else { panic!("{listen} is open") };
+            let Err(error) = prepare(listen, &[]) else { panic!("{listen} accepts every client") };
             assert!(error.to_string().contains(&format!("--listen {listen}")), "{error}");
             let admin_only = prepare(listen, &["--admin-token-file", &path]);
             assert!(admin_only.is_err(), "an admin token does not restrict workers");
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn a_certificate_requires_its_key_and_authority() {
         for options in [&["--tls-ca", "a"][..], &["--tls-cert", "a", "--tls-key", "b"]] {
-            let Err(error) = prepare("127.0.0.1:0", options) else { panic!("{options:?} are enough") };
+            let Err(error) = prepare("127.0.0.1:0", options) else { panic!("{options:?} are accepted") };
             assert!(error.to_string().contains("required"), "{error}");
         }
         let all = ["--tls-ca", "/nowhere/ca.pem", "--tls-cert", "/nowhere/cert.pem", "--tls-key", "/nowhere/key.pem"];

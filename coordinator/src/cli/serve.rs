@@ -7,20 +7,21 @@ use checkpoint_store::{Checkpoints, Listing};
 use clap::Args;
 use cli_support::ShutdownSignals;
 use config::RunFile;
-use object_io::Access;
+use object_storage::Access;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::security::SecurityArgs;
 use crate::{
     checkpoints::{self, JournalMismatchError},
     journal::{self, AcceptedChanges, Journal},
-    random,
+    random_ids,
     run::{Outcome, Run, record::RestoredRun},
     service::{Service, StopHandle},
 };
 
-/// The time that background tasks get at the end: enough to delete an old checkpoint. Scores may
-/// take longer. The next coordinator computes them again.
+/// How long the coordinator waits for its background tasks before it exits: enough to delete an old
+/// checkpoint. The computation of an evaluation's scores may take longer and is then aborted. The
+/// next coordinator computes these scores again.
 const BACKGROUND_TASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The number of connections that may wait to be accepted, because all workers may connect at once.
 /// The system may limit it further.
@@ -45,9 +46,9 @@ pub struct ServeCommand {
     /// port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
-    /// Address of the page, /metrics, /healthz and /readyz. Every client that can reach it can read
-    /// names, counts, scores, hosts, captions and images of the validation split. Port 0 selects a
-    /// free port.
+    /// Address of the web page, /metrics, /healthz and /readyz. Every client that can reach it can
+    /// read names, counts, scores, hosts, captions and images of the validation split. Port 0
+    /// selects a free port.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7071")]
     http: SocketAddr,
     /// Folder of the journal [default: `coordinator` in the run's output].
@@ -62,8 +63,8 @@ pub struct ServeCommand {
     /// and resume from that checkpoint. The old journal is kept under another name.
     #[arg(long)]
     recover: bool,
-    /// When the run is finished, continue to serve the page, metrics and status until SIGTERM or
-    /// `coordinator stop`.
+    /// When the run is finished, continue to serve the web page, metrics and status until SIGTERM
+    /// or `coordinator stop`.
     #[arg(long)]
     stay: bool,
     #[command(flatten)]
@@ -90,25 +91,30 @@ impl ServeCommand {
         // nothing.
         let grpc = bind(self.listen, "--listen")?;
         let http = bind(self.http, "--http")?;
-        let state = self.state.unwrap_or_else(|| file.output.join("coordinator"));
+        let journal_folder = self.state.unwrap_or_else(|| file.output.join("coordinator"));
         let accept = if self.accept_changes { AcceptedChanges::NextStep } else { AcceptedChanges::Free };
-        let options = StorageOptions { file: file.clone(), state: state.clone(), accept, recover: self.recover };
+        let options = StorageOptions {
+            file: file.clone(),
+            journal_folder: journal_folder.clone(),
+            accept,
+            recover: self.recover,
+        };
         let OpenedStorage { journal, restored, checkpoints } =
             tokio::task::spawn_blocking(move || options.open()).await??;
-        check_captions(&file)?;
+        check_captions_folder(&file)?;
         if restored.is_finished {
-            tracing::info!(state = %state.display(), "the run is already finished; with --stay its page is served");
+            tracing::info!(state = %journal_folder.display(), "the run is already finished; with --stay its web page is served");
         } else if restored.last_generation > 0 {
             tracing::info!(at = %restored.committed, generation = restored.last_generation, "resuming the run");
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
-        let term = random::random_u64().context("no random numbers")?;
+        let term = random_ids::random_u64().context("no random numbers")?;
         let run = Run::new(file.clone(), restored, term);
         let run = if self.accept_changes { run.accepting_changed_data() } else { run };
         let service =
-            Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay: self.stay };
+            Service { file, run, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay: self.stay };
         let (stop, served) = service.start();
-        tokio::spawn(signals(stop)?);
+        tokio::spawn(stop_on_signals(stop)?);
         // The parent process may have closed standard output.
         cli_support::print_line(format_args!("{addresses}"));
         match served.await? {
@@ -121,13 +127,12 @@ impl ServeCommand {
 /// How to open the journal and the checkpoints.
 struct StorageOptions {
     file: RunFile,
-    /// The folder of the journal.
-    state: PathBuf,
+    journal_folder: PathBuf,
     accept: AcceptedChanges,
     recover: bool,
 }
 
-/// An open journal, the state that it records, and the checkpoints of the run.
+/// An open journal, the run as restored from it, and the checkpoints of the run.
 struct OpenedStorage {
     journal: Journal,
     restored: RestoredRun,
@@ -147,8 +152,8 @@ impl StorageOptions {
         };
         let (journal, mut restored, ignored) = match self.open_journal(&listing).and_then(restore) {
             Err(error) if self.recover && is_recoverable(&error) => {
-                let recovery = checkpoints::find_recovery(&self.file, &listing, read_metadata)?;
-                let journal = Journal::recover(&self.state, &self.file, &recovery)?;
+                let recovery = checkpoints::find_recovery_checkpoints(&self.file, &listing, read_metadata)?;
+                let journal = Journal::recover(&self.journal_folder, &self.file, &recovery)?;
                 let checkpoint = &recovery.newest.checkpoint;
                 tracing::warn!(
                     checkpoint,
@@ -156,7 +161,7 @@ impl StorageOptions {
                 );
                 restore(journal)?
             }
-            opened => opened.with_context(|| format!("state {}", self.state.display()))?,
+            opened => opened.with_context(|| format!("state {}", self.journal_folder.display()))?,
         };
         listing.sealed.retain(|name| !ignored.contains(name));
         checkpoints::reconcile(&self.file, &mut restored, listing);
@@ -164,12 +169,12 @@ impl StorageOptions {
     }
 
     fn open_journal(&self, listing: &Listing) -> anyhow::Result<Journal> {
-        if !Journal::exists(&self.state)
-            && let Some(first) = checkpoints::names_of_run(&self.file, listing).first()
+        if !Journal::exists(&self.journal_folder)
+            && let Some(first) = checkpoints::checkpoint_names_of_run(&self.file, listing).first()
         {
             return Err(NoJournalError { first: (*first).clone(), location: self.file.checkpoint_place() }.into());
         }
-        let journal = Journal::open_with_changes(&self.state, &self.file, self.accept);
+        let journal = Journal::open_with_changes(&self.journal_folder, &self.file, self.accept);
         if let Err(journal::Error::Settings(refused)) = &journal {
             // An error is one line. The list of changes has several.
             cli_support::print_error(format_args!("{}", refused.explanation()));
@@ -191,18 +196,19 @@ struct NoJournalError {
     location: String,
 }
 
-/// Whether `--recover` repairs this error by a new journal.
+/// Whether `--recover` creates a new journal after this error.
 fn is_recoverable(error: &anyhow::Error) -> bool {
     error.is::<NoJournalError>()
         || error.is::<JournalMismatchError>()
         || matches!(error.downcast_ref(), Some(journal::Error::Damaged(_)))
 }
 
-/// Checks that the captions of evaluations can be saved, before the run trains for hours.
+/// Checks that the captions of evaluations can be saved. The first evaluation may be hours later,
+/// and the run would be paused then.
 ///
 /// # Errors
 /// Their folder cannot be created or is not writable.
-fn check_captions(file: &RunFile) -> anyhow::Result<()> {
+fn check_captions_folder(file: &RunFile) -> anyhow::Result<()> {
     checkpoint_store::check_writable(&file.captions_folder().to_string_lossy(), &Access::environment())
         .context("captions of evaluations")
 }
@@ -233,15 +239,15 @@ fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
 
 fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // As in `TcpListener::bind`: a restarted coordinator does not wait for the connections of the
-    // previous one.
+    // As in `TcpListener::bind`: a restarted coordinator can bind although connections of the
+    // previous one are in the state TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(LISTEN_BACKLOG)
 }
 
 /// Stops the coordinator at the first signal, and ends the process at the second.
-fn signals(stop: StopHandle) -> std::io::Result<impl Future<Output = ()>> {
+fn stop_on_signals(stop: StopHandle) -> std::io::Result<impl Future<Output = ()>> {
     let mut signals = ShutdownSignals::listen()?;
     Ok(async move {
         signals.received().await;

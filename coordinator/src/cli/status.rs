@@ -1,4 +1,4 @@
-//! `coordinator status`: the state of a run.
+//! `coordinator status`: the status of a run.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::admin::AdminArgs;
 use crate::formatting::phase_name;
 
-/// Print the state of a run.
+/// Print the status of a run.
 ///
 /// Prints the position, loss and speed of the run, and the phase and step of each worker.
 #[derive(Debug, Args)]
@@ -28,16 +28,16 @@ impl StatusCommand {
     pub fn run(self) -> anyhow::Result<()> {
         let status = self.admin.call(async |mut client| client.status(v1::StatusRequest {}).await)?;
         if self.json {
-            writeln!(cli_support::stdout(), "{}", as_json(&status))?;
+            writeln!(cli_support::stdout(), "{}", status_json(&status))?;
         } else {
-            write!(cli_support::stdout(), "{}", as_table(&status))?;
+            write!(cli_support::stdout(), "{}", status_text(&status))?;
         }
         Ok(())
     }
 }
 
 /// A status as JSON.
-pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
+pub(super) fn status_json(status: &v1::StatusResponse) -> serde_json::Value {
     let position = |position: &v1::Position| json!({ "stage": position.stage, "step": position.step, "generation": position.generation });
     let member = |member: &v1::Member| {
         json!({
@@ -74,7 +74,7 @@ pub(super) fn as_json(status: &v1::StatusResponse) -> serde_json::Value {
     })
 }
 
-fn as_table(status: &v1::StatusResponse) -> String {
+fn status_text(status: &v1::StatusResponse) -> String {
     let mut text = format!("run         {} ({})\nstate       {}", status.run, status.run_id, status.state());
     if !status.reason.is_empty() {
         text += &format!(" ({})", status.reason);

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::journal::JournalArgs;
 use crate::{
     journal::history::History,
-    tensorboard::{Export, WrittenCounts},
+    tensorboard::{EventFileWriter, WrittenCounts},
 };
 
 /// Time between two reads of the journal with `--follow`.
@@ -44,10 +44,10 @@ impl TensorboardCommand {
     pub fn run(self) -> anyhow::Result<()> {
         let history = self.journal.open()?;
         let progress = cli_support::spinner("exporting the journal");
-        let (mut export, mut written) = Export::create(&self.out, &history)?;
+        let (mut writer, mut written) = EventFileWriter::create(&self.out, &history)?;
         progress.set_message("following the run");
         if self.follow {
-            follow(&history, &mut export, &mut written)?;
+            follow_run(&history, &mut writer, &mut written)?;
         }
         progress.finish_and_clear();
         let WrittenCounts { steps, evaluations } = written;
@@ -55,21 +55,21 @@ impl TensorboardCommand {
             writeln!(
                 cli_support::stdout(),
                 "{}",
-                json!({ "file": export.path(), "steps": steps, "evaluations": evaluations })
+                json!({ "file": writer.path(), "steps": steps, "evaluations": evaluations })
             )?;
         } else {
-            writeln!(cli_support::stdout(), "{}: {steps} steps, {evaluations} evaluations", export.path().display())?;
+            writeln!(cli_support::stdout(), "{}: {steps} steps, {evaluations} evaluations", writer.path().display())?;
         }
         Ok(())
     }
 }
 
 /// Writes new records until the run is finished.
-fn follow(history: &History, export: &mut Export, written: &mut WrittenCounts) -> anyhow::Result<()> {
+fn follow_run(history: &History, writer: &mut EventFileWriter, written: &mut WrittenCounts) -> anyhow::Result<()> {
     loop {
         // Read first: when the run is finished, all of its records are in the journal.
         let is_finished = history.is_finished()?;
-        let WrittenCounts { steps, evaluations } = export.write_new(history)?;
+        let WrittenCounts { steps, evaluations } = writer.write_new(history)?;
         written.steps += steps;
         written.evaluations += evaluations;
         if is_finished {

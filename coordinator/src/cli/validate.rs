@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use config::{RunFile, Stage};
 use dataset::{DataSet, Split};
-use feature_store::{Dtype, EncoderDescription, Manifest, RowFormat, Store};
+use image_features::{Dtype, EncoderDescription, Manifest, RowFormat, Store};
 use serde_json::json;
 use tokenizer::{MAX_TOKEN_BYTES, Vocabulary};
 use weights::model_folder::{self, ModelFolder};
@@ -45,11 +45,11 @@ impl ValidateCommand {
     pub fn run(self) -> anyhow::Result<()> {
         let (file, warnings) = RunFile::load_with_warnings(&self.config)?;
         let warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
-        let (images, found) = self.check(&file).with_context(|| self.config.display().to_string())?;
+        let (images, descriptions) = self.check(&file).with_context(|| self.config.display().to_string())?;
         let mut out = cli_support::stdout();
         if self.json {
             let mut printed = json!({
-                "run": file.name, "plan": plan_summary(&file), "found": found, "warnings": warnings, "settings": file,
+                "run": file.name, "plan": plan_summary(&file), "found": descriptions, "warnings": warnings, "settings": file,
             });
             if let (Some(printed), serde_json::Value::Object(images)) = (printed.as_object_mut(), images.json()) {
                 printed.extend(images);
@@ -58,7 +58,7 @@ impl ValidateCommand {
             return Ok(());
         }
         writeln!(out, "OK: {}: {}", file.name, plan_summary(&file))?;
-        found.iter().try_for_each(|line| writeln!(out, "    {line}"))?;
+        descriptions.iter().try_for_each(|line| writeln!(out, "    {line}"))?;
         warnings.iter().try_for_each(|line| writeln!(out, "    warning: {line}"))?;
         Ok(())
     }
@@ -67,14 +67,14 @@ impl ValidateCommand {
         let mut images = Images::inspect(&file.data, self.decode_all)?;
         images.check_usable(self.json)?;
         let progress = cli_support::spinner("checking the files of the run file");
-        let (stores, found) = check_files(file, &images.data)?;
+        let (stores, file_descriptions) = check_files(file, &images.data)?;
         progress.finish_and_clear();
         for (split, store) in &stores {
             images.add_undecodable_rows(*split, store);
         }
         images.check_usable(self.json)?;
-        let found = images.summary().into_iter().chain(found).collect();
-        Ok((images, found))
+        let descriptions = images.summary().into_iter().chain(file_descriptions).collect();
+        Ok((images, descriptions))
     }
 }
 
@@ -98,27 +98,28 @@ fn check_files(file: &RunFile, data: &DataSet) -> anyhow::Result<(SplitStores, V
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     open_metrics(&file.scoring)?;
-    checkpoint_store::check_writable(&file.checkpoint_place(), &object_io::Access::environment())
+    checkpoint_store::check_writable(&file.checkpoint_place(), &object_storage::Access::environment())
         .context("checkpoints")?;
-    // Lengths are the same with a corpus vocabulary, which has all tokens of the captions.
+    // A corpus vocabulary has all tokens of the training captions, so these have as many tokens
+    // with it as with the full vocabulary.
     let mut vocabulary = Vocabulary::full();
     data.check_complete(file).context("data")?;
-    let mut opened = Vec::new();
-    let mut found: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
+    let mut stores = Vec::new();
+    let mut descriptions: Vec<String> = data.notes().iter().map(|note| format!("data: {note}")).collect();
     let mut evaluators: Vec<ClipWeights> = Vec::new();
-    let mut embedding = 0;
+    let mut embedding_size = 0;
     for named in file.named_evaluators() {
-        embedding += named.settings.preset.map_or(0, config::Preset::evaluator_embedding);
+        embedding_size += named.settings.preset.map_or(0, config::Preset::evaluator_embedding);
         let Some(path) = &named.settings.weights else { continue };
         let clip = open_evaluator(path, &named.settings.clip).with_context(|| format!("{}.weights", named.key()))?;
-        embedding += clip.config().embedding;
+        embedding_size += clip.config().embedding;
         let (name, score) = (named.name, named.score().name());
-        found.push(format!(
+        descriptions.push(format!(
             "evaluator {name} ({score}): {}, vision encoder with {}",
             clip.path().display(),
-            vision_text(&clip.config().vision_config())
+            describe_vision_output(&clip.config().vision_config())
         ));
-        found.extend(clip.description().map(|line| format!("  {line}")));
+        descriptions.extend(clip.description().map(|line| format!("  {line}")));
         if !evaluators.iter().any(|other| other.is_same_model(&clip)) {
             evaluators.push(clip);
         }
@@ -128,27 +129,31 @@ fn check_files(file: &RunFile, data: &DataSet) -> anyhow::Result<(SplitStores, V
     let mut vision = primary.map(|clip| (clip.config().vision_config(), describe_encoder(clip)));
     if let Some(path) = &file.captioner.vision_encoder {
         let clip = open_clip(path, &file.captioner.vision_clip).context("captioner.vision_encoder")?;
-        found.push(format!(
+        descriptions.push(format!(
             "captioner: vision encoder {} with {}",
             path.display(),
-            vision_text(&clip.config().vision_config())
+            describe_vision_output(&clip.config().vision_config())
         ));
-        found.extend(clip.description().map(|line| format!("  {line}")));
+        descriptions.extend(clip.description().map(|line| format!("  {line}")));
         vision = Some((clip.config().vision_config(), describe_encoder(&clip)));
     }
     if let Some(path) = &file.captioner.weights {
         let (config, encoder, own_vocabulary) = open_captioner(file, path).context("captioner.weights")?;
-        found.push(format!("captioner: {}, vision encoder with {}", path.display(), vision_text(&config)));
+        descriptions.push(format!(
+            "captioner: {}, vision encoder with {}",
+            path.display(),
+            describe_vision_output(&config)
+        ));
         vision = Some((config, encoder));
         vocabulary = own_vocabulary;
     }
-    data.check_evaluation(embedding, file.decoding.max_length as usize * MAX_TOKEN_BYTES).context("data")?;
-    found.extend(sizes::describe_sizes(file, data, &vocabulary));
+    data.check_evaluation(embedding_size, file.decoding.max_length as usize * MAX_TOKEN_BYTES).context("data")?;
+    descriptions.extend(sizes::describe_sizes(file, data, &vocabulary));
     if let (Some(folder), Some(vision)) = (&file.data.features, &vision) {
-        opened = open_stores(folder, data, &evaluators, vision).context("data.features")?;
-        found.push(format!("features: {}", folder.display()));
+        stores = open_stores(folder, data, &evaluators, vision).context("data.features")?;
+        descriptions.push(format!("features: {}", folder.display()));
     }
-    Ok((opened, found))
+    Ok((stores, descriptions))
 }
 
 /// Opens an evaluator and checks its files.
@@ -161,7 +166,7 @@ fn open_evaluator(path: &Path, conventions: &Conventions) -> anyhow::Result<Clip
     Ok(clip)
 }
 
-/// Opens a CLIP and checks its tensors.
+/// Opens the weights of a CLIP model and checks its tensors.
 fn open_clip(path: &Path, conventions: &Conventions) -> anyhow::Result<ClipWeights> {
     let clip = ClipWeights::open(path, conventions)?;
     clip.tensors()?;
@@ -175,8 +180,8 @@ fn describe_encoder(clip: &ClipWeights) -> EncoderDescription {
     EncoderDescription { weights: clip.path().to_owned(), sha256: clip.sha256(), image_size, computation }
 }
 
-/// Opens the captioner of another run, or an imported one. Returns its vision encoder and
-/// vocabulary.
+/// Opens the model folder of a captioner: a checkpoint of another run, or the result of `worker
+/// import`. Returns its vision encoder and vocabulary.
 fn open_captioner(file: &RunFile, path: &Path) -> anyhow::Result<(VisionConfig, EncoderDescription, Vocabulary)> {
     let folder = ModelFolder::open(path)?;
     checkpoint_store::verify_folder(path)?;
@@ -199,8 +204,8 @@ fn open_stores(
 ) -> anyhow::Result<SplitStores> {
     let open = |split: Split| -> anyhow::Result<(Split, Store)> {
         let images = (data.split(split).len() as u64, data.names_sha256(split));
-        let embedding = evaluators.iter().map(|clip| clip.config().embedding).sum();
-        let shape = [config.tokens(), config.width(), embedding];
+        let embedding_size = evaluators.iter().map(|clip| clip.config().embedding).sum();
+        let shape = [config.sequence_length(), config.width(), embedding_size];
         let rows = RowFormat { shape: shape.map(|size| size as u64), dtype: Dtype::F32 };
         let encoders = (vision.clone(), evaluators.iter().map(describe_encoder).collect());
         let expected =
@@ -211,8 +216,8 @@ fn open_stores(
 }
 
 /// The shape of a vision encoder's output, as text.
-fn vision_text(vision: &VisionConfig) -> String {
-    format!("{} hidden states of {} at {} pixels", vision.tokens(), vision.width(), vision.image_size)
+fn describe_vision_output(vision: &VisionConfig) -> String {
+    format!("{} hidden states of {} at {} pixels", vision.sequence_length(), vision.width(), vision.image_size)
 }
 
 /// The stages and the number of workers, in one line.

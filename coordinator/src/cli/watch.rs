@@ -20,11 +20,11 @@ use tokio::{
 
 use super::{
     admin::{AdminArgs, AdminConnector},
-    status::as_json,
+    status::status_json,
 };
 use crate::{
     formatting,
-    watch::{CollectedStatus, Screen, Scroll, line},
+    watch::{CollectedStatus, Screen, Scroll, status_line},
 };
 
 /// Maximal time between attempts to connect to an unreachable coordinator.
@@ -33,7 +33,7 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between updates of the ages on the screen.
 const REDRAW_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Show the live state of a run.
+/// Show the live status of a run.
 ///
 /// Shows stage, progress, curves and all workers. If the coordinator is unreachable, the command
 /// continues when it is back. If standard output is not a terminal, it prints a line for each
@@ -67,7 +67,7 @@ pub struct WatchCommand {
 /// A status, or why the coordinator does not answer.
 type StatusResult = anyhow::Result<v1::StatusResponse>;
 
-/// Why the live view ends.
+/// Why the live view has ended.
 enum WatchEnd {
     /// The user has quit, or nothing reads the output any more.
     Quit,
@@ -177,7 +177,7 @@ impl LiveView<'_> {
     ///
     /// # Errors
     /// The run has failed.
-    fn finished(&self) -> anyhow::Result<Option<&v1::StatusResponse>> {
+    fn finished_status(&self) -> anyhow::Result<Option<&v1::StatusResponse>> {
         let status = self
             .collected
             .status()
@@ -199,8 +199,8 @@ impl LiveView<'_> {
         let [terminate, interrupt, hangup] = &mut signals;
         loop {
             terminal.0.draw(|frame| screen.draw(frame, &self.collected, self.started.elapsed()))?;
-            if self.finished()?.is_some() {
-                return Ok(WatchEnd::Finished(line(&self.collected, self.started.elapsed())));
+            if self.finished_status()?.is_some() {
+                return Ok(WatchEnd::Finished(status_line(&self.collected, self.started.elapsed())));
             }
             tokio::select! {
                 Some(status) = self.statuses.recv() => self.record(status)?,
@@ -225,23 +225,23 @@ impl LiveView<'_> {
 
     /// Prints lines until the run ends.
     async fn print(&mut self, json: bool) -> anyhow::Result<WatchEnd> {
-        let mut before = String::new();
+        let mut last_line = String::new();
         while let Some(status) = self.statuses.recv().await {
             let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
             let object = match &status {
-                Ok(status) => json!({ "at": at, "status": as_json(status) }),
+                Ok(status) => json!({ "at": at, "status": status_json(status) }),
                 Err(error) => json!({ "at": at, "problem": error.to_string() }),
             };
             let recorded = self.record(status);
-            let line = if json { object.to_string() } else { line(&self.collected, self.started.elapsed()) };
-            if line != before {
+            let line = if json { object.to_string() } else { status_line(&self.collected, self.started.elapsed()) };
+            if line != last_line {
                 let printed =
                     if json { line.clone() } else { format!("{}  {line}", formatting::format_local_time(at)) };
                 writeln!(cli_support::stdout(), "{printed}")?;
-                before = line;
+                last_line = line;
             }
             recorded?;
-            if self.finished()?.is_some() {
+            if self.finished_status()?.is_some() {
                 return Ok(WatchEnd::Quit);
             }
         }

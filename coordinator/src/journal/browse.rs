@@ -1,4 +1,5 @@
-//! Queries for the live view of a run. Each returns a limited number of rows and uses an index.
+//! Queries for the web page and for `coordinator events`. The web page's queries return a limited
+//! number of rows and use an index, because they run while the coordinator serves the run.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -12,12 +13,12 @@ use super::{
     queries::{IS_CURRENT, is_shown_sql, parse_metrics, read_position, read_u64},
 };
 use crate::{
-    event_text::{CHECKPOINT, GENERATION},
+    event_messages::{CHECKPOINT_KIND, GENERATION_KIND},
     run::{lineage::StateFate, plan::Position},
 };
 
-/// Maximal number of checkpoints among the events.
-const MAX_CHECKPOINTS: usize = 10;
+/// Maximal number of checkpoints among the latest events.
+const MAX_CHECKPOINTS_AMONG_EVENTS: usize = 10;
 /// Maximal number of references per image that are shown. An image may have a thousand.
 const MAX_SHOWN_REFERENCES: usize = 32;
 /// Maximal size of a shown reference, in bytes.
@@ -60,7 +61,7 @@ pub struct Distribution {
     pub p95: Option<f64>,
 }
 
-/// Numbers of the journal's rows. They change when there is something new to read.
+/// Counters of the journal's rows. A counter changes when there are new rows to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RowCounters {
     /// Events, generations and checkpoints.
@@ -69,17 +70,17 @@ pub struct RowCounters {
     pub evaluations: u64,
 }
 
-/// A cursor of [`History::events_since`]: the number or the time of the last row that was read from
-/// each table.
+/// A cursor of [`History::events_since`]: for each of its four queries, the number or the time of
+/// the last row that was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EventCursor([f64; 4]);
 
 /// The key of an evaluation. As text: `STAGE-STEP-GENERATION`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvaluationId {
-    /// The state that was evaluated.
+    /// The position at which the captioner was evaluated.
     pub position: Position,
-    /// The last generation that took part.
+    /// The last generation that generated captions for it.
     pub generation: u64,
 }
 
@@ -105,16 +106,16 @@ impl std::fmt::Display for EvaluationId {
     }
 }
 
-/// An evaluation whose state was not given up.
+/// An evaluation of a step that was not given up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordedEvaluation {
-    /// The key.
+    /// The key of the evaluation.
     pub id: EvaluationId,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
-    /// The fate of the evaluated state.
+    /// Whether the evaluated step belongs to the present history or was not selected.
     pub fate: StateFate,
 }
 
@@ -127,7 +128,7 @@ pub struct ScoredCaption {
     pub scores: BTreeMap<String, f64>,
 }
 
-/// An image in two evaluations.
+/// An image with its captions in two evaluations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ComparedImage {
     /// Its index among the images of the later evaluation, sorted by name.
@@ -136,7 +137,7 @@ pub struct ComparedImage {
     pub image: String,
     /// The first reference captions.
     pub references: Vec<String>,
-    /// The caption of the earlier evaluation; `None` if that does not have the image.
+    /// The caption of the earlier evaluation; `None` if that evaluation does not have the image.
     pub before: Option<ScoredCaption>,
     /// The caption of the later evaluation.
     pub after: ScoredCaption,
@@ -172,10 +173,10 @@ impl History {
         Ok(statement.query_map(parameters, read_step)?.collect::<Result<_, _>>()?)
     }
 
-    /// The present numbers of rows.
+    /// The present counters of rows.
     ///
     /// # Errors
-    /// SQLite cannot read it.
+    /// SQLite cannot read the journal.
     pub fn row_counters(&self) -> Result<RowCounters, Error> {
         let query =
             "SELECT (SELECT ifnull(max(rowid), 0) FROM events) + (SELECT ifnull(max(number), 0) FROM generations)
@@ -186,7 +187,8 @@ impl History {
     }
 
     /// The latest `max` events, newest first. Includes generations (as `generation`) and a few
-    /// checkpoints (as `checkpoint`), because more would leave no room for other events.
+    /// checkpoints (as `checkpoint`): if a run saves often, its checkpoints would displace all
+    /// other events.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -205,12 +207,12 @@ impl History {
             let (number, cause, members) = (read_u64(row, 1)?, row.get::<_, String>(2)?, row.get::<_, i64>(5)?);
             let detail =
                 json!({ "generation": number, "members": members, "cause": cause, "stage": stage, "step": step });
-            Ok(Event { at: row.get(0)?, kind: GENERATION.into(), detail })
+            Ok(Event { at: row.get(0)?, kind: GENERATION_KIND.into(), detail })
         })?);
-        let query = format!("SELECT at, name FROM checkpoints ORDER BY at DESC LIMIT {MAX_CHECKPOINTS}");
+        let query = format!("SELECT at, name FROM checkpoints ORDER BY at DESC LIMIT {MAX_CHECKPOINTS_AMONG_EVENTS}");
         events.extend(self.query_all(&query, |row| {
             let detail = json!({ "name": row.get::<_, String>(1)? });
-            Ok(Event { at: row.get(0)?, kind: CHECKPOINT.into(), detail })
+            Ok(Event { at: row.get(0)?, kind: CHECKPOINT_KIND.into(), detail })
         })?);
         events.sort_by(|a, b| b.at.total_cmp(&a.at));
         events.truncate(max);
@@ -247,7 +249,7 @@ impl History {
         Ok(events)
     }
 
-    /// The last `max` evaluations whose states were not given up, in the order of the run.
+    /// The last `max` evaluations of steps that were not given up, in the order of the run.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -265,7 +267,7 @@ impl History {
                 metrics: parse_metrics(&row.get::<_, String>(4)?),
             })
         })?;
-        // If a state was evaluated more than once, the last evaluation counts.
+        // If a position was evaluated more than once, the last evaluation counts.
         evaluations.dedup_by_key(|evaluated| evaluated.id.position);
         evaluations.reverse();
         Ok(evaluations)

@@ -1,12 +1,13 @@
 //! The hash chain of a journal's records. The hash of each record covers the hash of the previous
 //! one, so that every change, move or removal of a record is detected.
 //!
-//! An entry names a record and the columns that the record has written. Its hash is SHA-256 over
-//! the hash of the previous entry, the entry, and the content of these columns, each with its type
-//! and length. Writing and checking read the content in the same way, from the tables. The last
-//! entry is the head. Each checkpoint's seal has the head at the time when its save began. A user
-//! who can write to the journal can also rehash all of it, but cannot change the heads that are
-//! stored elsewhere.
+//! Each record has one entry in the table `chain`. The entry has the kind and the key of the
+//! record. Its hash is SHA-256 over the hash of the previous entry, the kind and key, and the
+//! content of the columns that the record has written, each value with its type and length. The
+//! writer and the check read the content from the tables with the same queries. The last entry is
+//! the head of the journal. The seal of each checkpoint has the head at the time when the save
+//! began. A user who can write to the journal can also recompute all hashes, but cannot change the
+//! heads in the seals of checkpoints or in a log.
 
 use checkpoint_store::JournalHead;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::ValueRef};
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 /// The hash before the first entry.
 const INITIAL_HASH: [u8; 32] = [0; 32];
-/// Maximal number of problems that are listed. Further ones are only counted.
+/// Maximal number of problems that are listed. Further problems are only counted.
 const MAX_LISTED_PROBLEMS: usize = 20;
 
 pub(super) const SCHEMA: &str = "
@@ -23,9 +24,9 @@ CREATE TABLE IF NOT EXISTS chain (
     hash BLOB NOT NULL);
 ";
 
-/// The kind of a record.
+/// The kind of a record. It determines the table, the key and the columns of the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RecordKind {
     /// A run file, by the number of its row.
     RunFile,
     /// A new generation, by its number.
@@ -46,9 +47,9 @@ pub(super) enum Kind {
     Event,
 }
 
-/// The queries for the content of a kind of records.
-struct Content {
-    kind: Kind,
+/// The queries that read all records of a kind, and the content of one of them.
+struct RecordQueries {
+    kind: RecordKind,
     /// The name of the kind in the table `chain`.
     name: &'static str,
     /// The queries for a record's content. Parameters: stage, step, generation, number.
@@ -57,57 +58,57 @@ struct Content {
     all_keys: &'static str,
 }
 
-const CONTENTS: [Content; 9] = [
-    Content {
-        kind: Kind::RunFile,
+const RECORD_QUERIES: [RecordQueries; 9] = [
+    RecordQueries {
+        kind: RecordKind::RunFile,
         name: "run",
         queries: &["SELECT * FROM run WHERE number = ?4"],
         all_keys: "SELECT NULL, NULL, NULL, number FROM run",
     },
-    Content {
-        kind: Kind::Formed,
+    RecordQueries {
+        kind: RecordKind::Formed,
         name: "formed",
         queries: &[
             "SELECT number, members_json, cause, formed_at, source, stage, step, term FROM generations WHERE number = ?3",
         ],
         all_keys: "SELECT NULL, NULL, number, NULL FROM generations",
     },
-    Content {
-        kind: Kind::Ready,
+    RecordQueries {
+        kind: RecordKind::Ready,
         name: "ready",
         queries: &["SELECT number, ready_at FROM generations WHERE number = ?3 AND ready_at IS NOT NULL"],
         all_keys: "SELECT NULL, NULL, number, NULL FROM generations WHERE ready_at IS NOT NULL",
     },
-    Content {
-        kind: Kind::Ended,
+    RecordQueries {
+        kind: RecordKind::Ended,
         name: "ended",
         queries: &[
             "SELECT number, ended_at, ended_because FROM generations WHERE number = ?3 AND ended_at IS NOT NULL",
         ],
         all_keys: "SELECT NULL, NULL, number, NULL FROM generations WHERE ended_at IS NOT NULL",
     },
-    Content {
-        kind: Kind::Step,
+    RecordQueries {
+        kind: RecordKind::Step,
         name: "step",
         queries: &["SELECT * FROM steps WHERE (stage, step, generation) = (?1, ?2, ?3)"],
         all_keys: "SELECT stage, step, generation, NULL FROM steps",
     },
-    Content {
-        kind: Kind::Saved,
+    RecordQueries {
+        kind: RecordKind::Saved,
         name: "saved",
         queries: &["SELECT stage, step, generation, run_id, name, parameters_sha256, at FROM checkpoints
             WHERE (stage, step, generation) = (?1, ?2, ?3)"],
         all_keys: "SELECT stage, step, generation, NULL FROM checkpoints",
     },
-    Content {
-        kind: Kind::Deleted,
+    RecordQueries {
+        kind: RecordKind::Deleted,
         name: "deleted",
         queries: &["SELECT name, deleted FROM checkpoints
             WHERE (stage, step, generation) = (?1, ?2, ?3) AND deleted IS NOT NULL"],
         all_keys: "SELECT stage, step, generation, NULL FROM checkpoints WHERE deleted IS NOT NULL",
     },
-    Content {
-        kind: Kind::Evaluated,
+    RecordQueries {
+        kind: RecordKind::Evaluated,
         name: "evaluated",
         queries: &[
             "SELECT * FROM evaluations WHERE (stage, step, generation) = (?1, ?2, ?3)",
@@ -116,8 +117,8 @@ const CONTENTS: [Content; 9] = [
         all_keys: "SELECT stage, step, generation, NULL FROM evaluations
             UNION SELECT DISTINCT stage, step, generation, NULL FROM evaluation_items",
     },
-    Content {
-        kind: Kind::Event,
+    RecordQueries {
+        kind: RecordKind::Event,
         name: "event",
         queries: &["SELECT * FROM events WHERE number = ?4"],
         all_keys: "SELECT NULL, NULL, NULL, number FROM events",
@@ -126,55 +127,60 @@ const CONTENTS: [Content; 9] = [
 
 /// An entry of the chain, with the key of its record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub kind: Kind,
+pub(super) struct ChainEntry {
+    pub kind: RecordKind,
     pub stage: Option<u32>,
     pub step: Option<i64>,
     pub generation: Option<i64>,
     pub number: Option<i64>,
 }
 
-impl Entry {
-    /// The entry of a record about a whole generation.
-    pub fn of_generation(kind: Kind, generation: u64) -> Self {
+impl ChainEntry {
+    /// The entry of a record whose key is a generation.
+    pub fn of_generation(kind: RecordKind, generation: u64) -> Self {
         Self { kind, stage: None, step: None, generation: Some(generation.cast_signed()), number: None }
     }
 
-    /// The entry of a record about a generation at a position of the run.
-    pub fn at(kind: Kind, (stage, step, generation): (u32, i64, i64)) -> Self {
+    /// The entry of a record whose key is stage, step and generation.
+    pub fn at(kind: RecordKind, (stage, step, generation): (u32, i64, i64)) -> Self {
         Self { kind, stage: Some(stage), step: Some(step), generation: Some(generation), number: None }
     }
 
-    /// The entry of a row with a number.
-    pub fn of_row(kind: Kind, number: i64) -> Self {
+    /// The entry of a record whose key is the number of its row.
+    pub fn of_row(kind: RecordKind, number: i64) -> Self {
         Self { kind, stage: None, step: None, generation: None, number: Some(number) }
     }
 
-    fn content(&self) -> &'static Content {
-        CONTENTS.iter().find(|content| content.kind == self.kind).expect("each kind has its content")
+    fn queries(&self) -> &'static RecordQueries {
+        RECORD_QUERIES.iter().find(|queries| queries.kind == self.kind).expect("each kind has queries")
     }
 
-    fn keys(&self) -> [&dyn ToSql; 4] {
+    fn key_columns(&self) -> [&dyn ToSql; 4] {
         [&self.stage, &self.step, &self.generation, &self.number]
     }
 
     /// The hash of this entry, given the hash of the previous one; `None` if the tables do not have
     /// the record.
-    fn hash(&self, connection: &Connection, sequence: u64, previous: &[u8; 32]) -> rusqlite::Result<Option<[u8; 32]>> {
-        let content = self.content();
+    fn hash(
+        &self,
+        connection: &Connection,
+        record_number: u64,
+        previous: &[u8; 32],
+    ) -> rusqlite::Result<Option<[u8; 32]>> {
+        let queries = self.queries();
         let mut hash = Sha256::new();
         hash.update(previous);
-        hash.update(sequence.to_le_bytes());
-        hash.update(content.name);
+        hash.update(record_number.to_le_bytes());
+        hash.update(queries.name);
         for key in [self.stage.map(i64::from), self.step, self.generation, self.number] {
             hash.update([u8::from(key.is_some())]);
             hash.update(key.unwrap_or_default().to_le_bytes());
         }
         let mut exists = false;
-        for query in content.queries {
+        for query in queries.queries {
             let mut statement = connection.prepare_cached(query)?;
             let columns = statement.column_count();
-            for (number, key) in (1..).zip(self.keys()) {
+            for (number, key) in (1..).zip(self.key_columns()) {
                 // A query uses only the parameters that it needs.
                 if number <= statement.parameter_count() {
                     statement.raw_bind_parameter(number, key)?;
@@ -192,15 +198,15 @@ impl Entry {
     /// Reads an entry from a row of the table `chain`; `None` if its kind is unknown.
     fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
         let name = row.get_ref(1)?.as_str()?;
-        let Some(content) = CONTENTS.iter().find(|content| content.name == name) else { return Ok(None) };
+        let Some(queries) = RECORD_QUERIES.iter().find(|queries| queries.name == name) else { return Ok(None) };
         let (stage, step, generation, number) = (row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?);
-        Ok(Some(Self { kind: content.kind, stage, step, generation, number }))
+        Ok(Some(Self { kind: queries.kind, stage, step, generation, number }))
     }
 }
 
-impl std::fmt::Display for Entry {
+impl std::fmt::Display for ChainEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let name = self.content().name;
+        let name = self.queries().name;
         match (self.stage, self.step, self.generation, self.number) {
             (Some(stage), Some(step), Some(generation), _) => {
                 write!(f, "{name} (stage {stage} step {step} of generation {generation})")
@@ -237,37 +243,38 @@ fn hash_value(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
 /// Appends entries to a chain.
 #[derive(Clone, Debug)]
 pub(super) struct ChainWriter {
-    sequence: u64,
+    record_number: u64,
     hash: [u8; 32],
 }
 
 impl ChainWriter {
-    /// Continues the chain of a journal, without a check.
+    /// Continues the chain of a journal after its last entry. Does not check the chain.
     pub fn open(connection: &Connection) -> rusqlite::Result<Self> {
         let query = "SELECT sequence, hash FROM chain ORDER BY sequence DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)));
-        let (sequence, hash) = last.optional()?.unwrap_or((0, INITIAL_HASH));
-        Ok(Self { sequence, hash })
+        let (record_number, hash) = last.optional()?.unwrap_or((0, INITIAL_HASH));
+        Ok(Self { record_number, hash })
     }
 
     /// Appends an entry for a record that was just written.
-    pub fn append(&mut self, connection: &Connection, entry: Entry) -> rusqlite::Result<()> {
-        let sequence = self.sequence + 1;
-        let hash = entry.hash(connection, sequence, &self.hash)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        let name = entry.content().name;
-        let row = params![sequence.cast_signed(), name, entry.stage, entry.step, entry.generation, entry.number, hash];
+    pub fn append(&mut self, connection: &Connection, entry: ChainEntry) -> rusqlite::Result<()> {
+        let record_number = self.record_number + 1;
+        let hash = entry.hash(connection, record_number, &self.hash)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        let name = entry.queries().name;
+        let row =
+            params![record_number.cast_signed(), name, entry.stage, entry.step, entry.generation, entry.number, hash];
         connection.prepare_cached("INSERT INTO chain VALUES (?, ?, ?, ?, ?, ?, ?)")?.execute(row)?;
-        *self = Self { sequence, hash };
+        *self = Self { record_number, hash };
         Ok(())
     }
 
     /// The last entry.
     pub fn head(&self) -> JournalHead {
-        JournalHead { sequence: self.sequence, hash: hex(&self.hash) }
+        JournalHead { record_number: self.record_number, hash: hex(&self.hash) }
     }
 }
 
-/// The result of the check of a whole journal.
+/// The result of the check of all records of a journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainCheck {
     /// The last entry.
@@ -298,25 +305,25 @@ pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
         .prepare("SELECT sequence, kind, stage, step, generation, number, hash FROM chain ORDER BY sequence")?;
     let mut rows = chain.query([])?;
     while let Some(row) = rows.next()? {
-        let sequence = row.get::<_, i64>(0)?.cast_unsigned();
+        let record_number = row.get::<_, i64>(0)?.cast_unsigned();
         let hash: [u8; 32] = row.get(6)?;
-        if sequence != previous + 1 {
-            check.add_problem(format!("records {} to {} are missing", previous + 1, sequence.saturating_sub(1)));
+        if record_number != previous + 1 {
+            check.add_problem(format!("records {} to {} are missing", previous + 1, record_number.saturating_sub(1)));
         }
-        match Entry::read(row)? {
-            None => check.add_problem(format!("record {sequence} is of an unknown kind")),
-            Some(entry) => match entry.hash(connection, sequence, &previous_hash)? {
-                None => check.add_problem(format!("record {sequence} is missing: {entry}")),
+        match ChainEntry::read(row)? {
+            None => check.add_problem(format!("record {record_number} is of an unknown kind")),
+            Some(entry) => match entry.hash(connection, record_number, &previous_hash)? {
+                None => check.add_problem(format!("record {record_number} is missing: {entry}")),
                 Some(expected) if expected != hash => {
-                    check.add_problem(format!("record {sequence} was changed: {entry}"));
+                    check.add_problem(format!("record {record_number} was changed: {entry}"));
                 }
                 Some(_) => {}
             },
         }
         // The next entry is checked against the stored hash, so that each problem is reported once.
-        (previous_hash, previous) = (hash, sequence);
+        (previous_hash, previous) = (hash, record_number);
     }
-    for Content { name, all_keys, .. } in &CONTENTS {
+    for RecordQueries { name, all_keys, .. } in &RECORD_QUERIES {
         let query = format!(
             "SELECT * FROM ({all_keys} EXCEPT SELECT stage, step, generation, number FROM chain WHERE kind = '{name}') LIMIT 1"
         );
@@ -327,18 +334,18 @@ pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
             check.add_problem(format!("{name} {} was added", keys.join("/")));
         }
     }
-    check.head = JournalHead { sequence: previous, hash: hex(&previous_hash) };
+    check.head = JournalHead { record_number: previous, hash: hex(&previous_hash) };
     Ok(check)
 }
 
-/// Whether this is or was the head of the journal.
+/// Whether the journal contains `head`: it is the last entry, or was the last one before.
 ///
 /// # Errors
 /// SQLite cannot read the journal.
 pub(super) fn contains(connection: &Connection, head: &JournalHead) -> rusqlite::Result<bool> {
     let query = "SELECT hash FROM chain WHERE sequence = ?";
     let hash =
-        connection.query_row(query, [head.sequence.cast_signed()], |row| row.get::<_, [u8; 32]>(0)).optional()?;
+        connection.query_row(query, [head.record_number.cast_signed()], |row| row.get::<_, [u8; 32]>(0)).optional()?;
     Ok(hash.is_some_and(|hash| hex(&hash) == head.hash))
 }
 

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{SettingsError, schema::VERSION};
+use super::{SettingsError, schema::SCHEMA_VERSION};
 
-/// Why a journal cannot be used.
+/// Why a journal cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system cannot open its folder or file.
+    /// The operating system cannot open the journal's folder or database file.
     #[error("{}: {source}", path.display())]
     Open {
         /// The folder or file.
@@ -15,15 +15,17 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// Another coordinator has locked its folder.
+    /// Another coordinator has locked the journal's folder.
     #[error("another coordinator is using this folder; stop it or choose another --state")]
     InUse,
     /// The run file changes settings that may not change, or may change only if the user accepts
     /// that.
     #[error("{0}")]
     Settings(Box<SettingsError>),
-    /// Another version of the program wrote it.
-    #[error("the journal has version {found}, this program writes version {VERSION}; use another --state or output")]
+    /// Another version of the program, with other tables, wrote it.
+    #[error(
+        "the journal has version {found}, this program writes version {SCHEMA_VERSION}; use another --state or output"
+    )]
     OtherVersion {
         /// The journal's version.
         found: i64,
@@ -34,7 +36,7 @@ pub enum Error {
     /// This program cannot parse the stored run file.
     #[error("the journal's run file: {0}")]
     RunFile(String),
-    /// Its content does not match its hash chain.
+    /// The content of the tables does not match the hash chain, or SQLite cannot read the file.
     #[error(
         "the journal is damaged ({0}); restore an intact copy, or serve with --recover to resume from the newest sealed checkpoint"
     )]

@@ -1,4 +1,4 @@
-//! Read-only access to a journal, also while a coordinator writes to it.
+//! Read-only access to a journal, which a coordinator may be writing at the same time.
 
 mod measurements;
 
@@ -6,20 +6,20 @@ use std::{collections::BTreeSet, path::Path};
 
 use checkpoint_store::JournalHead;
 use config::RunFile;
-pub use measurements::{Caption, Checkpoint, Evaluation, LineageCursor, MeasuredStep};
+pub use measurements::{Caption, Evaluation, LineageCursor, MeasuredStep, ReportedCheckpoint};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 
 use super::{
-    ChainCheck, Error, FILE, chain,
+    ChainCheck, Error, FILE_NAME, chain,
     queries::{self, read_checkpoint, read_position, read_u64},
     recovery,
-    schema::{VERSION, verify},
+    schema::{SCHEMA_VERSION, verify},
 };
 use crate::run::{
     self, WorkerId,
     data::{DataChange, SplitSize},
-    lineage::{Lineage, Selection, StateFate},
+    lineage::{Lineage, ModelSelection, StateFate},
     plan::Position,
     record::EventKind,
 };
@@ -41,13 +41,13 @@ pub struct Generation {
     pub cause: String,
     /// The position at which it started.
     pub start: Position,
-    /// The source of its initial state: `worker N`, `checkpoint NAME` or `seed`.
+    /// Where its initial parameters come from: `worker N`, `checkpoint NAME` or `seed`.
     pub source: String,
     /// When it was formed. Times are in Unix seconds.
     pub formed_at: f64,
     /// When all members were ready; `None` if they never were.
     pub ready_at: Option<f64>,
-    /// When it ended; `None` if it has not.
+    /// When it ended; `None` if it has not ended.
     pub ended_at: Option<f64>,
 }
 
@@ -60,7 +60,7 @@ pub struct Step {
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// The fate of the step's state.
+    /// Whether the step belongs to the present history, was not selected, or was given up.
     pub fate: StateFate,
 }
 
@@ -76,15 +76,15 @@ pub struct Event {
 }
 
 impl History {
-    /// Opens the journal in the folder `state`.
+    /// Opens the journal in `folder`.
     ///
     /// # Errors
     /// The folder has no journal, or another version of the program wrote it.
-    pub fn open(state: &Path) -> Result<Self, Error> {
-        let path = state.join(FILE);
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(FILE_NAME);
         if !path.is_file() {
-            let subfolder = state.join("coordinator");
-            let problem = match subfolder.join(FILE).is_file() {
+            let subfolder = folder.join("coordinator");
+            let problem = match subfolder.join(FILE_NAME).is_file() {
                 true => format!("there is no journal here, but there is one in {}", subfolder.display()),
                 false => "there is no journal".to_owned(),
             };
@@ -105,7 +105,7 @@ impl History {
     /// Another version of the program wrote it.
     pub fn new(connection: Connection) -> Result<Self, Error> {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version != VERSION {
+        if version != SCHEMA_VERSION {
             return Err(Error::OtherVersion { found: version });
         }
         Ok(Self { connection })
@@ -131,7 +131,7 @@ impl History {
         verify(&self.connection)
     }
 
-    /// Whether this is or was the journal's last record.
+    /// Whether the journal contains `head`: it is the last record, or was the last one before.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -147,7 +147,7 @@ impl History {
         queries::run_id(&self.connection)
     }
 
-    /// The run ids in journals that this one replaced.
+    /// The ids that the run had in earlier journals, which this one replaced.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -165,7 +165,7 @@ impl History {
         self.query_all(query, read_checkpoint)
     }
 
-    /// The run file in force.
+    /// The last run file that the coordinator accepted.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -177,7 +177,7 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn training_data(&self) -> Result<Option<SplitSize>, Error> {
+    pub fn training_split_size(&self) -> Result<Option<SplitSize>, Error> {
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let detail = self.connection.query_row(query, [EventKind::Joined.name()], |row| row.get::<_, String>(0));
         let detail: Value =
@@ -251,8 +251,9 @@ impl History {
         self.query_all(query, read_event)
     }
 
-    /// The starts of generations and the ends of stages. Each has the number of the first
-    /// generation that continued from there; it concerns the states of earlier generations.
+    /// The branch points: the starts of generations and the ends of stages. Each has the number of
+    /// the first generation that continued from there. Steps of earlier generations beyond that
+    /// position are not part of the present history.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -263,19 +264,20 @@ impl History {
         Ok(points.into_iter().collect())
     }
 
-    /// The stages that ended with an earlier state than their last because that was the best one.
+    /// The stages that ended with an earlier checkpoint than their last, because it had the best
+    /// score.
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn selections(&self) -> Result<BTreeSet<Selection>, Error> {
+    pub fn selections(&self) -> Result<BTreeSet<ModelSelection>, Error> {
         let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step', detail_json ->> 'generation' FROM events
             WHERE kind = 'stage_ended' AND detail_json ->> 'cause' IN ('best_state', 'early_stopping')";
         let read_selection =
-            |row: &Row<'_>| Ok(Selection { position: read_position(row, 0)?, generation: read_u64(row, 2)? });
+            |row: &Row<'_>| Ok(ModelSelection { position: read_position(row, 0)?, generation: read_u64(row, 2)? });
         Ok(self.query_all(query, read_selection)?.into_iter().collect())
     }
 
-    /// Decides which states belong to the present history.
+    /// The lineage, which decides for each step whether it belongs to the present history.
     ///
     /// # Errors
     /// SQLite cannot read it.

@@ -1,4 +1,5 @@
-//! The journal: the durable record of a run, in `<state>/journal.sqlite` (SQLite, write-ahead log).
+//! The journal: the durable record of a run, in `journal.sqlite` in the folder of
+//! `serve --state` (SQLite, write-ahead log).
 //! Other processes may read it while the coordinator writes.
 //!
 //! | table              | a row for every                 | columns                                                        |
@@ -17,20 +18,22 @@
 //! - A generation starts at its `(stage, step)`. Steps of earlier generations beyond that position
 //!   were given up, unless the later generation repeats them. If a step has several rows, the row
 //!   of the highest generation counts.
-//! - A stage may end with an earlier state than its last. The event `stage_ended` with `{stage,
-//!   step, generation, cause, reason, passed_over}` records that. With cause `guard`, later states
-//!   are given up. With `best_state` or `early_stopping` they were trained, but not selected: the
-//!   run continues from the earlier state, and they stay in curves, reports and the audit.
-//! - The view `cuts` (`generation, stage, step`) has the starts of generations and the ends of
-//!   stages. Rows of generations up to `generation` beyond `(stage, step)` are not part of the
-//!   present history.
+//! - A stage may end with an earlier checkpoint than its last. The event `stage_ended` with
+//!   `{stage, step, generation, cause, reason, passed_over}` records that; `passed_over` lists
+//!   later checkpoints, each with the reason why it was not selected. With cause `guard`, later
+//!   steps are given up. With `best_state` or `early_stopping`, later steps are not selected: the
+//!   run continues from the earlier checkpoint, and the later steps stay in curves, reports and the
+//!   audit.
+//! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations
+//!   and the ends of stages. Rows of generations up to `generation` beyond `(stage, step)` are not
+//!   part of the present history.
 //! - Kinds of events are the names of [`EventKind`](crate::run::record::EventKind)s, and `guard`
 //!   with `{stage, step, metric, value, bound, action}`.
-//! - Rows are only added, and each column is written once. The entries of `chain` name the records
-//!   in the order in which they were written (see [`chain`]).
-//! - The last run file is in force. An event `settings_changed` with `{stage, step, changes: [{key,
-//!   old, new, mutability}]}` names the step from which it differs from the one before. `created`
-//!   is the time at which it was accepted.
+//! - Rows are only added, and each column is written once. The rows of `chain` name the records in
+//!   the order in which they were written (see [`chain`]).
+//! - The last row of `run` is valid. An event `settings_changed` with `{stage, step, changes:
+//!   [{key, old, new, mutability}]}` names the step from which the last run file applies instead of
+//!   the one before. `created` is the time at which the coordinator accepted the run file.
 //! - An event `recovered` with `{stage, step, checkpoint, run_ids, ..}` is the first of a journal
 //!   that replaced a lost or damaged one: the run resumed from this checkpoint, under another `id`.
 //!   Earlier records are missing.
@@ -64,54 +67,56 @@ use rusqlite::{Connection, OptionalExtension};
 pub use self::{
     chain::ChainCheck,
     error::Error,
-    recovery::Recovery,
+    recovery::RecoveryCheckpoints,
     settings::{AcceptedChanges, SettingsError},
 };
 use self::{
     chain::ChainWriter,
-    schema::{SCHEMA, VERSION, check},
+    schema::{SCHEMA, SCHEMA_VERSION, check_intact},
     write::{write_record, write_run_file},
 };
-use crate::{random, run::record::Record};
+use crate::{random_ids, run::record::Record};
 
-/// The name of the journal's file in its folder.
-const FILE: &str = "journal.sqlite";
+/// The name of the database file in the journal's folder.
+const FILE_NAME: &str = "journal.sqlite";
 
 /// The journal of a run, opened for writing by the coordinator.
 #[derive(Debug)]
 pub struct Journal {
     connection: Connection,
     chain: ChainWriter,
-    /// The file lock, held while the journal is open; none for a journal in memory.
+    /// The lock of the journal's folder, held while the journal is open; `None` for a journal in
+    /// memory.
     _lock: Option<std::fs::File>,
 }
 
 impl Journal {
-    /// Opens the journal in the folder `state`. Creates folder and journal if they do not exist.
+    /// Opens the journal in `folder`. Creates folder and journal if they do not exist.
     ///
     /// # Errors
     /// Another coordinator uses the folder, or the journal belongs to another run.
-    pub fn open(state: &Path, file: &RunFile) -> Result<Self, Error> {
-        Self::open_with_changes(state, file, AcceptedChanges::Free)
+    pub fn open(folder: &Path, file: &RunFile) -> Result<Self, Error> {
+        Self::open_with_changes(folder, file, AcceptedChanges::Free)
     }
 
-    /// As [`Self::open`]. `accept` selects the settings that the run file may change.
+    /// As [`Self::open`]. `accept` says which settings of the journal's run file the new `file` may
+    /// change.
     ///
     /// # Errors
     /// Another coordinator uses the folder, the run file changes a setting that may not change, or
     /// the journal is damaged.
-    pub fn open_with_changes(state: &Path, file: &RunFile, accept: AcceptedChanges) -> Result<Self, Error> {
-        let lock = lock(state)?;
-        let connection = Connection::open(state.join(FILE))?;
-        check(&connection)?;
+    pub fn open_with_changes(folder: &Path, file: &RunFile, accept: AcceptedChanges) -> Result<Self, Error> {
+        let lock = lock(folder)?;
+        let connection = Connection::open(folder.join(FILE_NAME))?;
+        check_intact(&connection)?;
         let journal = Self::new_with_changes(connection, file, accept)?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
-    /// Whether the folder `state` has a journal, intact or damaged.
+    /// Whether `folder` has a journal, intact or damaged.
     #[must_use]
-    pub fn exists(state: &Path) -> bool {
-        std::fs::metadata(state.join(FILE)).is_ok_and(|metadata| metadata.len() > 0)
+    pub fn exists(folder: &Path) -> bool {
+        std::fs::metadata(folder.join(FILE_NAME)).is_ok_and(|metadata| metadata.len() > 0)
     }
 
     /// Creates a journal with this connection, and the tables if they do not exist.
@@ -127,20 +132,20 @@ impl Journal {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "busy_timeout", 5000)?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version != VERSION && version != 0 {
+        if version != SCHEMA_VERSION && version != 0 {
             return Err(Error::OtherVersion { found: version });
         }
         let transaction = connection.unchecked_transaction()?;
         if version == 0 {
             transaction.execute_batch(SCHEMA)?;
             transaction.execute_batch(chain::SCHEMA)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
         let mut chain = ChainWriter::open(&transaction)?;
         let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
         let recorded: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
         if recorded.is_none() {
-            write_run_file(&transaction, &mut chain, file, &random::hex_id().map_err(Error::Random)?)?;
+            write_run_file(&transaction, &mut chain, file, &random_ids::random_hex_id().map_err(Error::Random)?)?;
         }
         transaction.commit()?;
         let mut journal = Self { connection, chain, _lock: None };
@@ -170,13 +175,13 @@ impl Journal {
         history::History { connection: self.connection }
     }
 
-    /// The last record on disk.
+    /// The number and the hash of the last record on disk.
     #[must_use]
     pub fn head(&self) -> JournalHead {
         self.chain.head()
     }
 
-    /// Whether this is or was the journal's last record.
+    /// Whether the journal contains `head`: it is the last record, or was the last one before.
     ///
     /// # Errors
     /// SQLite cannot read the journal.
@@ -185,11 +190,11 @@ impl Journal {
     }
 }
 
-/// Locks the folder `state` for this coordinator, until the returned file is closed.
-fn lock(state: &Path) -> Result<std::fs::File, Error> {
+/// Locks the journal's folder for this coordinator, until the returned file is closed.
+fn lock(folder: &Path) -> Result<std::fs::File, Error> {
     let open_error = |path: &Path, source| Error::Open { path: path.to_owned(), source };
-    std::fs::create_dir_all(state).map_err(|source| open_error(state, source))?;
-    let path = state.join("lock");
+    std::fs::create_dir_all(folder).map_err(|source| open_error(folder, source))?;
+    let path = folder.join("lock");
     let lock = std::fs::File::create(&path).map_err(|source| open_error(&path, source))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),

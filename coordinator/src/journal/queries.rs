@@ -16,19 +16,21 @@ use crate::run::{
 pub(super) const IS_CURRENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
     WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
 
-/// SQL: whether the row `own`, which is not [`IS_CURRENT`], was trained, but its stage ended with
-/// an earlier state because that was the best one. Equal to
+/// SQL: whether the row `own`, which is not [`IS_CURRENT`], is not selected: its stage ended with
+/// an earlier checkpoint, because that one had the best score. Equal to
 /// [`Lineage::fate`](crate::run::lineage::Lineage::fate).
 pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
     AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
     AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
     AND ended.detail_json ->> 'generation' >= own.generation
+    AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= ended.detail_json ->> 'generation'
+        AND (cuts.stage, cuts.step) < (ended.detail_json ->> 'stage', ended.detail_json ->> 'step'))
     AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= own.generation
         AND cuts.generation < ended.detail_json ->> 'generation' AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
 
-/// SQL: whether the checkpoint `own` is the last one beyond the state that its stage ended with.
+/// SQL: whether the checkpoint is the last one of a stage that ended with an earlier checkpoint.
 /// The last one is kept for the user.
-pub(super) const IS_PASSED_OVER: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
+pub(super) const IS_LAST_UNSELECTED: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
     WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
         AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
 
@@ -69,7 +71,7 @@ pub(super) fn run_id(connection: &Connection) -> Result<String, Error> {
     Ok(connection.query_row("SELECT id FROM run ORDER BY number DESC LIMIT 1", [], |row| row.get(0))?)
 }
 
-/// The run file in force.
+/// The last run file that the coordinator accepted.
 pub(super) fn run_file(connection: &Connection) -> Result<RunFile, Error> {
     let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
     let text: String = connection.query_row(query, [], |row| row.get(0))?;
@@ -81,13 +83,14 @@ pub(super) fn data_changes(connection: &Connection) -> Result<Vec<DataChange>, E
     let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
     let mut events = connection.prepare(query)?;
     let details = events.query_map([EventKind::DataChanged.name()], |row| row.get::<_, String>(0))?;
-    let starts = "SELECT stage, step FROM generations WHERE number >= ? ORDER BY stage, step LIMIT 1";
+    let first_start = "SELECT stage, step FROM generations WHERE number >= ? ORDER BY stage, step LIMIT 1";
     let mut changes = Vec::new();
     for detail in details {
         let detail: serde_json::Value = serde_json::from_str(&detail?).unwrap_or_default();
         let Some(change) = DataChange::from_detail(&detail) else { continue };
-        let from =
-            connection.query_row(starts, [change.generation.cast_signed()], |row| read_position(row, 0)).optional()?;
+        let from = connection
+            .query_row(first_start, [change.generation.cast_signed()], |row| read_position(row, 0))
+            .optional()?;
         changes.push(DataChange { from, ..change });
     }
     Ok(changes)

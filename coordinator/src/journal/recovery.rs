@@ -1,4 +1,5 @@
-//! Recovery: replaces a lost or damaged journal by a new one that resumes from a checkpoint.
+//! Recovery (`serve --recover`): replaces a lost or damaged journal by a new one that resumes from
+//! a checkpoint.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -7,10 +8,10 @@ use config::RunFile;
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::{AcceptedChanges, Error, FILE, Journal, lock, schema::check};
+use super::{AcceptedChanges, Error, FILE_NAME, Journal, lock, schema::check_intact};
 use crate::run::{
     plan::Position,
-    record::{Checkpoint, EventKind, Record, Source},
+    record::{Checkpoint, EventKind, Record, StateSource},
 };
 
 /// The suffixes of the files that SQLite keeps beside the database.
@@ -18,7 +19,7 @@ const SQLITE_SUFFIXES: [&str; 2] = ["-wal", "-shm"];
 
 /// The checkpoints from which a run can be recovered.
 #[derive(Clone, Debug)]
-pub struct Recovery {
+pub struct RecoveryCheckpoints {
     /// All usable checkpoints up to the newest.
     pub checkpoints: Vec<CheckpointMetadata>,
     /// The checkpoint that the run resumes from.
@@ -29,23 +30,23 @@ pub struct Recovery {
 
 impl Journal {
     /// Creates a journal that resumes from the newest of these checkpoints, with a new run id.
-    /// Workers that took part in the run under its old id have to join again without state, because
-    /// the lost journal may have had later records. The old journal is kept under another name in
-    /// its folder.
+    /// Workers that took part in the run under its old id have to join again without their
+    /// parameters, because these may be the result of steps that only the lost journal has
+    /// recorded. The old journal is kept under another name in its folder.
     ///
     /// # Errors
     /// Another coordinator uses the folder, or the folder is not writable.
-    pub fn recover(state: &Path, file: &RunFile, recovery: &Recovery) -> Result<Self, Error> {
-        let lock = lock(state)?;
-        let old_name = rename_old_journal(state).map_err(|source| Error::Open { path: state.to_owned(), source })?;
-        let connection = Connection::open(state.join(FILE))?;
-        check(&connection)?;
+    pub fn recover(folder: &Path, file: &RunFile, recovery: &RecoveryCheckpoints) -> Result<Self, Error> {
+        let lock = lock(folder)?;
+        let old_name = rename_old_journal(folder).map_err(|source| Error::Open { path: folder.to_owned(), source })?;
+        let connection = Connection::open(folder.join(FILE_NAME))?;
+        check_intact(&connection)?;
         let mut journal = Self::new_with_changes(connection, file, AcceptedChanges::Free)?;
         journal.write(&first_records(recovery, old_name.as_deref()))?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
-    /// The run ids in journals that this one replaced.
+    /// The ids that the run had in earlier journals, which this one replaced.
     ///
     /// # Errors
     /// SQLite cannot read the journal.
@@ -61,7 +62,10 @@ pub(super) fn former_run_ids(connection: &Connection) -> Result<BTreeSet<String>
 }
 
 /// The first records of a recovered journal.
-fn first_records(Recovery { checkpoints, newest, run_ids }: &Recovery, old_name: Option<&str>) -> Vec<Record> {
+fn first_records(
+    RecoveryCheckpoints { checkpoints, newest, run_ids }: &RecoveryCheckpoints,
+    old_name: Option<&str>,
+) -> Vec<Record> {
     let position = |metadata: &CheckpointMetadata| Position { stage: metadata.stage, step: metadata.step };
     let detail = json!({
         "stage": newest.stage,
@@ -74,12 +78,13 @@ fn first_records(Recovery { checkpoints, newest, run_ids }: &Recovery, old_name:
     });
     let formed = Record::Formed {
         generation: newest.generation,
-        // No worker knows this generation: none has taken part in the run under its new id.
+        // The term identifies a generation to workers. No worker has taken part in the run under
+        // its new id, so any term will do.
         term: 0,
         members: Vec::new(),
         cause: "the journal was recovered".to_owned(),
         start: position(newest),
-        source: Source::Checkpoint(newest.checkpoint.clone()),
+        source: StateSource::Checkpoint(newest.checkpoint.clone()),
     };
     let saved = checkpoints.iter().map(|metadata| {
         Record::Saved(Checkpoint {
@@ -94,19 +99,20 @@ fn first_records(Recovery { checkpoints, newest, run_ids }: &Recovery, old_name:
 }
 
 /// Renames the old journal in a folder, if there is one. Returns its new name.
-fn rename_old_journal(state: &Path) -> std::io::Result<Option<String>> {
-    if !state.join(FILE).exists() {
+fn rename_old_journal(folder: &Path) -> std::io::Result<Option<String>> {
+    if !folder.join(FILE_NAME).exists() {
         return Ok(None);
     }
-    let is_free = |name: &String| !state.join(name).exists();
-    let name = (1..).map(|number| format!("{FILE}.replaced-{number}")).find(is_free).expect("some number is free");
+    let is_unused = |name: &String| !folder.join(name).exists();
+    let name =
+        (1..).map(|number| format!("{FILE_NAME}.replaced-{number}")).find(is_unused).expect("some number is unused");
     // The database is renamed last: while it exists, an interrupted recovery is repeated.
     for suffix in SQLITE_SUFFIXES {
-        match std::fs::rename(state.join(format!("{FILE}{suffix}")), state.join(format!("{name}{suffix}"))) {
+        match std::fs::rename(folder.join(format!("{FILE_NAME}{suffix}")), folder.join(format!("{name}{suffix}"))) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    std::fs::rename(state.join(FILE), state.join(&name))?;
+    std::fs::rename(folder.join(FILE_NAME), folder.join(&name))?;
     Ok(Some(name))
 }

@@ -1,4 +1,4 @@
-//! Reads the state of a run from the journal, so that a restarted coordinator can continue it.
+//! Restores a run from the journal, so that a restarted coordinator can continue it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::run::{
 };
 
 impl Journal {
-    /// Reads the state of the run from the records of earlier coordinators.
+    /// Restores the run from the records of earlier coordinators.
     ///
     /// # Errors
     /// SQLite cannot read the journal.
@@ -40,7 +40,7 @@ impl Journal {
         let checkpoints = connection.prepare(&query)?.query_map([], read_checkpoint)?.collect::<Result<Vec<_>, _>>()?;
         let query = format!(
             "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints
-            WHERE deleted IS NULL AND {IS_PASSED_OVER} ORDER BY stage"
+            WHERE deleted IS NULL AND {IS_LAST_UNSELECTED} ORDER BY stage"
         );
         let unselected_checkpoints =
             connection.prepare(&query)?.query_map([], read_checkpoint)?.collect::<Result<Vec<_>, _>>()?;
@@ -118,8 +118,9 @@ impl Journal {
         Ok(cut.map_or(reached, |cut| cut.min(reached)))
     }
 
-    /// The means of the last steps of the current stage up to `committed`, as many as its guard
-    /// rules need. A rule that was violated in more consecutive steps has fired before.
+    /// The means of the last steps of the current stage up to `committed`. The number of steps is
+    /// one more than the largest `for` of the stage's guard rules: if a value was beyond the bound
+    /// in so many consecutive steps, the rule has fired before the restart.
     fn recent_means(&self, committed: Position) -> Result<Vec<(Position, StepMeans)>, Error> {
         let file = run_file(&self.connection)?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);

@@ -1,11 +1,12 @@
-//! The tables of the journal, their version, and the check of a journal before it is used.
+//! The tables of the journal, their version, and the check of a journal before a coordinator writes
+//! to it.
 
 use rusqlite::Connection;
 
 use super::{ChainCheck, Error, chain};
 
 /// The version of the tables. A journal with another version is refused.
-pub(super) const VERSION: i64 = 6;
+pub(super) const SCHEMA_VERSION: i64 = 6;
 
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, name TEXT NOT NULL, seed INTEGER NOT NULL,
@@ -36,9 +37,9 @@ CREATE VIEW IF NOT EXISTS cuts AS
 
 /// Checks the pages and every record of a journal before the coordinator writes to it. Does not
 /// check a journal of another version.
-pub(super) fn check(connection: &Connection) -> Result<(), Error> {
+pub(super) fn check_intact(connection: &Connection) -> Result<(), Error> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if version != VERSION {
+    if version != SCHEMA_VERSION {
         return Ok(());
     }
     let ChainCheck { problems, count, .. } = verify(connection)?;
@@ -56,7 +57,7 @@ pub(super) fn verify(connection: &Connection) -> Result<ChainCheck, Error> {
         return Err(Error::Damaged(pages));
     }
     let mut chain_check = chain::verify(connection)?;
-    if schema(connection)? != expected_schema()? {
+    if read_schema(connection)? != expected_schema()? {
         chain_check.add_problem("its tables or views were changed".to_owned());
     }
     Ok(chain_check)
@@ -67,11 +68,11 @@ fn expected_schema() -> rusqlite::Result<Vec<(String, String)>> {
     let fresh = Connection::open_in_memory()?;
     fresh.execute_batch(SCHEMA)?;
     fresh.execute_batch(chain::SCHEMA)?;
-    schema(&fresh)
+    read_schema(&fresh)
 }
 
 /// The names and definitions of tables, views and indices, without those of SQLite itself.
-fn schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+fn read_schema(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     let query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY name";
     connection.prepare(query)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }

@@ -12,12 +12,13 @@ use super::{
 };
 use crate::run::record::{EventKind, RestoredRun};
 
-/// The settings that a coordinator allows a run file to change.
+/// Which settings a run file may change when a coordinator opens an existing journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptedChanges {
-    /// Settings that may change freely.
+    /// Only settings that do not affect the results ([`Mutability::Free`]).
     Free,
-    /// Also settings that may change from the next step on (`serve --accept-changes`).
+    /// Also settings that may change from the next step on ([`Mutability::NextStep`]), with
+    /// `serve --accept-changes`.
     NextStep,
 }
 
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
     use crate::journal::history::History;
     use crate::run::plan::Position;
-    use crate::run::record::{Checkpoint, Record, Source};
+    use crate::run::record::{Checkpoint, Record, StateSource};
     use crate::run::testing;
 
     fn file() -> RunFile {
@@ -158,8 +159,11 @@ mod tests {
         };
         let name = "0-a-00000005".to_owned();
         let saved = Checkpoint { position: at(5), generation: 1, name: name.clone(), ..Checkpoint::default() };
-        let records =
-            [formed(1, at(0), Source::Seed), Record::Saved(saved), formed(2, at(5), Source::Checkpoint(name))];
+        let records = [
+            formed(1, at(0), StateSource::Seed),
+            Record::Saved(saved),
+            formed(2, at(5), StateSource::Checkpoint(name)),
+        ];
         journal.write(&records).unwrap();
     }
 
@@ -187,10 +191,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
         create_journal(&path);
-        let mut slower = file();
-        slower.stages[0].optimizer.learning_rate = 1e-4;
-        slower.stages[0].patience = Some(3);
-        let error = settings_error(&path, &slower, AcceptedChanges::Free);
+        let mut changed = file();
+        changed.stages[0].optimizer.learning_rate = 1e-4;
+        changed.stages[0].patience = Some(3);
+        let error = settings_error(&path, &changed, AcceptedChanges::Free);
         assert!(!error.is_other_run());
         let explanation = error.explanation();
         for words in [
@@ -202,17 +206,17 @@ mod tests {
         }
         assert_eq!(recorded_changes(&path), Vec::<serde_json::Value>::new());
 
-        drop(open(&path, &slower, AcceptedChanges::NextStep).unwrap());
+        drop(open(&path, &changed, AcceptedChanges::NextStep).unwrap());
         let expected = json!({ "stage": 0, "step": 5, "changes": [
             { "key": "stages[0].optimizer.learning_rate", "old": 0.001, "new": 0.0001, "mutability": "next_step" },
             { "key": "stages[0].patience", "old": null, "new": 3, "mutability": "next_step" },
         ] });
         assert_eq!(recorded_changes(&path), [expected]);
-        // The new run file is in force now.
-        drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
+        // The journal has the new run file now.
+        drop(open(&path, &changed, AcceptedChanges::Free).unwrap());
         assert_eq!(recorded_changes(&path).len(), 1);
-        let in_force = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
-        assert_eq!(in_force, slower);
+        let stored = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
+        assert_eq!(stored, changed);
         assert!(open(&path, &file(), AcceptedChanges::Free).is_err());
     }
 
@@ -237,9 +241,9 @@ mod tests {
             }
         }
         // A metric with other paraphrase tables is another metric of the same name.
-        let mut tables = file();
-        tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
-        assert!(settings_error(&path, &tables, AcceptedChanges::NextStep).is_other_run());
+        let mut other_tables = file();
+        other_tables.scoring.meteor_paraphrases = Some("paraphrase-en.gz".into());
+        assert!(settings_error(&path, &other_tables, AcceptedChanges::NextStep).is_other_run());
         assert_eq!(recorded_changes(&path), Vec::<serde_json::Value>::new());
     }
 
@@ -251,9 +255,9 @@ mod tests {
         drop(open(&path, &other, AcceptedChanges::Free).unwrap());
         create_journal(&path);
         assert_eq!(recorded_changes(&path).len(), 1);
-        let mut slower = file();
-        slower.control.heartbeat_timeout = 60.0;
-        drop(open(&path, &slower, AcceptedChanges::Free).unwrap());
+        let mut changed = file();
+        changed.control.heartbeat_timeout = 60.0;
+        drop(open(&path, &changed, AcceptedChanges::Free).unwrap());
         assert_eq!(recorded_changes(&path)[1]["changes"][0]["key"], "control.heartbeat_timeout");
     }
 }

@@ -4,7 +4,7 @@ use config::{GuardAction, Rule};
 use proptest::prelude::*;
 use proto::v1;
 use serde_json::json;
-use statistics::Summary;
+use summary_statistics::Summary;
 
 use super::{
     queries::{IS_CURRENT, IS_NOT_SELECTED},
@@ -19,7 +19,7 @@ use crate::{
         membership::Machine,
         model_selection::Scores,
         plan::{Boundary, Position},
-        record::{Checkpoint, EventKind, RestoredRun, Source},
+        record::{Checkpoint, EventKind, RestoredRun, StateSource},
         statistics::StepStatistics,
         term_log::TermLog,
         testing,
@@ -32,7 +32,7 @@ fn file() -> RunFile {
     testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
 }
 
-fn formed(generation: u64, step: u64, source: Source) -> Record {
+fn formed(generation: u64, step: u64, source: StateSource) -> Record {
     let members = vec![(WorkerId(3), Machine { host: "here".into(), ..Machine::default() })];
     Record::Formed {
         generation,
@@ -85,10 +85,10 @@ fn a_restarted_coordinator_does_not_fire_a_guard_rule_twice() {
     };
     file.stages[0].guard = vec![rule(0.5, 2), rule(0.9, 1)];
     let mut journal = Journal::open(folder.path(), &file).unwrap();
-    let mut records = vec![formed(1, 0, Source::Seed)];
+    let mut records = vec![formed(1, 0, StateSource::Seed)];
     // The means are 1.
     records.extend((1..=6).map(|s| step(s, 1)));
-    records.extend([formed(2, 5, Source::Member(WorkerId(3))), step(6, 2), step(7, 2)]);
+    records.extend([formed(2, 5, StateSource::Member(WorkerId(3))), step(6, 2), step(7, 2)]);
     journal.write(&records).unwrap();
     let measured = journal.restore().unwrap().step_means;
     let steps: Vec<u64> = measured.iter().map(|(position, _)| position.step).collect();
@@ -129,9 +129,9 @@ fn changed_data_take_effect_at_the_earliest_later_start() {
         detail: json!({ "split": "validation", "images_before_and_after": [1, 2] }),
     };
     let mut journal = Journal::open(folder.path(), &file()).unwrap();
-    journal.write(&[formed(1, 0, Source::Seed), change_event(2), validation]).unwrap();
+    journal.write(&[formed(1, 0, StateSource::Seed), change_event(2), validation]).unwrap();
     assert_eq!(journal.restore().unwrap().data_changes, [change(2, None)]);
-    let member = || Source::Member(WorkerId(3));
+    let member = || StateSource::Member(WorkerId(3));
     journal.write(&[formed(2, 10, member()), formed(3, 5, member()), change_event(4), formed(4, 7, member())]).unwrap();
     assert_eq!(journal.restore().unwrap().data_changes, [change(2, Some(5)), change(4, Some(7))]);
 }
@@ -144,7 +144,7 @@ fn a_restarted_coordinator_restores_the_position_of_the_run() {
     });
     let mut records = vec![
         Record::Event { kind: EventKind::Joined, detail },
-        formed(1, 0, Source::Seed),
+        formed(1, 0, StateSource::Seed),
         Record::Ready { generation: 1, recovery: false },
     ];
     records.extend((1..=5).map(|s| step(s, 1)));
@@ -154,9 +154,10 @@ fn a_restarted_coordinator_restores_the_position_of_the_run() {
     records.extend((11..=15).map(|s| step(s, 1)));
     records.push(evaluated(15, 1));
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
-    // All states beyond the checkpoint are lost, and so is the evaluation at step 15.
-    records.extend([formed(2, 10, Source::Checkpoint(saved(10, 1).name)), step(11, 2)]);
-    records.extend([formed(3, 11, Source::Member(WorkerId(3))), step(12, 3)]);
+    // Generation 2 resumes from the checkpoint. Later steps are given up, and so is the evaluation
+    // at step 15.
+    records.extend([formed(2, 10, StateSource::Checkpoint(saved(10, 1).name)), step(11, 2)]);
+    records.extend([formed(3, 11, StateSource::Member(WorkerId(3))), step(12, 3)]);
     let mut journal = Journal::open(folder.path(), &file()).unwrap();
     journal.write(&records).unwrap();
     drop(journal);
@@ -202,7 +203,7 @@ fn a_restarted_coordinator_restores_the_position_of_the_run() {
 fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
     let event = |kind, detail| Record::Event { kind, detail };
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
-    let mut records = vec![formed(1, 0, Source::Seed)];
+    let mut records = vec![formed(1, 0, StateSource::Seed)];
     records.extend((1..=15).map(|s| step(s, 1)));
     records.extend([5, 10, 15].into_iter().flat_map(|s| [Record::Saved(saved(s, 1)), evaluated(s, 1)]));
     records.push(event(EventKind::Paused, json!({ "reason": "kl is 9" })));
@@ -222,8 +223,8 @@ fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
     assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
     assert_eq!(restored.unselected_checkpoints, [saved(15, 1)], "kept for the user");
     assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
-    // Later states belong to the present history again.
-    journal.write(&[formed(2, 10, Source::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
+    // Checkpoints of a later generation beyond the end of the stage belong to the present history.
+    journal.write(&[formed(2, 10, StateSource::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
     assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
 }
 
@@ -235,8 +236,8 @@ proptest! {
     /// row.
     #[test]
     fn sql_and_lineage_agree_on_the_fate_of_each_step(
-        first in prop::collection::vec((0..9_u64, 0..5_u64), 1..5), end in prop::option::of((0..9_u64, 0..3_usize)),
-        then in prop::collection::vec((prop::option::of(0..4_u64), 0..5_u64), 0..4),
+        first_stage in prop::collection::vec((0..9_u64, 0..5_u64), 1..5), end in prop::option::of((0..9_u64, 0..3_usize)),
+        next_stage in prop::collection::vec((prop::option::of(0..4_u64), 0..5_u64), 0..4),
     ) {
         let stages = vec![testing::stage("a", 20, 4, None, None), testing::stage("b", 20, 4, None, None)];
         let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &testing::run_file(stages)).unwrap();
@@ -244,7 +245,7 @@ proptest! {
         let mut train = |journal: &mut Journal, start: Position, steps: u64| {
             generation += 1;
             let (members, cause) = (vec![], "x".into());
-            let formed = Record::Formed { generation, term: TERM, members, cause, start, source: Source::Seed };
+            let formed = Record::Formed { generation, term: TERM, members, cause, start, source: StateSource::Seed };
             let stepped = (1..=steps).map(|more| {
                 let position = start.after(more).in_generation(generation);
                 Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
@@ -253,19 +254,20 @@ proptest! {
             generation
         };
         let mut last = 0;
-        for (back, steps) in first {
-            let start = Position { stage: 0, step: reached.step.saturating_sub(back) };
+        for (steps_back, steps) in first_stage {
+            let start = Position { stage: 0, step: reached.step.saturating_sub(steps_back) };
             last = train(&mut journal, start, steps);
             reached = start.after(steps);
         }
-        if let Some((back, cause)) = end {
-            let end = reached.step.saturating_sub(back);
+        if let Some((steps_back, cause)) = end {
+            let end = reached.step.saturating_sub(steps_back);
             let cause = ["best_state", "early_stopping", "guard"][cause];
             let detail = json!({ "stage": 0, "step": end, "generation": last, "cause": cause, "reason": "x" });
             journal.write(&[Record::Event { kind: EventKind::StageEnded, detail }]).unwrap();
-            for (start, steps) in then {
+            for (start, steps) in next_stage {
                 let position = |step| Position { stage: 1, step };
-                // `None`: at the end of the previous stage, whose state the next stage begins with.
+                // `None`: the generation starts at the end of the previous stage, where the next
+                // stage begins.
                 train(&mut journal, start.map_or(Position { stage: 0, step: end }, position), start.map_or(0, |_| steps));
             }
         }
@@ -297,7 +299,7 @@ fn a_run_can_be_paused_before_the_first_worker_joins() {
 #[test]
 fn restored_scores_equal_the_recorded_scores_exactly() {
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
-    // An inexact parser gets many of a thousand roots wrong.
+    // A parser without exact rounding would parse many of these thousand numbers wrongly.
     let score = |step: u64| [("cider".to_owned(), (step as f64).sqrt() / 7.0)].into();
     let scores: Scores = (1..=1_000).map(|step| (Position { stage: 0, step }, score(step))).collect();
     let evaluated = |(position, metrics): (&Position, &BTreeMap<String, f64>)| Record::Evaluated {
@@ -306,7 +308,7 @@ fn restored_scores_equal_the_recorded_scores_exactly() {
         metrics: metrics.clone(),
         items: vec![],
     };
-    let mut records = vec![formed(1, 0, Source::Seed)];
+    let mut records = vec![formed(1, 0, StateSource::Seed)];
     records.extend(scores.iter().map(evaluated));
     journal.write(&records).unwrap();
     let restored = journal.restore().unwrap().scores;

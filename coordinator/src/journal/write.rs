@@ -9,9 +9,9 @@ use config::RunFile;
 use proto::v1;
 use rusqlite::{Row, Transaction, params};
 use serde_json::json;
-use statistics::Summary;
+use summary_statistics::Summary;
 
-use super::chain::{ChainWriter, Entry, Kind};
+use super::chain::{ChainEntry, ChainWriter, RecordKind};
 use crate::run::{
     WorkerId,
     guard::TriggeredRule,
@@ -37,7 +37,7 @@ pub(super) fn write_run_file(
     // SQLite's integers are signed: the column has the bits of the seed, and the JSON its value.
     let row = params![file.name, file.seed.cast_signed(), text, now(), id];
     transaction.execute("INSERT INTO run (name, seed, run_file_json, created, id) VALUES (?, ?, ?, ?, ?)", row)?;
-    chain.append(transaction, Entry::of_row(Kind::RunFile, transaction.last_insert_rowid()))
+    chain.append(transaction, ChainEntry::of_row(RecordKind::RunFile, transaction.last_insert_rowid()))
 }
 
 /// Writes a record and its entry of the hash chain.
@@ -56,20 +56,20 @@ pub(super) fn write_record(
             let (number, step) = (generation.cast_signed(), start.step.cast_signed());
             let source = source.to_string();
             execute(sql, params![number, members, cause, now(), source, start.stage, step, term.cast_signed()])?;
-            chain.append(transaction, Entry::of_generation(Kind::Formed, *generation))
+            chain.append(transaction, ChainEntry::of_generation(RecordKind::Formed, *generation))
         }
         Record::Ready { generation, .. } => {
             execute("UPDATE generations SET ready_at = ? WHERE number = ?", params![now(), generation.cast_signed()])?;
-            chain.append(transaction, Entry::of_generation(Kind::Ready, *generation))
+            chain.append(transaction, ChainEntry::of_generation(RecordKind::Ready, *generation))
         }
         Record::Ended { generation, reason } => {
             let sql = "UPDATE generations SET ended_at = ?, ended_because = ? WHERE number = ?";
             execute(sql, params![now(), reason, generation.cast_signed()])?;
-            chain.append(transaction, Entry::of_generation(Kind::Ended, *generation))
+            chain.append(transaction, ChainEntry::of_generation(RecordKind::Ended, *generation))
         }
         Record::Step(step) => {
             write_step(transaction, step)?;
-            chain.append(transaction, Entry::at(Kind::Step, key_columns(step.position, step.generation)))
+            chain.append(transaction, ChainEntry::at(RecordKind::Step, key_columns(step.position, step.generation)))
         }
         Record::Saved(checkpoint) => {
             let Checkpoint { position, generation, run_id, name, parameters_sha256 } = checkpoint;
@@ -78,7 +78,7 @@ pub(super) fn write_record(
             let (stage, step, generation) = key_columns(*position, *generation);
             let sql = "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, NULL)";
             execute(sql, params![stage, step, generation, run_id, name, parameters_sha256, now()])?;
-            chain.append(transaction, Entry::at(Kind::Saved, (stage, step, generation)))
+            chain.append(transaction, ChainEntry::at(RecordKind::Saved, (stage, step, generation)))
         }
         Record::Deleted(name) | Record::Damaged(name) => write_deletion(transaction, chain, name),
         Record::Evaluated { position, generation, metrics, items } => {
@@ -90,7 +90,7 @@ pub(super) fn write_record(
                 let (references, scores) = (json!(item.references).to_string(), json!(item.scores).to_string());
                 execute(sql, params![stage, step, generation, item.image, item.caption, references, scores])?;
             }
-            chain.append(transaction, Entry::at(Kind::Evaluated, (stage, step, generation)))
+            chain.append(transaction, ChainEntry::at(RecordKind::Evaluated, (stage, step, generation)))
         }
         Record::Guard { position, rule } => {
             let TriggeredRule { metric, value, bound, action, .. } = rule;
@@ -116,16 +116,17 @@ pub(super) fn write_event(
 ) -> rusqlite::Result<()> {
     let sql = "INSERT INTO events (at, kind, detail_json) VALUES (?, ?, ?)";
     transaction.prepare_cached(sql)?.execute(params![now(), kind, detail.to_string()])?;
-    chain.append(transaction, Entry::of_row(Kind::Event, transaction.last_insert_rowid()))
+    chain.append(transaction, ChainEntry::of_row(RecordKind::Event, transaction.last_insert_rowid()))
 }
 
-/// Records that the checkpoint of this name is deleted. Does nothing if there is none.
+/// Records that the checkpoint of this name is deleted. Does nothing if no checkpoint has this
+/// name.
 fn write_deletion(transaction: &Transaction<'_>, chain: &mut ChainWriter, name: &str) -> rusqlite::Result<()> {
     let sql = "UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL RETURNING stage, step, generation";
     let keys = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
     let deleted: Vec<_> =
         transaction.prepare_cached(sql)?.query_map(params![now(), name], keys)?.collect::<rusqlite::Result<_>>()?;
-    deleted.into_iter().try_for_each(|keys| chain.append(transaction, Entry::at(Kind::Deleted, keys)))
+    deleted.into_iter().try_for_each(|keys| chain.append(transaction, ChainEntry::at(RecordKind::Deleted, keys)))
 }
 
 fn write_step(transaction: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<()> {

@@ -14,14 +14,14 @@ use crate::journal::{
     history::{Caption, Evaluation, History},
 };
 
-/// Maximal number of images.
+/// Maximal number of images in the report.
 const MAX_IMAGES: u32 = 12;
-/// The side of an image, in pixels.
-const SIDE: u32 = 224;
-/// The JPEG quality, in percent.
-const QUALITY: u8 = 82;
+/// Width and height of a picture, in pixels.
+const PICTURE_SIZE: u32 = 224;
+/// The JPEG quality of a picture, in percent.
+const JPEG_QUALITY: u8 = 82;
 
-/// The captions of two evaluations.
+/// The captions of two evaluations for the same images.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Captions {
     /// Stage and step of the earlier evaluation; `None` if there is none.
@@ -30,7 +30,7 @@ pub struct Captions {
     pub after: (u32, u64),
     /// The images, spread evenly over the split.
     pub images: Vec<CaptionedImage>,
-    /// Why no picture can be shown; `None` if some can.
+    /// Why no picture can be shown; `None` if at least one can be shown.
     pub no_pictures: Option<String>,
 }
 
@@ -41,7 +41,7 @@ pub struct CaptionedImage {
     pub image: String,
     /// The caption of the earlier evaluation.
     pub before: Option<String>,
-    /// The caption of the later one.
+    /// The caption of the later evaluation.
     pub after: String,
     /// The reference captions.
     pub references: Vec<String>,
@@ -49,7 +49,8 @@ pub struct CaptionedImage {
     pub scores_before: BTreeMap<String, f64>,
     /// The scores of the later caption.
     pub scores_after: BTreeMap<String, f64>,
-    /// The image as CLIP sees it, a JPEG as a `data:` URL; `None` if it cannot be read.
+    /// The image, resized and cropped as for CLIP, as the `data:` URL of a JPEG; `None` if it
+    /// cannot be read.
     pub picture: Option<String>,
 }
 
@@ -84,14 +85,14 @@ impl Captions {
     }
 }
 
-/// Adds pictures to images of the evaluated split. An image that cannot be read gets none.
+/// Adds pictures to images of the validation split. An image that cannot be read gets no picture.
 ///
 /// # Errors
 /// The data cannot be read, or no image can be read.
 fn add_pictures(data: &Data, images: &mut [CaptionedImage]) -> anyhow::Result<()> {
     let data = DataSet::load_annotations(data, Split::Validation)?;
-    let wanted: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();
-    let items = data.split(Split::Validation).iter().filter(|item| wanted.contains(item.name.as_str()));
+    let names: BTreeSet<&str> = images.iter().map(|captioned| captioned.image.as_str()).collect();
+    let items = data.split(Split::Validation).iter().filter(|item| names.contains(item.name.as_str()));
     let items: BTreeMap<String, &Item> = items.map(|item| (item.name.clone(), item)).collect();
     let mut problem = None;
     for captioned in images.iter_mut() {
@@ -107,9 +108,9 @@ fn add_pictures(data: &Data, images: &mut [CaptionedImage]) -> anyhow::Result<()
 
 /// The image of an item as a `data:` URL.
 fn picture(data: &DataSet, item: &Item) -> anyhow::Result<String> {
-    let pixels = data.pixels(item, SIDE)?;
+    let pixels = data.pixels(item, PICTURE_SIZE)?;
     let mut jpeg = Vec::new();
-    let encoder = JpegEncoder::new_with_quality(&mut jpeg, QUALITY);
-    image::ImageEncoder::write_image(encoder, &pixels, SIDE, SIDE, image::ExtendedColorType::Rgb8)?;
+    let encoder = JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY);
+    image::ImageEncoder::write_image(encoder, &pixels, PICTURE_SIZE, PICTURE_SIZE, image::ExtendedColorType::Rgb8)?;
     Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
 }

@@ -1,4 +1,4 @@
-//! Line charts in SVG, coloured by the page's style sheet.
+//! Line charts as SVG. The report's style sheet (`style.css`) has the colours of the CSS classes.
 
 use std::fmt::Write;
 
@@ -21,13 +21,13 @@ const GRID_LINES: f64 = 4.0;
 pub struct Chart<'a> {
     /// The title.
     pub title: &'a str,
-    /// Areas between two curves, with their CSS class.
+    /// Bands between two curves: CSS class, lower curve and upper curve.
     pub bands: Vec<(&'a str, &'a Curve, &'a Curve)>,
-    /// Curves, with their CSS class and label.
+    /// Lines: CSS class, label and curve.
     pub lines: Vec<(&'a str, &'a str, &'a Curve)>,
-    /// Whether the range of each point's steps is drawn as a band.
+    /// Whether to draw a band between the minimum and the maximum of each point's steps.
     pub shows_range: bool,
-    /// The step of the state with which the stage ended, if that is not its last.
+    /// The step of the checkpoint that the stage ended with, if it is not the stage's last.
     pub selected: Option<u64>,
 }
 
@@ -37,8 +37,8 @@ struct Scale {
     steps: (f64, f64),
     /// The lowest and the highest value.
     values: (f64, f64),
-    /// The distance of grid lines.
-    tick: f64,
+    /// The distance between two grid lines.
+    tick_distance: f64,
 }
 
 impl Scale {
@@ -54,9 +54,9 @@ impl Scale {
 
     fn ticks(&self) -> impl Iterator<Item = f64> {
         let (low, high) = self.values;
-        let first = (low / self.tick).ceil();
-        let count = ((high / self.tick).floor() - first).max(0.0) as u32;
-        (0..=count).map(move |n| (first + f64::from(n)) * self.tick)
+        let first = (low / self.tick_distance).ceil();
+        let count = ((high / self.tick_distance).floor() - first).max(0.0) as u32;
+        (0..=count).map(move |n| (first + f64::from(n)) * self.tick_distance)
     }
 }
 
@@ -83,18 +83,18 @@ impl Chart<'_> {
                     }
                     @if let Some(step) = self.selected {
                         @let x = coordinate(scale.x(step.max(1)).min(RIGHT));
-                        line.selected x1=(x) x2=(x) y1=(TOP) y2=(BOTTOM) { title { "selected: step " (step) } }
+                        line.selected x1=(x) x2=(x) y1=(TOP) y2=(BOTTOM) { title { "the stage ended with the checkpoint of step " (step) } }
                     }
                     text.tick x=(LEFT) y=(BOTTOM + 17.0) { "step " (steps.0) }
                     text.tick x=(RIGHT) y=(BOTTOM + 17.0) text-anchor="end" { (steps.1) }
-                    @for (class, low, high) in &self.bands { path.band.(*class) d=(area(&scale, &low.step, &low.mean, &high.mean)) {} }
+                    @for (class, low, high) in &self.bands { path.band.(*class) d=(band_path(&scale, &low.step, &low.mean, &high.mean)) {} }
                     @if self.shows_range {
                         @for (class, _, curve) in &self.lines {
-                            path.band.(*class) d=(area(&scale, &curve.step, &curve.min, &curve.max)) {}
+                            path.band.(*class) d=(band_path(&scale, &curve.step, &curve.min, &curve.max)) {}
                         }
                     }
                     @for (class, _, curve) in &self.lines {
-                        path.line.(*class) d=(line(&scale, &curve.step, &curve.mean)) {}
+                        path.line.(*class) d=(line_path(&scale, &curve.step, &curve.mean)) {}
                         @if let ([step], [value]) = (&curve.step[..], &curve.mean[..]) {
                             circle.dot.(*class) cx=(coordinate(scale.x(*step))) cy=(coordinate(scale.y(*value))) r="2.5" {}
                         }
@@ -128,7 +128,11 @@ impl Chart<'_> {
         if !(high - low).is_finite() {
             return None;
         }
-        Some(Scale { steps: (1.0, *last as f64), values: (low, high), tick: tick((high - low) / GRID_LINES) })
+        Some(Scale {
+            steps: (1.0, *last as f64),
+            values: (low, high),
+            tick_distance: round_tick_distance((high - low) / GRID_LINES),
+        })
     }
 
     /// A text alternative of the chart, for screen readers.
@@ -149,9 +153,9 @@ impl Chart<'_> {
     }
 }
 
-/// The smallest round distance of grid lines (1, 2 or 5 times a power of ten) that is at least
+/// The smallest round distance between grid lines (1, 2 or 5 times a power of ten) that is at least
 /// `min`.
-fn tick(min: f64) -> f64 {
+fn round_tick_distance(min: f64) -> f64 {
     let magnitude = 10_f64.powf(min.log10().floor());
     [1.0, 2.0, 5.0].into_iter().map(|step| step * magnitude).find(|step| *step >= min).unwrap_or(10.0 * magnitude)
 }
@@ -161,12 +165,12 @@ fn coordinate(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }
 
-fn line(scale: &Scale, steps: &[u64], values: &[f64]) -> String {
+fn line_path(scale: &Scale, steps: &[u64], values: &[f64]) -> String {
     let points = steps.iter().zip(values);
     path(points.map(|(step, value)| (scale.x(*step), scale.y(*value))))
 }
 
-fn area(scale: &Scale, steps: &[u64], low: &[f64], high: &[f64]) -> String {
+fn band_path(scale: &Scale, steps: &[u64], low: &[f64], high: &[f64]) -> String {
     let upper = steps.iter().zip(high).map(|(step, value)| (scale.x(*step), scale.y(*value)));
     let lower = steps.iter().zip(low).rev().map(|(step, value)| (scale.x(*step), scale.y(*value)));
     path(upper.chain(lower))
@@ -217,6 +221,6 @@ mod tests {
 
     #[test]
     fn ticks_are_round_numbers() {
-        assert_eq!([0.3, 0.12, 4.1, 51.0].map(tick), [0.5, 0.2, 5.0, 100.0]);
+        assert_eq!([0.3, 0.12, 4.1, 51.0].map(round_tick_distance), [0.5, 0.2, 5.0, 100.0]);
     }
 }

@@ -1,11 +1,19 @@
-//! The report of a run, from its journal: as one self-contained HTML page, or as JSON.
+//! The report of a run, from its journal: as one self-contained HTML file, or as JSON.
 //!
 //! ```text
-//!   journal --> Report (data)   --> page (HTML), with charts (SVG)
-//!                 |   |  '--------> JSON
-//!                 |   '-- captions, with pictures from the run's data
-//!                 '------ curves, in bounded memory
+//!   journal ----- steps ------> curves -----.
+//!      |                                    |
+//!      |--------- captions ---> captions ---+--> Report --- page, chart --> HTML with charts (SVG)
+//!      |                           ^        |       |
+//!      '--- other records ---------|--------'       '------ serde --------> JSON
+//!                                  | images
+//!                         data set of the run
 //! ```
+//!
+//! - `captions`: captions of the same images before and after a stage, with the images.
+//! - `chart`: line charts as SVG.
+//! - `curves`: the curves of a stage, with a bounded number of points.
+//! - `page`: the HTML file.
 
 mod captions;
 mod chart;
@@ -19,24 +27,25 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use catalogue::Direction;
 use config::{Objective, RunFile};
 use serde::{Deserialize, Serialize};
-use statistics::names::MetricDirection;
 
 pub use captions::{CaptionedImage, Captions};
 pub use curves::{Curve, Curves};
 
 use crate::{
     audit::{self, Audit},
-    event_text::GUARD,
+    event_messages::GUARD_KIND,
     journal::{
         Error,
-        history::{Checkpoint, Evaluation, Event, Generation, History, MeasuredStep},
+        history::{Evaluation, Event, Generation, History, MeasuredStep, ReportedCheckpoint},
     },
     run::{WorkerId, plan::Position, record::EventKind},
 };
 
-/// Maximal number of rows of a table. Of more generations or events, the last ones are listed.
+/// Maximal number of rows of a table. If there are more generations or events, the table lists the
+/// last ones.
 const MAX_TABLE_ROWS: usize = 200;
 
 /// The data of a report.
@@ -50,7 +59,7 @@ pub struct Report {
     pub made_at: f64,
     /// When the run was created.
     pub begun_at: f64,
-    /// The time of the last record.
+    /// The time of the last event, step or evaluation.
     pub last_at: f64,
     /// How the run ended, or its present state.
     pub outcome: Outcome,
@@ -62,7 +71,7 @@ pub struct Report {
     pub captions: Option<Captions>,
     /// The checkpoints that were not deleted.
     pub checkpoints: Vec<CheckpointEntry>,
-    /// The cost of faults.
+    /// The failures and what they cost: seconds and steps.
     pub recoveries: Recoveries,
     /// The audit: samples, epochs, and the last generations.
     pub audit: Audit,
@@ -101,7 +110,7 @@ pub struct Stage {
     pub name: String,
     /// The objective.
     pub objective: &'static str,
-    /// The number of steps in the run file.
+    /// The number of steps that the run file plans for the stage.
     pub wanted: u64,
     /// The number of steps applied.
     pub steps: u64,
@@ -109,33 +118,33 @@ pub struct Stage {
     pub samples: u64,
     /// The number of samples per step.
     pub batch: u32,
-    /// When its first step was done.
+    /// When its first step was recorded.
     pub from: f64,
-    /// When its last step was done.
+    /// When its last step was recorded.
     pub to: f64,
-    /// The end of the stage, if it ended with another state than its last.
+    /// The end of the stage, if it ended with an earlier checkpoint than its last.
     pub end: Option<EarlyEnd>,
     /// The curves of its measurements, by name.
     pub curves: BTreeMap<&'static str, Curve>,
 }
 
-/// The end of a stage with a state other than its last.
+/// The end of a stage with an earlier checkpoint than its last.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EarlyEnd {
-    /// The step of the state that the next stage starts from.
+    /// The step of the checkpoint that the stage ended with. The next stage starts from it.
     pub step: u64,
     /// The reason.
     pub reason: String,
-    /// Later states that a reader may have expected instead: the last one, and those with a better
-    /// score.
+    /// Later checkpoints that a reader may have expected instead: the last one, and those with a
+    /// better score.
     #[serde(default)]
-    pub passed_over: Vec<LaterState>,
+    pub passed_over: Vec<LaterCheckpoint>,
 }
 
-/// A state that a stage did not end with.
+/// A checkpoint that a stage did not end with, although it is later.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LaterState {
-    /// The step of the state.
+pub struct LaterCheckpoint {
+    /// The step of the checkpoint.
     pub step: u64,
     /// Its score by the stage's metric.
     pub score: Option<f64>,
@@ -143,39 +152,39 @@ pub struct LaterState {
     pub reason: String,
 }
 
-/// The source of the captions that an evaluation scores.
+/// Where the captions come from that an evaluation scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Captioner {
-    /// The model.
+    /// The captioner model.
     Model,
-    /// The references, each scored against the others of its image, in a stage that trains the
-    /// evaluator.
+    /// Human annotators. A stage that trains the evaluator generates no captions; it scores each
+    /// reference caption against the others of its image.
     People,
 }
 
-/// An evaluation.
+/// A row of the table of evaluations.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EvaluationEntry {
-    /// The number of the state's stage.
+    /// The number of the evaluated stage.
     pub stage: u32,
-    /// The name of the state's stage.
+    /// The name of the evaluated stage.
     pub stage_name: String,
     /// The number of steps of the stage that were applied.
     pub step: u64,
     /// When it was recorded.
     pub at: f64,
-    /// The source of its captions.
+    /// Where its captions come from.
     pub captioner: Captioner,
-    /// Whether the stage ended with this state although it was trained further.
+    /// Whether the stage ended with the checkpoint of this step, although later steps were trained.
     pub is_selected: bool,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
-    /// Names of the scores in which no other evaluation of the model is better.
+    /// Names of the metrics in which no other evaluation of the captioner model has a better score.
     pub best: BTreeSet<String>,
 }
 
-/// A checkpoint that was not deleted.
+/// A row of the table of checkpoints: one that was not deleted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckpointEntry {
     /// The name of the checkpoint.
@@ -184,11 +193,11 @@ pub struct CheckpointEntry {
     pub parameters_sha256: String,
     /// When it was complete.
     pub at: f64,
-    /// Whether it is the last of a stage that ended with an earlier state.
+    /// Whether it is the last checkpoint of a stage that ended with an earlier one.
     pub is_passed_over: bool,
 }
 
-/// The cost of faults.
+/// The numbers of failures and recoveries, and what they cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Recoveries {
     /// The number of workers that failed.
@@ -203,7 +212,7 @@ pub struct Recoveries {
     pub given_up: u64,
 }
 
-/// An event.
+/// A row of the tables of guard rules and events.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EventEntry {
     /// When it was recorded.
@@ -263,16 +272,16 @@ impl Report {
             recoveries,
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
-            guard: recent_events(&events, |kind| kind == GUARD),
-            events: recent_events(&events, |kind| kind != GUARD && kind != EventKind::Joined.name()),
+            guard: recent_events(&events, |kind| kind == GUARD_KIND),
+            events: recent_events(&events, |kind| kind != GUARD_KIND && kind != EventKind::Joined.name()),
             machines: machine_groups(history)?,
             settings,
         })
     }
 
-    /// Renders the report as an HTML page.
+    /// Renders the report as an HTML file.
     #[must_use]
-    pub fn page(&self) -> String {
+    pub fn to_html(&self) -> String {
         page::page(self).into_string()
     }
 }
@@ -311,8 +320,8 @@ impl Recoveries {
     }
 }
 
-impl From<Checkpoint> for CheckpointEntry {
-    fn from(Checkpoint { name, parameters_sha256, at, is_current, .. }: Checkpoint) -> Self {
+impl From<ReportedCheckpoint> for CheckpointEntry {
+    fn from(ReportedCheckpoint { name, parameters_sha256, at, is_current, .. }: ReportedCheckpoint) -> Self {
         Self { name, parameters_sha256, at, is_passed_over: !is_current }
     }
 }
@@ -356,23 +365,28 @@ fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec
     Ok(started.into_values().map(|(stage, curves)| Stage { curves: curves.all(), ..stage }).collect())
 }
 
-/// The end of a stage that ended with another state than its last.
+/// Reads the end of a stage that ended with an earlier checkpoint than its last; `None` for other
+/// stages.
 fn early_end(events: &[Event], stage: u32) -> Option<EarlyEnd> {
     let ended = events.iter().rev().filter(|event| event.kind == EventKind::StageEnded.name());
     let mut of_stage = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
     EarlyEnd::deserialize(&of_stage.next()?.detail).ok()
 }
 
-/// The indices of the two evaluations whose captions are compared: of the state before the last
-/// evaluated stage, and of the state that this stage ended with.
+/// The indices of the two evaluations whose captions are compared. The first one is of the
+/// checkpoint that the last evaluated stage started from, the second one of the checkpoint that it
+/// ended with.
 fn evaluations_to_compare(entries: &[EvaluationEntry]) -> Option<(Option<usize>, usize)> {
-    let of_model = || (0..entries.len()).filter(|index| entries[*index].captioner == Captioner::Model);
-    let last = of_model().next_back()?;
+    let model_evaluations = || (0..entries.len()).filter(|index| entries[*index].captioner == Captioner::Model);
+    let last = model_evaluations().next_back()?;
     let stage = entries[last].stage;
-    let after = of_model().rfind(|index| entries[*index].stage == stage && entries[*index].is_selected).unwrap_or(last);
-    let others = || of_model().filter(|index| *index != after);
+    let after = model_evaluations()
+        .rfind(|index| entries[*index].stage == stage && entries[*index].is_selected)
+        .unwrap_or(last);
+    let others = || model_evaluations().filter(|index| *index != after);
     let is_before = |index: &usize| (entries[*index].stage, entries[*index].step) <= (stage, 0);
-    // The stage starts from the state with which the previous one ended, which may not be its last.
+    // The stage starts from the checkpoint that the previous one ended with, which may not be its
+    // last.
     let before = others().rfind(is_before).map(|last| {
         let is_of_same_stage = |index: &usize| entries[*index].stage == entries[last].stage;
         others().filter(is_of_same_stage).find(|index| entries[*index].is_selected).unwrap_or(last)
@@ -390,18 +404,19 @@ fn evaluation_entries(settings: &RunFile, stages: &[Stage], evaluations: &[Evalu
         let stage = stages.iter().find(|stage| stage.number == position.stage);
         stage.and_then(|stage| stage.end.as_ref()).is_some_and(|end| end.step == position.step)
     };
-    let of_model = || evaluations.iter().filter(|evaluation| captioner(evaluation.position.stage) == Captioner::Model);
+    let model_evaluations =
+        || evaluations.iter().filter(|evaluation| captioner(evaluation.position.stage) == Captioner::Model);
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for (name, better) in settings.scores() {
-        let scores = of_model().filter_map(|evaluation| evaluation.scores.get(&name)).copied();
-        let best_score = match better {
-            MetricDirection::HigherIsBetter => scores.reduce(f64::max),
-            MetricDirection::LowerIsBetter => scores.reduce(f64::min),
-            MetricDirection::Neutral => None,
+    for (name, direction) in settings.scores() {
+        let scores = model_evaluations().filter_map(|evaluation| evaluation.scores.get(&name)).copied();
+        let best_score = match direction {
+            Direction::HigherIsBetter => scores.reduce(f64::max),
+            Direction::LowerIsBetter => scores.reduce(f64::min),
+            Direction::Neutral => None,
         };
         best.extend(best_score.map(|score| (name, score)));
     }
-    let has_several = of_model().nth(1).is_some();
+    let has_several = model_evaluations().nth(1).is_some();
     let entry = |Evaluation { position, at, scores, .. }: &Evaluation| {
         let captioner = captioner(position.stage);
         let is_best = |(name, score): (&String, &f64)| {
@@ -424,12 +439,12 @@ fn evaluation_entries(settings: &RunFile, stages: &[Stage], evaluations: &[Evalu
     evaluations.iter().map(entry).collect()
 }
 
-/// The last events of the kinds that `is_wanted` accepts, in order.
-fn recent_events(events: &[Event], is_wanted: impl Fn(&str) -> bool) -> Vec<EventEntry> {
+/// The last events of the kinds that `is_listed` accepts, in order.
+fn recent_events(events: &[Event], is_listed: impl Fn(&str) -> bool) -> Vec<EventEntry> {
     let mut recent: Vec<EventEntry> = events
         .iter()
         .rev()
-        .filter(|event| is_wanted(&event.kind))
+        .filter(|event| is_listed(&event.kind))
         .take(MAX_TABLE_ROWS)
         .map(|Event { at, kind, detail }| EventEntry { at: *at, kind: kind.clone(), detail: detail.clone() })
         .collect();

@@ -3,12 +3,12 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
-    CaptionedImage, Captioner, Captions, CheckpointEntry, EarlyEnd, EvaluationEntry, EventEntry, LaterState,
+    CaptionedImage, Captioner, Captions, CheckpointEntry, EarlyEnd, EvaluationEntry, EventEntry, LaterCheckpoint,
     MachineGroup, Outcome, Recoveries, Report, Stage, chart::Chart, curves::Curve,
 };
 use crate::{
-    audit::{Audit, Samples},
-    event_text::describe,
+    audit::{Audit, SampleCounts},
+    event_messages::describe_event,
     formatting::{format_count, format_duration, format_number, format_plural, format_time},
 };
 
@@ -163,7 +163,7 @@ fn end_of_stage(stage: &Stage) -> String {
 }
 
 fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
-    stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterState { step, score, reason }| {
+    stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterCheckpoint { step, score, reason }| {
         let score = score.map_or_else(String::new, |score| format!(" (score {})", format_number(score)));
         format!("step {}{score} was passed over: {reason}", format_count(*step))
     })
@@ -172,9 +172,12 @@ fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
 fn stage_section(stage: &Stage) -> Markup {
     let curve = |name: &str| stage.curves.get(name);
     let selected = stage.end.as_ref().map(|end| end.step);
-    let single = |title: &'static str, name: &'static str| {
+    let single = |name: &'static str| {
+        let unit = catalogue::metric(name).map(|metric| metric.unit);
+        let label = catalogue::label(name).unwrap_or(name);
+        let title = unit.map_or_else(|| label.to_owned(), |unit| format!("{label}, {unit}"));
         let lines = vec![("a", name, curve(name)?)];
-        Chart { title, bands: vec![], lines, shows_range: true, selected }.draw()
+        Chart { title: &title, bands: vec![], lines, shows_range: true, selected }.draw()
     };
     let band = |role: &str, from: &str, to: &str| -> Option<(&Curve, &Curve)> {
         Some((curve(&format!("reward_{role}_{from}"))?, curve(&format!("reward_{role}_{to}"))?))
@@ -189,17 +192,17 @@ fn stage_section(stage: &Stage) -> Markup {
         Chart { title: "Reward, 5 to 95 %", bands: bands.collect(), lines, shows_range: false, selected }.draw()
     };
     let charts = [
-        single("Loss", "loss"),
+        single("loss"),
         rewards(),
-        single("Reward margin", "reward_margin"),
-        single("KL to the reference, nats per token", "kl"),
-        single("Implicit accuracy", "implicit_accuracy"),
-        single("Gamma entropy, nats", "gamma_entropy"),
-        single("Caption length, tokens", "caption_length"),
-        single("Repetition", "repetition"),
-        single("Gradient norm", "gradient_norm"),
-        single("Learning rate", "learning_rate"),
-        single("Images per second", "images_per_second"),
+        single("reward_margin"),
+        single("kl"),
+        single("implicit_accuracy"),
+        single("gamma_entropy"),
+        single("caption_length"),
+        single("repetition"),
+        single("gradient_norm"),
+        single("learning_rate"),
+        single("images_per_second"),
     ];
     let heading = format!("stage-{}", stage.number);
     html! {
@@ -289,7 +292,7 @@ fn captioned_image(image: &CaptionedImage) -> Markup {
 }
 
 fn generations_section(report: &Report) -> Markup {
-    let Audit { samples: Samples { committed, missing, repeated }, generations, .. } = &report.audit;
+    let Audit { samples: SampleCounts { committed, missing, repeated }, generations, .. } = &report.audit;
     let Recoveries { lost, count: recoveries, seconds, longest, given_up } = report.recoveries;
     let earlier = generations.first().map_or(0, |generation| generation.generation.saturating_sub(1));
     html! {
@@ -332,7 +335,7 @@ fn event_section(title: &str, note: &str, events: &[EventEntry]) -> Markup {
                 div.scroll { table {
                     thead { tr { th { "time" } th { "kind" } th { "details" } } }
                     tbody { @for EventEntry { at, kind, detail } in events { tr {
-                        td.when { (format_time(*at)) } td { (kind) } td { (describe(kind, detail)) }
+                        td.when { (format_time(*at)) } td { (kind) } td { (describe_event(kind, detail)) }
                     } } }
                 } }
             }

@@ -2,23 +2,23 @@ use std::path::Path;
 
 use proto::v1;
 use serde_json::json;
-use statistics::Summary;
+use summary_statistics::Summary;
 
 use super::*;
 use crate::{
     journal::Journal,
     run::{
         WorkerId,
-        captions::Item,
-        membership::Machine as Member,
-        record::{self, Record, Source},
+        captions::EvaluationItem,
+        membership::Machine,
+        record::{self, Record, StateSource},
         statistics::StepStatistics,
         testing,
     },
 };
 
-/// A malicious caption.
-const EVIL: &str = "</style><script>alert('a dog')</script>";
+/// A caption with a script, as an attacker might send it.
+const MALICIOUS_CAPTION: &str = "</style><script>alert('a dog')</script>";
 
 fn step(stage: u32, step: u64, generation: u64) -> Record {
     let summaries = ["reward_chosen", "reward_rejected", "kl"];
@@ -34,18 +34,18 @@ fn step(stage: u32, step: u64, generation: u64) -> Record {
 }
 
 fn evaluated(stage: u32, step: u64, generation: u64, caption: &str, cider: f64) -> Record {
-    let item = |image: u32| Item {
+    let item = |image: u32| EvaluationItem {
         image: format!("{image:03}.jpg"),
         caption: caption.into(),
         references: vec!["a <dog>".into()],
-        ..Item::default()
+        ..EvaluationItem::default()
     };
     let metrics = [("cider".to_owned(), cider), ("rep_1".to_owned(), cider)].into();
     Record::Evaluated { position: Position { stage, step }, generation, metrics, items: (0..30).map(item).collect() }
 }
 
 fn formed(generation: u64, stage: u32, step: u64) -> Record {
-    let member = |id| (WorkerId(id), Member { host: "here".into(), version: "0.1.0".into(), device: "cpu".into() });
+    let member = |id| (WorkerId(id), Machine { host: "here".into(), version: "0.1.0".into(), device: "cpu".into() });
     let start = Position { stage, step };
     Record::Formed {
         generation,
@@ -53,7 +53,7 @@ fn formed(generation: u64, stage: u32, step: u64) -> Record {
         members: vec![member(0), member(1)],
         cause: "worker 1 failed: its stream closed".into(),
         start,
-        source: Source::Seed,
+        source: StateSource::Seed,
     }
 }
 
@@ -61,7 +61,8 @@ fn event(kind: EventKind, detail: serde_json::Value) -> Record {
     Record::Event { kind, detail }
 }
 
-/// A run of two stages. A generation failed in the second stage, and its steps beyond 3 were lost.
+/// A run of two stages. A generation failed in the second stage, and its steps beyond 3 were given
+/// up.
 fn history(folder: &Path, extra: Vec<Record>) -> History {
     let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
@@ -71,14 +72,14 @@ fn history(folder: &Path, extra: Vec<Record>) -> History {
     records.push(evaluated(0, 4, 1, "a cat", 1.0));
     records.extend((1..=5).map(|n| step(1, n, 1)));
     records.push(evaluated(1, 4, 1, "given up", 9.0));
-    records.push(event(EventKind::Lost, json!({ "rank": 1, "host": "here", "reason": EVIL })));
+    records.push(event(EventKind::Lost, json!({ "rank": 1, "host": "here", "reason": MALICIOUS_CAPTION })));
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
     let at = |step| json!({ "stage": 1, "step": step });
     let detail = json!({ "from": at(5), "to": at(3), "generation": 2, "source": "worker 0" });
     records.push(event(EventKind::RolledBack, detail));
     records.push(formed(2, 1, 3));
     records.extend((4..=8).map(|n| step(1, n, 2)));
-    records.push(evaluated(1, 8, 2, EVIL, 2.0));
+    records.push(evaluated(1, 8, 2, MALICIOUS_CAPTION, 2.0));
     let (position, name) = (Position { stage: 1, step: 8 }, "1-b-00000008".to_owned());
     let (run_id, parameters_sha256) = ("3fa2".into(), "ab".repeat(32));
     records.push(Record::Saved(record::Checkpoint { position, generation: 2, run_id, name, parameters_sha256 }));
@@ -102,14 +103,19 @@ fn a_report_summarizes_the_journal() {
     assert_eq!(report.stages[1].curves["images_per_second"].mean, [8.0; 8]);
     let Recoveries { lost, count, given_up, .. } = report.recoveries;
     assert_eq!((lost, count, given_up, report.audit.clean), (1, 1, 2, true));
-    // Low repetition and high CIDEr are best. States that were given up have no best score.
+    // Low repetition and high CIDEr are best. The evaluation that was given up is not listed.
     let best: Vec<Vec<&String>> =
         report.evaluations.iter().map(|evaluation| evaluation.best.iter().collect()).collect();
     assert_eq!(best, [["rep_1"], ["cider"]]);
     let captions = report.captions.as_ref().unwrap();
     assert_eq!((captions.before, captions.after), (Some((0, 4)), (1, 8)));
     assert_eq!((captions.images.len(), captions.images[0].image.as_str()), (12, "000.jpg"));
-    assert!(captions.images.iter().all(|image| image.before.as_deref() == Some("a cat") && image.after == EVIL));
+    assert!(
+        captions
+            .images
+            .iter()
+            .all(|image| image.before.as_deref() == Some("a cat") && image.after == MALICIOUS_CAPTION)
+    );
     // The data set does not exist.
     assert!(captions.no_pictures.as_ref().unwrap().contains("annotations.json"));
     let machine = MachineGroup {
@@ -123,7 +129,7 @@ fn a_report_summarizes_the_journal() {
 }
 
 #[test]
-fn a_selected_state_is_marked_and_scores_of_references_are_not_compared() {
+fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are_not_compared() {
     let folder = tempfile::tempdir().unwrap();
     let mut stages = vec![testing::stage("a", 2, 4, None, None), testing::stage("b", 8, 4, None, None)];
     stages[0].objective = Objective::Contrastive;
@@ -137,27 +143,27 @@ fn a_selected_state_is_marked_and_scores_of_references_are_not_compared() {
     journal.write(&records).unwrap();
     let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
-    let marks = |of: fn(&EvaluationEntry) -> bool| report.evaluations.iter().map(of).collect::<Vec<_>>();
+    let marks = |is_marked: fn(&EvaluationEntry) -> bool| report.evaluations.iter().map(is_marked).collect::<Vec<_>>();
     assert_eq!(marks(|evaluation| evaluation.captioner == Captioner::People), [true, false, false, false]);
     assert_eq!(marks(|evaluation| evaluation.is_selected), [false, false, true, false]);
     assert_eq!(marks(|evaluation| evaluation.best.contains("cider")), [false, false, true, false]);
     let captions = report.captions.as_ref().unwrap();
     assert_eq!((captions.before, captions.after), (Some((1, 2)), (1, 4)));
-    let page = report.page();
-    assert!(page.contains("with its state at step 4: it is the best"), "{page}");
-    assert!(page.contains("step 8 (score 2) was passed over: its score is not better"));
-    assert!(page.contains("was 1 at the first evaluation"), "the first evaluation of the model");
-    assert!(page.contains(r#"class="selected""#));
+    let html = report.to_html();
+    assert!(html.contains("with its state at step 4: it is the best"), "{html}");
+    assert!(html.contains("step 8 (score 2) was passed over: its score is not better"));
+    assert!(html.contains("was 1 at the first evaluation"), "the first evaluation of the model");
+    assert!(html.contains(r#"class="selected""#));
 }
 
 #[test]
-fn text_from_outside_is_escaped_on_the_page() {
-    let page = report(vec![]).page();
-    assert!(!page.contains("<script") && !page.contains("<dog>"), "something is not escaped");
+fn captions_and_reasons_are_escaped_in_the_html() {
+    let html = report(vec![]).to_html();
+    assert!(!html.contains("<script") && !html.contains("<dog>"), "something is not escaped");
     // The caption, and the reason why a worker failed.
-    assert!(page.matches("&lt;/style&gt;&lt;script&gt;alert('a dog')&lt;/script&gt;").count() >= 13);
+    assert!(html.matches("&lt;/style&gt;&lt;script&gt;alert('a dog')&lt;/script&gt;").count() >= 13);
     // There are no external resources.
-    assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("url("));
+    assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("url("));
 }
 
 #[test]
@@ -178,27 +184,27 @@ fn a_report_of_a_run_without_steps_is_possible() {
     Journal::open(folder.path(), &file).unwrap();
     let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
     assert!(report.stages.is_empty() && report.captions.is_none());
-    assert!(report.page().contains("unfinished"));
+    assert!(report.to_html().contains("unfinished"));
 }
 
 #[test]
-fn the_page_of_a_long_run_is_small() {
+fn the_html_of_a_long_run_is_small() {
     let steps = (9..=5_008).map(|n| step(1, n, 2)).collect();
-    let page = report(steps).page();
-    assert!(page.len() < 200_000, "{} bytes", page.len());
+    let html = report(steps).to_html();
+    assert!(html.len() < 200_000, "{} bytes", html.len());
     // Many generations and events are truncated, too.
     let mut many: Vec<Record> = (3..1_003).map(|number| formed(number, 1, 8)).collect();
     many.extend((0..1_000).map(|rank| event(EventKind::Lost, json!({ "rank": rank }))));
-    let page = report(many).page();
-    assert!(page.len() < 200_000 && page.contains("802 earlier generations"), "{} bytes", page.len());
+    let html = report(many).to_html();
+    assert!(html.len() < 200_000 && html.contains("802 earlier generations"), "{} bytes", html.len());
 }
 
 #[test]
-fn the_page_is_well_formed() {
-    let page = report(vec![event(EventKind::Finished, json!({}))]).page();
+fn the_html_is_well_formed() {
+    let html = report(vec![event(EventKind::Finished, json!({}))]).to_html();
     let void = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
     let mut open: Vec<String> = Vec::new();
-    for tag in page.split('<').skip(1) {
+    for tag in html.split('<').skip(1) {
         let name: String =
             tag.chars().take_while(|c| !c.is_whitespace() && *c != '>').collect::<String>().to_lowercase();
         match name.strip_prefix('/') {
@@ -209,7 +215,7 @@ fn the_page_is_well_formed() {
     }
     assert!(open.is_empty(), "{open:?}");
     // Every heading that a section refers to exists.
-    for id in page.split("aria-labelledby=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
-        assert!(page.contains(&format!("id=\"{id}\"")), "{id}");
+    for id in html.split("aria-labelledby=\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+        assert!(html.contains(&format!("id=\"{id}\"")), "{id}");
     }
 }

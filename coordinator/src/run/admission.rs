@@ -1,4 +1,5 @@
-//! Admission: checks a worker that joins, reserves an id for it, and decides which state it brings.
+//! Admission: checks a worker that joins, reserves an id for it, and checks the training state that
+//! it claims to hold.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -7,15 +8,15 @@ use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, SessionId, Time,
+    Outcome, Refusal, RefusalKind, Run, RunPhase, SessionId, Time,
     data::{self, DataChange, RunData},
     membership::JoinSettings,
     plan::Position,
     record::EventKind,
 };
 
-/// Upper bound of the heartbeats per second of all workers together, as far as `heartbeat_timeout`
-/// allows.
+/// Upper bound of the heartbeats per second of all workers together. It may be exceeded if
+/// `heartbeat_timeout` is so short that workers must send heartbeats more often.
 const MAX_HEARTBEATS_PER_SECOND: f64 = 5_000.0;
 /// Minimal number of heartbeats within `heartbeat_timeout`.
 const MIN_HEARTBEATS_PER_TIMEOUT: u32 = 5;
@@ -27,7 +28,7 @@ impl Run {
         now: Time,
         address: IpAddr,
         join: &v1::JoinRequest,
-        token: String,
+        generated_join_key: String,
     ) -> Result<v1::JoinResponse, Refusal> {
         if join.protocol_version != PROTOCOL_VERSION {
             let version = join.protocol_version;
@@ -42,7 +43,7 @@ impl Run {
         let (max_workers, heartbeat_timeout) = (self.file.workers.max, self.heartbeat_timeout());
         let heartbeat_interval = heartbeat_interval(max_workers, heartbeat_timeout);
         let settings = JoinSettings { max_workers, heartbeat_interval, heartbeat_timeout };
-        let (worker_id, session_token) = self.members.reserve(now, address, join, token, &settings)?;
+        let (worker_id, session_token) = self.members.reserve(now, address, join, generated_join_key, &settings)?;
         Ok(v1::JoinResponse {
             protocol_version: PROTOCOL_VERSION,
             worker_id: worker_id.0,
@@ -54,16 +55,16 @@ impl Run {
         })
     }
 
-    /// Why the run admits no more workers; none if it does.
+    /// Why the run admits no workers any more; none if it admits workers.
     pub(super) fn refusal_of_new_workers(&self) -> Option<Refusal> {
         // `RunOver` is final. `Unavailable` makes the worker retry: another coordinator may resume
         // the run.
         let over = |reason: String| Some(Refusal::new(RefusalKind::RunOver, reason));
         let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
         match &self.phase {
-            Phase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),
-            Phase::Over { outcome: Outcome::Failed(reason), .. } => over(format!("the run has failed: {reason}")),
-            Phase::Over { outcome: Outcome::Stopped, .. } => stopping(),
+            RunPhase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),
+            RunPhase::Over { outcome: Outcome::Failed(reason), .. } => over(format!("the run has failed: {reason}")),
+            RunPhase::Over { outcome: Outcome::Stopped, .. } => stopping(),
             _ if self.stop_requested => stopping(),
             _ => None,
         }
@@ -86,8 +87,8 @@ impl Run {
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let worker_id = self.members.attach(now, session, &attach.session_token, attach.store_address)?;
-        let may_change = self.accepts_changed_data;
-        let conflict = self.data.as_ref().and_then(|data| data.conflict(worker_id, &data_set, may_change));
+        let accepts_changes = self.accepts_changed_data;
+        let conflict = self.data.as_ref().and_then(|data| data.conflict(worker_id, &data_set, accepts_changes));
         if let Some(reason) = conflict {
             self.evict(now, worker_id, &reason);
             return Ok(());
@@ -105,8 +106,8 @@ impl Run {
             "models_fingerprint": data_set.models_fingerprint,
             "holds": attach.holds.as_ref().map(|position| Position::from(position).to_string()),
         });
-        if self.data.as_ref().is_none_or(|data| data.source.is_none()) {
-            self.data = Some(RunData { source: Some(worker_id), data_set });
+        if self.data.as_ref().is_none_or(|data| data.described_by.is_none()) {
+            self.data = Some(RunData { described_by: Some(worker_id), data_set });
         }
         if let Some(member) = self.members.get_mut(worker_id) {
             member.position = attach.holds.filter(is_agreed);
@@ -115,9 +116,10 @@ impl Run {
         Ok(())
     }
 
-    /// Records how the data of the first worker differ from the data in the journal.
+    /// Records how the data of the first worker differ from the data in the journal. Does nothing
+    /// for later workers.
     fn record_data_changes(&mut self, data_set: &v1::DataSet) {
-        let Some(RunData { source: None, data_set: before }) = &self.data else { return };
+        let Some(RunData { described_by: None, data_set: before }) = &self.data else { return };
         let training_changed = before.training_fingerprint != data_set.training_fingerprint;
         let validation_changed = before.validation_fingerprint != data_set.validation_fingerprint;
         let images = json!([before.validation_images, data_set.validation_images]);
@@ -132,9 +134,9 @@ impl Run {
         }
     }
 
-    /// Why the state that a worker claims to hold cannot be part of this run's history; none if it
-    /// can. It may belong to another run, or to a part of the history that this run's journal has
-    /// lost.
+    /// Why the training state that a worker claims to hold cannot be part of this run's history;
+    /// none if it can. The state may belong to another run, or to a part of the history that the
+    /// journal has lost.
     fn state_error(&self, attach: &v1::Attach) -> Option<String> {
         let has_taken_part = attach.generation > 0 || attach.holds.is_some();
         if has_taken_part && attach.run_id != self.id {
@@ -169,23 +171,23 @@ impl Run {
         if reported.generation > last {
             return Some(format!("generation {} does not exist", reported.generation));
         }
-        // States of an earlier generation beyond the start of a later one were given up: see
-        // `branch_points`.
+        // The horizon limits only the last generation. States of earlier generations may be
+        // further: if they are, they were given up, and `branch_points` excludes them.
         (reported.generation == last && is_agreed(reported) && position > self.horizon)
             .then(|| format!("generation {last} is granted up to {}, not to {position}", self.horizon))
     }
 }
 
-/// The heartbeat interval of workers: one second, or longer if there are many workers; but always
-/// several heartbeats within `heartbeat_timeout`.
+/// The heartbeat interval of workers: one second, or longer for runs with many workers, but never
+/// more than a fifth of `heartbeat_timeout`.
 fn heartbeat_interval(max_workers: u32, heartbeat_timeout: Duration) -> Duration {
-    let by_load = Duration::from_secs_f64(f64::from(max_workers) / MAX_HEARTBEATS_PER_SECOND);
-    let interval = by_load.max(Duration::from_secs(1));
+    let interval_for_load = Duration::from_secs_f64(f64::from(max_workers) / MAX_HEARTBEATS_PER_SECOND);
+    let interval = interval_for_load.max(Duration::from_secs(1));
     (heartbeat_timeout / MIN_HEARTBEATS_PER_TIMEOUT).min(interval).max(Duration::from_millis(1))
 }
 
-/// Whether a generation has agreed on the state at this position. Other positions are those of
-/// states that were read from a checkpoint.
+/// Whether a generation has agreed on the state at this position in its rendezvous, or has trained
+/// it. If not, the worker has only read the state from a checkpoint.
 pub(super) fn is_agreed(position: &v1::Position) -> bool {
     position.generation > 0
 }

@@ -1,37 +1,39 @@
-//! The captions of an evaluation: collected range by range, with limits on size and content.
+//! The captions of an evaluation: collected range by range, and checked against limits on size and
+//! content.
 //!
-//! The validation split is divided into ranges. A range counts only when all of it is reported. So
-//! ranges stay complete when a generation ends, and each image counts once.
+//! The validation split is divided into ranges of images. The captions of a range are kept only if
+//! all of them are reported. When a generation ends in between, other members caption the ranges
+//! that are not complete. So each image has one caption in the end.
 
 use std::collections::{BTreeMap, HashSet};
 
 use caption_metrics::Embeddings;
 use config::{NamedEvaluator, RunFile};
 use dataset::limits::{MAX_CAPTIONS, MAX_EMBEDDING_SIZE, MAX_EVALUATION_BYTES, MAX_TEXT_BYTES, evaluation_item_bytes};
-use proto::{EVALUATION_RANGE, v1};
+use proto::{IMAGES_PER_EVALUATION_RANGE, v1};
 
-use super::{Rank, shares};
+use super::{ProtocolViolation, Rank, shares};
 
-/// The names of scores and embeddings that workers may report. They are a fixed set, because scores
-/// become metric labels.
+/// The names of scores and embeddings that workers may report. Scores become labels of Prometheus
+/// metrics, so workers must not be able to invent names.
 #[derive(Clone, Debug)]
 pub struct ReportableScores {
-    /// Names of the scores that workers compute, with models or scenes.
+    /// The names of the scores that workers compute themselves: with models, or from scene graphs.
     scores: Vec<String>,
-    /// The name prefix of each evaluator's retrieval metrics.
-    prefixes: Vec<String>,
+    /// The prefix of the names of each evaluator's retrieval metrics.
+    evaluator_prefixes: Vec<String>,
 }
 
 impl ReportableScores {
     /// The names for the evaluations of a run.
     #[must_use]
     pub fn of_run(run: &RunFile) -> Self {
-        let prefixes = run.named_evaluators().iter().map(NamedEvaluator::retrieval_prefix).collect();
-        Self { scores: run.scores_by_workers(), prefixes }
+        let evaluator_prefixes = run.named_evaluators().iter().map(NamedEvaluator::retrieval_prefix).collect();
+        Self { scores: run.scores_by_workers(), evaluator_prefixes }
     }
 }
 
-/// Images `begin..end` of the validation split.
+/// Images `begin..end` of the validation split: indices in the order of the split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ImageRange {
     /// The first image.
@@ -52,26 +54,29 @@ impl From<ImageRange> for v1::ImageRange {
     }
 }
 
-/// The ranges of a split with this number of images, each of `EVALUATION_RANGE` images but the
-/// last.
-fn ranges(images: u64) -> impl Iterator<Item = ImageRange> {
-    let begins = (0..images.div_ceil(EVALUATION_RANGE)).map(|index| index * EVALUATION_RANGE);
-    begins.map(move |begin| ImageRange { begin, end: images.min(begin + EVALUATION_RANGE) })
+/// The ranges of a split with this number of images. Each has [`IMAGES_PER_EVALUATION_RANGE`]
+/// images; the last one may have fewer.
+fn ranges_of_split(image_count: u64) -> impl Iterator<Item = ImageRange> {
+    let range_count = image_count.div_ceil(IMAGES_PER_EVALUATION_RANGE);
+    (0..range_count).map(move |index| {
+        let begin = index * IMAGES_PER_EVALUATION_RANGE;
+        ImageRange { begin, end: image_count.min(begin + IMAGES_PER_EVALUATION_RANGE) }
+    })
 }
 
-/// The share of these ranges for a rank.
+/// The share of these ranges that a rank captions.
 #[must_use]
-pub fn share(ranges: &[ImageRange], world_size: u32, rank: Rank) -> &[ImageRange] {
+pub fn share_of_rank(ranges: &[ImageRange], world_size: u32, rank: Rank) -> &[ImageRange] {
     let share = shares::equal_share(ranges.len() as u32, world_size, rank);
     &ranges[share.start as usize..share.end as usize]
 }
 
 /// The caption of one image, with references, scores and embeddings.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Item {
+pub struct EvaluationItem {
     /// The name of the image, unique in the split: data sets ensure that when they are loaded.
     pub image: String,
-    /// The image's number in its data set, if it has one.
+    /// The image's id in its data set, if it has one. COCO's result format needs it.
     pub image_id: Option<u64>,
     /// The captioner's output.
     pub caption: String,
@@ -79,41 +84,52 @@ pub struct Item {
     pub references: Vec<String>,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
-    /// The evaluators' embeddings, by name prefix of the evaluator's retrieval metrics.
+    /// The embeddings of image and caption for retrieval metrics, by the prefix of the names of the
+    /// evaluator's retrieval metrics.
     pub embeddings: BTreeMap<String, Embeddings>,
 }
 
-impl Item {
-    /// Reads an item of a report. Fails with a message if it exceeds a limit or has an unknown
-    /// name. Workers check their data against the same [limits](dataset::limits).
-    fn from_report(item: v1::EvaluationItem, reportable: &ReportableScores) -> Result<Self, String> {
+impl EvaluationItem {
+    /// Reads an item of a report. Fails if it exceeds a limit or has an unknown name. Correct
+    /// workers check their data against the same [limits](dataset::limits).
+    fn from_report(item: v1::EvaluationItem, reportable: &ReportableScores) -> Result<Self, ProtocolViolation> {
         let v1::EvaluationItem { image, caption, references, scores, image_id, embeddings, continued: _ } = item;
         if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
-            return Err(format!("a text of more than {MAX_TEXT_BYTES} bytes in an evaluation"));
+            return Err(ProtocolViolation::new(format!("a text of more than {MAX_TEXT_BYTES} bytes in an evaluation")));
         }
         let is_invalid = |(name, score): &(&String, &f64)| !reportable.scores.contains(name) || !score.is_finite();
         if let Some((name, score)) = scores.iter().find(is_invalid) {
-            return Err(format!("score `{}` = {score}: unknown or not finite", name.escape_debug()));
+            return Err(ProtocolViolation::new(format!(
+                "score `{}` = {score}: unknown or not finite",
+                name.escape_debug()
+            )));
         }
         let mut by_evaluator = BTreeMap::new();
         for v1::Embeddings { prefix, image, text } in embeddings {
-            if !reportable.prefixes.contains(&prefix) {
-                return Err(format!("embeddings of the unknown evaluator `{}`", prefix.escape_debug()));
+            if !reportable.evaluator_prefixes.contains(&prefix) {
+                return Err(ProtocolViolation::new(format!(
+                    "embeddings of the unknown evaluator `{}`",
+                    prefix.escape_debug()
+                )));
             }
             let (image_size, text_size) = (image.len(), text.len());
             if image_size != text_size || image_size == 0 {
-                return Err(format!("embeddings of {image_size} and {text_size} numbers: they must be equally long"));
+                return Err(ProtocolViolation::new(format!(
+                    "embeddings of {image_size} and {text_size} numbers: they must be equally long"
+                )));
             }
             if image.iter().chain(&text).any(|x| !x.is_finite()) {
-                return Err("an embedding that is not finite".into());
+                return Err(ProtocolViolation::new("an embedding that is not finite"));
             }
             if by_evaluator.insert(prefix, Embeddings { image, text }).is_some() {
-                return Err("two embeddings of one evaluator".into());
+                return Err(ProtocolViolation::new("two embeddings of one evaluator"));
             }
         }
-        let numbers: usize = by_evaluator.values().map(|embeddings| embeddings.image.len()).sum();
-        if numbers > MAX_EMBEDDING_SIZE {
-            return Err(format!("embeddings of {numbers} numbers, {MAX_EMBEDDING_SIZE} at most"));
+        let total_size: usize = by_evaluator.values().map(|embeddings| embeddings.image.len()).sum();
+        if total_size > MAX_EMBEDDING_SIZE {
+            return Err(ProtocolViolation::new(format!(
+                "embeddings of {total_size} numbers, {MAX_EMBEDDING_SIZE} at most"
+            )));
         }
         let scores = scores.into_iter().collect();
         let mut item = Self { image, image_id, caption, references: Vec::new(), scores, embeddings: by_evaluator };
@@ -121,13 +137,13 @@ impl Item {
         Ok(item)
     }
 
-    /// Adds further references of the image, from a continued item.
-    fn add_references(&mut self, references: Vec<String>) -> Result<(), String> {
+    /// Adds further references of the image, from an item of a later message.
+    fn add_references(&mut self, references: Vec<String>) -> Result<(), ProtocolViolation> {
         if references.iter().any(|text| text.len() > MAX_TEXT_BYTES) {
-            return Err(format!("a reference of more than {MAX_TEXT_BYTES} bytes"));
+            return Err(ProtocolViolation::new(format!("a reference of more than {MAX_TEXT_BYTES} bytes")));
         }
         if self.references.len() + references.len() > MAX_CAPTIONS {
-            return Err(format!("more than {MAX_CAPTIONS} references of an image"));
+            return Err(ProtocolViolation::new(format!("more than {MAX_CAPTIONS} references of an image")));
         }
         self.references.extend(references);
         Ok(())
@@ -135,10 +151,11 @@ impl Item {
 
     /// Its size in memory, in bytes.
     fn size_bytes(&self) -> usize {
-        // The name is also in the set of names.
+        // `Captions::image_names` has a second copy of the image name.
         let texts = [&self.image, &self.image, &self.caption].into_iter().chain(&self.references);
-        let numbers = self.embeddings.values().map(|embeddings| embeddings.image.len() + embeddings.text.len()).sum();
-        evaluation_item_bytes(texts.map(String::len), numbers)
+        let number_count =
+            self.embeddings.values().map(|embeddings| embeddings.image.len() + embeddings.text.len()).sum();
+        evaluation_item_bytes(texts.map(String::len), number_count)
     }
 }
 
@@ -148,15 +165,17 @@ pub struct Captions {
     /// The number of images in the split.
     image_count: u64,
     /// The items of complete ranges.
-    complete: BTreeMap<ImageRange, Vec<Item>>,
+    complete_ranges: BTreeMap<ImageRange, Vec<EvaluationItem>>,
     /// The items of ranges that are not completely reported yet.
-    partial: BTreeMap<ImageRange, Vec<Item>>,
-    /// The names of the images in `complete`.
-    names: HashSet<String>,
+    partial_ranges: BTreeMap<ImageRange, Vec<EvaluationItem>>,
+    /// The names of the images in `complete_ranges`.
+    image_names: HashSet<String>,
     /// The size in memory of all items, in bytes.
     size_bytes: usize,
-    /// The size of each evaluator's embeddings, by prefix; the first item with one sets it.
+    /// The length of each evaluator's embeddings, by prefix. The first embedding that is reported
+    /// sets it; all others must have the same length.
     embedding_sizes: BTreeMap<String, usize>,
+    /// The names that items may have.
     reportable: ReportableScores,
 }
 
@@ -166,81 +185,96 @@ impl Captions {
     pub fn new(image_count: u64, reportable: ReportableScores) -> Self {
         Self {
             image_count,
-            complete: BTreeMap::new(),
-            partial: BTreeMap::new(),
-            names: HashSet::new(),
+            complete_ranges: BTreeMap::new(),
+            partial_ranges: BTreeMap::new(),
+            image_names: HashSet::new(),
             size_bytes: 0,
             embedding_sizes: BTreeMap::new(),
             reportable,
         }
     }
 
-    /// Discards the items of partial ranges: workers will report these ranges from the start.
+    /// Discards the items of partial ranges: workers report these ranges again from their first
+    /// image.
     pub fn discard_partial_ranges(&mut self) {
-        let partial = std::mem::take(&mut self.partial);
-        self.size_bytes -= partial.values().flatten().map(Item::size_bytes).sum::<usize>();
+        let partial = std::mem::take(&mut self.partial_ranges);
+        self.size_bytes -= partial.values().flatten().map(EvaluationItem::size_bytes).sum::<usize>();
     }
 
     /// The ranges that are not complete.
     #[must_use]
     pub fn missing_ranges(&self) -> Vec<ImageRange> {
-        ranges(self.image_count).filter(|range| !self.complete.contains_key(range)).collect()
+        ranges_of_split(self.image_count).filter(|range| !self.complete_ranges.contains_key(range)).collect()
     }
 
     /// Whether all ranges are complete.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.complete.len() as u64 == self.image_count.div_ceil(EVALUATION_RANGE)
+        self.complete_ranges.len() as u64 == self.image_count.div_ceil(IMAGES_PER_EVALUATION_RANGE)
     }
 
-    /// Adds items of a missing range, which is complete unless `more` follow. Fails with a message
-    /// if an item is invalid; then all items of the range are discarded.
-    pub fn add(&mut self, range: ImageRange, items: Vec<v1::EvaluationItem>, more: bool) -> Result<(), String> {
-        let mut all_items = self.partial.remove(&range).unwrap_or_default();
-        self.size_bytes -= all_items.iter().map(Item::size_bytes).sum::<usize>();
+    /// Adds items of a missing range. The range is then complete, unless `has_more`: further items
+    /// follow. Fails if an item is invalid; then all items of the range are discarded.
+    pub fn add(
+        &mut self,
+        range: ImageRange,
+        items: Vec<v1::EvaluationItem>,
+        has_more: bool,
+    ) -> Result<(), ProtocolViolation> {
+        let mut all_items = self.partial_ranges.remove(&range).unwrap_or_default();
+        self.size_bytes -= all_items.iter().map(EvaluationItem::size_bytes).sum::<usize>();
         for item in items {
             if item.continued {
-                let before = all_items.last_mut().ok_or("references without an item")?;
+                let before =
+                    all_items.last_mut().ok_or_else(|| ProtocolViolation::new("references without an item"))?;
                 before.add_references(item.references)?;
             } else {
-                all_items.push(Item::from_report(item, &self.reportable)?);
+                all_items.push(EvaluationItem::from_report(item, &self.reportable)?);
             }
         }
         if all_items.len() as u64 > range.end - range.begin {
-            return Err(format!("{} items for the images {}..{}", all_items.len(), range.begin, range.end));
+            return Err(ProtocolViolation::new(format!(
+                "{} items for the images {}..{}",
+                all_items.len(),
+                range.begin,
+                range.end
+            )));
         }
-        let size_bytes = all_items.iter().map(Item::size_bytes).sum::<usize>() + self.size_bytes;
+        let size_bytes = all_items.iter().map(EvaluationItem::size_bytes).sum::<usize>() + self.size_bytes;
         if size_bytes > MAX_EVALUATION_BYTES {
-            return Err(format!("an evaluation of more than {MAX_EVALUATION_BYTES} bytes"));
+            return Err(ProtocolViolation::new(format!("an evaluation of more than {MAX_EVALUATION_BYTES} bytes")));
         }
         let mut embedding_sizes = self.embedding_sizes.clone();
-        // Workers omit embeddings that are not finite, so an item may have none.
+        // Workers omit embeddings that are not finite, so an item may have no embedding.
         for (prefix, embeddings) in all_items.iter().flat_map(|item| &item.embeddings) {
             let size = embeddings.text.len();
             let expected = *embedding_sizes.entry(prefix.clone()).or_insert(size);
             if size != expected {
-                return Err(format!("an embedding of {size} numbers where others of the evaluation have {expected}"));
+                return Err(ProtocolViolation::new(format!(
+                    "an embedding of {size} numbers where others of the evaluation have {expected}"
+                )));
             }
         }
-        let mut names = HashSet::with_capacity(all_items.len());
-        let mut is_duplicate = |item: &&Item| self.names.contains(&item.image) || !names.insert(item.image.clone());
-        if let Some(Item { image, .. }) = all_items.iter().find(&mut is_duplicate) {
-            return Err(format!("the image `{}` twice in an evaluation", image.escape_debug()));
+        let mut new_names = HashSet::with_capacity(all_items.len());
+        let mut is_duplicate =
+            |item: &&EvaluationItem| self.image_names.contains(&item.image) || !new_names.insert(item.image.clone());
+        if let Some(EvaluationItem { image, .. }) = all_items.iter().find(&mut is_duplicate) {
+            return Err(ProtocolViolation::new(format!("the image `{}` twice in an evaluation", image.escape_debug())));
         }
         (self.size_bytes, self.embedding_sizes) = (size_bytes, embedding_sizes);
-        if more {
-            self.partial.insert(range, all_items);
+        if has_more {
+            self.partial_ranges.insert(range, all_items);
         } else {
-            self.names.extend(names);
-            self.complete.insert(range, all_items);
+            self.image_names.extend(new_names);
+            self.complete_ranges.insert(range, all_items);
         }
         Ok(())
     }
 
     /// All items, sorted by image name.
     #[must_use]
-    pub fn into_items(self) -> Vec<Item> {
-        let mut items: Vec<Item> = self.complete.into_values().flatten().collect();
+    pub fn into_items(self) -> Vec<EvaluationItem> {
+        let mut items: Vec<EvaluationItem> = self.complete_ranges.into_values().flatten().collect();
         items.sort_by(|a, b| a.image.cmp(&b.image));
         items
     }
@@ -257,31 +291,33 @@ mod tests {
     }
 
     /// An item with embeddings of this size.
-    fn embedded(size: usize) -> v1::EvaluationItem {
-        embedded_by("", vec![0.5; size], vec![0.5; size])
+    fn item_with_embedding_of(size: usize) -> v1::EvaluationItem {
+        item_with_embedding("", vec![0.5; size], vec![0.5; size])
     }
 
-    fn embedded_by(prefix: &str, image: Vec<f32>, text: Vec<f32>) -> v1::EvaluationItem {
+    fn item_with_embedding(prefix: &str, image: Vec<f32>, text: Vec<f32>) -> v1::EvaluationItem {
         let embeddings = vec![v1::Embeddings { prefix: prefix.into(), image, text }];
         v1::EvaluationItem { embeddings, ..item("a", 1.0) }
     }
 
     fn captions_of(image_count: u64) -> Captions {
-        let reportable =
-            ReportableScores { scores: vec!["pac_s".into()], prefixes: vec![String::new(), "clip_s_".into()] };
+        let reportable = ReportableScores {
+            scores: vec!["pac_s".into()],
+            evaluator_prefixes: vec![String::new(), "clip_s_".into()],
+        };
         Captions::new(image_count, reportable)
     }
 
     #[test]
     fn items_are_sorted_and_contain_every_image_once() {
-        let mut captions = captions_of(EVALUATION_RANGE + 2);
+        let mut captions = captions_of(IMAGES_PER_EVALUATION_RANGE + 2);
         let [first, second] = captions.missing_ranges()[..] else { panic!("two ranges") };
-        assert_eq!(second, ImageRange { begin: EVALUATION_RANGE, end: EVALUATION_RANGE + 2 });
+        assert_eq!(second, ImageRange { begin: IMAGES_PER_EVALUATION_RANGE, end: IMAGES_PER_EVALUATION_RANGE + 2 });
         // Ranges may be reported in any order.
         captions.add(second, vec![item("b", 9.0)], false).unwrap();
         assert_eq!((captions.missing_ranges(), captions.is_complete()), (vec![first], false));
         for twice in [vec![item("b", 1.0)], vec![item("c", 1.0), item("c", 2.0)]] {
-            assert!(captions.add(first, twice, false).unwrap_err().ends_with("twice in an evaluation"));
+            assert!(captions.add(first, twice, false).unwrap_err().to_string().ends_with("twice in an evaluation"));
         }
         captions.add(first, vec![item("c", 1.0), item("a", 0.5)], false).unwrap();
         assert!(captions.is_complete());
@@ -299,14 +335,14 @@ mod tests {
             v1::EvaluationItem { references: vec!["x".repeat(MAX_TEXT_BYTES + 1)], ..Default::default() };
         let without_predecessor = v1::EvaluationItem { continued: true, ..Default::default() };
         let unknown_score = v1::EvaluationItem { scores: [("mean_length".into(), 1.0)].into(), ..Default::default() };
-        let large_embedding = embedded(MAX_EMBEDDING_SIZE + 1);
-        let unequal_sizes = embedded_by("", vec![0.5; 2], vec![1.0]);
-        let empty_embedding = embedded_by("", vec![], vec![]);
-        let infinite_embedding = embedded_by("", vec![f32::INFINITY], vec![0.5]);
-        let unknown_evaluator = embedded_by("judge_", vec![0.5], vec![0.5]);
-        let [mut duplicate_embedding, mut large_sum] = [1, MAX_EMBEDDING_SIZE].map(embedded);
-        duplicate_embedding.embeddings.extend(embedded(1).embeddings);
-        large_sum.embeddings.extend(embedded_by("clip_s_", vec![0.5], vec![0.5]).embeddings);
+        let large_embedding = item_with_embedding_of(MAX_EMBEDDING_SIZE + 1);
+        let unequal_sizes = item_with_embedding("", vec![0.5; 2], vec![1.0]);
+        let empty_embedding = item_with_embedding("", vec![], vec![]);
+        let infinite_embedding = item_with_embedding("", vec![f32::INFINITY], vec![0.5]);
+        let unknown_evaluator = item_with_embedding("judge_", vec![0.5], vec![0.5]);
+        let [mut duplicate_embedding, mut large_sum] = [1, MAX_EMBEDDING_SIZE].map(item_with_embedding_of);
+        duplicate_embedding.embeddings.extend(item_with_embedding_of(1).embeddings);
+        large_sum.embeddings.extend(item_with_embedding("clip_s_", vec![0.5], vec![0.5]).embeddings);
         let invalid = [
             long_caption,
             many_references,
@@ -325,18 +361,18 @@ mod tests {
         for item in invalid {
             captions_of(1).add(ImageRange { begin: 0, end: 1 }, vec![item], false).unwrap_err();
         }
-        let mut captions = captions_of(EVALUATION_RANGE * 2);
+        let mut captions = captions_of(IMAGES_PER_EVALUATION_RANGE * 2);
         let [first, second] = captions.missing_ranges()[..] else { panic!("two ranges") };
-        let full_range = (0..EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
+        let full_range = (0..IMAGES_PER_EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
         captions.add(first, full_range.collect(), true).unwrap();
         captions.add(first, vec![item("a", 1.0)], false).unwrap_err();
         let more =
             v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS], continued: true, ..Default::default() };
         captions.add(first, vec![item("a", 1.0), more.clone()], true).unwrap();
         captions.add(first, vec![more], true).unwrap_err();
-        let other = |size| v1::EvaluationItem { image: "b".into(), ..embedded(size) };
-        captions.add(first, vec![embedded(4), other(3)], false).unwrap_err();
-        captions.add(first, vec![embedded(4)], false).unwrap();
+        let other = |size| v1::EvaluationItem { image: "b".into(), ..item_with_embedding_of(size) };
+        captions.add(first, vec![item_with_embedding_of(4), other(3)], false).unwrap_err();
+        captions.add(first, vec![item_with_embedding_of(4)], false).unwrap();
         captions.add(second, vec![other(3)], false).unwrap_err();
         // A refused report changes nothing.
         assert_eq!(captions.missing_ranges(), [second]);
@@ -347,14 +383,16 @@ mod tests {
     #[test]
     fn a_range_sent_in_parts_is_complete_after_the_last_part() {
         let text = |number: usize| format!("{number:04}{}", "x".repeat(MAX_TEXT_BYTES - 4));
-        let with = |references: usize| v1::EvaluationItem {
+        let item_with_references = |references: usize| v1::EvaluationItem {
             image: text(0),
             caption: text(1),
             references: (0..references).map(text).collect(),
             ..item("", 1.0)
         };
-        for items in [vec![with(33)], vec![item("a", 1.0), with(MAX_CAPTIONS), item("b", 1.0)]] {
-            let mut captions = captions_of(EVALUATION_RANGE);
+        for items in
+            [vec![item_with_references(33)], vec![item("a", 1.0), item_with_references(MAX_CAPTIONS), item("b", 1.0)]]
+        {
+            let mut captions = captions_of(IMAGES_PER_EVALUATION_RANGE);
             let range = captions.missing_ranges()[0];
             let mut parts = proto::split_items(items.clone());
             let last = parts.pop().unwrap();
@@ -362,7 +400,8 @@ mod tests {
                 captions.add(range, part.clone(), true).unwrap();
                 assert_eq!((captions.missing_ranges(), captions.is_complete()), (vec![range], false));
             }
-            // The worker that sent them failed: another one reports the range from the start.
+            // The worker that sent the parts has failed. Another worker reports the range again
+            // from its first image.
             captions.discard_partial_ranges();
             assert_eq!(captions.size_bytes, 0);
             for part in parts {
@@ -371,30 +410,30 @@ mod tests {
             captions.add(range, last, false).unwrap();
             assert!(captions.is_complete());
             let added = captions.into_items();
-            let max_references = |items: Vec<Item>| items.into_iter().map(|item| item.references.len()).max();
+            let max_references = |items: Vec<EvaluationItem>| items.into_iter().map(|item| item.references.len()).max();
             assert_eq!(max_references(added), items.iter().map(|item| item.references.len()).max());
         }
     }
 
     #[test]
     fn items_may_lack_scores_and_embeddings() {
-        let mut captions = captions_of(EVALUATION_RANGE);
+        let mut captions = captions_of(IMAGES_PER_EVALUATION_RANGE);
         let range = captions.missing_ranges()[0];
         let without_scores = v1::EvaluationItem { image: "b".into(), ..Default::default() };
-        let last = v1::EvaluationItem { image: "c".into(), ..embedded(4) };
-        captions.add(range, vec![embedded(4), without_scores, last], false).unwrap();
+        let last = v1::EvaluationItem { image: "c".into(), ..item_with_embedding_of(4) };
+        captions.add(range, vec![item_with_embedding_of(4), without_scores, last], false).unwrap();
         assert!(captions.is_complete());
     }
 
     proptest! {
         #[test]
-        fn every_range_has_one_rank(images in 0..5_000_u64, world_size in 1..40_u32) {
-            let all = captions_of(images).missing_ranges();
+        fn each_range_is_in_the_share_of_one_rank(images in 0..5_000_u64, world_size in 1..40_u32) {
+            let all_ranges = captions_of(images).missing_ranges();
             let shares: Vec<&[ImageRange]> =
-                (0..world_size).map(|rank| share(&all, world_size, Rank(rank))).collect();
-            prop_assert_eq!(shares.concat(), all.clone());
-            prop_assert!(shares.iter().all(|share| share.len() - all.len() / world_size as usize <= 1));
-            let covered: Vec<u64> = all.iter().flat_map(|range| range.begin..range.end).collect();
+                (0..world_size).map(|rank| share_of_rank(&all_ranges, world_size, Rank(rank))).collect();
+            prop_assert_eq!(shares.concat(), all_ranges.clone());
+            prop_assert!(shares.iter().all(|share| share.len() - all_ranges.len() / world_size as usize <= 1));
+            let covered: Vec<u64> = all_ranges.iter().flat_map(|range| range.begin..range.end).collect();
             prop_assert_eq!(covered, (0..images).collect::<Vec<_>>());
         }
     }

@@ -1,19 +1,24 @@
-//! Checkpoints: one member writes the state while training continues, all members report its hash,
-//! and the coordinator deletes checkpoints that are no longer needed.
+//! Checkpoints: one member, the writer, writes the training state while training continues. All
+//! members report the hash of their parameters. The coordinator deletes checkpoints that are no
+//! longer needed.
 //!
 //! ```text
-//!   Checkpoint (to all)              CheckpointDone (of all)
-//!   ------------------> saving ------------------------------> saved ------> retired
-//!                         |  \
-//!   the writer is removed |   \ CheckpointFailed
-//!   or the state is       |    '------> failed: no steps are granted, and the save is retried
-//!   given up              v             until it succeeds
-//!                     cancelled ------> deleted when all have reported
+//!   Checkpoint directive          CheckpointDone message           not needed
+//!   to all members                from all members                 any more
+//!   --------------------> saving -----------------------> saved -------------> deleted
+//!                         |    |
+//!   the writer is removed,|    | CheckpointFailed message from the writer
+//!   or the state is given |    v
+//!   up                    |  failed: no steps are granted, and the save is retried
+//!                         v          until it succeeds
+//!                     cancelled ------------------------> deleted
+//!                                  all members
+//!                                  have reported
 //! ```
 //!
-//! A save belongs to the run, not to a generation: the members copied their states at the same
-//! step, and the writer may be in a later generation by now. Only one save is in progress at a
-//! time.
+//! A save belongs to the run, not to a generation: all members copied their states at the same
+//! step, and the writer may be in a later generation when it finishes. Only one save is in progress
+//! at a time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,12 +31,12 @@ use serde_json::json;
 use super::{
     Action, Outcome, ProtocolViolation, Run, Time, WorkerId, one_line,
     plan::{Boundary, Position},
-    record::{Checkpoint, EventKind, Record, Source},
+    record::{Checkpoint, EventKind, Record, StateSource},
 };
 
 /// Maximal length of a hash from a worker, in bytes. SHA-256 as hex has 64.
 const MAX_HASH_BYTES: usize = 128;
-/// Interval between attempts to save after a failure.
+/// The interval between attempts to save after a failure.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The save in progress.
@@ -39,9 +44,11 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct SaveInProgress {
     /// The number of the save in directives.
     number: u64,
-    /// The state that is saved.
+    /// The position of the state that is saved.
     pub position: Position,
+    /// The name of the checkpoint.
     pub name: String,
+    /// The generation that was ordered to save.
     generation: u64,
     /// Whether the save is cancelled: its state does not belong to the run's history any more, or
     /// its writer is removed.
@@ -99,16 +106,18 @@ impl Run {
         position.checkpoint_name(&self.plan.stage(position).name, None)
     }
 
-    /// A checkpoint name that no other writer can be using, including one that lost its connection
-    /// while it wrote. Files that earlier coordinators ordered may still be incomplete.
+    /// A checkpoint name that no other writer can be using at this time. A worker that lost its
+    /// connection, or that an earlier coordinator process ordered to save, may still be writing a
+    /// checkpoint of the same position. Therefore all attempts but the first one of a new run have
+    /// the number of the generation in the name.
     fn unique_checkpoint_name(&mut self, position: Position) -> String {
         let is_first_attempt = self.save_attempts.insert(position) && self.is_fresh;
         let attempt = (!is_first_attempt).then_some(self.last_generation);
         position.checkpoint_name(&self.plan.stage(position).name, attempt)
     }
 
-    /// Whether the state at `granted` is saved. If it is not, orders a save unless one is in
-    /// progress.
+    /// Whether the state at `granted` is saved. If it is not, orders the members to save it, unless
+    /// a save is in progress.
     pub(super) fn ensure_saved(&mut self, granted: Position) -> bool {
         if self.saving.is_some() {
             return false;
@@ -120,13 +129,14 @@ impl Run {
         false
     }
 
-    /// Retries a failed save if that is due. Returns true if the state turns out to be saved.
+    /// Retries a failed save if the retry is due. Returns true if the state turns out to be saved
+    /// already.
     pub(super) fn retry_save(&mut self, now: Time, granted: Position) -> bool {
         let is_due = self.failed_save.as_ref().is_some_and(|failed| now >= failed.retry_at);
         if !is_due || self.saving.is_some() {
             return false;
         }
-        // The run may have gone back to a state that was saved before.
+        // The run may have gone back to an earlier state, whose checkpoint exists.
         if self.checkpoints.contains_key(&granted) {
             self.clear_failed_save(granted);
             return true;
@@ -152,7 +162,7 @@ impl Run {
     ) -> Result<(), ProtocolViolation> {
         let hash = report.parameters_sha256;
         if hash.is_empty() || hash.len() > MAX_HASH_BYTES {
-            return Err("a checkpoint without a hash of the parameters".into());
+            return Err(ProtocolViolation::new("a checkpoint without a hash of the parameters"));
         }
         let (generation, number) = (report.generation, report.checkpoint);
         let Some(saving) = self.find_save(worker_id, generation, number)? else { return Ok(()) };
@@ -172,7 +182,7 @@ impl Run {
         let (generation, number) = (report.generation, report.checkpoint);
         let Some(saving) = self.find_save(worker_id, generation, number)? else { return Ok(()) };
         if saving.writer != worker_id {
-            return Err("it failed to write a checkpoint that another worker writes".into());
+            return Err(ProtocolViolation::new("it failed to write a checkpoint that another worker writes"));
         }
         let reason = format!("cannot save {}: {}", saving.name, one_line(&report.reason));
         // A failed save leaves no files to delete.
@@ -185,8 +195,8 @@ impl Run {
         Ok(())
     }
 
-    /// The save in progress, if the member's report is about it. Reports about cancelled saves are
-    /// ignored; one about a number that was never sent violates the protocol.
+    /// The save in progress, if the member's report is about it; none if the report is about an
+    /// earlier save. Fails if no directive with this number was ever sent.
     fn find_save(
         &mut self,
         worker_id: WorkerId,
@@ -194,7 +204,7 @@ impl Run {
         number: u64,
     ) -> Result<Option<&mut SaveInProgress>, ProtocolViolation> {
         if number > self.last_directive {
-            return Err(format!("there was no directive to save checkpoint {number}"));
+            return Err(ProtocolViolation::new(format!("there was no directive to save checkpoint {number}")));
         }
         let is_reported = |saving: &&mut SaveInProgress| {
             (saving.generation, saving.number) == (generation, number) && saving.pending.contains(&worker_id)
@@ -202,10 +212,10 @@ impl Run {
         Ok(self.saving.as_mut().filter(is_reported))
     }
 
-    /// Removes a member from the save in progress: it will not report on it, unless `still_saving`
-    /// is the number of that save.
-    pub(super) fn remove_from_save(&mut self, now: Time, worker_id: WorkerId, still_saving: Option<u64>) {
-        let Some(saving) = self.saving.as_mut().filter(|saving| still_saving != Some(saving.number)) else { return };
+    /// Removes a member that will not report on the save in progress. Does nothing if the member is
+    /// still executing that save: if `members_save` is its number.
+    pub(super) fn remove_from_save(&mut self, now: Time, worker_id: WorkerId, members_save: Option<u64>) {
+        let Some(saving) = self.saving.as_mut().filter(|saving| members_save != Some(saving.number)) else { return };
         if !saving.pending.remove(&worker_id) {
             return;
         }
@@ -215,15 +225,15 @@ impl Run {
         self.try_complete_save(now);
     }
 
-    /// Cancels the save in progress if its state is beyond `end`, and so given up.
+    /// Cancels the save in progress if its position is beyond `end`: its state is given up.
     pub(super) fn cancel_save_beyond(&mut self, end: Position) {
         if self.saving.as_ref().is_some_and(|saving| saving.position > end) {
             self.cancel_save();
         }
     }
 
-    /// Cancels the save in progress: its checkpoint will be deleted. Members finish it first; no
-    /// other save begins before.
+    /// Cancels the save in progress: its checkpoint will be deleted. The members finish the save
+    /// first, and no other save begins before that.
     fn cancel_save(&mut self) {
         if let Some(saving) = self.saving.as_mut().filter(|saving| !saving.is_cancelled) {
             saving.is_cancelled = true;
@@ -254,11 +264,11 @@ impl Run {
         self.checkpoints.insert(position, saved.clone());
         self.record(Record::Saved(saved));
         self.clear_failed_save(position);
-        self.retire_checkpoints();
+        self.delete_old_checkpoints();
     }
 
     /// Discards the checkpoint from which the generation starts, because a member reports that it
-    /// is damaged. The next generation uses an earlier one.
+    /// is damaged. The next generation starts from an earlier checkpoint.
     pub(super) fn discard_damaged_checkpoint(
         &mut self,
         worker_id: WorkerId,
@@ -268,11 +278,11 @@ impl Run {
         let position =
             self.checkpoints.iter().find(|(_, checkpoint)| checkpoint.name == name).map(|(position, _)| *position);
         let (Some(position), Some(generation)) = (position, &self.generation) else {
-            return Err("it reported a damaged checkpoint that the run does not have".into());
+            return Err(ProtocolViolation::new("it reported a damaged checkpoint that the run does not have"));
         };
-        let is_reader = generation.members.first() == Some(&worker_id);
-        if !is_reader || generation.source != Source::Checkpoint(name.to_owned()) {
-            return Err("it reported a damaged checkpoint that it was not ordered to read".into());
+        let is_rank_0 = generation.members.first() == Some(&worker_id);
+        if !is_rank_0 || generation.source != StateSource::Checkpoint(name.to_owned()) {
+            return Err(ProtocolViolation::new("it reported a damaged checkpoint that it was not ordered to read"));
         }
         self.checkpoints.remove(&position);
         self.passed_boundaries.remove(&(position, Boundary::Checkpoint));
@@ -283,32 +293,35 @@ impl Run {
         Ok(())
     }
 
-    /// Deletes checkpoints except: the newest `checkpoints.keep`, the last of each stage, the best
-    /// of the current stage, and those that a guard rule may roll back to. (An earlier stage has
-    /// ended with its best; its last is in `unselected_checkpoints`.)
-    pub(super) fn retire_checkpoints(&mut self) {
+    /// Deletes all checkpoints except these: the newest ones, as many as `checkpoints.keep`; the
+    /// last one of each stage; the best one of the current stage; and those that a guard rule may
+    /// roll back to. (For a stage that has ended, `checkpoints` has the state with which it ended
+    /// as the last one. If that was an earlier state, `unselected_checkpoints` has the stage's last
+    /// state.)
+    pub(super) fn delete_old_checkpoints(&mut self) {
         let keep = self.file.checkpoints.keep as usize;
         let newest: BTreeSet<Position> = self.checkpoints.keys().rev().take(keep).copied().collect();
         let last: BTreeMap<u32, Position> =
             self.checkpoints.keys().map(|position| (position.stage, *position)).collect();
-        let mut needed = self.stage_view().fallbacks();
-        needed.extend(self.stage_view().best().map(|best| best.position));
+        let mut needed = self.stage_view().fallback_positions();
+        needed.extend(self.stage_view().best_state().map(|best| best.position));
         let is_kept = |position: &Position| {
             newest.contains(position) || last.get(&position.stage) == Some(position) || needed.contains(position)
         };
         self.delete_checkpoints(|position| !is_kept(position));
     }
 
-    /// Deletes the files of saves that an earlier coordinator began and did not finish.
+    /// Deletes the checkpoints that an earlier coordinator process began to save or delete, and did
+    /// not finish.
     pub(super) fn delete_unfinished_checkpoints(&mut self) {
         let names = std::mem::take(&mut self.unfinished_checkpoints);
         self.actions.extend(names.into_iter().map(Action::DeleteCheckpoint));
     }
 
-    /// Deletes the checkpoints at the positions that `is_deleted` selects.
-    pub(super) fn delete_checkpoints(&mut self, is_deleted: impl Fn(&Position) -> bool) {
+    /// Deletes the checkpoints at the positions for which `must_delete` is true.
+    pub(super) fn delete_checkpoints(&mut self, must_delete: impl Fn(&Position) -> bool) {
         let positions: Vec<Position> =
-            self.checkpoints.keys().filter(|position| is_deleted(position)).copied().collect();
+            self.checkpoints.keys().filter(|position| must_delete(position)).copied().collect();
         let deleted: Vec<_> = positions.iter().filter_map(|position| self.checkpoints.remove(position)).collect();
         for checkpoint in deleted {
             self.record(Record::Deleted(checkpoint.name.clone()));

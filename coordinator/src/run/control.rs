@@ -1,18 +1,18 @@
 //! Operator commands for a run in progress: pause, resume, checkpoint, evaluate, drain, stop.
 //!
 //! A requested checkpoint or evaluation becomes a boundary of the plan at the end of the granted
-//! steps. Membership changes therefore do not affect it. The request is not in the journal: it is
-//! lost if the coordinator restarts.
+//! steps. Therefore it takes place even if members join or leave before. The request is not in the
+//! journal: it is lost if the coordinator restarts.
 
 use serde_json::json;
 
 use super::{
-    Outcome, Phase, Refusal, RefusalKind, Run, WorkerId,
+    Outcome, Refusal, RefusalKind, Run, RunPhase, WorkerId,
     plan::{Boundary, Position},
     record::EventKind,
 };
 
-/// The reason in events of an operator's commands.
+/// The reason in the records of events that an operator's command caused.
 const OPERATOR_REQUEST: &str = "an operator requested it";
 
 /// A command of an operator, from `coordinator admin` or the HTTP API.
@@ -22,9 +22,9 @@ pub enum Command {
     Pause,
     /// Resume a paused run.
     Resume,
-    /// Save the state that the run is about to reach.
+    /// Save the state at the end of the granted steps.
     Checkpoint,
-    /// Evaluate the state that the run is about to reach.
+    /// Evaluate the state at the end of the granted steps.
     Evaluate,
     /// Release the worker with this id after the step in flight.
     Drain(WorkerId),
@@ -36,7 +36,7 @@ impl Run {
     /// Executes a command. Returns a message that says what will happen; refuses a command that the
     /// state of the run does not allow.
     pub(super) fn execute_command(&mut self, command: Command) -> Result<String, Refusal> {
-        if command == Command::Stop && matches!(self.phase, Phase::Over { outcome: Outcome::Finished, .. }) {
+        if command == Command::Stop && matches!(self.phase, RunPhase::Over { outcome: Outcome::Finished, .. }) {
             self.stop_requested = true;
             return Ok("the coordinator stops; the run is finished".into());
         }
@@ -51,7 +51,7 @@ impl Run {
                     let (Position { stage, step }, reason) = (self.committed, OPERATOR_REQUEST.to_owned());
                     self.record_event(EventKind::Paused, json!({ "stage": stage, "step": step, "reason": reason }));
                     self.pause_reason = Some(reason);
-                    Ok(format!("the run pauses at {}", self.next_state()))
+                    Ok(format!("the run pauses at {}", self.end_of_granted_steps()))
                 }
             },
             Command::Resume => match self.pause_reason.take() {
@@ -64,22 +64,22 @@ impl Run {
                 }
             },
             Command::Checkpoint => {
-                let at = self.next_state();
+                let at = self.end_of_granted_steps();
                 if let Some(saved) = self.checkpoints.get(&at) {
                     return refuse(format!("{at} is already saved as {}", saved.name));
                 }
-                self.plan.request(Boundary::Checkpoint, at);
+                self.plan.add_requested_boundary(Boundary::Checkpoint, at);
                 Ok(format!("{at} will be saved"))
             }
             Command::Evaluate => {
-                let at = self.next_state();
+                let at = self.end_of_granted_steps();
                 if self.data.as_ref().is_some_and(|data| data.data_set.validation_images == 0) {
                     return refuse("the data have no validation split".into());
                 }
                 if self.passed_boundaries.contains(&(at, Boundary::Evaluation)) {
                     return refuse(format!("{at} is already evaluated"));
                 }
-                self.plan.request(Boundary::Evaluation, at);
+                self.plan.add_requested_boundary(Boundary::Evaluation, at);
                 let when = if self.pause_reason.is_some() { " when the run is resumed" } else { "" };
                 Ok(format!("{at} will be evaluated{when}"))
             }
@@ -106,9 +106,9 @@ impl Run {
         self.stop_requested
     }
 
-    /// The position of the state that the run is about to reach: steps are granted up to here.
-    pub(super) fn next_state(&self) -> Position {
-        let running = self.generation.as_ref().filter(|_| self.phase == Phase::Running);
-        running.map_or(self.committed, |generation| generation.granted)
+    /// The position up to which steps are granted; the committed position if no generation runs.
+    pub(super) fn end_of_granted_steps(&self) -> Position {
+        let running_generation = self.generation.as_ref().filter(|_| self.phase == RunPhase::Running);
+        running_generation.map_or(self.committed, |generation| generation.granted)
     }
 }

@@ -1,5 +1,5 @@
-//! The identity of the data that a run trains on, and the positions at which the training data
-//! changed.
+//! The identity of a run's data (fingerprints and sizes), and the positions at which the training
+//! data have changed.
 
 use config::{Objective, Stage};
 use proto::v1;
@@ -10,25 +10,26 @@ use super::{WorkerId, plan::Position};
 /// Maximal length of a fingerprint from a worker, in bytes. SHA-256 as hex has 64.
 const MAX_FINGERPRINT_BYTES: usize = 128;
 
-/// The data of a run's workers: all workers of one coordinator process have the same.
+/// The data of a run's workers. All workers of one coordinator process must have the same data.
 #[derive(Debug)]
 pub(super) struct RunData {
-    /// The worker that described the data to this coordinator; none if the description is from the
-    /// journal.
-    pub source: Option<WorkerId>,
+    /// The first worker that attached to this coordinator process, and so described the data. None
+    /// if no worker has attached yet and the description is from the journal.
+    pub described_by: Option<WorkerId>,
     /// The description: fingerprints and sizes of the splits.
     pub data_set: v1::DataSet,
 }
 
 impl RunData {
-    /// Why a worker with other data cannot join; none if it can. All workers of one coordinator
-    /// process have the same data. Across a restart of the coordinator, validation data may change,
-    /// and training data too if `may_change`.
-    pub(super) fn conflict(&self, worker_id: WorkerId, other: &v1::DataSet, may_change: bool) -> Option<String> {
-        let Self { source, data_set: own } = self;
-        let owner = source.map_or_else(|| "the run has trained on".to_owned(), |source| format!("worker {source} has"));
+    /// Why a worker with the data `other` cannot become a member; none if it can. Data from the
+    /// journal are those of an earlier coordinator process: in comparison to them the validation
+    /// data may differ, and if `accepts_changes` also the training data.
+    pub(super) fn conflict(&self, worker_id: WorkerId, other: &v1::DataSet, accepts_changes: bool) -> Option<String> {
+        let Self { described_by, data_set: own } = self;
+        let owner =
+            described_by.map_or_else(|| "the run has trained on".to_owned(), |first| format!("worker {first} has"));
         let escape = |fingerprint: &str| fingerprint.escape_debug().to_string();
-        let is_of_journal = source.is_none();
+        let is_from_journal = described_by.is_none();
         if own.models_fingerprint != other.models_fingerprint {
             return Some(format!(
                 "the models differ in their frozen weights or vocabularies: worker {worker_id} has fingerprint {}, \
@@ -37,8 +38,8 @@ impl RunData {
                 escape(&own.models_fingerprint),
             ));
         }
-        if own.training_fingerprint != other.training_fingerprint && !(is_of_journal && may_change) {
-            let remedy = match is_of_journal {
+        if own.training_fingerprint != other.training_fingerprint && !(is_from_journal && accepts_changes) {
+            let remedy = match is_from_journal {
                 true => {
                     "restore the earlier data, or serve with --accept-changes to continue with the new data from a new \
                      epoch"
@@ -56,7 +57,7 @@ impl RunData {
                 escape(&own.training_fingerprint),
             ));
         }
-        let differs = !is_of_journal && own.validation_fingerprint != other.validation_fingerprint;
+        let differs = !is_from_journal && own.validation_fingerprint != other.validation_fingerprint;
         differs.then(|| {
             format!(
                 "the validation data differ: worker {worker_id} has {} images (fingerprint {}), {owner} {} ({}); \
@@ -108,10 +109,10 @@ impl From<&v1::DataSet> for SplitSize {
 /// A change of the training data between two coordinator processes (`serve --accept-changes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataChange {
-    /// The first generation that trains on the new data.
+    /// The number of the first generation that trains on the new data.
     pub generation: u64,
-    /// The position from which the run trains on the new data: the earliest start of a generation
-    /// since the change. None before the first such generation.
+    /// The position from which on the run trains on the new data: the earliest start of a
+    /// generation since the change. None before the first generation with the new data.
     pub from: Option<Position>,
     /// The size of the old data.
     pub before: SplitSize,
@@ -151,8 +152,9 @@ impl DataChange {
     }
 }
 
-/// The step of stage `stage_number`, after these changes, at which its current sequence of samples
-/// begins, and the number of its first epoch.
+/// Where the current sequence of samples of stage `stage_number` begins, after these changes of the
+/// training data. Each change in the middle of the stage begins a new sequence, with the epoch
+/// after the one that was in progress.
 #[must_use]
 pub fn sequence_start(changes: &[DataChange], stage_number: u32, stage: &Stage) -> v1::SequenceStart {
     let mut start = v1::SequenceStart::default();
@@ -202,7 +204,7 @@ mod tests {
         changes.push(change(6, 6));
         changes.iter_mut().for_each(|change| change.record_start(6, at(8)));
         assert_eq!(start(&changes, 1), (8, 4));
-        // A generation starts before both changes: the first one has no effect any more.
+        // A generation starts before both changes: the run then uses only the newest data.
         changes.iter_mut().for_each(|change| change.record_start(7, at(0)));
         assert_eq!(start(&changes, 1), (0, 0));
     }

@@ -1,9 +1,10 @@
 //! Evaluations: collects captions of the validation images from the members, then has them scored.
 //!
-//! An evaluation belongs to the run, not to a generation. When a generation ends during one and the
-//! next starts from the same state, the members report only the captions that are missing, and
-//! scores in progress are still used. If the next generation starts from another state, the
-//! evaluation is cancelled, because its state is given up.
+//! An evaluation belongs to the run, not to a generation. When a generation ends during an
+//! evaluation and the next generation starts from the same state, the evaluation continues: members
+//! report only the captions that are missing, and scores that are being computed are used. If the
+//! next generation starts from another state, the evaluated state is given up and the evaluation is
+//! cancelled.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use super::{
     Action, ProtocolViolation, Rank, Run, WorkerId,
-    captions::{self, Captions, ImageRange, Item, ReportableScores},
+    captions::{self, Captions, EvaluationItem, ImageRange, ReportableScores},
     plan::{Boundary, Position},
     progress::PendingBoundary,
     record::{EventKind, Record},
@@ -23,17 +24,19 @@ use super::{
 pub(super) struct Evaluation {
     /// The number of the evaluation in directives.
     number: u64,
-    /// The state that is evaluated.
+    /// The position of the state that is evaluated.
     position: Position,
-    /// The captions that the members reported; none while they are being scored.
+    /// The captions that the members have reported so far; none once they are complete and are
+    /// being scored.
     captions: Option<Captions>,
-    /// Why the captions cannot be saved; none if they can. The run waits until they can.
+    /// Why the captions cannot be saved; none if they can. Until they are saved, the evaluation is
+    /// not complete and the run waits.
     pub save_error: Option<String>,
 }
 
 impl Run {
-    /// Starts or resumes the evaluation of the state at `position`: assigns the captions that are
-    /// missing to members, or waits for the scores.
+    /// Starts or continues the evaluation of the state at `position`: assigns the missing ranges of
+    /// images to members, or waits for the scores if no range is missing.
     pub(super) fn start_evaluation(&mut self, position: Position) {
         if self.evaluation.is_none() {
             let images = self.data.as_ref().map_or(0, |data| data.data_set.validation_images);
@@ -52,7 +55,7 @@ impl Run {
         };
         let Some(generation) = &mut self.generation else { return };
         let world_size = generation.members.len() as u32;
-        let share = |rank| captions::share(&missing, world_size, rank);
+        let share = |rank| captions::share_of_rank(&missing, world_size, rank);
         let ranks = (0..).map(Rank).zip(&generation.members);
         let pending = ranks.map(|(rank, worker_id)| (*worker_id, share(rank).iter().copied().collect())).collect();
         generation.pending_boundary = Some(PendingBoundary::Captions { pending });
@@ -62,7 +65,8 @@ impl Run {
         });
     }
 
-    /// Waits for the scores of the complete captions. Requests them unless that was done before.
+    /// Waits for the scores of the complete captions. Requests the scores unless they were
+    /// requested before.
     fn request_scores(&mut self) {
         if let Some(generation) = &mut self.generation {
             generation.pending_boundary = Some(PendingBoundary::Scores);
@@ -87,15 +91,17 @@ impl Run {
         let evaluation = self.evaluation.as_mut().filter(|evaluation| evaluation.number == report.evaluation);
         let captions = evaluation.and_then(|evaluation| evaluation.captions.as_mut());
         let (Some(PendingBoundary::Captions { pending }), Some(captions)) = (boundary, captions) else {
-            return Err(format!("evaluation {} is not in progress", report.evaluation));
+            return Err(ProtocolViolation::new(format!("evaluation {} is not in progress", report.evaluation)));
         };
-        let range = ImageRange::from(report.range.ok_or("captions without a range")?);
+        let range = ImageRange::from(report.range.ok_or_else(|| ProtocolViolation::new("captions without a range"))?);
         let is_pending = pending
             .get_mut(&worker_id)
             .is_some_and(|pending| if report.more { pending.contains(&range) } else { pending.remove(&range) });
         if !is_pending {
             let ImageRange { begin, end } = range;
-            return Err(format!("captions of the images {begin}..{end}, which it was not assigned or sent already"));
+            return Err(ProtocolViolation::new(format!(
+                "captions of the images {begin}..{end}, which it was not assigned or sent already"
+            )));
         }
         captions.add(range, report.items, report.more)?;
         if captions.is_complete() {
@@ -104,15 +110,16 @@ impl Run {
         Ok(())
     }
 
-    /// Handles [`super::Event::CaptionsSaved`]: saving the captions fails, or works again.
-    pub(super) fn handle_captions_saved(&mut self, number: u64, saved: Result<(), String>) {
-        // The evaluation is gone if its state was given up meanwhile.
+    /// Handles [`super::Event::CaptionsSaved`]: saving the captions has failed, or has succeeded
+    /// after a failure.
+    pub(super) fn handle_captions_saved(&mut self, number: u64, error: Option<String>) {
+        // There is no evaluation any more if its state was given up in the meantime.
         let Some(evaluation) = self.evaluation.as_mut().filter(|evaluation| evaluation.number == number) else {
             return;
         };
         let at = evaluation.position.to_string();
-        let before = std::mem::replace(&mut evaluation.save_error, saved.err());
-        match (&before, &evaluation.save_error) {
+        let previous_error = std::mem::replace(&mut evaluation.save_error, error);
+        match (&previous_error, &evaluation.save_error) {
             (None, Some(reason)) => {
                 let detail = json!({ "at": at, "reason": reason });
                 self.record_event(EventKind::SaveFailed, detail);
@@ -126,8 +133,8 @@ impl Run {
     }
 
     /// Handles [`super::Event::Scored`]: completes the evaluation.
-    pub(super) fn handle_scores(&mut self, number: u64, metrics: BTreeMap<String, f64>, items: Vec<Item>) {
-        // The evaluation is gone if its state was given up meanwhile.
+    pub(super) fn handle_scores(&mut self, number: u64, metrics: BTreeMap<String, f64>, items: Vec<EvaluationItem>) {
+        // There is no evaluation any more if its state was given up in the meantime.
         let Some(evaluation) = self.evaluation.take_if(|evaluation| evaluation.number == number) else { return };
         let position = evaluation.position;
         if let Some(generation) = &mut self.generation {
@@ -135,14 +142,15 @@ impl Run {
         }
         self.passed_boundaries.insert((position, Boundary::Evaluation));
         self.progress_count += 1;
-        // The guard's actions are recorded first: a coordinator that restarts does not repeat a
-        // recorded evaluation.
+        // The guard's actions are recorded before the evaluation. In the other order, a coordinator
+        // that crashes between the two records would find the evaluation in the journal after its
+        // restart, would not repeat it, and would never execute the actions.
         self.check_evaluation(position, &metrics);
         self.scores.insert(position, metrics.clone());
         self.record(Record::Evaluated { position, generation: self.last_generation, metrics, items });
     }
 
-    /// Cancels the evaluation if its state is given up.
+    /// Cancels the evaluation if the next generation starts from another state.
     pub(super) fn cancel_outdated_evaluation(&mut self, start: Position) {
         self.evaluation.take_if(|evaluation| evaluation.position != start);
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use proto::{v1, v1::worker_message::Message};
 
-use super::{Command, Refusal, RequestId, SessionId, captions::Item, record::Record};
+use super::{Command, Refusal, RequestId, SessionId, captions::EvaluationItem, record::Record};
 
 /// An input of the state machine.
 #[derive(Clone, Debug)]
@@ -15,36 +15,37 @@ pub enum Event {
         request: RequestId,
         /// The worker's address, for limits; for IPv6 the /64 prefix.
         address: IpAddr,
-        /// A fresh random session token, used if the worker is admitted.
-        token: String,
+        /// A new random text. It replaces the idempotency key of a request without one, and so
+        /// becomes part of the session token.
+        generated_join_key: String,
         /// The worker's request.
         join: v1::JoinRequest,
     },
-    /// An admitted worker has opened its stream.
+    /// An admitted worker has opened its session.
     Attach {
-        /// The stream.
+        /// The session.
         session: SessionId,
-        /// The stream's first message, with the session token.
+        /// The session's first message, with the session token.
         attach: v1::Attach,
     },
-    /// A worker has sent a message on its stream.
+    /// A worker has sent a message in its session.
     Message {
-        /// The stream.
+        /// The session.
         session: SessionId,
         /// The message.
         message: Message,
     },
-    /// A stream has closed.
+    /// A session has closed.
     Closed {
-        /// The stream.
+        /// The session.
         session: SessionId,
     },
     /// Saving the captions of an evaluation has failed, or has succeeded after a failure.
     CaptionsSaved {
         /// The number of the evaluation.
         evaluation: u64,
-        /// Why saving failed, as a message for display.
-        saved: Result<(), String>,
+        /// Why saving has failed, as a message for display; none if it has succeeded.
+        error: Option<String>,
     },
     /// An evaluation is scored: the answer to [`Action::Score`].
     Scored {
@@ -52,8 +53,8 @@ pub enum Event {
         evaluation: u64,
         /// Scores by name.
         metrics: BTreeMap<String, f64>,
-        /// The items, with their own scores added.
-        items: Vec<Item>,
+        /// The captions of the evaluation, with their own scores added.
+        items: Vec<EvaluationItem>,
     },
     /// Time has passed. Sent at regular intervals, so that timeouts are noticed.
     Tick,
@@ -78,33 +79,32 @@ pub enum Action {
         /// The answer.
         response: v1::JoinResponse,
     },
-    /// Confirm a command: it is executed, or will be.
+    /// Confirm an operator's command: it is executed, or will be.
     Done {
-        /// The command's request.
+        /// The request that contained the command.
         request: RequestId,
         /// What will happen, as a message for display.
         message: String,
     },
-    /// Refuse a request.
+    /// Refuse a join request, or an operator's command.
     Refuse {
-        /// The request: a join or a command.
+        /// The request.
         request: RequestId,
         /// The answer.
         refusal: Refusal,
     },
     /// Send a directive to a worker.
     Send {
-        /// Its stream.
+        /// The worker's session.
         session: SessionId,
         /// The directive.
         directive: v1::Directive,
     },
-    /// Close a worker's stream after the messages that were sent on it; with an error if one is
-    /// given.
+    /// Close a worker's session after the messages that were sent in it.
     Close {
-        /// Its stream.
+        /// The worker's session.
         session: SessionId,
-        /// The error.
+        /// The error that the worker gets; none closes the session without an error.
         refusal: Option<Refusal>,
     },
     /// Append a record to the journal. A [`Record::must_be_durable`] record is on disk before the
@@ -115,8 +115,8 @@ pub enum Action {
     Score {
         /// The number of the evaluation.
         evaluation: u64,
-        /// Its items, sorted by image name.
-        items: Vec<Item>,
+        /// Its captions, sorted by image name.
+        items: Vec<EvaluationItem>,
         /// The path of the file for the captions.
         captions: PathBuf,
     },

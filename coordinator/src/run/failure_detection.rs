@@ -1,22 +1,23 @@
-//! Failure detection: removes members whose stream closes, that send no message, or that do not
-//! release their generation. Also evicts and removes members for other parts of the state machine.
+//! Failure detection: removes members whose session closes, that send no message, or that do not
+//! release their generation. Also evicts and removes members for the other modules of the state
+//! machine.
 
 use proto::v1;
 use serde_json::json;
 
 use super::{
-    Action, Phase, Run, SessionId, Time, WorkerId,
+    Action, Run, RunPhase, SessionId, Time, WorkerId,
     membership::{MemberState, OverdueReason, release_timeout},
     record::EventKind,
 };
 
 impl Run {
-    /// Handles [`super::Event::Closed`]: a worker's stream has closed.
+    /// Handles [`super::Event::Closed`]: a worker's session has closed.
     pub(super) fn handle_closed(&mut self, now: Time, session: SessionId) {
-        let Some(worker_id) = self.members.worker_of(session) else { return };
+        let Some(worker_id) = self.members.worker_id_of(session) else { return };
         match self.phase {
-            // The worker was told to leave.
-            Phase::Over { .. } => self.remove_member(now, worker_id, EventKind::Left, "the run is over"),
+            // The coordinator has sent the worker a Finish or Leave directive.
+            RunPhase::Over { .. } => self.remove_member(now, worker_id, EventKind::Left, "the run is over"),
             _ => self.remove_failed(now, worker_id, "its stream closed"),
         }
     }
@@ -24,9 +25,9 @@ impl Run {
     /// Handles [`super::Event::Tick`]: removes members that are overdue, and detects stalls.
     pub(super) fn check_timeouts(&mut self, now: Time) {
         let heartbeat_timeout = self.heartbeat_timeout();
-        self.members.expire(now);
-        for (worker_id, overdue) in self.members.overdue(now, heartbeat_timeout) {
-            match overdue {
+        self.members.remove_expired(now);
+        for (worker_id, overdue_reason) in self.members.find_overdue(now, heartbeat_timeout) {
+            match overdue_reason {
                 OverdueReason::NoMessage => {
                     let seconds = heartbeat_timeout.as_secs_f64();
                     let reason = format!("it sent no message within heartbeat_timeout ({seconds} s)");
@@ -50,7 +51,7 @@ impl Run {
         self.remove_member(now, worker_id, EventKind::Lost, &reason);
     }
 
-    /// Evicts a member: tells it to end with an error, and closes its stream.
+    /// Evicts a member: orders it to exit with an error, and closes its session.
     pub(super) fn evict(&mut self, now: Time, worker_id: WorkerId, reason: &str) {
         if let Some(member) = self.members.get(worker_id) {
             let session = member.session;
@@ -66,11 +67,11 @@ impl Run {
         let Some(member) = self.members.remove(worker_id) else { return };
         self.record_event(kind, json!({ "rank": worker_id, "host": member.machine.host, "reason": reason }));
         if self.last_generation == 0 && self.members.is_empty() {
-            // Nothing was trained yet: the next worker may bring other data.
+            // No step was trained yet, so the next worker may have other data.
             self.data = None;
         }
         if member.position.is_some() {
-            self.holder_lost_at = now;
+            self.state_holder_removed_at = now;
         }
         self.remove_from_save(now, worker_id, None);
         if matches!(member.state, MemberState::InGeneration(_)) {
@@ -78,9 +79,9 @@ impl Run {
         }
     }
 
-    /// Tells a worker to exit; without an error if `orderly`.
-    pub(super) fn send_leave(&mut self, session: SessionId, reason: &str, orderly: bool) {
-        let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned(), orderly });
+    /// Orders a worker to exit; without an error if `is_orderly`.
+    pub(super) fn send_leave(&mut self, session: SessionId, reason: &str, is_orderly: bool) {
+        let leave = v1::directive::Directive::Leave(v1::Leave { reason: reason.to_owned(), orderly: is_orderly });
         self.send(session, self.last_generation, leave);
     }
 }

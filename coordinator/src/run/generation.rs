@@ -4,13 +4,15 @@
 //! ```text
 //!                enough members, all idle             all are ready
 //!     waiting ---------------------------> forming ----------------> running ---> over
-//!        ^                                    |                         |
-//!        | Abandon, then Idle of all members  | (1)                     | (1), (2), (3)
+//!        ^                                    |                         |    run finished,
+//!        |                                    | (1)                     |    stopped or failed
+//!        |  Abandon directive to all members, |                         | (1), (2), (3)
+//!        |  then Idle message of all members  |                         |
 //!        '------------------------------------+-------------------------'
 //!
 //!     (1) at once: a member fails or is evicted
-//!     (2) after the step in flight: a member joins or leaves; see membership_changes
-//!     (3) a stage ends with an earlier state; see stage_end
+//!     (2) after the step in flight: a worker joins or leaves; see membership_changes
+//!     (3) at once: a stage ends with an earlier state; see stage_end
 //! ```
 
 use std::collections::BTreeSet;
@@ -19,7 +21,7 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use super::{
-    Action, Outcome, Phase, ProtocolViolation, Rank, Run, Time, WorkerId,
+    Action, Outcome, ProtocolViolation, Rank, Run, RunPhase, Time, WorkerId,
     admission::is_agreed,
     data,
     membership::MemberState,
@@ -27,35 +29,36 @@ use super::{
     plan::Position,
     progress::PendingBoundary,
     reachability,
-    record::{EventKind, Record, Source},
+    record::{EventKind, Record, StateSource},
     statistics::StepMerger,
     step_tracker::StepTracker,
 };
 
-/// The run fails after this many generations in a row that ended with the same fatal failure and
-/// without progress.
+/// The run fails after this many consecutive generations that ended with the same fatal failure,
+/// with no progress between them.
 const MAX_SAME_FATAL_FAILURES: u32 = 3;
-/// The run fails after this many generations in a row that ended with other failures and without
-/// progress.
+/// The run fails after this many consecutive generations that ended with failures that are not
+/// fatal, with no progress between them.
 const MAX_OTHER_FAILURES: u32 = 5;
 
-/// The members, the starting state and the progress of one generation.
+/// The members, the start and the progress of one generation.
 #[derive(Debug)]
 pub(super) struct Generation {
+    /// Generations are numbered from 1.
     pub number: u64,
     /// Worker ids in order; the index is the rank in the generation.
     pub members: Vec<WorkerId>,
     /// The position at which it starts.
     pub start: Position,
-    /// The source of the state that it starts from.
-    pub source: Source,
+    /// The source of the training state that it starts from.
+    pub source: StateSource,
     /// The members that have finished the rendezvous.
     pub ready_members: BTreeSet<WorkerId>,
-    /// The position up to which directives were sent.
+    /// The position up to which the members were ordered to train.
     pub granted: Position,
     /// The position that each member has reported.
     pub step_tracker: StepTracker,
-    /// A batch size, and the number of its samples for each rank.
+    /// The batch size, and the number of samples of each rank's share of a batch.
     pub shares: (u32, Vec<u32>),
     /// The run's progress count when the generation was formed.
     pub initial_progress_count: u64,
@@ -65,6 +68,7 @@ pub(super) struct Generation {
     /// Why the generation has to end. Its members were ordered to halt; it ends when one has halted
     /// or all granted steps are done.
     pub halt_reason: Option<String>,
+    /// The reports of steps that not all members have reported yet.
     pub step_merger: StepMerger,
 }
 
@@ -84,16 +88,17 @@ pub(super) struct GenerationEnd {
     pub is_failure: bool,
 }
 
-/// Counts failures without progress in between, to stop a run that cannot continue.
+/// Counts failures without progress between them, to end a run that cannot continue.
 #[derive(Debug, Default)]
 pub(super) struct FailureCounter {
+    /// The run's progress count at the last failure.
     progress_count: u64,
-    fatal: Option<FatalFailures>,
-    /// The generation of the last other failure, and the number of such failures.
-    other: (u64, u32),
+    fatal_failures: Option<FatalFailures>,
+    /// The generation of the last failure that was not fatal, and the number of these failures.
+    other_failures: (u64, u32),
 }
 
-/// Fatal failures with the same reason.
+/// Consecutive fatal failures with the same reason.
 #[derive(Debug)]
 struct FatalFailures {
     reason: String,
@@ -104,47 +109,51 @@ struct FatalFailures {
 
 impl FailureCounter {
     /// Counts a failure, at most once per generation. Returns true if the run has to fail.
-    pub(super) fn count(&mut self, progress_count: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
+    pub(super) fn record(&mut self, progress_count: u64, generation: u64, reason: &str, is_fatal: bool) -> bool {
         if progress_count != self.progress_count {
             *self = Self { progress_count, ..Self::default() };
         }
         if !is_fatal {
-            if self.other.0 != generation {
-                self.other = (generation, self.other.1 + 1);
+            let (last_generation, count) = &mut self.other_failures;
+            if *last_generation != generation {
+                (*last_generation, *count) = (generation, *count + 1);
             }
-            return self.other.1 >= MAX_OTHER_FAILURES;
+            return *count >= MAX_OTHER_FAILURES;
         }
-        match &mut self.fatal {
+        match &mut self.fatal_failures {
             Some(fatal) if fatal.reason == reason => {
                 if fatal.generation != generation {
                     (fatal.generation, fatal.count) = (generation, fatal.count + 1);
                 }
                 fatal.count >= MAX_SAME_FATAL_FAILURES
             }
-            other => {
-                *other = Some(FatalFailures { reason: reason.to_owned(), generation, count: 1 });
+            different => {
+                let first = FatalFailures { reason: reason.to_owned(), generation, count: 1 };
+                *different = Some(first);
                 false
             }
         }
     }
 }
 
-/// The position at which a generation starts, and the source of that state.
+/// The position at which a generation starts, and the source of the training state at that
+/// position.
 pub(super) struct StartPoint {
     pub start: Position,
-    pub source: Source,
+    pub source: StateSource,
 }
 
 impl Run {
-    /// Forms the next generation if enough members have joined and all have released the last one.
+    /// Forms the next generation if enough members have joined and all members have released the
+    /// last generation.
     pub(super) fn try_form_generation(&mut self, now: Time) {
-        if !self.members.all_idle() {
+        if !self.members.are_all_idle() {
             return;
         }
         self.evict_unreachable(now);
         let Some(members) = self.select_members() else { return };
         let StartPoint { start, source } = self.select_start();
-        if self.must_wait_for_holder(now, start) {
+        if self.must_wait_for_removed_holder(now, start) {
             return;
         }
         self.flush_statistics();
@@ -183,61 +192,64 @@ impl Run {
             halt_reason: None,
             step_merger: StepMerger::default(),
         });
-        self.phase = Phase::Forming;
+        self.phase = RunPhase::Forming;
     }
 
-    /// The furthest state available: a member's (that of the lowest id, members that stay first),
-    /// else a checkpoint's, else the seed's.
+    /// The furthest training state that is available, and its source. Several members may hold it;
+    /// then a member that stays is preferred to one that leaves, then the one with the lowest id.
+    /// If a checkpoint is further than all members, the source is the checkpoint. If there is
+    /// neither, it is the seed.
     pub(super) fn select_start(&self) -> StartPoint {
         let is_usable = |position: &v1::Position| self.branch_points.is_current(position.into(), position.generation);
-        let states = self.members.iter().filter_map(|(worker_id, member)| {
+        let held_states = self.members.iter().filter_map(|(worker_id, member)| {
             let position = Position::from(member.position.as_ref().filter(|position| is_usable(position))?);
-            // Among members with the same state, one that stays is preferred.
             Some((position, member.leave_reason.is_none(), std::cmp::Reverse(worker_id)))
         });
-        let saved = self.checkpoints.values().next_back();
-        match (states.max(), saved) {
+        let last_checkpoint = self.checkpoints.values().next_back();
+        match (held_states.max(), last_checkpoint) {
             (Some((start, _, worker_id)), saved) if saved.is_none_or(|saved| saved.position <= start) => {
-                StartPoint { start, source: Source::Member(worker_id.0) }
+                StartPoint { start, source: StateSource::Member(worker_id.0) }
             }
-            (_, Some(saved)) => StartPoint { start: saved.position, source: Source::Checkpoint(saved.name.clone()) },
-            (_, None) => StartPoint { start: Position::default(), source: Source::Seed },
+            (_, Some(saved)) => {
+                StartPoint { start: saved.position, source: StateSource::Checkpoint(saved.name.clone()) }
+            }
+            (_, None) => StartPoint { start: Position::default(), source: StateSource::Seed },
         }
     }
 
-    /// Moves `committed` to the start of the next generation: back if the state is lost, forward if
-    /// only the reports are.
-    fn move_committed(&mut self, start: Position, generation: u64, source: &Source) {
-        // Needed even if no committed step is given up: the beginning of a stage may be recorded
-        // only for its evaluation.
+    /// Moves `committed` to the start of the next generation. It moves back if the state at
+    /// `committed` is lost. It moves forward if members have applied steps whose reports were lost.
+    fn move_committed(&mut self, start: Position, generation: u64, source: &StateSource) {
+        // Needed even if no committed step is given up: the beginning of a stage may have been
+        // evaluated although no step of the stage is committed.
         self.passed_boundaries.retain(|(position, _)| *position <= start);
         self.scores.retain(|position, _| *position <= start);
-        let before = self.committed;
-        if start == before {
+        let previous = self.committed;
+        if start == previous {
             return;
         }
         let detail = json!({
-            "from": { "stage": before.stage, "step": before.step },
+            "from": { "stage": previous.stage, "step": previous.step },
             "to": { "stage": start.stage, "step": start.step },
             "generation": generation,
             "source": source.to_string(),
         });
-        self.record_event(if start < before { EventKind::RolledBack } else { EventKind::Adopted }, detail);
+        self.record_event(if start < previous { EventKind::RolledBack } else { EventKind::Adopted }, detail);
         self.cancel_save_beyond(start);
         self.committed = start;
-        if start < before || start.stage != before.stage {
+        if start < previous || start.stage != previous.stage {
             self.restart_guard();
         }
     }
 
-    fn send_rendezvous(&mut self, number: u64, members: &[WorkerId], start: Position, source: &Source) {
+    fn send_rendezvous(&mut self, number: u64, members: &[WorkerId], start: Position, source: &StateSource) {
         let rank_of = |id: WorkerId| members.iter().position(|other| *other == id).map(|index| Rank(index as u32));
-        let address = |id: &WorkerId| Some((*id, self.members.get(*id)?.store_address.clone()));
+        let address = |id: &WorkerId| Some((*id, self.members.get(*id)?.tcp_store_address.clone()));
         let addresses: Vec<(WorkerId, String)> = members.iter().filter_map(address).collect();
         let (source_rank, checkpoint) = match source {
-            Source::Member(worker_id) => (rank_of(*worker_id), String::new()),
-            Source::Checkpoint(name) => (None, name.clone()),
-            Source::Seed => (None, String::new()),
+            StateSource::Member(worker_id) => (rank_of(*worker_id), String::new()),
+            StateSource::Checkpoint(name) => (None, name.clone()),
+            StateSource::Seed => (None, String::new()),
         };
         let saved = self.checkpoints.values().find(|saved| saved.name == checkpoint);
         let (checkpoint_run_id, checkpoint_sha256) =
@@ -270,22 +282,25 @@ impl Run {
             return;
         }
         let generation = generation.number;
-        self.phase = Phase::Running;
+        self.phase = RunPhase::Running;
         self.record(Record::Ready { generation, recovery: self.last_end.is_failure });
         self.send_due_directives(now);
     }
 
-    /// Whether a message of a worker belongs to the generation that forms or runs. False for an
-    /// older generation; a violation of the protocol for a generation that does not exist.
+    /// Whether a message of a worker belongs to the generation that forms or runs. False if it
+    /// belongs to an older generation. Fails if that generation does not exist, or if the worker is
+    /// not in it.
     pub(super) fn is_current_generation(&self, worker_id: WorkerId, number: u64) -> Result<bool, ProtocolViolation> {
         if number > self.last_generation {
-            return Err(format!("generation {number} does not exist"));
+            return Err(ProtocolViolation::new(format!("generation {number} does not exist")));
         }
-        let is_active = matches!(self.phase, Phase::Forming | Phase::Running);
+        let is_active = matches!(self.phase, RunPhase::Forming | RunPhase::Running);
         let state = self.members.get(worker_id).map(|member| member.state);
         match state {
-            Some(MemberState::InGeneration(own)) if own == number => Ok(is_active),
-            _ if is_active && number == self.last_generation => Err(format!("it is not in generation {number}")),
+            Some(MemberState::InGeneration(current)) if current == number => Ok(is_active),
+            _ if is_active && number == self.last_generation => {
+                Err(ProtocolViolation::new(format!("it is not in generation {number}")))
+            }
             _ => Ok(false),
         }
     }
@@ -299,7 +314,7 @@ impl Run {
         let reported = ready.position.as_ref().map(Position::from);
         if reported != Some(generation.start) {
             let reported = reported.map_or_else(|| "no position".into(), |reported| reported.to_string());
-            return Err(format!("it is ready at {reported} instead of {}", generation.start));
+            return Err(ProtocolViolation::new(format!("it is ready at {reported} instead of {}", generation.start)));
         }
         generation.ready_members.insert(worker_id);
         let position = generation.start.in_generation(generation.number);
@@ -317,18 +332,18 @@ impl Run {
         idle: &v1::Idle,
     ) -> Result<(), ProtocolViolation> {
         if idle.generation > self.last_generation {
-            return Err(format!("generation {} does not exist", idle.generation));
+            return Err(ProtocolViolation::new(format!("generation {} does not exist", idle.generation)));
         }
         if let Some(reason) = idle.position.as_ref().and_then(|position| self.position_error(position)) {
-            return Err(format!("it reported an impossible position: {reason}"));
+            return Err(ProtocolViolation::new(format!("it reported an impossible position: {reason}")));
         }
         let position = idle.position.filter(is_agreed);
         let Some(member) = self.members.get_mut(worker_id) else { return Ok(()) };
-        let own = match member.state {
-            MemberState::InGeneration(own) | MemberState::Releasing { generation: own, .. } => own,
+        let member_generation = match member.state {
+            MemberState::InGeneration(generation) | MemberState::Releasing { generation, .. } => generation,
             MemberState::Idle => 0,
         };
-        if own > idle.generation {
+        if member_generation > idle.generation {
             return Ok(());
         }
         let was_in_generation = matches!(member.state, MemberState::InGeneration(_));
@@ -353,25 +368,26 @@ impl Run {
         failed: &v1::Failed,
     ) -> Result<(), ProtocolViolation> {
         if failed.generation > self.last_generation {
-            return Err(format!("generation {} does not exist", failed.generation));
+            return Err(ProtocolViolation::new(format!("generation {} does not exist", failed.generation)));
         }
         let reason = one_line(&failed.reason);
         let in_generation = MemberState::InGeneration(failed.generation);
-        let is_current = matches!(self.phase, Phase::Forming | Phase::Running)
+        let is_current = matches!(self.phase, RunPhase::Forming | RunPhase::Running)
             && self.members.get(worker_id).is_some_and(|member| member.state == in_generation);
         if is_current && !failed.damaged_checkpoint.is_empty() {
             self.discard_damaged_checkpoint(worker_id, &failed.damaged_checkpoint, &reason)?;
         }
         self.record_unreachable(worker_id, failed);
-        // Other members may have halted first, so that this member's collective operation failed.
+        // In a generation that halts, other members may have released the collective first, so that
+        // this member's collective operation has failed. That is not a failure of the run.
         let is_halting = self.generation.as_ref().is_some_and(|generation| generation.halt_reason.is_some());
         let must_fail = if failed.fatal {
-            // Other members may have noticed first, and ended the generation: the failure counts
-            // nevertheless.
-            self.failure_counter.count(self.progress_count, failed.generation, &reason, true)
+            // A fatal failure counts even if the generation has ended already, because other
+            // members have noticed the failure first.
+            self.failure_counter.record(self.progress_count, failed.generation, &reason, true)
         } else {
             let is_counted = is_current && !is_halting;
-            is_counted && self.failure_counter.count(self.progress_count, failed.generation, &reason, false)
+            is_counted && self.failure_counter.record(self.progress_count, failed.generation, &reason, false)
         };
         let text = format!("worker {worker_id} failed: {reason}");
         if failed.fatal {
@@ -379,26 +395,26 @@ impl Run {
             self.remove_member(now, worker_id, EventKind::Lost, &text);
             self.actions.extend(session.map(|session| Action::Close { session, refusal: None }));
         } else if is_current {
-            // A member that reports a failure releases its generation by itself: it gets no
-            // directive.
+            // A member that reports a failure releases its generation by itself, so it gets no
+            // Abandon directive.
             let state = MemberState::Releasing { generation: failed.generation, since: now };
             self.members.set_state(worker_id, state);
             self.end_generation(now, &text, !is_halting);
         }
-        if must_fail && !matches!(self.phase, Phase::Over { .. }) {
+        if must_fail && !matches!(self.phase, RunPhase::Over { .. }) {
             self.end_run(now, Outcome::Failed(format!("generations keep failing without progress: {text}")));
         }
         Ok(())
     }
 
-    /// Ends the generation that forms or runs, if there is one: sends Abandon to all members in it.
+    /// Ends the generation that forms or runs, if there is one: orders its members to abandon it.
     pub(super) fn end_generation(&mut self, now: Time, reason: &str, is_failure: bool) {
-        let is_active = matches!(self.phase, Phase::Forming | Phase::Running);
+        let is_active = matches!(self.phase, RunPhase::Forming | RunPhase::Running);
         let Some(generation) = self.generation.as_mut().filter(|_| is_active) else { return };
         let number = generation.number;
         generation.pending_boundary = None;
         self.throughput.interrupt();
-        self.phase = Phase::Waiting;
+        self.phase = RunPhase::Waiting;
         self.last_end = GenerationEnd { reason: reason.to_owned(), is_failure };
         for worker_id in generation.members.clone() {
             let in_generation = MemberState::InGeneration(number);

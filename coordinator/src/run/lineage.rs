@@ -1,17 +1,19 @@
-//! Lineage: which states belong to the present history of a run, and which belong to abandoned
-//! branches.
+//! Lineage: which training states belong to the present history of a run, and which belong to
+//! abandoned branches.
 //!
-//! A generation that starts at a position gives up the states that earlier generations trained
-//! beyond it. A member that was disconnected may reconnect with a state that was given up, which
-//! may even be further than all others. The run cannot use it: other members have trained another
-//! branch since, and those steps are recorded.
+//! When a generation starts at a position, the states beyond that position that earlier generations
+//! have trained are *given up*: the run will never use them. A worker that was disconnected may
+//! join again with a state that was given up, and that state may be further than the states of all
+//! members. The run cannot continue from it, because the members have trained other steps from the
+//! branch point on, and the journal has recorded these steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::Position;
 
-/// The branch points that still have an effect: for each generation, the position beyond which
-/// states of earlier generations are given up. Positions increase with generations.
+/// The positions at which generations started (branch points): states of earlier generations beyond
+/// the start of a later one are given up. Contains only branch points that are not implied by a
+/// later one, so that positions increase with generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BranchPoints(BTreeMap<u64, Position>);
 
@@ -34,48 +36,55 @@ impl BranchPoints {
     }
 }
 
-/// The fate of a state that a generation reached.
+/// What has become of a state that a generation reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateFate {
     /// The run continues from it, or from a state that was trained from it.
     Current,
-    /// It was trained, but its stage ended with an earlier state: the best one.
+    /// It was trained, but model selection chose an earlier state of the stage: the best one.
     NotSelected,
     /// It was lost in a failure, or the guard rolled back to an earlier state.
     GivenUp,
 }
 
-/// Model selection at the end of a stage: the stage ended with its best state, not with its last.
+/// The result of model selection for a stage that ended with an earlier state than its last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Selection {
-    /// The state that it ended with.
+pub struct ModelSelection {
+    /// The position of the state that the stage ended with.
     pub position: Position,
     /// The last generation of the stage.
     pub generation: u64,
 }
 
-/// The history of a run with all its branches, to classify recorded states.
+/// The history of a run with all its branches. Determines the fate of each recorded state.
 #[derive(Clone, Debug, Default)]
 pub struct Lineage {
+    /// All branch points of the run.
     current: BranchPoints,
-    /// By stage: the selection, and the branch points before it.
-    selections: BTreeMap<u32, (Selection, BranchPoints)>,
+    /// By stage: the result of model selection, and the branch points before it.
+    selections: BTreeMap<u32, (ModelSelection, BranchPoints)>,
 }
 
 impl Lineage {
     /// The lineage with these branch points, each with the generation that starts there, and these
     /// selections.
     #[must_use]
-    pub fn new(branch_points: &BTreeSet<(u64, Position)>, selections: &BTreeSet<Selection>) -> Self {
+    pub fn new(branch_points: &BTreeSet<(u64, Position)>, selections: &BTreeSet<ModelSelection>) -> Self {
         let up_to = |generation: u64| {
             let mut earlier = BranchPoints::default();
             let points = branch_points.iter().filter(|(first, _)| *first <= generation);
             points.for_each(|(first, position)| earlier.add(*first, *position));
             earlier
         };
-        let selections =
-            selections.iter().map(|selection| (selection.position.stage, (*selection, up_to(selection.generation))));
-        Self { current: up_to(u64::MAX), selections: selections.collect() }
+        let current = up_to(u64::MAX);
+        // If the run later starts from before the selected state, the selection is given up with
+        // it.
+        let selections = selections
+            .iter()
+            .filter(|selection| current.is_current(selection.position, selection.generation))
+            .map(|selection| (selection.position.stage, (*selection, up_to(selection.generation))));
+        let selections = selections.collect();
+        Self { current, selections }
     }
 
     /// The fate of the state that `generation` reached at `position`.
@@ -84,12 +93,12 @@ impl Lineage {
         if self.current.is_current(position, generation) {
             return StateFate::Current;
         }
-        let was_current = self.selections.get(&position.stage).is_some_and(|(selection, before)| {
+        let was_current_before_selection = self.selections.get(&position.stage).is_some_and(|(selection, before)| {
             generation <= selection.generation
                 && position > selection.position
                 && before.is_current(position, generation)
         });
-        if was_current { StateFate::NotSelected } else { StateFate::GivenUp }
+        if was_current_before_selection { StateFate::NotSelected } else { StateFate::GivenUp }
     }
 }
 
@@ -117,10 +126,10 @@ mod tests {
     #[test]
     fn states_beyond_the_selected_state_are_not_given_up() {
         let at = |stage, step| Position { stage, step };
-        // The second generation starts at step 4. The stage ends with step 6 of 10, and two
-        // generations start there.
+        // The second generation starts at step 4. The stage ends with the state at step 6 of 10,
+        // and the third and fourth generations start from that state.
         let branch_points = [(1, at(0, 0)), (2, at(0, 4)), (3, at(0, 6)), (3, at(0, 6)), (4, at(0, 6))];
-        let selection = Selection { position: at(0, 6), generation: 2 };
+        let selection = ModelSelection { position: at(0, 6), generation: 2 };
         let lineage = Lineage::new(&branch_points.into(), &[selection].into());
         let fates = |generation, steps: [u64; 4]| steps.map(|step| lineage.fate(at(0, step), generation));
         assert_eq!(
@@ -133,5 +142,9 @@ mod tests {
         );
         assert_eq!(lineage.fate(at(1, 3), 3), StateFate::GivenUp);
         assert_eq!(lineage.fate(at(1, 3), 4), StateFate::Current);
+        // The checkpoint of step 6 is damaged: the fifth generation starts from the seed.
+        let branch_points = branch_points.into_iter().chain([(5, at(0, 0))]).collect();
+        let lineage = Lineage::new(&branch_points, &[selection].into());
+        assert!((1..=10).all(|step| lineage.fate(at(0, step), 2) == StateFate::GivenUp));
     }
 }

@@ -2,25 +2,39 @@
 //! last message.
 //!
 //! ```text
-//!   Join            Attach                 Rendezvous             Idle
-//!   ----> reserved ------> member (idle) ----------> in generation ----> member (idle)
-//!            |                 |                          |
-//!            v                 v                          v
-//!      id free again: reservation not renewed; stream closed, no message, evicted, finished
+//!      Join               Attach               Rendezvous                Idle
+//!      request            message              directive                 message
+//!     ---------> reserved ---------> idle member -----------> in generation -------> idle member
+//!                   |                    |                          |
+//!       not renewed |                    | session closed,          | session closed,
+//!           in time |                    | heartbeat timeout,       | heartbeat timeout,
+//!                   |                    | evicted or left          | evicted or finished
+//!                   v                    v                          v
+//!                 the id is unassigned: another worker can get it
 //! ```
 //!
-//! A member never loses its id to another worker. A join for an id that is taken waits (`ABORTED`,
-//! and the worker retries) until the holder is removed, or is a member that has sent a message
-//! after the joining worker began to wait. In the second case the holder is alive, and the join is
-//! refused permanently.
+//! A *session* is the bidirectional stream of a worker's `Session` call. A worker that attaches a
+//! session becomes a *member*, and stays one until the session ends.
 //!
-//! A worker that has not attached yet holds only a [reservation](reservations). A client can create
-//! a reservation with one request, so no join is refused permanently because of one. Workers that
-//! wait are in a [queue](wait_queue), which decides who gets the next free id.
+//! To *release a generation*, a member destroys the generation's collective (its process group) and
+//! then reports `Idle`. It takes part in the next rendezvous only after that.
+//!
+//! A member never loses its id to another worker. If a worker requests an id that another worker
+//! has, the coordinator answers `ABORTED`, and the worker retries. This ends in one of two ways:
+//! the other worker is removed and the id is assigned to the waiting worker; or the other worker is
+//! a member and sends a message after the wait began. The second case proves that the member is
+//! alive, so the request is refused permanently.
+//!
+//! A worker that has not attached yet has only a [reservation](reservations) of its id. A
+//! reservation does not prove that a live worker has the id: any client that may join can make one
+//! with a single request. If a reservation could cause a permanent refusal, a faulty client could
+//! keep all other workers out of the run. Therefore the coordinator answers requests for a reserved
+//! id with `ABORTED`, never with a permanent refusal. Workers that wait for an id are in a
+//! [queue](wait_queue), which decides which of them gets the next unassigned id.
 
-#[cfg(test)]
-mod attack_tests;
 mod join;
+#[cfg(test)]
+mod join_flood_tests;
 mod member;
 mod reservations;
 #[cfg(test)]
@@ -33,77 +47,82 @@ use proto::v1;
 
 use super::{Refusal, RefusalKind, SessionId, Time, WorkerId};
 pub use join::JoinSettings;
-pub use member::{Machine, Member, MemberState, Rates};
+pub use member::{Machine, Member, MemberState, MemberThroughput};
 use reservations::Reservations;
 use wait_queue::WaitQueue;
 
-/// How long a member may take to release a collective. It reports no progress meanwhile.
-pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Maximal length of a worker's host name, version, device, key or store address, in bytes. DNS
-/// allows 253 for host names.
-const MAX_NAME_BYTES: usize = 512;
+/// Lower bound of the [`release_timeout`]. A member reports no progress while it destroys its
+/// collective.
+const MIN_RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximal length of each text in the requests of a worker that joins, in bytes: host name,
+/// software version, device, idempotency key, and address of its TCPStore. DNS allows 253 bytes
+/// for host names.
+const MAX_JOIN_TEXT_BYTES: usize = 512;
 
-/// All workers of the run: members, reservations and the queue.
+/// All workers of the run: members, workers with a reservation, and workers that wait for an id.
 #[derive(Debug, Default)]
 pub struct Membership {
     reservations: Reservations,
     wait_queue: WaitQueue,
     members: BTreeMap<WorkerId, Member>,
-    sessions: BTreeMap<SessionId, WorkerId>,
-    /// The number of members that are not idle.
-    busy_count: usize,
+    /// The id of the member with each session.
+    worker_ids: BTreeMap<SessionId, WorkerId>,
+    /// The number of members in [`MemberState::InGeneration`] or [`MemberState::Releasing`].
+    non_idle_count: usize,
     /// The number of members that want to leave.
     leaving_count: usize,
-    /// No id below this is free.
-    min_free_id: WorkerId,
+    /// All ids below this one are reserved or belong to members. The search for an unassigned id
+    /// starts here.
+    min_unassigned_id: WorkerId,
 }
 
 impl Membership {
-    /// Turns the reservation of `token` into a member; returns its id. Fails if the token is
-    /// unknown or the device is of another type.
+    /// Turns the reservation of a session token into a member; returns its id. Refuses the session
+    /// if the token is unknown, if the address is invalid, or if the device is of another type than
+    /// those of the members.
     pub fn attach(
         &mut self,
         now: Time,
         session: SessionId,
-        token: &str,
-        store_address: String,
+        session_token: &str,
+        tcp_store_address: String,
     ) -> Result<WorkerId, Refusal> {
-        let Some(worker_id) = self.find_reservation(token) else {
+        let Some(worker_id) = self.find_reservation(session_token) else {
             let reason =
                 "unknown session token: join again to get a new one; a token works once and expires".to_owned();
             return Err(Refusal::new(RefusalKind::Unauthenticated, reason));
         };
-        if store_address.is_empty() || store_address.len() > MAX_NAME_BYTES || store_address.contains(char::is_control)
-        {
-            let reason = format!("store_address must be host:port of at most {MAX_NAME_BYTES} bytes");
+        let is_valid_length = (1..=MAX_JOIN_TEXT_BYTES).contains(&tcp_store_address.len());
+        if !is_valid_length || tcp_store_address.contains(char::is_control) {
+            let reason = format!("store_address must be host:port of at most {MAX_JOIN_TEXT_BYTES} bytes");
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let machine = self.reservations.remove(worker_id).map(|reservation| reservation.machine).unwrap_or_default();
         if let Err(refusal) = self.check_device_type(&machine, |_| true) {
-            self.min_free_id = self.min_free_id.min(worker_id);
+            self.min_unassigned_id = self.min_unassigned_id.min(worker_id);
             return Err(refusal);
         }
-        self.members.insert(worker_id, Member::new(now, session, machine, store_address));
-        self.sessions.insert(session, worker_id);
+        self.members.insert(worker_id, Member::new(now, session, machine, tcp_store_address));
+        self.worker_ids.insert(session, worker_id);
         Ok(worker_id)
     }
 
-    /// Removes a member, and frees its id.
+    /// Removes a member: another worker can get its id.
     pub fn remove(&mut self, worker_id: WorkerId) -> Option<Member> {
         let member = self.members.remove(&worker_id)?;
-        self.sessions.remove(&member.session);
-        self.busy_count -= usize::from(member.state != MemberState::Idle);
+        self.worker_ids.remove(&member.session);
+        self.non_idle_count -= usize::from(member.state != MemberState::Idle);
         self.leaving_count -= usize::from(member.leave_reason.is_some());
-        self.min_free_id = self.min_free_id.min(worker_id);
+        self.min_unassigned_id = self.min_unassigned_id.min(worker_id);
         Some(member)
     }
 
-    /// Sets the state of a member.
+    /// Sets the state of a member with respect to generations.
     pub fn set_state(&mut self, worker_id: WorkerId, state: MemberState) {
         let Some(member) = self.members.get_mut(&worker_id) else { return };
         let before = std::mem::replace(&mut member.state, state);
-        self.busy_count += usize::from(state != MemberState::Idle);
-        self.busy_count -= usize::from(before != MemberState::Idle);
+        self.non_idle_count += usize::from(state != MemberState::Idle);
+        self.non_idle_count -= usize::from(before != MemberState::Idle);
     }
 
     /// Marks a member as leaving.
@@ -113,10 +132,10 @@ impl Membership {
         member.leave_reason = Some(reason);
     }
 
-    /// Whether all members are idle: none is in a generation, or still releasing one.
+    /// Whether all members are idle: no member is in a generation, or still releases one.
     #[must_use]
-    pub fn all_idle(&self) -> bool {
-        self.busy_count == 0
+    pub fn are_all_idle(&self) -> bool {
+        self.non_idle_count == 0
     }
 
     /// The number of members that do not want to leave.
@@ -127,17 +146,17 @@ impl Membership {
 
     /// Ends reservations that were not renewed in time, and removes workers from the queue that do
     /// not retry any more.
-    pub fn expire(&mut self, now: Time) {
-        self.wait_queue.expire(now);
-        if let Some(worker_id) = self.reservations.expire(now) {
-            self.min_free_id = self.min_free_id.min(worker_id);
+    pub fn remove_expired(&mut self, now: Time) {
+        self.wait_queue.remove_expired(now);
+        if let Some(worker_id) = self.reservations.remove_expired(now) {
+            self.min_unassigned_id = self.min_unassigned_id.min(worker_id);
         }
     }
 
-    /// The id of the member with this stream.
+    /// The id of the member with this session.
     #[must_use]
-    pub fn worker_of(&self, session: SessionId) -> Option<WorkerId> {
-        self.sessions.get(&session).copied()
+    pub fn worker_id_of(&self, session: SessionId) -> Option<WorkerId> {
+        self.worker_ids.get(&session).copied()
     }
 
     /// The member with this id.
@@ -168,12 +187,12 @@ impl Membership {
         self.members.is_empty()
     }
 
-    /// Members that sent no message for `heartbeat_timeout`, and members that do not release their
-    /// generation.
+    /// Finds members that sent no message for `heartbeat_timeout`, and members that did not release
+    /// their generation within the [`release_timeout`].
     #[must_use]
-    pub fn overdue(&self, now: Time, heartbeat_timeout: Duration) -> Vec<(WorkerId, OverdueReason)> {
+    pub fn find_overdue(&self, now: Time, heartbeat_timeout: Duration) -> Vec<(WorkerId, OverdueReason)> {
         let release_timeout = release_timeout(heartbeat_timeout);
-        let overdue = |(worker_id, member): (&WorkerId, &Member)| match member.state {
+        let overdue_reason = |(worker_id, member): (&WorkerId, &Member)| match member.state {
             _ if now.saturating_sub(member.last_message_at) >= heartbeat_timeout => {
                 Some((*worker_id, OverdueReason::NoMessage))
             }
@@ -182,10 +201,11 @@ impl Membership {
             }
             _ => None,
         };
-        self.members.iter().filter_map(overdue).collect()
+        self.members.iter().filter_map(overdue_reason).collect()
     }
 
-    /// Resets the stall timer of members without a pending directive.
+    /// Restarts the stall timer of members without a pending directive: they have nothing to do, so
+    /// their lack of progress is not a stall.
     pub fn reset_stall_timers(&mut self, now: Time, has_pending_directive: impl Fn(WorkerId) -> bool) {
         for (_, member) in self.members.iter_mut().filter(|(worker_id, _)| !has_pending_directive(**worker_id)) {
             member.last_progress_at = now;
@@ -194,7 +214,7 @@ impl Membership {
 
     /// Finds the members that have made no progress for `stall_timeout` while other members wait
     /// for them. If all members wait for each other, the timeout is `all_reduce_timeout` for those
-    /// in the all-reduce. A long computation is no stall while no other member waits for it.
+    /// in the all-reduce. A long computation is not a stall while no other member waits for it.
     #[must_use]
     pub fn find_stall(
         &self,
@@ -205,30 +225,33 @@ impl Membership {
         has_pending_directive: impl Fn(WorkerId) -> bool,
     ) -> Option<Stall> {
         let has_stalled_for = |member: &Member, timeout| now.saturating_sub(member.last_progress_at) >= timeout;
-        let (busy, free): (Vec<_>, Vec<_>) = self.iter().partition(|(worker_id, _)| has_pending_directive(*worker_id));
-        let (waiting, working): (Vec<_>, Vec<_>) = busy.into_iter().partition(|(_, member)| waits_for_others(member));
+        let (with_directive, without_directive): (Vec<_>, Vec<_>) =
+            self.iter().partition(|(worker_id, _)| has_pending_directive(*worker_id));
+        let (waiting, working): (Vec<_>, Vec<_>) =
+            with_directive.into_iter().partition(|(_, member)| waits_for_others(member));
         let stalled = working.iter().filter(|(_, member)| has_stalled_for(member, stall_timeout));
         let stalled: Vec<WorkerId> = stalled.map(|(worker_id, _)| *worker_id).collect();
         if !stalled.is_empty() {
-            let others_wait = !waiting.is_empty() || !free.is_empty();
+            let others_wait = !waiting.is_empty() || !without_directive.is_empty();
             return others_wait.then_some(Stall::Members(stalled));
         }
-        let is_stuck = |member: &Member| {
+        let has_timed_out = |member: &Member| {
             let is_in_all_reduce = member.phase == v1::Phase::AllReduce;
             has_stalled_for(member, if is_in_all_reduce { all_reduce_timeout } else { stall_timeout })
         };
-        let all_stuck = !waiting.is_empty() && working.is_empty() && waiting.iter().all(|(_, member)| is_stuck(member));
-        all_stuck.then_some(Stall::AllMembers)
+        let all_wait = !waiting.is_empty() && working.is_empty();
+        let all_timed_out = all_wait && waiting.iter().all(|(_, member)| has_timed_out(member));
+        all_timed_out.then_some(Stall::AllMembers)
     }
 }
 
-/// How long a member may take to release a generation.
+/// How long a member may take to release a generation: to destroy its collective and report `Idle`.
 #[must_use]
 pub fn release_timeout(heartbeat_timeout: Duration) -> Duration {
-    RELEASE_TIMEOUT.max(heartbeat_timeout)
+    MIN_RELEASE_TIMEOUT.max(heartbeat_timeout)
 }
 
-/// A generation without progress.
+/// A lack of progress in a generation, for longer than the timeout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stall {
     /// These members have made no progress for too long, and others wait for them.
@@ -237,11 +260,11 @@ pub enum Stall {
     AllMembers,
 }
 
-/// Why a member is overdue.
+/// Why [`Membership::find_overdue`] names a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverdueReason {
     /// It sent no message for `heartbeat_timeout`.
     NoMessage,
-    /// It does not release this generation.
+    /// It did not release this generation in time.
     NotReleased(u64),
 }

@@ -2,9 +2,10 @@
 //! generation halts for a member that joins or leaves, and when a leaving member is released.
 //!
 //! A generation that halts finishes the step in flight: its members agree on the halt in the
-//! all-reduce of that step. A join or an orderly leave therefore costs no training work. A member
-//! that leaves is kept while the run depends on it: while it holds the only copy of the furthest
-//! state, or while it writes a checkpoint.
+//! all-reduce of that step. Therefore no applied step is lost when a worker joins or leaves in
+//! order. A leaving member is released only when the run does not depend on it any more. The run
+//! depends on a member that is the *sole holder* of the furthest training state, and on a member
+//! that writes a checkpoint.
 
 use proto::{v1, v1::directive::Directive};
 use serde_json::json;
@@ -16,7 +17,7 @@ use super::{
     one_line,
     plan::Position,
     progress::PendingBoundary,
-    record::{EventKind, Source},
+    record::{EventKind, StateSource},
 };
 
 /// Upper bound of a worker's delay between two attempts to join.
@@ -28,8 +29,8 @@ impl Run {
         self.request_leave(worker_id, one_line(&leaving.reason));
     }
 
-    /// Marks a member as leaving. [`Self::release_leaving_members`] releases it once nothing
-    /// depends on it.
+    /// Marks a member as leaving. [`Self::release_leaving_members`] releases it when the run does
+    /// not depend on it any more.
     pub(super) fn request_leave(&mut self, worker_id: WorkerId, reason: String) {
         if self.members.get(worker_id).is_some_and(|member| member.leave_reason.is_none()) {
             self.record_event(EventKind::Leaving, json!({ "rank": worker_id, "reason": reason }));
@@ -37,13 +38,13 @@ impl Run {
         }
     }
 
-    /// The members of the next generation: all that do not leave, if they are at least
-    /// `workers.min`, and a leaving member that holds the only copy of the furthest state. None if
-    /// too few stay.
+    /// The members of the next generation: the members that do not leave, and a leaving member that
+    /// is the sole holder of the furthest state. None if fewer than `workers.min` members stay and
+    /// no leaving member is a sole holder.
     pub(super) fn select_members(&self) -> Option<Vec<WorkerId>> {
         let sole_holder = self.leaving_sole_holder();
         if self.stop_requested {
-            // The generation only saves the holder's state.
+            // This generation only saves the state of the sole holder.
             return sole_holder.map(|worker_id| vec![worker_id]);
         }
         if self.members.staying_count() < self.file.workers.min as usize && sole_holder.is_none() {
@@ -59,24 +60,25 @@ impl Run {
         Some(self.members.iter().filter(is_selected).map(|(worker_id, _)| worker_id).collect())
     }
 
-    /// Whether a generation that starts from `start` would give up steps that a disconnected member
-    /// may still hold. The coordinator waits for such a member for as long as a worker needs to
-    /// notice that its connection is lost (`heartbeat_timeout`) and to join again
-    /// ([`MAX_REJOIN_BACKOFF`]).
-    pub(super) fn must_wait_for_holder(&self, now: Time, start: Position) -> bool {
+    /// Whether a generation that starts from `start` would give up committed steps that a removed
+    /// member may still hold. The coordinator then waits for that worker to join again. It waits
+    /// for as long as a worker takes to notice that its connection is lost (`heartbeat_timeout`)
+    /// and to retry ([`MAX_REJOIN_BACKOFF`]).
+    pub(super) fn must_wait_for_removed_holder(&self, now: Time, start: Position) -> bool {
         let gives_up_steps =
             start < self.committed && self.branch_points.is_current(self.committed, self.last_generation);
-        let deadline = self.holder_lost_at.saturating_add(self.heartbeat_timeout()).saturating_add(MAX_REJOIN_BACKOFF);
+        let deadline =
+            self.state_holder_removed_at.saturating_add(self.heartbeat_timeout()).saturating_add(MAX_REJOIN_BACKOFF);
         gives_up_steps && now < deadline
     }
 
-    /// The member that leaves, or is stopped with the coordinator, while it holds the only copy of
-    /// the furthest state.
+    /// The sole holder of the furthest state, if it leaves or the coordinator stops, so that the
+    /// state would be lost. None if the state is saved.
     pub(super) fn leaving_sole_holder(&self) -> Option<WorkerId> {
         if self.members.staying_count() == self.members.len() && !self.stop_requested {
             return None;
         }
-        let StartPoint { start, source: Source::Member(worker_id) } = self.select_start() else { return None };
+        let StartPoint { start, source: StateSource::Member(worker_id) } = self.select_start() else { return None };
         let leaves =
             self.stop_requested || self.members.get(worker_id).is_some_and(|member| member.leave_reason.is_some());
         (leaves && !self.is_saved(start)).then_some(worker_id)
@@ -87,7 +89,8 @@ impl Run {
         position == Position::default() || self.checkpoints.contains_key(&position)
     }
 
-    /// Whether a member is isolated: other members cannot reach it.
+    /// Whether a member is isolated: other members cannot reach it, and it is the sole holder of
+    /// the furthest state.
     pub(super) fn is_isolated(&self, worker_id: WorkerId) -> bool {
         self.members.get(worker_id).is_some_and(|member| member.is_isolated)
     }
@@ -98,18 +101,19 @@ impl Run {
         self.members.staying_count() == 0 || generation.members.iter().all(|id| self.is_isolated(*id))
     }
 
-    /// Releases the leaving members that are idle and that nothing depends on.
+    /// Releases the leaving members that are idle and that the run does not depend on: orders them
+    /// to exit, and removes them.
     pub(super) fn release_leaving_members(&mut self, now: Time) {
         if self.members.staying_count() == self.members.len() {
             return;
         }
-        let needed = [self.leaving_sole_holder(), self.saving.as_ref().map(|saving| saving.writer)];
+        let needed_ids = [self.leaving_sole_holder(), self.saving.as_ref().map(|saving| saving.writer)];
         let can_leave = |(id, member): &(WorkerId, &Member)| {
-            member.leave_reason.is_some() && member.state == MemberState::Idle && !needed.contains(&Some(*id))
+            member.leave_reason.is_some() && member.state == MemberState::Idle && !needed_ids.contains(&Some(*id))
         };
-        let released = self.members.iter().filter(can_leave);
-        let released: Vec<_> = released.map(|(id, member)| (id, member.session, member.leave_reason.clone())).collect();
-        for (worker_id, session, reason) in released {
+        let leaving = self.members.iter().filter(can_leave);
+        let leaving: Vec<_> = leaving.map(|(id, member)| (id, member.session, member.leave_reason.clone())).collect();
+        for (worker_id, session, reason) in leaving {
             let reason = reason.unwrap_or_default();
             self.send_leave(session, &reason, !self.is_isolated(worker_id));
             self.actions.push(Action::Close { session, refusal: None });
@@ -140,11 +144,12 @@ impl Run {
         if self.members.len() <= generation.members.len() {
             return None;
         }
-        // Workers that join again and again must not keep the others from making progress: a
-        // generation halts for a join only after it has made progress itself.
+        // A generation halts for a join only after it has made progress itself. Otherwise workers
+        // that join again and again could keep the run from making any progress. A generation that
+        // cannot make progress at the moment halts at once.
         let is_scoring = matches!(generation.pending_boundary, Some(PendingBoundary::Scores));
-        let is_held = self.pause_reason.is_some() || self.failed_save.is_some() || is_scoring;
-        if self.progress_count == generation.initial_progress_count && !is_held {
+        let cannot_progress = self.pause_reason.is_some() || self.failed_save.is_some() || is_scoring;
+        if self.progress_count == generation.initial_progress_count && !cannot_progress {
             return None;
         }
         let is_new = |(id, member): &(WorkerId, &Member)| {

@@ -1,4 +1,4 @@
-//! Messages of workers: checks the sender, and passes each message to its handler.
+//! Messages of workers: finds the sender of each message, and calls the handler of its kind.
 
 use proto::v1::worker_message::Message;
 
@@ -9,13 +9,13 @@ use super::{
 impl Run {
     /// Handles a message of a worker. Ends the session of a worker that violates the protocol.
     pub(super) fn handle_message(&mut self, now: Time, session: SessionId, message: Message) {
-        // The sender is no member if its stream is being closed. Its last messages are ignored.
-        let Some(worker_id) = self.members.worker_of(session) else { return };
+        // A session that is being closed has no member. Its last messages are ignored.
+        let Some(worker_id) = self.members.worker_id_of(session) else { return };
         if let Some(member) = self.members.get_mut(worker_id) {
             member.last_message_at = now;
         }
         if let Err(violation) = self.dispatch_message(now, worker_id, message) {
-            let reason = format!("worker {worker_id} violated the protocol: {}", one_line(&violation));
+            let reason = format!("worker {worker_id} violated the protocol: {}", one_line(&violation.to_string()));
             let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
             self.actions.push(Action::Close { session, refusal: Some(refusal) });
             self.remove_member(now, worker_id, EventKind::Lost, &reason);
@@ -24,10 +24,10 @@ impl Run {
 
     fn dispatch_message(&mut self, now: Time, worker_id: WorkerId, message: Message) -> Result<(), ProtocolViolation> {
         match message {
-            Message::Attach(_) => Err("it attached twice".into()),
+            Message::Attach(_) => Err(ProtocolViolation::new("it attached twice")),
             Message::Heartbeat(heartbeat) => {
                 if let Some(reason) = heartbeat.position.as_ref().and_then(|position| self.position_error(position)) {
-                    return Err(format!("it reported an impossible position: {reason}"));
+                    return Err(ProtocolViolation::new(format!("it reported an impossible position: {reason}")));
                 }
                 if let Some(member) = self.members.get_mut(worker_id) {
                     member.record_heartbeat(now, heartbeat.phase(), heartbeat.position);

@@ -1,35 +1,54 @@
-//! The run: a state machine without clock, sockets, threads or randomness, as openraft's core or
-//! etcd's raft. Events and the time are its input, [`Action`]s its output.
+//! The run: a state machine without clock, sockets, threads or randomness, like openraft's core or
+//! etcd's raft. Its inputs are [`Event`]s and the time, its outputs are [`Action`]s.
+//!
+//! The *training state* at a position is what a checkpoint saves and a rendezvous copies between
+//! workers: parameters, optimizer moments and the position. In this module, *the state at a
+//! position* always means the training state.
 //!
 //! ```text
 //!   Event: Join, Attach, Message, Closed, CaptionsSaved, Scored, Tick, Control, Shutdown
 //!      |
 //!      v
-//!   Run ---- messages            messages of workers
+//!   Run ---- messages            checks and dispatches the messages of workers
+//!      |---- admission           checks workers that join, and the training state that they bring
 //!      |---- membership          worker ids, sessions and heartbeats
-//!      |---- admission           checks of workers that join, and of their state
 //!      |---- failure_detection   removes members that are silent, evicted or leaving
+//!      |---- reachability        evicts members that other members cannot connect to
+//!      |---- stall_detection     evicts members that make no progress
+//!      |---- generation          waiting -> forming -> running -> waiting -> ... -> over
+//!      |---- membership_changes  halts a generation for a worker that joins or leaves
 //!      |---- plan                the boundaries: checkpoints, evaluations, ends of stages
 //!      |---- data                the identity of the training data, and its changes
-//!      |---- generation          waiting -> forming -> running -> waiting -> ... -> over
-//!      |---- membership_changes  when a generation halts for a join or a leave
-//!      |---- reachability        evicts members that others cannot reach
-//!      |---- stall_detection     evicts members that make no progress
-//!      |---- progress            grants, boundaries, commits (step_tracker, shares)
+//!      |---- progress            grants steps, executes boundaries, commits steps
+//!      |       |---- step_tracker  the position of each member
+//!      |       '---- shares        the division of a batch among ranks
 //!      |---- statistics          merges the reports of a step
-//!      |---- checkpoint          saves in progress, saved states, and their retention
-//!      |---- evaluation          captions (captions) and their scores
-//!      |---- control             commands of operators
-//!      |---- stage_end           guard (guard), model selection (model_selection), early stopping
+//!      |---- throughput          steps per second, and the time to the end of the stage
+//!      |---- checkpoint          saves the training state, and deletes old checkpoints
+//!      |---- evaluation          collects captions, and requests their scores
+//!      |       '---- captions      the reported captions, checked against limits
+//!      |---- stage_end           ends stages
+//!      |       |---- guard           rules that warn, pause the run, or roll back the stage
+//!      |       '---- model_selection the best state of a stage, and early stopping
+//!      |---- lineage             which states belong to the present history
+//!      |---- term_log            which coordinator process formed which generation
+//!      |---- control             executes commands of operators
+//!      '---- status              the answers to status requests and to the readiness probe
+//!      |
 //!      v
 //!   Action: Admit, Done, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
+//!
+//!   types: ids and ranks      events: Event and Action      refusal: refused requests
+//!   record: what the journal stores                         simulation, testing: tests
 //! ```
 //!
-//! Three positions of the run matter: `committed` (applied by at least one member: the samples up
-//! to here are consumed), `granted` (sent to the workers; at most `control.window` steps ahead),
-//! and each member's own progress between the two. Every history that a worker can hold consumes
-//! each sample up to its position exactly once, because state comes only from a member, a
-//! checkpoint or the seed, and each of them names its position in the plan.
+//! Three positions of the run matter. `committed` is the furthest position that at least one member
+//! has applied and reported: the samples up to it are consumed. `granted` is the position up to
+//! which the workers were told to train: at most `control.window` steps beyond the last step that
+//! all members have reported. Each member's own position is between the two. The training state of
+//! a worker comes only from another member, from a checkpoint or from the seed, and each of them
+//! names its position in the plan. Therefore every training state has consumed each sample up to
+//! its position exactly once.
 
 mod admission;
 pub mod captions;
@@ -64,6 +83,7 @@ pub mod term_log;
 pub(crate) mod testing;
 mod throughput;
 mod types;
+mod violation;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -89,22 +109,20 @@ use reachability::UnreachablePairs;
 use record::{Checkpoint, EventKind, Record, RestoredRun};
 pub use refusal::{Refusal, RefusalKind};
 use statistics::StepStatistics;
+pub use status::NotReady;
 use term_log::TermLog;
 use throughput::Throughput;
 pub use types::{Rank, RequestId, SessionId, Time, WorkerId};
+pub use violation::ProtocolViolation;
 
 /// How long the coordinator waits for its members to disconnect when the run is over.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximal length of a reason sent by a worker, in characters.
 const MAX_REASON_CHARS: usize = 500;
 
-/// Why a worker's message violates the protocol. The coordinator closes the worker's stream with
-/// it.
-type ProtocolViolation = String;
-
-/// The phase of the generation's life cycle; see [`generation`].
+/// The phase of the run's life cycle, which is also that of its generation; see [`generation`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
+enum RunPhase {
     /// No generation: waiting for members to join or to release the last one.
     Waiting,
     /// The members of a new generation are in their rendezvous.
@@ -120,16 +138,16 @@ enum Phase {
 pub struct Run {
     /// The run's id: random and unique.
     id: String,
-    /// The random term of this coordinator process: see [`term_log`].
+    /// The term of this coordinator process, a random number; see [`term_log`].
     term: u64,
     /// Which term formed which generation.
     term_log: TermLog,
     file: RunFile,
-    /// The run file as sent to workers.
+    /// The run file as JSON, as it is sent to workers.
     file_json: String,
     plan: Plan,
     members: Membership,
-    phase: Phase,
+    phase: RunPhase,
     /// The generation that forms or runs; while waiting, the one that ended last, whose reports may
     /// still arrive.
     generation: Option<Generation>,
@@ -139,52 +157,58 @@ pub struct Run {
     horizon: Position,
     /// Decides which states belong to the present history.
     branch_points: BranchPoints,
+    /// The furthest position that a member has applied and reported.
     committed: Position,
-    /// Counts events of progress, to distinguish repeated failures with progress between them from
-    /// a run that cannot continue.
+    /// Incremented with each committed step, saved checkpoint, completed evaluation and discarded
+    /// damaged checkpoint. A run whose generations keep failing while this number does not change
+    /// cannot continue, and fails.
     progress_count: u64,
     /// The boundaries that the present history has passed.
     passed_boundaries: Boundaries,
     checkpoints: BTreeMap<Position, Checkpoint>,
-    /// The last checkpoints of stages that ended with earlier states. Kept for the user; the run
-    /// never resumes from them.
+    /// The last checkpoint of each stage that ended with an earlier state. It is kept for the user;
+    /// the run never resumes from it.
     unselected_checkpoints: Vec<Checkpoint>,
     /// The save in progress.
     saving: Option<SaveInProgress>,
     /// The last attempt to save, if it failed.
     failed_save: Option<FailedSave>,
-    /// Positions of states that this coordinator has ordered the members to save.
+    /// The positions whose states this coordinator process has ordered the members to save.
     save_attempts: BTreeSet<Position>,
-    /// Whether the run is fresh: no earlier coordinator can have ordered a save.
+    /// Whether the run had no generation before this coordinator process, so that no earlier
+    /// process can have ordered a save.
     is_fresh: bool,
     /// When a member with a training state was last removed; initially the coordinator's start.
-    holder_lost_at: Time,
+    state_holder_removed_at: Time,
     /// Names of checkpoints that an earlier coordinator began to save or delete, and did not
     /// finish.
     unfinished_checkpoints: BTreeSet<String>,
-    /// The scores of evaluations of the present history.
+    /// The scores of the present history's evaluations.
     scores: Scores,
     /// The evaluation in progress.
     evaluation: Option<Evaluation>,
     /// Checks the values of the current stage against its bounds.
     guard: Guard,
-    /// Why the guard or an operator has paused the run; none if it is not paused.
+    /// Why the guard or an operator has paused the run; none while it is not paused.
     pause_reason: Option<String>,
-    /// Number of the last evaluation or checkpoint directive.
+    /// The number of the last evaluation or checkpoint directive.
     last_directive: u64,
+    /// Counts failed generations, to end a run that cannot continue.
     failure_counter: FailureCounter,
     /// Pairs of members that could not reach each other since the last generation was formed.
     unreachable_pairs: UnreachablePairs,
-    /// The data of the workers; none before the first worker of a fresh run.
+    /// The data of the workers; none before the first worker of a new run attaches.
     data: Option<RunData>,
     /// Changes of the training data, in order.
     data_changes: Vec<DataChange>,
-    /// Whether the first worker may bring training data other than the data in the journal.
+    /// Whether the first worker may have training data other than the data in the journal
+    /// (`serve --accept-changes`).
     accepts_changed_data: bool,
     /// How the last generation ended.
     last_end: GenerationEnd,
     /// The statistics of the last recorded step.
     latest_step: Option<StepStatistics>,
+    /// The steps per second of the current stage.
     throughput: Throughput,
     /// Whether the coordinator was asked to stop.
     stop_requested: bool,
@@ -199,7 +223,7 @@ impl Run {
     /// gives. `term` is random and different for each coordinator process: see [`term_log`].
     #[must_use]
     pub fn new(file: RunFile, restored: RestoredRun, term: u64) -> Self {
-        let finished = Phase::Over { outcome: Outcome::Finished, until: Time::ZERO };
+        let finished = RunPhase::Over { outcome: Outcome::Finished, until: Time::ZERO };
         let plan = Plan::new(&file, restored.stage_ends);
         let by_position = |checkpoint: Checkpoint| (checkpoint.position, checkpoint);
         let mut run = Self {
@@ -211,7 +235,7 @@ impl Run {
             plan,
             file,
             members: Membership::default(),
-            phase: if restored.is_finished { finished } else { Phase::Waiting },
+            phase: if restored.is_finished { finished } else { RunPhase::Waiting },
             generation: None,
             last_generation: restored.last_generation,
             branch_points: restored.branch_points,
@@ -224,17 +248,18 @@ impl Run {
             failed_save: None,
             save_attempts: BTreeSet::new(),
             is_fresh: restored.last_generation == 0,
-            holder_lost_at: Time::ZERO,
+            state_holder_removed_at: Time::ZERO,
             unfinished_checkpoints: restored.unfinished_checkpoints,
             scores: restored.scores,
             evaluation: None,
             guard: Guard::new(0, &[]),
             pause_reason: restored.pause_reason,
-            // Workers may still be executing directives that an earlier coordinator numbered.
+            // Workers may still execute directives of an earlier coordinator process. Their numbers
+            // must not be used again.
             last_directive: restored.last_generation << 32,
             failure_counter: FailureCounter::default(),
             unreachable_pairs: UnreachablePairs::default(),
-            data: restored.data_set.map(|data_set| RunData { source: None, data_set }),
+            data: restored.data_set.map(|data_set| RunData { described_by: None, data_set }),
             data_changes: restored.data_changes,
             accepts_changed_data: false,
             last_end: GenerationEnd { reason: "start".into(), is_failure: false },
@@ -246,14 +271,15 @@ impl Run {
         };
         run.restart_guard();
         for (position, means) in restored.step_means {
-            // The actions of rules that fire here were executed when their values were new.
+            // Rules that fire here fired before, in an earlier process, which executed their
+            // actions.
             run.guard.check_step(position, |metric| means.get(metric).copied());
         }
         run
     }
 
-    /// The same run, except that the first worker may bring training data other than the data in
-    /// the journal.
+    /// The same run, except that the first worker may have training data other than the data in the
+    /// journal.
     #[must_use]
     pub fn accepting_changed_data(self) -> Self {
         Self { accepts_changed_data: true, ..self }
@@ -273,10 +299,12 @@ impl Run {
     /// Handles an event. Returns the actions to execute, in order.
     pub fn on_event(&mut self, now: Time, event: Event) -> Vec<Action> {
         match event {
-            Event::Join { request, address, token, join } => match self.handle_join(now, address, &join, token) {
-                Ok(response) => self.actions.push(Action::Admit { request, response }),
-                Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
-            },
+            Event::Join { request, address, generated_join_key, join } => {
+                match self.handle_join(now, address, &join, generated_join_key) {
+                    Ok(response) => self.actions.push(Action::Admit { request, response }),
+                    Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
+                }
+            }
             Event::Attach { session, attach } => {
                 if let Err(refusal) = self.handle_attach(now, session, attach) {
                     self.actions.push(Action::Close { session, refusal: Some(refusal) });
@@ -284,7 +312,7 @@ impl Run {
             }
             Event::Message { session, message } => self.handle_message(now, session, message),
             Event::Closed { session } => self.handle_closed(now, session),
-            Event::CaptionsSaved { evaluation, saved } => self.handle_captions_saved(evaluation, saved),
+            Event::CaptionsSaved { evaluation, error } => self.handle_captions_saved(evaluation, error),
             Event::Scored { evaluation, metrics, items } => self.handle_scores(evaluation, metrics, items),
             Event::Tick => self.check_timeouts(now),
             Event::Control { request, command } => match self.execute_command(command) {
@@ -297,24 +325,24 @@ impl Run {
         std::mem::take(&mut self.actions)
     }
 
-    /// Reconciles the run with its new state after an event: ends stages, releases members, forms
-    /// and starts generations, sends directives.
+    /// Reconciles the run after an event: ends stages, releases leaving members, forms and starts
+    /// generations, sends directives, ends the run.
     fn reconcile(&mut self, now: Time) {
         self.try_end_stage(now);
-        if !matches!(self.phase, Phase::Over { .. }) {
+        if !matches!(self.phase, RunPhase::Over { .. }) {
             self.release_leaving_members(now);
         }
-        let can_stop = self.stop_requested && matches!(self.phase, Phase::Waiting | Phase::Forming);
+        let can_stop = self.stop_requested && matches!(self.phase, RunPhase::Waiting | RunPhase::Forming);
         if can_stop && (self.failed_save.is_some() || self.leaving_sole_holder().is_none()) {
             self.end_run(now, Outcome::Stopped);
         }
         match &self.phase {
-            Phase::Waiting => self.try_form_generation(now),
-            Phase::Forming => self.try_start_training(now),
-            Phase::Running => self.send_due_directives(now),
-            Phase::Over { .. } => {}
+            RunPhase::Waiting => self.try_form_generation(now),
+            RunPhase::Forming => self.try_start_training(now),
+            RunPhase::Running => self.send_due_directives(now),
+            RunPhase::Over { .. } => {}
         }
-        if let Phase::Over { outcome, until } = &self.phase
+        if let RunPhase::Over { outcome, until } = &self.phase
             && (self.members.is_empty() || now >= *until)
             && !self.has_exited
         {
@@ -328,7 +356,7 @@ impl Run {
         }
     }
 
-    /// Ends the run with this outcome: tells all workers, and waits for them to disconnect.
+    /// Ends the run with this outcome: sends it to all members, and waits for them to disconnect.
     fn end_run(&mut self, now: Time, outcome: Outcome) {
         let sessions: BTreeSet<SessionId> = self.members.iter().map(|(_, member)| member.session).collect();
         let stop_reason = match &self.failed_save {
@@ -337,13 +365,13 @@ impl Run {
                 format!("the coordinator is shutting down, and the last steps are lost: {}", failed.reason)
             }
         };
-        let is_all_saved = self.failed_save.is_none();
+        let are_all_steps_saved = self.failed_save.is_none();
         for session in sessions {
             match &outcome {
                 Outcome::Finished => {
                     self.send(session, self.last_generation, v1::directive::Directive::Finish(v1::Finish {}));
                 }
-                Outcome::Stopped => self.send_leave(session, &stop_reason, is_all_saved),
+                Outcome::Stopped => self.send_leave(session, &stop_reason, are_all_steps_saved),
                 Outcome::Failed(reason) => self.send_leave(session, &format!("the run has failed: {reason}"), false),
             }
         }
@@ -354,7 +382,7 @@ impl Run {
         };
         self.flush_statistics();
         self.saving = None;
-        if let (Phase::Forming | Phase::Running, Some(generation)) = (&self.phase, &self.generation) {
+        if let (RunPhase::Forming | RunPhase::Running, Some(generation)) = (&self.phase, &self.generation) {
             let (generation, reason) = (generation.number, reason.to_owned());
             self.record(Record::Ended { generation, reason });
         }
@@ -363,7 +391,7 @@ impl Run {
             detail["result"] = json!(self.result_checkpoint());
         }
         self.record_event(kind, detail);
-        self.phase = Phase::Over { outcome, until: now.saturating_add(DISCONNECT_TIMEOUT) };
+        self.phase = RunPhase::Over { outcome, until: now.saturating_add(DISCONNECT_TIMEOUT) };
     }
 
     /// The name of the checkpoint with the final state of a finished run.
@@ -389,7 +417,7 @@ impl Run {
     }
 }
 
-/// A worker's text as one line of limited length.
+/// A text from a worker as one line of at most [`MAX_REASON_CHARS`].
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
 }

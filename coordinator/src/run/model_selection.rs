@@ -1,5 +1,6 @@
 //! Model selection and early stopping: selects the best state of a stage, and decides whether the
-//! stage ends with it.
+//! stage ends with it. A *state* here is the training state at a position: parameters and
+//! optimizer, as a checkpoint contains them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ use super::{
     record::Checkpoint,
 };
 
-/// Scores by metric name of the evaluations of the present history, by evaluated state.
+/// The evaluations of the present history: for each evaluated position, the scores by metric name.
 pub type Scores = BTreeMap<Position, BTreeMap<String, f64>>;
 
 /// The best state of a stage and its score.
@@ -23,12 +24,13 @@ pub struct BestState {
     pub score: f64,
 }
 
-/// Why a stage ends with a state other than its last.
+/// Why a stage ends with a state that is not its last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndCause {
     /// All steps are done, and the last state is not the best.
     BestState,
-    /// Early stopping: as many evaluations in a row as the stage's `patience` were not better.
+    /// Early stopping: the last evaluations, as many as the stage's `patience`, were not better
+    /// than the best one.
     EarlyStopping,
     /// A rule of the guard with `action: rollback` has fired.
     Guard,
@@ -55,12 +57,12 @@ pub struct EndDecision {
     pub cause: EndCause,
     /// Why the stage ends, as a message for display.
     pub reason: String,
-    /// Later states that a user may have expected instead, in order: the last one that was saved,
-    /// and those with a better score.
+    /// Later states that a user may have expected the stage to end with, in order: the last one
+    /// that was saved, and those with a better score.
     pub later_states: Vec<LaterState>,
 }
 
-/// A later state that a stage does not end with.
+/// A state of a stage that is later than the one that the stage ends with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaterState {
     /// The state.
@@ -74,7 +76,7 @@ pub struct LaterState {
 /// Maximal number of states in [`EndDecision::later_states`].
 const MAX_LATER_STATES: usize = 8;
 
-/// A view of a stage and its states, from which the decisions follow.
+/// The facts about a stage from which its end is decided.
 #[derive(Clone, Copy, Debug)]
 pub struct StageView<'a> {
     /// The stage.
@@ -91,35 +93,38 @@ pub struct StageView<'a> {
 
 impl StageView<'_> {
     /// The state with the highest score among those that are saved and that no rollback rule
-    /// disqualifies; the earliest of equals. None if the stage has no metric or no such state.
+    /// disqualifies; the earliest one if several have that score. None if the stage has no metric,
+    /// or if there is no such state.
     #[must_use]
-    pub fn best(&self) -> Option<BestState> {
+    pub fn best_state(&self) -> Option<BestState> {
         self.best_among(|_| true)
     }
 
-    /// The best state among those at the positions that `is_candidate` selects.
+    /// The best state among those at the positions for which `is_candidate` is true.
     fn best_among(&self, is_candidate: impl Fn(Position) -> bool) -> Option<BestState> {
         let is_available =
-            |position: Position| self.guard.qualifies(position) && self.checkpoints.contains_key(&position);
-        let candidates = self.scored().filter(|state| is_available(state.position) && is_candidate(state.position));
+            |position: Position| self.guard.is_qualified(position) && self.checkpoints.contains_key(&position);
+        let candidates =
+            self.scored_states().filter(|state| is_available(state.position) && is_candidate(state.position));
         candidates.reduce(|best, other| if other.score > best.score { other } else { best })
     }
 
-    /// Decides whether the stage ends with another state than its current one: with a state before
-    /// the violation of a rule with `action: rollback`; or with the best state, if all steps are
-    /// done and the last state is not the best, or if `patience` has run out. None if the stage
-    /// continues or ends with its last state.
+    /// Decides whether the stage ends with an earlier state than its current one. If a rule with
+    /// `action: rollback` has fired, the stage ends with a state that the rule does not disqualify.
+    /// If all steps are done and the last state is not the best one, or if early stopping is due,
+    /// it ends with the best state. None if the stage continues, or ends with its last state.
     #[must_use]
-    pub fn end(&self) -> Option<EndDecision> {
-        if let Some(violation) = self.guard.violation() {
-            let position = self.fallback(violation.since).unwrap_or(Position { stage: self.guard.stage(), step: 0 });
-            let reason = format!("the guard: {}", violation.reason);
+    pub fn end_decision(&self) -> Option<EndDecision> {
+        if let Some(disqualification) = self.guard.disqualification() {
+            let beginning = Position { stage: self.guard.stage(), step: 0 };
+            let position = self.fallback_position(disqualification.first_position).unwrap_or(beginning);
+            let reason = format!("the guard: {}", disqualification.reason);
             return Some(self.end_at(position, EndCause::Guard, reason));
         }
-        let (BestState { position, score }, metric) = (self.best()?, self.stage.metric.as_ref()?);
-        // A state that was evaluated, but never saved, may be lost by now.
+        let (BestState { position, score }, metric) = (self.best_state()?, self.stage.metric.as_ref()?);
+        // A state that was evaluated but never saved may not exist any more.
         let was_saved = |position: &Position| self.passed_boundaries.contains(&(*position, Boundary::Checkpoint));
-        let evaluated = self.evaluated().map(|(position, _)| position);
+        let evaluated = self.evaluated_states().map(|(position, _)| position);
         let later: Vec<Position> = evaluated.filter(was_saved).filter(|other| *other > position).collect();
         let last = later.last()?;
         let step = position.step;
@@ -137,17 +142,20 @@ impl StageView<'_> {
         }
     }
 
+    /// The decision to end the stage with the state at `position`.
     fn end_at(&self, position: Position, cause: EndCause, reason: String) -> EndDecision {
         let scores: BTreeMap<Position, f64> =
-            self.scored().map(|BestState { position, score }| (position, score)).collect();
-        let selected = scores.get(&position).copied().unwrap_or(f64::NEG_INFINITY);
-        let better =
-            scores.iter().filter(|(other, score)| **other > position && **score > selected).map(|(other, _)| *other);
-        let mut positions: BTreeSet<Position> = better.take(MAX_LATER_STATES - 1).collect();
-        positions.extend(self.last_after(position));
+            self.scored_states().map(|BestState { position, score }| (position, score)).collect();
+        let selected_score = scores.get(&position).copied().unwrap_or(f64::NEG_INFINITY);
+        let is_later_and_better = |(other, score): &(&Position, &f64)| **other > position && **score > selected_score;
+        let better_positions = scores.iter().filter(is_later_and_better).map(|(other, _)| *other);
+        let mut positions: BTreeSet<Position> = better_positions.take(MAX_LATER_STATES - 1).collect();
+        positions.extend(self.last_saved_after(position));
         let later_state = |position: Position| {
-            let reason = match self.guard.violation() {
-                Some(violation) if position >= violation.since => format!("the guard: {}", violation.reason),
+            let reason = match self.guard.disqualification() {
+                Some(disqualification) if position >= disqualification.first_position => {
+                    format!("the guard: {}", disqualification.reason)
+                }
                 _ => "its score is not better".into(),
             };
             LaterState { position, score: scores.get(&position).copied(), reason }
@@ -158,42 +166,43 @@ impl StageView<'_> {
 
     /// The last saved state of the stage, if it is later than `position`.
     #[must_use]
-    pub fn last_after(&self, position: Position) -> Option<Position> {
+    pub fn last_saved_after(&self, position: Position) -> Option<Position> {
         let later = self.checkpoints.keys().rev().find(|other| other.stage == self.guard.stage());
         later.copied().filter(|other| *other > position)
     }
 
-    /// The states that the stage may have to end with because of rollback rules that are violated,
-    /// or that may turn out to be violated. Their checkpoints have to be kept.
+    /// The positions of the states that the stage has to end with if rollback rules fire. Their
+    /// checkpoints must not be deleted.
     #[must_use]
-    pub fn fallbacks(&self) -> BTreeSet<Position> {
+    pub fn fallback_positions(&self) -> BTreeSet<Position> {
         let newest = self.checkpoints.keys().next_back().copied().unwrap_or_default();
-        self.guard.possible_violations(newest).filter_map(|since| self.fallback(since)).collect()
+        self.guard.first_positions_at_risk(newest).filter_map(|first| self.fallback_position(first)).collect()
     }
 
-    /// The state that the stage ends with if a rollback rule is violated since the state at
-    /// `since`.
-    fn fallback(&self, since: Position) -> Option<Position> {
-        let best = self.best_among(|position| position < since).map(|best| best.position);
-        let earlier = self.checkpoints.range(..since).rev().map(|(position, _)| *position);
-        let mut own =
-            earlier.filter(|position| position.stage == self.guard.stage() && self.guard.qualifies(*position));
-        best.or_else(|| own.next())
+    /// The position of the state that the stage ends with if a rollback rule disqualifies the
+    /// states from `first_disqualified` on: the best of the earlier states, or else the newest one.
+    /// None if no earlier state of the stage is saved.
+    fn fallback_position(&self, first_disqualified: Position) -> Option<Position> {
+        let best = self.best_among(|position| position < first_disqualified).map(|best| best.position);
+        let earlier = self.checkpoints.range(..first_disqualified).rev().map(|(position, _)| *position);
+        let mut earlier_of_stage =
+            earlier.filter(|position| position.stage == self.guard.stage() && self.guard.is_qualified(*position));
+        best.or_else(|| earlier_of_stage.next())
     }
 
     /// The states with a finite score by the stage's metric, in order.
-    fn scored(&self) -> impl Iterator<Item = BestState> {
-        let scored = |(position, scores): (Position, &BTreeMap<String, f64>)| {
+    fn scored_states(&self) -> impl Iterator<Item = BestState> {
+        let scored_state = |(position, scores): (Position, &BTreeMap<String, f64>)| {
             let score = *scores.get(self.stage.metric.as_ref()?)?;
             score.is_finite().then_some(BestState { position, score })
         };
-        self.evaluated().filter_map(scored)
+        self.evaluated_states().filter_map(scored_state)
     }
 
     /// The evaluated states of the stage with their scores, in order.
-    fn evaluated(&self) -> impl Iterator<Item = (Position, &BTreeMap<String, f64>)> {
-        let own = self.scores.iter().filter(|(position, _)| position.stage == self.guard.stage());
-        own.map(|(position, scores)| (*position, scores))
+    fn evaluated_states(&self) -> impl Iterator<Item = (Position, &BTreeMap<String, f64>)> {
+        let of_stage = self.scores.iter().filter(|(position, _)| position.stage == self.guard.stage());
+        of_stage.map(|(position, scores)| (*position, scores))
     }
 }
 
@@ -210,13 +219,13 @@ mod tests {
         Position { stage: 1, step }
     }
 
-    /// Evaluates a function of a stage's view after evaluations every ten steps, each with a score
-    /// by `cider` and a value of `kl`; and after the statistics of the step `violated`, if any, in
-    /// which `kl` is 1.
+    /// Calls `function` with the view of a stage that was evaluated every ten steps. Each of
+    /// `values` is the `cider` score and the `kl` of one evaluation. In the statistics of the step
+    /// `step_with_kl_1`, if it is given, `kl` is 1.
     fn with_stage_view<T>(
         stage: &Stage,
         values: &[[f64; 2]],
-        violated: Option<u64>,
+        step_with_kl_1: Option<u64>,
         function: impl FnOnce(&StageView<'_>) -> T,
     ) -> T {
         let mut guard = Guard::new(1, &stage.guard);
@@ -226,12 +235,12 @@ mod tests {
                 [("cider", *cider), ("kl", *kl)].into_iter().find(|pair| pair.0 == name).map(|pair| pair.1)
             });
         }
-        if let Some(step) = violated {
+        if let Some(step) = step_with_kl_1 {
             guard.check_step(at(step), |name| (name == "kl").then_some(1.0));
         }
-        let own = evaluations().map(|(position, [cider, _])| (position, [("cider".to_owned(), *cider)].into()));
-        let earlier = (Position { stage: 0, step: 90 }, [("cider".to_owned(), 99.0)].into());
-        let scores: Scores = own.chain([earlier]).collect();
+        let of_stage = evaluations().map(|(position, [cider, _])| (position, [("cider".to_owned(), *cider)].into()));
+        let of_earlier_stage = (Position { stage: 0, step: 90 }, [("cider".to_owned(), 99.0)].into());
+        let scores: Scores = of_stage.chain([of_earlier_stage]).collect();
         let saved = |position: &Position| {
             (
                 *position,
@@ -244,23 +253,23 @@ mod tests {
         function(&StageView { stage, guard, scores, checkpoints, passed_boundaries })
     }
 
-    fn end_with_kl(stage: &Stage, values: &[[f64; 2]], violated: Option<u64>) -> Option<EndDecision> {
-        with_stage_view(stage, values, violated, |view| view.end())
+    fn end_with_kl(stage: &Stage, values: &[[f64; 2]], step_with_kl_1: Option<u64>) -> Option<EndDecision> {
+        with_stage_view(stage, values, step_with_kl_1, |view| view.end_decision())
     }
 
     fn end_of(stage: &Stage, scores: &[f64]) -> Option<EndDecision> {
-        end_with_kl(stage, &with_kl(scores), None)
+        end_with_kl(stage, &with_zero_kl(scores), None)
     }
 
-    fn with_kl(scores: &[f64]) -> Vec<[f64; 2]> {
+    fn with_zero_kl(scores: &[f64]) -> Vec<[f64; 2]> {
         scores.iter().map(|score| [*score, 0.0]).collect()
     }
 
     /// The step of the best state, and the step at which a stage of 50 steps ends, after
     /// evaluations with these scores every ten steps.
-    fn best_and_end(stage: &Stage, scores: &[f64], violated: Option<u64>) -> (Option<u64>, Option<u64>) {
-        with_stage_view(stage, &with_kl(scores), violated, |view| {
-            (view.best().map(|best| best.position.step), view.end().map(|end| end.position.step))
+    fn best_and_end(stage: &Stage, scores: &[f64], step_with_kl_1: Option<u64>) -> (Option<u64>, Option<u64>) {
+        with_stage_view(stage, &with_zero_kl(scores), step_with_kl_1, |view| {
+            (view.best_state().map(|best| best.position.step), view.end_decision().map(|end| end.position.step))
         })
     }
 
@@ -284,17 +293,17 @@ mod tests {
 
     #[test]
     fn patience_counts_evaluations_without_improvement() {
-        let patient = stage(Some("cider"), Some(2), vec![]);
-        assert_eq!(best_and_end(&patient, &[1.0, 0.5, 2.0, 1.0], None), (Some(30), None));
-        assert_eq!(best_and_end(&patient, &[1.0, 0.5, 1.0], None), (Some(10), Some(10)));
+        let with_patience = stage(Some("cider"), Some(2), vec![]);
+        assert_eq!(best_and_end(&with_patience, &[1.0, 0.5, 2.0, 1.0], None), (Some(30), None));
+        assert_eq!(best_and_end(&with_patience, &[1.0, 0.5, 1.0], None), (Some(10), Some(10)));
     }
 
     #[test]
-    fn a_rule_that_only_warns_or_pauses_does_not_disqualify_the_best() {
+    fn a_rule_that_only_warns_or_pauses_does_not_disqualify_the_best_state() {
         for action in [GuardAction::Warn, GuardAction::Pause] {
-            let watched = stage(Some("cider"), None, vec![rule("cider", 5.0, action)]);
-            assert_eq!(best_and_end(&watched, &[1.0, 9.0, 3.0], None), (Some(20), None));
-            assert_eq!(best_and_end(&watched, &[1.0, 2.0, 3.0, 4.0, 9.0], None), (Some(50), None));
+            let guarded = stage(Some("cider"), None, vec![rule("cider", 5.0, action)]);
+            assert_eq!(best_and_end(&guarded, &[1.0, 9.0, 3.0], None), (Some(20), None));
+            assert_eq!(best_and_end(&guarded, &[1.0, 2.0, 3.0, 4.0, 9.0], None), (Some(50), None));
         }
     }
 
@@ -329,10 +338,14 @@ mod tests {
     }
 
     /// The step at which a stage of `values.len()` evaluations ends, and the number of evaluations
-    /// after which that is decided, computed directly from the rules. A rollback rule disqualifies
-    /// the first state of `for` in a row beyond its bound, and all later ones. The best state has
-    /// the highest score of the remaining states, the earliest of equals. If the guard ends the
-    /// stage, it ends with the best, else the newest remaining state, else the beginning.
+    /// after which that is decided, computed directly from the definitions:
+    ///
+    /// - A rollback rule fires after `for` consecutive values beyond its bound. It disqualifies the
+    ///   state with the first of these values, and all later states.
+    /// - The best state has the highest score of the states that are not disqualified; the earliest
+    ///   one if several have that score.
+    /// - If a rollback rule fires, the stage ends with the best state; else with the newest state
+    ///   that is not disqualified; else with its beginning.
     fn expected_end(
         rules: &[Rule],
         has_metric: bool,
@@ -347,27 +360,27 @@ mod tests {
                     || rule.below.is_some_and(|bound| value < bound)
             };
             let length = |rule: &Rule| rule.for_ as usize;
-            let first_violation = |rule: &Rule| {
+            let first_disqualified = |rule: &Rule| {
                 let all_beyond = |start: &usize| (*start..start + length(rule)).all(|index| is_beyond(rule, index));
                 (0..(evaluated + 1).saturating_sub(length(rule))).find(all_beyond)
             };
             let rollbacks = rules.iter().filter(|rule| rule.action == GuardAction::Rollback);
-            let since = rollbacks.filter_map(first_violation).min();
+            let first_disqualified = rollbacks.filter_map(first_disqualified).min();
             let mut best: Option<usize> = None;
-            for index in 0..since.unwrap_or(evaluated) {
+            for index in 0..first_disqualified.unwrap_or(evaluated) {
                 let score = values[index][0];
                 if has_metric && score.is_finite() && best.is_none_or(|best| score > values[best][0]) {
                     best = Some(index);
                 }
             }
             let step = |index: usize| 10 * (index as u64 + 1);
-            if let Some(since) = since {
-                return Some((best.map_or(10 * since as u64, step), evaluated));
+            if let Some(first_disqualified) = first_disqualified {
+                return Some((best.map_or(10 * first_disqualified as u64, step), evaluated));
             }
             let Some(best) = best else { continue };
-            let not_better = evaluated - 1 - best;
-            let is_out_of_patience = patience.is_some_and(|patience| not_better >= patience as usize);
-            if not_better > 0 && (evaluated == values.len() || is_out_of_patience) {
+            let without_improvement = evaluated - 1 - best;
+            let is_out_of_patience = patience.is_some_and(|patience| without_improvement >= patience as usize);
+            if without_improvement > 0 && (evaluated == values.len() || is_out_of_patience) {
                 return Some((step(best), evaluated));
             }
         }
@@ -385,7 +398,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_stage_ends_as_computed_directly_from_the_rules(
+        fn a_stage_ends_as_computed_directly_from_the_definitions(
             rules in prop::collection::vec(any_rule(), 0..4), has_metric: bool, patience in prop::option::of(1..4_u32),
             values in prop::collection::vec([0..6_u8, 0..6_u8], 1..9),
         ) {

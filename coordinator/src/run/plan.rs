@@ -1,5 +1,5 @@
-//! The plan: the run's next action at each position, derived from the run file and from the stages
-//! that ended early.
+//! The plan: the next action of the run at each position. It follows from the run file, from the
+//! stages that have ended early, and from operators' requests.
 //!
 //! The batch size of a stage is constant, so a position in the run determines the data: step `s` of
 //! a stage consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted
@@ -36,7 +36,8 @@ impl Position {
         format!("{}-{stage}-{:08}{attempt}", self.stage, self.step)
     }
 
-    /// The position in protocol messages of a state that `generation` trained or agreed on.
+    /// This position as a protocol message. `generation` is the one that trained the state at the
+    /// position, or started from it.
     #[must_use]
     pub fn in_generation(self, generation: u64) -> v1::Position {
         v1::Position { stage: self.stage, step: self.step, generation }
@@ -55,7 +56,7 @@ impl std::fmt::Display for Position {
     }
 }
 
-/// An interruption of training at a position.
+/// A boundary: an interruption of training at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Boundary {
     /// Save the state.
@@ -88,81 +89,82 @@ pub enum NextAction {
     Finish,
 }
 
-/// The step at which each stage ended, for stages that ended before their last step.
+/// For each stage that ended early: the step of the state that it ended with.
 pub type StageEnds = BTreeMap<u32, u64>;
 
 /// The stages of a run with their boundaries.
 #[derive(Clone, Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
-    ends: StageEnds,
-    /// The last boundary of each kind that an operator requested.
-    requested: BTreeMap<Boundary, Position>,
+    stage_ends: StageEnds,
+    /// For each kind of boundary: the last position for which an operator requested one.
+    requested_boundaries: BTreeMap<Boundary, Position>,
 }
 
 impl Plan {
-    /// The plan of a checked run file, in which these stages have ended early.
+    /// The plan of a valid run file, in which these stages have ended early.
     #[must_use]
-    pub fn new(file: &RunFile, ends: StageEnds) -> Self {
-        Self { stages: file.stages.clone(), ends, requested: BTreeMap::new() }
+    pub fn new(file: &RunFile, stage_ends: StageEnds) -> Self {
+        Self { stages: file.stages.clone(), stage_ends, requested_boundaries: BTreeMap::new() }
     }
 
-    /// Adds a boundary at this position, at an operator's request.
-    pub fn request(&mut self, boundary: Boundary, at: Position) {
-        self.requested.insert(boundary, at);
+    /// Adds a boundary at this position that an operator has requested.
+    pub fn add_requested_boundary(&mut self, boundary: Boundary, at: Position) {
+        self.requested_boundaries.insert(boundary, at);
     }
 
     /// Ends the stage at this position.
     pub fn end_stage(&mut self, at: Position) {
-        self.ends.insert(at.stage, at.step);
+        self.stage_ends.insert(at.stage, at.step);
     }
 
     /// Whether the stage was ended early.
     #[must_use]
     pub fn has_ended(&self, stage: u32) -> bool {
-        self.ends.contains_key(&stage)
+        self.stage_ends.contains_key(&stage)
     }
 
-    /// Whether the run file has this position.
+    /// Whether the run file has this stage, with at least this many steps.
     #[must_use]
     pub fn contains(&self, at: Position) -> bool {
         self.stages.get(at.stage as usize).is_some_and(|stage| at.step <= stage.steps)
     }
 
-    /// Whether the run passes this position, given the ends of its stages.
+    /// Whether the run passes this position: its stage has not ended at an earlier step.
     #[must_use]
     pub fn reaches(&self, at: Position) -> bool {
         at.step <= self.steps(at.stage)
     }
 
-    /// Whether `next` is the beginning of a stage and `at` the end of the stage before: the same
-    /// state.
+    /// Whether `next` is the beginning of a stage and `at` is the end of the stage before it. Both
+    /// positions then have the same parameters.
     #[must_use]
     pub fn is_next_beginning(&self, at: Position, next: Position) -> bool {
         next.step == 0 && next.stage == at.stage + 1 && at.step >= self.steps(at.stage)
     }
 
-    /// The furthest position that workers may have reached, in a run whose journal has `committed`
-    /// and `passed_boundaries`. No evaluation is passed before it is recorded, and each stage ends
-    /// with one.
+    /// The furthest position that workers may have reached, if the journal has `committed` and
+    /// `passed_boundaries`. Workers may have trained steps that the journal does not have. But they
+    /// cannot have passed an evaluation that it does not have, because an evaluation is recorded
+    /// before the next step is granted. Each stage ends with an evaluation.
     #[must_use]
     pub fn horizon(&self, committed: Position, passed_boundaries: &Boundaries) -> Position {
         let is_evaluated = |position: Position| passed_boundaries.contains(&(position, Boundary::Evaluation));
         let mut at = committed;
         loop {
             let end = Position { step: self.steps(at.stage), ..at };
-            let is_over = self.has_ended(at.stage) || is_evaluated(end);
-            if at.step < end.step || !is_over || at.stage as usize + 1 == self.stages.len() {
+            let is_stage_over = self.has_ended(at.stage) || is_evaluated(end);
+            if at.step < end.step || !is_stage_over || at.stage as usize + 1 == self.stages.len() {
                 let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(at);
                 let planned_end = Position { step: *steps, ..at };
                 if self.has_ended(at.stage) {
                     // Workers may have trained beyond the position at which the stage ended.
                     return planned_end;
                 }
-                let every = evaluate_every.unwrap_or(u64::MAX);
-                let evaluation = Position { step: at.step.div_ceil(every).saturating_mul(every), ..at };
-                let is_passed = is_evaluated(evaluation) || (evaluation.step == 0 && !evaluate_first);
-                return if is_passed { evaluation.after(every) } else { evaluation }.min(planned_end);
+                let interval = evaluate_every.unwrap_or(u64::MAX);
+                let next_evaluation = Position { step: at.step.div_ceil(interval).saturating_mul(interval), ..at };
+                let is_passed = is_evaluated(next_evaluation) || (next_evaluation.step == 0 && !evaluate_first);
+                return if is_passed { next_evaluation.after(interval) } else { next_evaluation }.min(planned_end);
             }
             at = Position { stage: at.stage + 1, step: 0 };
         }
@@ -178,36 +180,40 @@ impl Plan {
     }
 
     /// The next action at `at`, given the boundaries that the run has passed. A checkpoint comes
-    /// before an evaluation at the same position: if the evaluation crashes a worker, no state is
-    /// lost; and if the state proves to be the best, it is saved. A stage that was ended early is
-    /// not evaluated at its end: its end is decided, and scores would not change that.
+    /// before an evaluation at the same position, for two reasons: if a worker crashes in the
+    /// evaluation, no step is lost; and if the evaluation shows that the state is the best one, its
+    /// checkpoint exists already. A stage that has ended early is not evaluated at its end, because
+    /// the scores could not change the decision any more.
     #[must_use]
     pub fn next_action(&self, at: Position, passed_boundaries: &Boundaries) -> NextAction {
         let stage = self.stage(at);
         let end = self.steps(at.stage);
-        let is_last = at.step >= end;
+        let is_at_end = at.step >= end;
         let is_scheduled = |every: Option<u64>| {
             let is_multiple = every.is_some_and(|every| at.step.is_multiple_of(every));
-            at.step > 0 && (is_last || is_multiple)
+            at.step > 0 && (is_at_end || is_multiple)
         };
         let is_due = |boundary| !passed_boundaries.contains(&(at, boundary));
-        let is_requested = |boundary| self.requested.get(&boundary) == Some(&at);
+        let is_requested = |boundary| self.requested_boundaries.get(&boundary) == Some(&at);
         let evaluates = is_scheduled(stage.evaluate_every) || (stage.evaluate_first && at.step == 0);
         let evaluates = evaluates || is_requested(Boundary::Evaluation);
-        let evaluates = evaluates && !(is_last && self.has_ended(at.stage));
+        let evaluates = evaluates && !(is_at_end && self.has_ended(at.stage));
         let saves = is_scheduled(stage.checkpoint_every) || (evaluates && stage.metric.is_some());
         let saves = saves || is_requested(Boundary::Checkpoint);
         if saves && is_due(Boundary::Checkpoint) {
             NextAction::Checkpoint
         } else if evaluates && is_due(Boundary::Evaluation) {
             NextAction::Evaluate
-        } else if !is_last {
+        } else if !is_at_end {
             let steps_until = |every: u64| every - at.step % every;
-            let scheduled = [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(steps_until);
-            let requested = self.requested.values().filter(|position| position.stage == at.stage);
-            let requested = requested.filter_map(|position| position.step.checked_sub(at.step));
-            let requested = requested.filter(|steps| *steps > 0);
-            NextAction::Train { steps: scheduled.chain(requested).fold(end - at.step, u64::min) }
+            let steps_until_scheduled =
+                [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(steps_until);
+            let requested = self.requested_boundaries.values().filter(|position| position.stage == at.stage);
+            let steps_until_requested = requested.filter_map(|position| position.step.checked_sub(at.step));
+            let steps_until_requested = steps_until_requested.filter(|steps| *steps > 0);
+            NextAction::Train {
+                steps: steps_until_scheduled.chain(steps_until_requested).fold(end - at.step, u64::min),
+            }
         } else if (at.stage as usize) + 1 < self.stages.len() {
             NextAction::Advance { stage: at.stage + 1 }
         } else {
@@ -215,11 +221,12 @@ impl Plan {
         }
     }
 
-    /// The number of updates of a stage, up to its end if it ended early.
+    /// The number of steps of a stage: those of the run file, or fewer if the stage has ended
+    /// early.
     #[must_use]
     pub fn steps(&self, stage: u32) -> u64 {
-        let planned = self.stages[stage as usize].steps;
-        self.ends.get(&stage).map_or(planned, |end| planned.min(*end))
+        let planned_steps = self.stages[stage as usize].steps;
+        self.stage_ends.get(&stage).map_or(planned_steps, |end| planned_steps.min(*end))
     }
 
     /// The number of samples that training has consumed at `at`.
@@ -276,8 +283,8 @@ mod tests {
     fn an_operator_can_request_boundaries() {
         let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), StageEnds::new());
         let at = |step| Position { stage: 0, step };
-        plan.request(Boundary::Checkpoint, at(2));
-        plan.request(Boundary::Evaluation, at(2));
+        plan.add_requested_boundary(Boundary::Checkpoint, at(2));
+        plan.add_requested_boundary(Boundary::Evaluation, at(2));
         let expected = [
             (at(0), NextAction::Train { steps: 2 }),
             (at(2), NextAction::Checkpoint),
@@ -327,7 +334,7 @@ mod tests {
         let passed = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
         assert_eq!(plan.next_action(at(4), &passed), NextAction::Advance { stage: 1 });
         assert_eq!(plan.samples_before(Position { stage: 1, step: 1 }), 4 * 4 + 5);
-        // There is no further evaluation, but the final state of a stage is always saved.
+        // The final state of a stage is always saved, also if the stage has ended early.
         assert_eq!(plan.next_action(at(4), &Boundaries::new()), NextAction::Checkpoint);
         plan.end_stage(at(0));
         assert_eq!(plan.next_action(at(0), &Boundaries::new()), NextAction::Advance { stage: 1 });

@@ -7,7 +7,7 @@ use config::Sharding;
 use proto::{v1, v1::directive::Directive};
 
 use super::{
-    Outcome, Phase, ProtocolViolation, Rank, Run, Time, WorkerId,
+    Outcome, ProtocolViolation, Rank, Run, RunPhase, Time, WorkerId,
     captions::ImageRange,
     generation::Generation,
     membership::MemberState,
@@ -32,11 +32,11 @@ pub(super) enum PendingBoundary {
 }
 
 impl Run {
-    /// Sends directives while the next one may be sent. Halts or ends the generation, or ends the
-    /// run, if that is due. Called after each event.
+    /// Sends the directives that are due. Halts or ends the generation, or ends the run, if that is
+    /// due. Called after each event.
     pub(super) fn send_due_directives(&mut self, now: Time) {
-        while let Some(generation) = self.generation.as_ref().filter(|_| self.phase == Phase::Running) {
-            let (granted, all_reported) = (generation.granted, generation.all_steps_reported());
+        while let Some(generation) = self.generation.as_ref().filter(|_| self.phase == RunPhase::Running) {
+            let (granted, are_all_reported) = (generation.granted, generation.all_steps_reported());
             let next = self.plan.next_action(granted, &self.passed_boundaries);
             let (halt_reason, is_paused) = (generation.halt_reason.clone(), self.pause_reason.is_some());
             if halt_reason.is_none()
@@ -53,33 +53,34 @@ impl Run {
                 return;
             }
             if next == NextAction::Finish && !is_paused {
-                if all_reported && self.saving.is_none() {
+                if are_all_reported && self.saving.is_none() {
                     self.end_run(now, Outcome::Finished);
                 }
                 return;
             }
             if self.stop_requested {
-                // If the state cannot be saved, the operator has been told, and the next
-                // coordinator resumes from the last checkpoint.
-                if all_reported && (self.failed_save.is_some() || self.ensure_saved(granted)) {
+                // If the state cannot be saved, the coordinator stops nevertheless: the operator
+                // sees the reason, and the next coordinator process resumes from the last
+                // checkpoint.
+                if are_all_reported && (self.failed_save.is_some() || self.ensure_saved(granted)) {
                     self.end_run(now, Outcome::Stopped);
                 }
                 return;
             }
             if let Some(reason) = halt_reason {
-                if all_reported {
+                if are_all_reported {
                     self.end_generation(now, &reason, false);
                 }
                 return;
             }
             if self.failed_save.is_some() {
-                if all_reported && self.retry_save(now, granted) {
+                if are_all_reported && self.retry_save(now, granted) {
                     continue;
                 }
                 return;
             }
             if self.is_save_only(generation) {
-                if self.ensure_saved(granted) && all_reported {
+                if self.ensure_saved(granted) && are_all_reported {
                     self.end_generation(now, "all members leave", false);
                 }
                 return;
@@ -94,14 +95,15 @@ impl Run {
         }
     }
 
-    /// Sends the directive that comes next at `granted`. Returns false if it cannot be sent yet.
+    /// Sends the directive for the plan's next action at `granted`. Returns false if it cannot be
+    /// sent yet.
     fn send_next_directive(&mut self, granted: Position, next: NextAction) -> bool {
-        // Only one checkpoint is saved at a time. Where a stage may end with the state that is
-        // being saved, training waits for the save.
-        let saving = self.saving.as_ref().map(|saving| saving.position);
+        // Only one checkpoint is saved at a time. In a stage with a metric, training also waits for
+        // the save, because the stage may end with the state that is being saved.
+        let saving_position = self.saving.as_ref().map(|saving| saving.position);
         let has_metric = self.plan.stage(granted).metric.is_some();
         match next {
-            NextAction::Train { .. } if saving == Some(granted) && has_metric => return false,
+            NextAction::Train { .. } if saving_position == Some(granted) && has_metric => return false,
             NextAction::Train { steps } => {
                 let Some(generation) = &self.generation else { return false };
                 let steps = self.grantable_steps(generation, steps);
@@ -110,7 +112,7 @@ impl Run {
                 }
                 self.grant_steps(steps);
             }
-            NextAction::Checkpoint | NextAction::Advance { .. } if saving.is_some() => return false,
+            NextAction::Checkpoint | NextAction::Advance { .. } if saving_position.is_some() => return false,
             NextAction::Checkpoint => self.start_save(granted),
             NextAction::Evaluate => self.start_evaluation(granted),
             NextAction::Advance { stage } => {
@@ -124,16 +126,16 @@ impl Run {
     }
 
     /// How many of the next `steps` may be granted: up to `control.window` steps beyond those that
-    /// all members have reported. Members train in lockstep, so only their reports can be late.
-    /// Returns 0 if less than half a window is open, because a directive for every step would only
-    /// add traffic.
+    /// all members have reported. Returns 0 if that is less than half of `control.window`: fewer
+    /// directives with more steps each cause less network traffic, and the members still have
+    /// granted steps to train.
     fn grantable_steps(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
         let reported = generation.step_tracker.min_position().map_or(granted, |position| position.step);
-        let open = reported.saturating_add(window.into()).saturating_sub(granted).min(u64::from(u32::MAX));
+        let grantable = reported.saturating_add(window.into()).saturating_sub(granted).min(u64::from(u32::MAX));
         let min_grant = u64::from(window.div_ceil(2)).min(steps);
-        if open < min_grant { 0 } else { open.min(steps) as u32 }
+        if grantable < min_grant { 0 } else { grantable.min(steps) as u32 }
     }
 
     /// Grants this number of steps: sends each member its share of the batch.
@@ -198,8 +200,6 @@ impl Run {
         self.last_directive
     }
 
-    // --------------------------------------------------------------------------------- steps
-
     /// Handles `StepDone`: a member has applied a step. The first report of a step commits it.
     pub(super) fn handle_step_done(
         &mut self,
@@ -207,30 +207,35 @@ impl Run {
         worker_id: WorkerId,
         report: &v1::StepDone,
     ) -> Result<(), ProtocolViolation> {
-        let reported = report.position.ok_or("a step without position")?;
+        let reported = report.position.ok_or_else(|| ProtocolViolation::new("a step without position"))?;
         let position = Position::from(&reported);
         if reported.generation > self.last_generation {
-            return Err(format!("generation {} does not exist", reported.generation));
+            return Err(ProtocolViolation::new(format!("generation {} does not exist", reported.generation)));
         }
-        // Reports of the generation that ended last are accepted until the next one forms: those
-        // steps are applied.
+        // Reports of the last generation are accepted after its end, until the next generation
+        // forms: the members have applied these steps.
         let state = self.members.get(worker_id).map(|member| member.state);
-        let own = match state {
+        let member_generation = match state {
             Some(MemberState::InGeneration(generation) | MemberState::Releasing { generation, .. }) => generation,
             _ => return Ok(()),
         };
         let generation = self.generation.as_mut().filter(|generation| generation.number == reported.generation);
-        let Some(generation) = generation.filter(|_| own == reported.generation) else { return Ok(()) };
+        let Some(generation) = generation.filter(|_| member_generation == reported.generation) else { return Ok(()) };
         let Some(previous) = generation.step_tracker.position_of(worker_id) else { return Ok(()) };
-        if matches!(self.phase, Phase::Over { .. }) {
+        if matches!(self.phase, RunPhase::Over { .. }) {
             return Ok(());
         }
         if position != previous.after(1) || position > generation.granted {
             let granted = generation.granted;
-            return Err(format!("it reported {position} after {previous}, with steps granted up to {granted}"));
+            return Err(ProtocolViolation::new(format!(
+                "it reported {position} after {previous}, with steps granted up to {granted}"
+            )));
         }
         if report.samples > self.plan.stage(position).batch {
-            return Err(format!("it reported {} samples in a step, more than the batch", report.samples));
+            return Err(ProtocolViolation::new(format!(
+                "it reported {} samples in a step, more than the batch",
+                report.samples
+            )));
         }
         let statistics = StepStatistics::from_report(worker_id, report, &reported)?;
         generation.step_tracker.advance(worker_id, position);
@@ -260,6 +265,7 @@ impl Run {
         }
     }
 
+    /// Records the merged statistics of a step.
     pub(super) fn record_step(&mut self, step: StepStatistics) {
         self.latest_step = Some(step.clone());
         self.record(Record::Step(step));
@@ -277,10 +283,13 @@ impl Run {
         let Some(generation) = &mut self.generation else { return Ok(()) };
         let (number, world_size) = (generation.number, generation.members.len());
         let Some(PendingBoundary::Advance { stage, advanced }) = &mut generation.pending_boundary else {
-            return Err("it advanced to a stage without a directive".into());
+            return Err(ProtocolViolation::new("it advanced to a stage without a directive"));
         };
         if *stage != report.stage || generation.step_tracker.position_of(worker_id) != Some(generation.granted) {
-            return Err(format!("it advanced to stage {} instead of {stage}, or too early", report.stage));
+            return Err(ProtocolViolation::new(format!(
+                "it advanced to stage {} instead of {stage}, or too early",
+                report.stage
+            )));
         }
         advanced.insert(worker_id);
         let position = Position { stage: *stage, step: 0 };

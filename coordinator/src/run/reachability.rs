@@ -1,14 +1,15 @@
 //! Reachability: evicts members that other members cannot connect to, so that the rest can train.
 //!
 //! A generation needs a connection between any two members, and the coordinator sees only the
-//! connections to itself. Before a rendezvous each member therefore tries to connect to some of the
-//! others and reports those that it cannot reach. When all have released the failed generation, the
-//! coordinator evicts the member that is in most of the reported pairs, and repeats this until no
-//! pair is left.
+//! connections to itself. Therefore each member tries to connect to some of the other members
+//! before a rendezvous, and reports those that it cannot reach. Each report gives a pair of
+//! members. When all members have released the failed generation, the coordinator evicts the member
+//! that is in the most pairs, and repeats this until no pair is left.
 //!
 //! A member that advertises a loopback address to members on other machines is evicted first,
-//! regardless of the number of pairs. If it alone holds the furthest state, it is isolated instead
-//! of evicted: it saves that state in a generation of its own, and leaves.
+//! regardless of the number of pairs. If it is the sole holder of the furthest training state, it
+//! is *isolated* instead of evicted: it saves that state in a generation without other members, and
+//! leaves.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +19,7 @@ use std::{
 
 use proto::v1;
 
-use super::{Run, Time, WorkerId, generation::StartPoint, membership::Member, plan::Position, record::Source};
+use super::{Run, Time, WorkerId, generation::StartPoint, membership::Member, plan::Position, record::StateSource};
 
 /// The number of other members that each member tries to connect to.
 const MAX_PROBED_PEERS: usize = 64;
@@ -26,16 +27,18 @@ const MAX_PROBED_PEERS: usize = 64;
 /// Pairs of members that cannot reach each other, the lower id first.
 pub(super) type UnreachablePairs = BTreeSet<(WorkerId, WorkerId)>;
 
-/// The peers that the member at `index` tries to connect to: the [`MAX_PROBED_PEERS`] that follow
-/// it in the circle of all `members`.
+/// The peers that the member at `index` tries to connect to: the [`MAX_PROBED_PEERS`] members that
+/// follow it in `members`. The first member follows the last one. `members` has each member's id
+/// and the address of its TCPStore.
 pub(super) fn peers_to_probe(members: &[(WorkerId, String)], index: usize) -> Vec<v1::Peer> {
     let others = members.iter().cycle().skip(index + 1).take(MAX_PROBED_PEERS.min(members.len() - 1));
     others.map(|(id, address)| v1::Peer { worker_id: id.0, store_address: address.clone() }).collect()
 }
 
-/// The member to evict: the one in most pairs. Ties are decided in this order: a member other than
-/// `sole_holder`; the one with the oldest last message, because it may be dead; the highest id,
-/// because the member with the lowest id serves the rendezvous.
+/// The member to evict: the one in the most pairs. Among members in equally many pairs, these are
+/// preferred, in this order: a member that is not `sole_holder`; the member with the oldest last
+/// message, because it may be dead; the member with the highest id, because the member with the
+/// lowest id serves the rendezvous.
 fn select_eviction(
     pairs: &UnreachablePairs,
     sole_holder: Option<WorkerId>,
@@ -45,13 +48,13 @@ fn select_eviction(
     for worker_id in pairs.iter().flat_map(|(a, b)| [*a, *b]) {
         *counts.entry(worker_id).or_default() += 1;
     }
-    let order =
+    let priority =
         |(id, count): &(WorkerId, usize)| (*count, Some(*id) != sole_holder, Reverse(last_message_at(*id)), *id);
-    counts.into_iter().max_by_key(order).map(|(worker_id, _)| worker_id)
+    counts.into_iter().max_by_key(priority).map(|(worker_id, _)| worker_id)
 }
 
-/// Whether an address (host:port) names a different machine on every machine: loopback or
-/// unspecified.
+/// Whether only the machine itself can be reached at this address (host:port): the IP address is a
+/// loopback address (127.0.0.1) or unspecified (0.0.0.0).
 fn is_machine_local(address: &str) -> bool {
     let ip = address.parse::<SocketAddr>().map(|address| address.ip().to_canonical());
     ip.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
@@ -70,7 +73,8 @@ impl Run {
         self.unreachable_pairs.extend(pairs);
     }
 
-    /// Evicts unreachable members. Called when no member is in a generation any more.
+    /// Evicts members until all pairs of the remaining members can reach each other. Called when no
+    /// member is in a generation any more.
     pub(super) fn evict_unreachable(&mut self, now: Time) {
         let mut pairs = std::mem::take(&mut self.unreachable_pairs);
         pairs.retain(|(a, b)| self.members.get(*a).is_some() && self.members.get(*b).is_some());
@@ -122,14 +126,15 @@ impl Run {
 
     /// The address that a member advertises, if only its own machine can reach it.
     fn machine_local_address(&self, worker_id: WorkerId) -> Option<String> {
-        let address = &self.members.get(worker_id)?.store_address;
+        let address = &self.members.get(worker_id)?.tcp_store_address;
         is_machine_local(address).then(|| address.rsplit_once(':').map_or("", |(host, _)| host).to_owned())
     }
 
-    /// The member that alone holds the furthest state, if there is one. Its eviction would lose
-    /// work, unlike the eviction of a member without state.
+    /// The sole holder of the furthest training state: the only member that holds it. None if
+    /// several members hold it, or if it is in a checkpoint. The eviction of a sole holder loses
+    /// steps.
     fn sole_holder(&self) -> Option<WorkerId> {
-        let StartPoint { start, source: Source::Member(worker_id) } = self.select_start() else { return None };
+        let StartPoint { start, source: StateSource::Member(worker_id) } = self.select_start() else { return None };
         let holds = |member: &Member| member.position.as_ref().map(Position::from) == Some(start);
         (self.members.iter().filter(|(_, member)| holds(member)).count() == 1).then_some(worker_id)
     }
@@ -172,7 +177,10 @@ mod tests {
         assert_eq!(select(&[(0, 1)], 9), Some(1));
         assert_eq!(select(&[(0, 5), (0, 7), (5, 7), (0, 9)], 7), Some(0));
         assert_eq!(select(&[], 0), None);
-        let select_sparing = |sole_holder| select_eviction(&pairs(&[(0, 1)]), sole_holder, |_| Time::ZERO);
-        assert_eq!((select_sparing(None), select_sparing(Some(WorkerId(1)))), (Some(WorkerId(1)), Some(WorkerId(0))));
+        let select_with_sole_holder = |sole_holder| select_eviction(&pairs(&[(0, 1)]), sole_holder, |_| Time::ZERO);
+        assert_eq!(
+            (select_with_sole_holder(None), select_with_sole_holder(Some(WorkerId(1)))),
+            (Some(WorkerId(1)), Some(WorkerId(0)))
+        );
     }
 }

@@ -7,7 +7,7 @@ use proto::v1;
 
 use super::{
     WorkerId,
-    captions::Item,
+    captions::EvaluationItem,
     data::DataChange,
     guard::TriggeredRule,
     lineage::BranchPoints,
@@ -21,18 +21,18 @@ use super::{
 /// The means of a step's measurements, by name.
 pub type StepMeans = BTreeMap<String, f64>;
 
-/// The source of a generation's initial state.
+/// The source of the training state that a generation starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum StateSource {
     /// A member, by its worker id.
     Member(WorkerId),
     /// A checkpoint, by its name.
     Checkpoint(String),
-    /// The run's seed.
+    /// The run's seed: newly initialized parameters.
     Seed,
 }
 
-impl std::fmt::Display for Source {
+impl std::fmt::Display for StateSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Member(worker_id) => write!(f, "worker {worker_id}"),
@@ -42,10 +42,10 @@ impl std::fmt::Display for Source {
     }
 }
 
-/// A complete checkpoint.
+/// A complete checkpoint, as the journal lists it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The position of the state that it contains.
+    /// The position of the training state that it contains.
     pub position: Position,
     /// The generation that saved it.
     pub generation: u64,
@@ -57,7 +57,7 @@ pub struct Checkpoint {
     pub parameters_sha256: String,
 }
 
-/// The kind of an event: a record other than those with variants of their own in [`Record`].
+/// The kinds of [`Record::Event`]: facts that the journal stores as a name and a JSON detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A worker attached, and is a member.
@@ -66,7 +66,7 @@ pub enum EventKind {
     Lost,
     /// A member announced that it leaves.
     Leaving,
-    /// A member left in order.
+    /// A member left without a failure.
     Left,
     /// Committed steps were given up.
     RolledBack,
@@ -80,8 +80,8 @@ pub enum EventKind {
     Damaged,
     /// The members' parameters differ.
     Diverged,
-    /// A stage ended with an earlier state than its last. The cause says whether later states are
-    /// given up or not selected.
+    /// A stage ended with an earlier state than its last one. The detail `cause` is the name of an
+    /// [`EndCause`](super::model_selection::EndCause).
     StageEnded,
     /// The guard or an operator paused the run.
     Paused,
@@ -169,10 +169,11 @@ impl EventKind {
     }
 }
 
-/// A record: one fact that the coordinator stores.
+/// A record: one fact about the run that the coordinator stores in the journal.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// A generation was formed. Durable before any worker is told, so that no number is used twice.
+    /// A generation was formed. Durable before the coordinator sends its number to any worker, so
+    /// that no number is used twice.
     Formed {
         /// The number of the generation.
         generation: u64,
@@ -185,7 +186,7 @@ pub enum Record {
         /// The position at which it starts.
         start: Position,
         /// The source of its initial state.
-        source: Source,
+        source: StateSource,
     },
     /// All members of a generation are ready.
     Ready {
@@ -198,29 +199,29 @@ pub enum Record {
     Ended {
         /// The number of the generation.
         generation: u64,
-        /// Why.
+        /// Why it ended, as a message for display.
         reason: String,
     },
     /// A step was reported by all members, or by all that can still report.
     Step(StepStatistics),
     /// A checkpoint is complete. Durable before training continues.
     Saved(Checkpoint),
-    /// A checkpoint is about to be deleted. Durable before the deletion, so that the journal lists
-    /// no checkpoint that is gone.
+    /// The checkpoint with this name will be deleted. Durable before the deletion, so that the
+    /// journal never lists a checkpoint that does not exist.
     Deleted(String),
-    /// A checkpoint cannot be used. Durable before another one is used instead.
+    /// The checkpoint with this name cannot be used. Durable before another one is used instead.
     Damaged(String),
     /// An evaluation is complete. Durable before training continues: the end of a stage depends on
     /// it.
     Evaluated {
-        /// The state that was evaluated.
+        /// The position of the state that was evaluated.
         position: Position,
         /// The last generation that took part.
         generation: u64,
         /// Scores by name.
         metrics: BTreeMap<String, f64>,
-        /// All items, by image name.
-        items: Vec<Item>,
+        /// All captions, sorted by image name.
+        items: Vec<EvaluationItem>,
     },
     /// A guard rule has fired.
     Guard {
@@ -229,7 +230,7 @@ pub enum Record {
         /// The rule and the value.
         rule: TriggeredRule,
     },
-    /// An event of another kind. Decisions are durable before they are carried out.
+    /// An event of this kind. See [`Self::must_be_durable`] for the events that are decisions.
     Event {
         /// The kind.
         kind: EventKind,
@@ -260,7 +261,7 @@ impl Record {
 pub struct RestoredRun {
     /// The run's id; random.
     pub run_id: String,
-    /// Which term formed which generation.
+    /// Which term (coordinator process) formed which generation.
     pub term_log: TermLog,
     /// The number of the last generation; 0 if there was none.
     pub last_generation: u64,

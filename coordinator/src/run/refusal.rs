@@ -1,9 +1,9 @@
-//! Refusals of joins, sessions and commands.
+//! Refusals of join requests, sessions and operators' commands.
 
 /// A request that is refused, and why. Becomes a gRPC status or an HTTP error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The kind, which decides the gRPC status code.
+    /// Decides the gRPC status code.
     pub kind: RefusalKind,
     /// The reason, as a message for display.
     pub reason: String,
@@ -15,8 +15,8 @@ impl Refusal {
     }
 }
 
-/// Kinds of refusals. The first ones have the names of their gRPC status codes; the last four name
-/// the code in their documentation.
+/// Kinds of refusals. Each has the name of its gRPC status code, or names the code in its
+/// documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The message is invalid.
@@ -34,11 +34,11 @@ pub enum RefusalKind {
     Unavailable,
     /// The run is over: `NOT_FOUND`.
     RunOver,
-    /// No id is free now, but one may become free: `ABORTED`. The worker retries.
+    /// No id is available now, but one may become available: `ABORTED`. The worker retries.
     RetryLater,
     /// The other members compute on another type of device: `PERMISSION_DENIED`.
     DeviceMismatch,
-    /// The worker's state is not part of the run's history: `DATA_LOSS`. The worker discards its
-    /// state and joins again.
+    /// The worker's training state is not part of the run's history: `DATA_LOSS`. The worker
+    /// discards that state and joins again.
     ForeignState,
 }

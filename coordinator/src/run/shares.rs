@@ -1,7 +1,8 @@
-//! Division of a batch among ranks: contiguous shares of at least one sample each that cover it.
+//! Division of a batch among ranks into shares: contiguous ranges of at least one sample each,
+//! which together are the batch.
 //!
 //! The division does not change the update, because gradients are summed over samples. It changes
-//! only the time of a step.
+//! only the duration of a step.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -9,11 +10,12 @@ use std::ops::Range;
 
 use super::Rank;
 
-/// Shares change only if the slowest rank would then need at most this fraction of its present
-/// time. Each change discards the batches that were prefetched.
-const MAX_TIME_RATIO: f64 = 0.9;
+/// Shares change only if the duration of a step is then at most this fraction of the present one.
+/// Each change has a cost: the workers discard the samples that they have prefetched.
+const MAX_DURATION_RATIO: f64 = 0.9;
 
-/// The share of `0..total` for a rank: contiguous; the sizes of shares differ by at most one.
+/// The range of `0..total` that is the share of a rank, if the sizes of all shares differ by at
+/// most one.
 #[must_use]
 pub fn equal_share(total: u32, world_size: u32, Rank(rank): Rank) -> Range<u32> {
     let (size, remainder) = (total / world_size, total % world_size);
@@ -29,8 +31,9 @@ pub fn equal_sizes(batch: u32, world_size: usize) -> Vec<u32> {
     (0..world_size).map(|rank| equal_share(batch, world_size, Rank(rank)).len() as u32).collect()
 }
 
-/// The sizes of shares with which ranks of these speeds (samples per second, above 0) finish
-/// soonest: one sample for each, and each further one to the rank that would finish it first.
+/// The sizes of shares for ranks with these speeds (samples per second, above 0) that minimize the
+/// duration of a step: one sample for each rank; each further sample goes to the rank that would
+/// finish first with it.
 #[must_use]
 pub fn proportional_sizes(batch: u32, speeds: &[f64]) -> Vec<u32> {
     let mut sizes = vec![1; speeds.len()];
@@ -62,14 +65,14 @@ impl Ord for Seconds {
     }
 }
 
-/// The new sizes for ranks of these speeds, given the present sizes. Unchanged unless the step
-/// becomes faster by [`MAX_TIME_RATIO`].
+/// The new sizes of the shares of ranks with these speeds. These are the present `sizes`, unless
+/// proportional sizes reduce the duration of a step to [`MAX_DURATION_RATIO`] of the present one.
 #[must_use]
 pub fn rebalance(sizes: &[u32], speeds: &[f64]) -> Vec<u32> {
     let proportional = proportional_sizes(sizes.iter().sum(), speeds);
     let seconds =
         |sizes: &[u32]| sizes.iter().zip(speeds).map(|(size, speed)| f64::from(*size) / speed).fold(0.0, f64::max);
-    if seconds(&proportional) < MAX_TIME_RATIO * seconds(sizes) { proportional } else { sizes.to_vec() }
+    if seconds(&proportional) < MAX_DURATION_RATIO * seconds(sizes) { proportional } else { sizes.to_vec() }
 }
 
 /// The shares of these sizes as ranges of samples, in order.
@@ -91,7 +94,8 @@ mod tests {
     fn a_rank_with_half_the_speed_gets_half_the_samples() {
         assert_eq!(proportional_sizes(30, &[10.0, 5.0]), [20, 10]);
         assert_eq!(proportional_sizes(3, &[1e9, 1.0, 1.0]), [1, 1, 1]);
-        // Sizes do not change for a rank that is a tenth faster, but for one that is twice as fast.
+        // Sizes do not change if one rank is a tenth faster than the other. They change if it is
+        // twice as fast.
         assert_eq!(rebalance(&[8, 8], &[10.0, 11.0]), [8, 8]);
         assert_eq!(rebalance(&[8, 8], &[5.0, 10.0]), [5, 11]);
         // A second call changes nothing.
@@ -100,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_sample_of_a_batch_has_one_rank(batch in 1..500_u32, world_size in 1..40_u32) {
+        fn each_sample_of_a_batch_is_in_the_share_of_one_rank(batch in 1..500_u32, world_size in 1..40_u32) {
             let mut next = 0;
             for rank in (0..world_size).map(Rank) {
                 let share = equal_share(batch, world_size, rank);
@@ -119,12 +123,13 @@ mod tests {
             let sizes = proportional_sizes(batch, &speeds);
             prop_assert_eq!(sizes.iter().sum::<u32>(), batch);
             prop_assert!(sizes.iter().all(|size| *size >= 1));
-            // The step would not be faster if the last rank to finish gave a sample to another.
+            // The step would not be faster if the rank that finishes last gave a sample to another
+            // rank.
             let seconds = |size: u32, speed: &f64| f64::from(size) / speed;
-            let givers = sizes.iter().zip(&speeds).filter(|(size, _)| **size > 1);
-            let last = givers.map(|(size, speed)| seconds(*size, speed)).fold(0.0, f64::max);
+            let with_several_samples = sizes.iter().zip(&speeds).filter(|(size, _)| **size > 1);
+            let last_finish = with_several_samples.map(|(size, speed)| seconds(*size, speed)).fold(0.0, f64::max);
             let with_one_more = sizes.iter().zip(&speeds).map(|(size, speed)| seconds(*size + 1, speed));
-            prop_assert!(with_one_more.fold(f64::INFINITY, f64::min) >= last * (1.0 - 1e-9));
+            prop_assert!(with_one_more.fold(f64::INFINITY, f64::min) >= last_finish * (1.0 - 1e-9));
             prop_assert_eq!(ranges(&sizes).last().map(|share| share.end), Some(batch));
         }
     }

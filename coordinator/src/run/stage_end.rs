@@ -2,21 +2,21 @@
 //!
 //! A stage ends early or with an earlier state for one of three reasons: its best state is not its
 //! last, its `patience` has run out (early stopping), or a guard rule with `action: rollback` has
-//! fired. All three use one mechanism: [`StageView::end`](super::model_selection::StageView::end)
-//! names a position, the next generation starts from the checkpoint there, and the plan continues
-//! with the next stage. Later states are given up if the guard ended the stage; otherwise they were
-//! trained, but not selected, and stay in all records. The last state of a stage stays saved in
-//! either case. The decision follows from recorded data (scores, rules), so a coordinator that
-//! restarts before it has acted reaches the same decision.
+//! fired. All three use one mechanism: [`StageView::end_decision`] names a position, the next
+//! generation starts from the checkpoint at that position, and the plan continues with the next
+//! stage. If the guard ended the stage, the steps after the position are given up. Otherwise these
+//! steps count as trained, and stay in all records. The checkpoint of the stage's last state is
+//! kept in both cases. The decision depends only on recorded data (scores and rules). Therefore a
+//! coordinator that restarts before it has executed the decision reaches the same decision again.
 
 use std::collections::BTreeMap;
 
 use config::GuardAction;
 use serde_json::json;
-use statistics::Summary;
+use summary_statistics::Summary;
 
 use super::{
-    Phase, Run, Time,
+    Run, RunPhase, Time,
     guard::{Guard, TriggeredRule},
     model_selection::{BestState, EndCause, EndDecision, LaterState, StageView},
     plan::Position,
@@ -37,11 +37,11 @@ impl Run {
         }
     }
 
-    /// The metric and the best state of the current stage.
+    /// The metric of the current stage, and its best state by that metric.
     #[must_use]
-    pub fn best(&self) -> Option<(&str, BestState)> {
+    pub fn best_state(&self) -> Option<(&str, BestState)> {
         let view = self.stage_view();
-        Some((view.stage.metric.as_deref()?, view.best()?))
+        Some((view.stage.metric.as_deref()?, view.best_state()?))
     }
 
     /// Restarts the guard for the stage of the last committed state, from the recorded scores
@@ -67,7 +67,7 @@ impl Run {
         self.apply_rules(position, |guard| guard.check_evaluation(position, score));
     }
 
-    /// Records the rules that fire, and pauses the run if one of them says so.
+    /// Records the rules that fire, and pauses the run if one of them has `action: pause`.
     fn apply_rules(&mut self, position: Position, check: impl FnOnce(&mut Guard) -> Vec<TriggeredRule>) {
         if position.stage != self.guard.stage() || self.plan.has_ended(position.stage) {
             return;
@@ -87,15 +87,17 @@ impl Run {
     /// paused.
     pub(super) fn try_end_stage(&mut self, now: Time) {
         let has_ended = self.plan.has_ended(self.guard.stage());
-        // The stage may end with the state that is being saved, or that cannot be saved at the
-        // moment.
+        // The state that is being saved, or that cannot be saved at the moment, may turn out to be
+        // the one with which the stage ends.
         let is_saving = self.saving.as_ref().is_some_and(|saving| !saving.is_cancelled);
         let must_wait = is_saving || self.failed_save.is_some() || self.pause_reason.is_some();
-        if has_ended || must_wait || matches!(self.phase, Phase::Over { .. }) {
+        if has_ended || must_wait || matches!(self.phase, RunPhase::Over { .. }) {
             return;
         }
-        let Some(EndDecision { position, cause, reason, later_states }) = self.stage_view().end() else { return };
-        let last = self.stage_view().last_after(position);
+        let Some(EndDecision { position, cause, reason, later_states }) = self.stage_view().end_decision() else {
+            return;
+        };
+        let last_saved = self.stage_view().last_saved_after(position);
         self.plan.end_stage(position);
         self.branch_points.add(self.last_generation + 1, position);
         self.evaluation = None;
@@ -112,7 +114,7 @@ impl Run {
             "passed_over": later_states.into_iter().map(describe).collect::<Vec<_>>(),
         });
         self.record_event(EventKind::StageEnded, detail);
-        self.unselected_checkpoints.extend(last.and_then(|last| self.checkpoints.remove(&last)));
+        self.unselected_checkpoints.extend(last_saved.and_then(|position| self.checkpoints.remove(&position)));
         self.delete_checkpoints(|other| *other > position);
         self.cancel_save_beyond(position);
         if cause != EndCause::Guard {

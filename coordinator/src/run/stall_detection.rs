@@ -6,7 +6,7 @@ use std::time::Duration;
 use proto::v1;
 
 use super::{
-    Outcome, Phase, Run, Time, WorkerId,
+    Outcome, Run, RunPhase, Time, WorkerId,
     membership::{Member, MemberState, Stall},
     progress::PendingBoundary,
 };
@@ -21,16 +21,17 @@ impl Run {
     pub(super) fn check_stalls(&mut self, now: Time) {
         let stall_timeout = Duration::try_from_secs_f64(self.file.control.stall_timeout).unwrap_or(Duration::MAX);
         let pending = self.members_with_pending_directives();
-        // Training counts as progress, too: a member whose save delays no other member is not
-        // evicted for it.
+        // Steps that a member trains while it saves count as progress, so a slow save causes an
+        // eviction only if other members wait for it.
         let is_saving = |id: WorkerId| self.saving.as_ref().is_some_and(|saving| saving.is_pending(id));
         let has_pending_directive = |id: WorkerId| pending.binary_search(&id).is_ok() || is_saving(id);
         self.members.reset_stall_timers(now, has_pending_directive);
-        // No member makes progress in a rendezvous before all have arrived.
-        let in_rendezvous = self.generation.as_ref().is_some_and(|generation| generation.ready_members.is_empty());
+        // In a rendezvous, members wait for each other until all members have entered it.
+        let is_rendezvous_incomplete =
+            self.generation.as_ref().is_some_and(|generation| generation.ready_members.is_empty());
         let waits_for_others = |member: &Member| match member.phase {
             v1::Phase::AllReduce => true,
-            v1::Phase::Rendezvous => in_rendezvous,
+            v1::Phase::Rendezvous => is_rendezvous_incomplete,
             _ => false,
         };
         let all_reduce_timeout = stall_timeout.min(ALL_REDUCE_TIMEOUT_FACTOR * self.heartbeat_timeout());
@@ -49,7 +50,7 @@ impl Run {
                 let reason =
                     format!("all ranks have waited for each other for {seconds} s (see control.heartbeat_timeout)");
                 let generation = self.last_generation;
-                let must_fail = self.failure_counter.count(self.progress_count, generation, &reason, false);
+                let must_fail = self.failure_counter.record(self.progress_count, generation, &reason, false);
                 self.end_generation(now, &reason, true);
                 if must_fail {
                     let reason = format!("generations keep failing without progress: {reason}");
@@ -60,7 +61,7 @@ impl Run {
         }
     }
 
-    /// Records progress of a member that heartbeats do not report.
+    /// Records progress that a message other than a heartbeat shows.
     pub(super) fn record_progress(&mut self, now: Time, worker_id: WorkerId) {
         if let Some(member) = self.members.get_mut(worker_id) {
             member.last_progress_at = now;
@@ -72,14 +73,14 @@ impl Run {
     fn members_with_pending_directives(&self) -> Vec<WorkerId> {
         let Some(generation) = &self.generation else { return Vec::new() };
         let has_pending_directive = |id: &WorkerId| match &self.phase {
-            Phase::Forming => !generation.ready_members.contains(id),
-            Phase::Running if generation.step_tracker.position_of(*id) != Some(generation.granted) => true,
-            Phase::Running => match &generation.pending_boundary {
+            RunPhase::Forming => !generation.ready_members.contains(id),
+            RunPhase::Running if generation.step_tracker.position_of(*id) != Some(generation.granted) => true,
+            RunPhase::Running => match &generation.pending_boundary {
                 Some(PendingBoundary::Captions { pending }) => pending.get(id).is_some_and(|ranges| !ranges.is_empty()),
                 Some(PendingBoundary::Advance { advanced, .. }) => !advanced.contains(id),
                 Some(PendingBoundary::Scores) | None => false,
             },
-            Phase::Waiting | Phase::Over { .. } => false,
+            RunPhase::Waiting | RunPhase::Over { .. } => false,
         };
         let is_in_generation = |id: &WorkerId| {
             let state = self.members.get(*id).map(|member| member.state);

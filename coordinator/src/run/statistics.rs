@@ -3,25 +3,27 @@
 
 use std::collections::BTreeMap;
 
+use catalogue::names;
 use dataset::limits::MAX_TEXT_BYTES;
 use proto::v1;
-use statistics::{Summary, names};
+use summary_statistics::Summary;
 
-use super::{WorkerId, plan::Position};
+use super::{ProtocolViolation, WorkerId, plan::Position};
 
-/// Maximal number of candidates of an example; run files allow fewer beams.
+/// Maximal number of candidates of an example. Run files allow fewer beams, so correct workers send
+/// fewer candidates.
 const MAX_CANDIDATES: usize = 1024;
 
-/// The statistics of a step over all shares that were reported.
+/// The statistics of a step, merged over the shares of the members that have reported it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepStatistics {
     /// The position that the step reached.
     pub position: Position,
     /// The generation that trained it.
     pub generation: u64,
-    /// The sum of the loss.
+    /// The sum of the loss over all images or tokens.
     pub loss_sum: f64,
-    /// The number of images or tokens that the sum is over.
+    /// The number of these images or tokens.
     pub loss_weight: f64,
     /// The number of samples.
     pub samples: u64,
@@ -35,10 +37,10 @@ pub struct StepStatistics {
     pub seconds: f64,
     /// The longest time that a member spent in the all-reduce, in seconds.
     pub all_reduce_seconds: f64,
-    /// Distributions over all shares; the keys are of `statistics::names::TRAINING_METRICS`.
+    /// Distributions over all samples of the step, by name in `catalogue::TRAINING_METRICS`.
     pub summaries: BTreeMap<&'static str, Summary>,
-    /// The time of the members by phase, summed over members, in seconds; the keys are of
-    /// `statistics::names::PHASES`.
+    /// The duration of each phase of the step, summed over members, in seconds, by name in
+    /// `catalogue::names::PHASES`.
     pub phase_seconds: BTreeMap<&'static str, f64>,
     /// The candidates of one image with their rewards and weights, if the objective has candidates.
     pub example: Option<v1::Example>,
@@ -46,7 +48,7 @@ pub struct StepStatistics {
     pub compute_times: ComputeTimes,
 }
 
-/// The compute times of a step's members, without the all-reduce.
+/// How long the members took to compute a step, without the all-reduce.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ComputeTimes {
     /// The slowest member, and its time in seconds.
@@ -80,26 +82,37 @@ impl ComputeTimes {
 }
 
 impl StepStatistics {
-    /// Reads the report of a member. Fails with a message if the report is invalid.
-    pub fn from_report(worker_id: WorkerId, report: &v1::StepDone, position: &v1::Position) -> Result<Self, String> {
+    /// Reads the report of a member. Fails if a correct worker cannot have sent it.
+    pub fn from_report(
+        worker_id: WorkerId,
+        report: &v1::StepDone,
+        position: &v1::Position,
+    ) -> Result<Self, ProtocolViolation> {
         let mut summaries = BTreeMap::new();
         for (reported, summary) in &report.summaries {
-            let name = names::TRAINING_METRICS.into_iter().find(|name| name == reported);
-            let name = name.ok_or_else(|| format!("unknown summary `{}`", reported.escape_debug()))?;
-            summaries.insert(name, Summary::try_from(summary).map_err(|error| format!("`{name}` is a {error}"))?);
+            let name = catalogue::TRAINING_METRICS.into_iter().find(|name| name == reported);
+            let name =
+                name.ok_or_else(|| ProtocolViolation::new(format!("unknown summary `{}`", reported.escape_debug())))?;
+            summaries.insert(
+                name,
+                Summary::try_from(summary).map_err(|error| ProtocolViolation::new(format!("`{name}` is a {error}")))?,
+            );
         }
         let mut phase_seconds = BTreeMap::new();
         for (reported, seconds) in &report.phase_seconds {
             let phase = names::PHASES.into_iter().find(|phase| phase == reported);
-            let phase = phase.ok_or_else(|| format!("unknown phase `{}`", reported.escape_debug()))?;
+            let phase =
+                phase.ok_or_else(|| ProtocolViolation::new(format!("unknown phase `{}`", reported.escape_debug())))?;
             phase_seconds.insert(phase, *seconds);
         }
         if report.example.as_ref().is_some_and(|example| !is_valid_example(example)) {
-            return Err("an example with too many candidates, too long texts, or numbers that are not finite".into());
+            return Err(ProtocolViolation::new(
+                "an example with too many candidates, too long texts, or numbers that are not finite",
+            ));
         }
         let durations = [report.seconds, report.all_reduce_seconds, report.loss_weight];
         if phase_seconds.values().chain(&durations).any(|value| !value.is_finite() || *value < 0.0) {
-            return Err("the seconds and weight of a step must be finite and not negative".into());
+            return Err(ProtocolViolation::new("the seconds and weight of a step must be finite and not negative"));
         }
         Ok(Self {
             position: position.into(),
@@ -154,8 +167,8 @@ impl StepStatistics {
         self.loss_weight += other.loss_weight;
         self.samples += other.samples;
         self.tokens = self.tokens.saturating_add(other.tokens);
-        // Equal on all ranks, since all apply the same update; the maximum also shows a rank that
-        // differs.
+        // All ranks apply the same update, so their gradient norms are equal. If one differs, the
+        // maximum is more likely to show it than the first value.
         self.gradient_norm = self.gradient_norm.max(other.gradient_norm);
         self.seconds = self.seconds.max(other.seconds);
         self.all_reduce_seconds = self.all_reduce_seconds.max(other.all_reduce_seconds);
@@ -170,8 +183,8 @@ impl StepStatistics {
     }
 }
 
-/// Whether an example is small enough to be stored and shown, and has only finite numbers. Workers
-/// send no others.
+/// Whether an example is small enough to be stored and shown, and has only finite numbers. Correct
+/// workers send only such examples.
 fn is_valid_example(example: &v1::Example) -> bool {
     let is_short = |text: &str| text.len() <= MAX_TEXT_BYTES;
     let is_valid = |candidate: &v1::Candidate| {
@@ -180,8 +193,9 @@ fn is_valid_example(example: &v1::Example) -> bool {
     is_short(&example.image) && example.candidates.len() <= MAX_CANDIDATES && example.candidates.iter().all(is_valid)
 }
 
-/// Merges the reports of a generation's steps that not all members have reported yet. Their number
-/// is bounded, because steps are granted only a window ahead of the slowest member.
+/// Merges the members' reports of each step. It holds the steps that some members of the generation
+/// have not reported yet. Their number is bounded, because steps are granted at most
+/// `control.window` beyond the last step that all members have reported.
 #[derive(Debug, Default)]
 pub struct StepMerger {
     /// The number of reports and the merged statistics of each step.

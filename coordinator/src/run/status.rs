@@ -3,16 +3,26 @@
 use proto::{v1, v1::RunState};
 
 use super::{
-    Outcome, Phase, Run, Time, WorkerId,
-    membership::{Member, MemberState, Rates},
+    Outcome, Run, RunPhase, Time, WorkerId,
+    membership::{Member, MemberState, MemberThroughput},
     statistics::StepStatistics,
 };
 
-/// Maximal number of ids in a message that lists members.
+/// Maximal number of worker ids in a message that lists members.
 const MAX_LISTED_IDS: usize = 8;
 
+/// Why a run is not ready: no generation trains, and the run is not complete.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{state}: {reason}")]
+pub struct NotReady {
+    /// The run's state.
+    pub state: RunState,
+    /// The reason for that state.
+    pub reason: String,
+}
+
 impl Run {
-    /// The run's state with all members.
+    /// The run's status with all members.
     #[must_use]
     pub fn status(&self, now: Time) -> v1::StatusResponse {
         let member = |(worker_id, member): (WorkerId, &Member)| v1::Member {
@@ -22,9 +32,9 @@ impl Run {
             phase: member.phase.into(),
             position: member.position,
             seconds_since_heard: now.saturating_sub(member.last_message_at).as_secs_f64(),
-            images_per_second: member.rates.images,
-            tokens_per_second: member.rates.tokens,
-            compute_seconds: member.rates.compute_seconds,
+            images_per_second: member.throughput.images_per_second,
+            tokens_per_second: member.throughput.tokens_per_second,
+            compute_seconds: member.throughput.compute_seconds,
         };
         let example = self.latest_step.as_ref().and_then(|step| step.example.clone());
         let members = self.members.iter().map(member).collect();
@@ -32,9 +42,9 @@ impl Run {
     }
 
     /// The members with ids below `limit`, with their throughput.
-    pub fn members_below(&self, limit: WorkerId) -> impl Iterator<Item = (WorkerId, Rates)> {
+    pub fn members_below(&self, limit: WorkerId) -> impl Iterator<Item = (WorkerId, MemberThroughput)> {
         let members = self.members.iter().take_while(move |(worker_id, _)| *worker_id < limit);
-        members.map(|(worker_id, member)| (worker_id, member.rates))
+        members.map(|(worker_id, member)| (worker_id, member.throughput))
     }
 
     /// The number of members.
@@ -43,7 +53,7 @@ impl Run {
         self.members.len()
     }
 
-    /// The run's state without the list of members and without the candidates of an example.
+    /// The run's status without the list of members and without the example of candidates.
     #[must_use]
     pub fn status_summary(&self) -> v1::StatusResponse {
         let stage = self.plan.stage(self.committed);
@@ -73,14 +83,15 @@ impl Run {
         }
     }
 
-    /// Whether a generation trains or the run is complete: the readiness probe. If not, why.
+    /// The answer to the readiness probe: the run is ready if a generation trains, or if the run is
+    /// complete.
     ///
     /// # Errors
-    /// The reason, in one line.
-    pub fn readiness(&self) -> Result<(), String> {
+    /// Fails if the run is not ready.
+    pub fn readiness(&self) -> Result<(), NotReady> {
         match self.state() {
             (RunState::Running | RunState::Finished, _) => Ok(()),
-            (state, reason) => Err(format!("{state}: {reason}")),
+            (state, reason) => Err(NotReady { state, reason }),
         }
     }
 
@@ -90,53 +101,55 @@ impl Run {
         self.plan.samples_before(self.committed)
     }
 
-    /// The state, and the reason for it; the reason may be empty.
+    /// The run's state as operators see it, and the reason for it; the reason may be empty.
     fn state(&self) -> (RunState, String) {
         match (&self.phase, &self.pause_reason) {
-            (Phase::Waiting | Phase::Forming | Phase::Running, Some(reason)) => (RunState::Paused, reason.clone()),
-            (Phase::Waiting, None) => (RunState::Waiting, self.waiting_reason()),
-            (Phase::Forming, None) => {
+            (RunPhase::Waiting | RunPhase::Forming | RunPhase::Running, Some(reason)) => {
+                (RunState::Paused, reason.clone())
+            }
+            (RunPhase::Waiting, None) => (RunState::Waiting, self.waiting_reason()),
+            (RunPhase::Forming, None) => {
                 let ready = self.generation.as_ref().map_or(0, |generation| generation.ready_members.len());
                 (RunState::Forming, format!("{ready} of {} members are ready", self.members.len()))
             }
-            (Phase::Running, None) => match self.save_error() {
+            (RunPhase::Running, None) => match self.save_error() {
                 Some(reason) => (RunState::Paused, format!("{reason}; the coordinator retries every few seconds")),
                 None => (RunState::Running, String::new()),
             },
-            (Phase::Over { outcome: Outcome::Finished, .. }, _) => {
+            (RunPhase::Over { outcome: Outcome::Finished, .. }, _) => {
                 let result = self.result_checkpoint().map(|name| format!("its result is checkpoint {name}"));
                 (RunState::Finished, result.unwrap_or_default())
             }
-            (Phase::Over { outcome: Outcome::Failed(reason), .. }, _) => (RunState::Failed, reason.clone()),
-            (Phase::Over { outcome: Outcome::Stopped, .. }, _) => {
+            (RunPhase::Over { outcome: Outcome::Failed(reason), .. }, _) => (RunState::Failed, reason.clone()),
+            (RunPhase::Over { outcome: Outcome::Stopped, .. }, _) => {
                 (RunState::Waiting, "the coordinator is shutting down".into())
             }
         }
     }
 
-    /// Why a state or captions cannot be saved; none if they can.
+    /// Why a checkpoint or captions cannot be saved; none if they can.
     fn save_error(&self) -> Option<&str> {
-        let state = self.failed_save.as_ref().map(|failed| &failed.reason);
+        let checkpoint = self.failed_save.as_ref().map(|failed| &failed.reason);
         let captions = || self.evaluation.as_ref().and_then(|evaluation| evaluation.save_error.as_ref());
-        state.or_else(captions).map(String::as_str)
+        checkpoint.or_else(captions).map(String::as_str)
     }
 
-    /// Why no generation is formed.
+    /// Why no generation is formed at the moment.
     fn waiting_reason(&self) -> String {
         let (members, min) = (self.members.staying_count(), self.file.workers.min as usize);
         if members < min {
             return format!("{members} of at least {min} workers are attached");
         }
-        if self.members.all_idle() {
+        if self.members.are_all_idle() {
             let at = self.committed;
             return format!(
                 "a worker that holds {at} may still reconnect; without it the run resumes from an earlier state"
             );
         }
-        let is_busy = |(_, member): &(WorkerId, &Member)| member.state != MemberState::Idle;
-        let mut busy = self.members.iter().filter(is_busy).map(|(worker_id, _)| worker_id.to_string());
-        let listed: Vec<String> = busy.by_ref().take(MAX_LISTED_IDS).collect();
-        let others = match busy.count() {
+        let is_not_idle = |(_, member): &(WorkerId, &Member)| member.state != MemberState::Idle;
+        let mut non_idle_ids = self.members.iter().filter(is_not_idle).map(|(worker_id, _)| worker_id.to_string());
+        let listed: Vec<String> = non_idle_ids.by_ref().take(MAX_LISTED_IDS).collect();
+        let others = match non_idle_ids.count() {
             0 => String::new(),
             others => format!(" and {others} others"),
         };

@@ -1,10 +1,10 @@
 //! Terms: which coordinator process has formed which generation.
 //!
-//! Generation numbers alone do not identify a generation: if an older copy of the journal is
-//! restored, the coordinator forms generations again under numbers that it has used before. So each
-//! coordinator process has a term, a random number, and a generation is identified by its number
-//! and the term that formed it. A rendezvous names both, and workers report both when they
-//! reconnect.
+//! A generation's number alone does not identify it: if an operator restores an older copy of the
+//! journal, the coordinator uses numbers of earlier generations again. Therefore each coordinator
+//! process has a *term*, a random number. A generation is identified by its number and by the term
+//! of the process that formed it. A Rendezvous directive contains both, and workers report both
+//! when they join again. (In Raft a term is a number that increases; here it is only unique.)
 
 use std::collections::BTreeMap;
 

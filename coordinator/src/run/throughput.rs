@@ -1,5 +1,6 @@
-//! Throughput of the run in wall-clock time, to estimate the time to the end of a stage. Includes
-//! evaluations and checkpoints, but not pauses and recoveries.
+//! Throughput of the run in wall-clock time, to estimate the time to the end of a stage. The time
+//! of evaluations and checkpoints is included; the time of pauses and of recoveries from failures
+//! is not.
 
 use super::{Time, plan::Position};
 
@@ -10,7 +11,7 @@ const MIN_SMOOTHING: f64 = 0.02;
 #[derive(Debug, Default)]
 pub struct Throughput {
     /// The last recorded position, and when it was reached; none after an interruption.
-    last: Option<(Time, Position)>,
+    last_record: Option<(Time, Position)>,
     stage: u32,
     /// The number of steps of the stage that were measured.
     step_count: u64,
@@ -24,8 +25,8 @@ impl Throughput {
         if self.stage != position.stage {
             *self = Self { stage: position.stage, ..Self::default() };
         }
-        let Some((since, before)) = self.last else {
-            self.last = Some((now, position));
+        let Some((since, before)) = self.last_record else {
+            self.last_record = Some((now, position));
             return;
         };
         let Some(steps) = position.step.checked_sub(before.step).filter(|steps| *steps > 0) else { return };
@@ -33,12 +34,12 @@ impl Throughput {
         self.step_count += steps;
         let weight = (steps as f64 / self.step_count as f64).max(MIN_SMOOTHING);
         self.seconds_per_step += (seconds - self.seconds_per_step) * weight;
-        self.last = Some((now, position));
+        self.last_record = Some((now, position));
     }
 
     /// Excludes the time from now until the next recorded position.
     pub fn interrupt(&mut self) {
-        self.last = None;
+        self.last_record = None;
     }
 
     /// The estimated seconds from `from` to step `to` of the same stage; none before the stage's

@@ -1,4 +1,4 @@
-//! Identifiers: of workers, ranks, streams and requests.
+//! Identifiers of workers, ranks, sessions and requests.
 
 use std::{fmt, time::Duration};
 
@@ -40,6 +40,7 @@ impl fmt::Display for Rank {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// Identifies the stream (gRPC session) of a worker.
+/// Identifies a session: the bidirectional stream of one `Session` call of a worker. A worker that
+/// reconnects opens a new session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);

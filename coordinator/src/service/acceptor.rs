@@ -25,7 +25,7 @@ use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 use tracing::warn;
 
-use super::refusals::{Reason, Refusals};
+use super::refusals::{RefusalReason, Refusals};
 
 /// Maximal number of open connections: two for each of 20,000 workers, because a worker may
 /// reconnect before the coordinator notices that its last connection is dead, and some for
@@ -71,10 +71,10 @@ pub struct Connection {
     _permit: OwnedSemaphorePermit,
 }
 
-/// The acceptor of a listener.
+/// Accepts the connections of a listener.
 pub struct Acceptor {
     pub listener: TcpListener,
-    /// The TLS settings; none for plain text.
+    /// The TLS settings; `None` for plain text.
     pub tls: Option<Arc<ServerConfig>>,
     pub refusals: Refusals,
 }
@@ -110,7 +110,7 @@ impl Acceptor {
             let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
                 refusals.record(
                     peer,
-                    Reason::Busy,
+                    RefusalReason::TooManyConnections,
                     format_args!("{MAX_CONNECTIONS} connections are open, which is the limit"),
                 );
                 continue;
@@ -157,15 +157,15 @@ async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<St
     Ok(stream)
 }
 
-/// The reason for which a connection was refused; none if the peer has closed it.
-fn refusal_reason(error: &io::Error) -> Option<Reason> {
+/// The reason for which a connection was refused; `None` if the peer has closed it.
+fn refusal_reason(error: &io::Error) -> Option<RefusalReason> {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (tls, error.kind()) {
         (Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented), _) => {
-            Some(Reason::Certificate)
+            Some(RefusalReason::InvalidCertificate)
         }
         (None, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => None,
-        _ => Some(Reason::Handshake),
+        _ => Some(RefusalReason::FailedHandshake),
     }
 }
 

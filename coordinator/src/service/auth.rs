@@ -16,15 +16,16 @@ use transport::Token;
 use super::{
     acceptor::Peer,
     grpc::STATUS_PATHS,
-    refusals::{Reason, Refusals, is_call_of},
+    refusals::{RefusalReason, Refusals, is_call_of},
 };
 
-/// The tokens that gRPC calls and the page's commands require. Reading the status requires none.
+/// The tokens that gRPC calls and the web page's commands require. A status request requires no
+/// token.
 #[derive(Clone, Default)]
 pub struct Tokens {
-    /// Required from workers. None: every peer with a connection may join.
+    /// The token that workers must present. `None`: every peer with a connection may join.
     pub join: Option<Token>,
-    /// Required for commands. None: only peers on this machine may send commands.
+    /// The token that commands require. `None`: only peers on this machine may send commands.
     pub admin: Option<Token>,
 }
 
@@ -32,8 +33,8 @@ impl Tokens {
     /// Checks whether a peer that presents this token, or none, may call `path`.
     ///
     /// # Errors
-    /// It may not: the reason for the metrics, and the gRPC error.
-    fn check(&self, path: &str, peer: Peer, presented: Option<&str>) -> Result<(), (Reason, Status)> {
+    /// The peer may not call `path`. The error has the reason for the metrics, and the gRPC status.
+    fn check(&self, path: &str, peer: Peer, presented: Option<&str>) -> Result<(), (RefusalReason, Status)> {
         let matches = |token: &Option<Token>| match (token, presented) {
             (Some(token), Some(presented)) => token.matches(presented),
             _ => false,
@@ -41,7 +42,7 @@ impl Tokens {
         let refuse = |reason, status: fn(&'static str) -> Status, message| Err((reason, status(message)));
         if is_call_of(path, coordinator_server::SERVICE_NAME) && self.join.is_some() && !matches(&self.join) {
             let message = "this coordinator requires its join token: pass --join-token-file or DICO_JOIN_TOKEN";
-            return refuse(Reason::JoinToken, Status::unauthenticated, message);
+            return refuse(RefusalReason::WrongJoinToken, Status::unauthenticated, message);
         }
         if !is_call_of(path, admin_server::SERVICE_NAME) || STATUS_PATHS.contains(&path) {
             return Ok(());
@@ -50,13 +51,13 @@ impl Tokens {
             Some(_) if matches(&self.admin) => Ok(()),
             Some(_) => {
                 let message = "this coordinator requires its admin token: pass --admin-token-file or DICO_ADMIN_TOKEN";
-                refuse(Reason::AdminToken, Status::unauthenticated, message)
+                refuse(RefusalReason::WrongAdminToken, Status::unauthenticated, message)
             }
             None if peer.is_loopback() => Ok(()),
             None => {
                 let message = "a coordinator without an admin token accepts commands only from its own machine: to send \
                      them from elsewhere, serve with --admin-token-file";
-                refuse(Reason::AdminToken, Status::permission_denied, message)
+                refuse(RefusalReason::WrongAdminToken, Status::permission_denied, message)
             }
         }
     }
@@ -71,15 +72,15 @@ pub fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
 }
 
-/// The state of [`authorize`].
+/// The data of the middleware [`authorize`].
 #[derive(Clone)]
 pub struct AuthLayer {
     pub tokens: Arc<Tokens>,
     pub refusals: Refusals,
 }
 
-/// Middleware that refuses calls without the required token. It logs and counts all refusals: its
-/// own and those of the services behind it.
+/// Middleware that refuses calls without the required token. It logs and counts these refusals, and
+/// the calls that the services behind it answer with an error.
 pub async fn authorize(State(auth_layer): State<AuthLayer>, request: Request, next: Next) -> Response {
     let AuthLayer { tokens, refusals } = auth_layer;
     let path = request.uri().path().to_owned();
@@ -94,7 +95,7 @@ pub async fn authorize(State(auth_layer): State<AuthLayer>, request: Request, ne
     if let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() != Code::Ok) {
         match status.code() {
             Code::Aborted => refusals.record_retry(peer.0, status.message()),
-            code => refusals.record(peer.0, Reason::from_call_status(&path, code), status.message()),
+            code => refusals.record(peer.0, RefusalReason::from_call_status(&path, code), status.message()),
         }
     }
     response
@@ -116,7 +117,7 @@ mod tests {
         Some(Token::parse(text, "a test").unwrap())
     }
 
-    fn refusal_reason(tokens: &Tokens, path: &str, peer: &str, presented: Option<&str>) -> Option<Reason> {
+    fn refusal_reason(tokens: &Tokens, path: &str, peer: &str, presented: Option<&str>) -> Option<RefusalReason> {
         tokens.check(path, Peer(peer.parse().unwrap()), presented).err().map(|(reason, _)| reason)
     }
 
@@ -146,7 +147,7 @@ mod tests {
         let open = Tokens::default();
         let join_only = Tokens { join: token(join), admin: None };
         let both = Tokens { join: token(join), admin: token(admin) };
-        let (bad_join, bad_admin) = (Some(Reason::JoinToken), Some(Reason::AdminToken));
+        let (bad_join, bad_admin) = (Some(RefusalReason::WrongJoinToken), Some(RefusalReason::WrongAdminToken));
         let cases = [
             (&open, JOIN, remote, None, None),
             (&open, STATUS, local, None, None),

@@ -1,8 +1,8 @@
 //! The run's clock: it stops while the coordinator does not process messages.
 //!
-//! When a coordinator was suspended, or waited for a full disk, its workers' messages of that time
-//! are still unread. If that time counted, the heartbeat timeout would evict all workers before
-//! their heartbeats are read.
+//! When a coordinator was suspended, or waited for a full disk, the messages that workers sent in
+//! that time are still unread. If that time counted, all workers would exceed the heartbeat timeout
+//! before the coordinator reads their heartbeats.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Free space of the disks that the coordinator uses, as metrics. Queried on a separate thread,
-//! because a disk that does not respond must not block the coordinator.
+//! Free space of the disks that the coordinator uses, as metrics. A separate thread queries the
+//! disks, because a disk that does not respond must not block the coordinator.
 
 use std::{
     path::{Path, PathBuf},

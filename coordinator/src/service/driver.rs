@@ -23,7 +23,7 @@ use super::{
     http::{Readiness, readiness_of},
     metrics::Metrics,
     recorder::Recorder,
-    refusals::{Reason, Refusals},
+    refusals::{RefusalReason, Refusals},
 };
 use crate::run::{
     Action, Command, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics,
@@ -36,20 +36,21 @@ const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximal number of inputs that one iteration of the event loop handles.
 const MAX_INPUTS_PER_ITERATION: usize = 256;
 
-/// An input of the driver, from the network or the operating system.
-pub enum Input {
+/// A message to the driver, from a gRPC or HTTP call, a signal, or a task that the driver started.
+/// Calls have a channel for the answer.
+pub enum DriverInput {
     /// A worker requests to join.
     Join {
         /// The worker's address, for limits; see
         /// [`Peer::client_address`](super::acceptor::Peer::client_address).
         address: IpAddr,
-        token: String,
+        generated_join_key: String,
         join: v1::JoinRequest,
         reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
     },
-    /// A worker opens its stream.
+    /// A worker opens its session.
     Attach { session: SessionId, attach: v1::Attach, handle: SessionHandle },
-    /// Another event of the run.
+    /// An event that the driver passes to the run unchanged.
     Event(Event),
     /// An operator sends a command. The reply is a message that says what will happen.
     Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
@@ -59,7 +60,7 @@ pub enum Input {
     Shutdown,
 }
 
-/// The driver's side of a worker's stream. Dropping it ends the stream.
+/// The driver's side of a worker's session. Dropping it ends the session.
 pub struct SessionHandle {
     pub peer: SocketAddr,
     pub directives: mpsc::Sender<Result<v1::Directive, Status>>,
@@ -79,7 +80,7 @@ pub struct Driver {
     /// The run's checkpoints.
     pub checkpoints: Arc<Checkpoints>,
     /// The sender of the driver's own input channel, for the tasks that it spawns.
-    pub inputs: mpsc::Sender<Input>,
+    pub inputs: mpsc::Sender<DriverInput>,
     /// The final status, for requests after the run's end.
     pub final_status: watch::Sender<Option<v1::StatusResponse>>,
     /// Whether to keep serving when the run is finished, until an operator stops the coordinator.
@@ -91,7 +92,7 @@ impl Driver {
     ///
     /// # Errors
     /// The journal cannot be written.
-    pub async fn drive(self, mut queue: mpsc::Receiver<Input>) -> anyhow::Result<Outcome> {
+    pub async fn drive(self, mut queue: mpsc::Receiver<DriverInput>) -> anyhow::Result<Outcome> {
         let mut ticks = time::interval(TICK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut event_loop = EventLoop {
@@ -123,8 +124,8 @@ impl Driver {
                     event_loop.driver.refusals.log_suppressed(Instant::now());
                 }
             }
-            // Publishing the state of thousands of members takes longer than handling most inputs,
-            // so it waits until the queue is empty, for at most one tick.
+            // To publish the metrics of thousands of members takes longer than to handle most
+            // inputs. So the driver publishes when the queue is empty, and at least once per tick.
             if is_tick || outcome.is_some() || (event_loop.has_new_records && queue.is_empty()) {
                 event_loop.publish();
             }
@@ -148,7 +149,7 @@ enum PendingRequest {
     Control(oneshot::Sender<Result<String, Status>>),
 }
 
-/// The state of the event loop.
+/// The event loop: the driver with its open requests, sessions and tasks.
 struct EventLoop {
     driver: Driver,
     clock: Clock,
@@ -164,29 +165,29 @@ struct EventLoop {
 }
 
 impl EventLoop {
-    async fn handle_input(&mut self, input: Input) -> anyhow::Result<Option<Outcome>> {
+    async fn handle_input(&mut self, input: DriverInput) -> anyhow::Result<Option<Outcome>> {
         let event = match input {
-            Input::Join { address, token, join, reply } => {
+            DriverInput::Join { address, generated_join_key, join, reply } => {
                 let request = self.next_request_id();
                 self.pending_requests.insert(request, PendingRequest::Join(reply));
-                Event::Join { request, address, token, join }
+                Event::Join { request, address, generated_join_key, join }
             }
-            Input::Control { command, reply } => {
+            DriverInput::Control { command, reply } => {
                 let request = self.next_request_id();
                 self.pending_requests.insert(request, PendingRequest::Control(reply));
                 Event::Control { request, command }
             }
-            Input::Attach { session, attach, handle } => {
+            DriverInput::Attach { session, attach, handle } => {
                 self.sessions.insert(session, handle);
                 Event::Attach { session, attach }
             }
-            Input::Event(event) => event,
-            Input::Status { reply } => {
+            DriverInput::Event(event) => event,
+            DriverInput::Status { reply } => {
                 // The client may have disconnected.
                 _ = reply.send(self.driver.run.status(self.clock.now()));
                 return Ok(None);
             }
-            Input::Shutdown => {
+            DriverInput::Shutdown => {
                 info!("received a request to stop");
                 Event::Shutdown
             }
@@ -224,8 +225,8 @@ impl EventLoop {
                 },
                 Action::Send { session, mut directive } => {
                     if let Some(Directive::Checkpoint(checkpoint)) = &mut directive.directive {
-                        let JournalHead { sequence, hash } = self.driver.recorder.head().await?;
-                        checkpoint.journal = Some(v1::JournalHead { sequence, hash });
+                        let JournalHead { record_number, hash } = self.driver.recorder.head().await?;
+                        checkpoint.journal = Some(v1::JournalHead { sequence: record_number, hash });
                     }
                     self.send(session, Ok(directive));
                 }
@@ -234,7 +235,7 @@ impl EventLoop {
                         let status = Status::from(refusal);
                         self.driver.refusals.record(
                             handle.peer,
-                            Reason::from_session_status(status.code()),
+                            RefusalReason::from_session_status(status.code()),
                             status.message(),
                         );
                         self.send(session, Err(status));
@@ -262,21 +263,22 @@ impl EventLoop {
                     }
                 }
                 Action::DeleteCheckpoint(name) => self.delete_checkpoint(name),
-                Action::Exit(exit) => outcome = Some(exit),
+                Action::Exit(run_outcome) => outcome = Some(run_outcome),
             }
         }
         Ok(outcome)
     }
 
-    /// Sends a message to a worker without waiting. Disconnects a worker that does not read its
-    /// stream.
+    /// Sends a message to a worker without waiting. Ends the session of a worker that does not read
+    /// its messages.
     fn send(&mut self, session: SessionId, message: Result<v1::Directive, Status>) {
         let Some(handle) = self.sessions.get(&session) else { return };
         if handle.directives.try_send(message).is_err() {
             self.sessions.remove(&session);
             let inputs = self.driver.inputs.clone();
-            // On another task: this task is the channel's reader, and would wait for itself.
-            tokio::spawn(async move { _ = inputs.send(Input::Event(Event::Closed { session })).await });
+            // On another task: this task reads the channel. If it waited for space in the full
+            // channel, it would wait for ever.
+            tokio::spawn(async move { _ = inputs.send(DriverInput::Event(Event::Closed { session })).await });
         }
     }
 
@@ -296,11 +298,11 @@ impl EventLoop {
         self.driver.readiness.send_if_modified(|last| std::mem::replace(last, readiness.clone()) != readiness);
     }
 
-    /// Logs a record, if it is of interest to operators.
+    /// Logs a record. Logs only some of the steps: see [`Self::log_progress`].
     fn log_record(&mut self, record: &Record) {
         match record {
             Record::Formed { generation, members, start, source, cause, .. } => {
-                let worker_ids = ranges(members.iter().map(|(worker_id, _)| worker_id.0));
+                let worker_ids = format_ranges(members.iter().map(|(worker_id, _)| worker_id.0));
                 info!(generation, members = members.len(), worker_ids, at = %start, %source, cause, "forming a generation");
             }
             Record::Ready { generation, .. } => info!(generation, "training"),
@@ -335,8 +337,8 @@ impl EventLoop {
     }
 }
 
-/// Ascending numbers as text: `0-3,7,9-10`.
-fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
+/// Formats ascending numbers as ranges: `0-3,7,9-10`.
+fn format_ranges(numbers: impl IntoIterator<Item = u32>) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
         match ranges.last_mut() {
@@ -350,11 +352,11 @@ fn ranges(numbers: impl IntoIterator<Item = u32>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::ranges;
+    use super::format_ranges;
 
     #[test]
     fn consecutive_numbers_are_written_as_ranges() {
-        assert_eq!(ranges([0, 1, 2, 3, 7, 9, 10]), "0-3,7,9-10");
-        assert_eq!(ranges([]), "");
+        assert_eq!(format_ranges([0, 1, 2, 3, 7, 9, 10]), "0-3,7,9-10");
+        assert_eq!(format_ranges([]), "");
     }
 }

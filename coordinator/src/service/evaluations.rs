@@ -7,8 +7,8 @@ use caption_metrics::Metrics;
 use tokio::{sync::mpsc, time};
 use tracing::warn;
 
-use super::{captions, driver::Input, score};
-use crate::run::{Event, captions::Item};
+use super::{caption_files::write_captions, caption_scores::score_captions, driver::DriverInput};
+use crate::run::{Event, captions::EvaluationItem};
 
 /// Interval between attempts to save captions.
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -18,31 +18,31 @@ pub struct CompletedEvaluation {
     /// The number of the evaluation.
     pub evaluation: u64,
     /// All captions, sorted by image name.
-    pub items: Vec<Item>,
+    pub items: Vec<EvaluationItem>,
     /// The path of the file for the captions.
     pub path: PathBuf,
 }
 
 impl CompletedEvaluation {
     /// Saves and scores the captions, and sends the results to the driver.
-    pub async fn save_and_score(self, scoring: Arc<Metrics>, inputs: mpsc::Sender<Input>) {
+    pub async fn save_and_score(self, scoring: Arc<Metrics>, inputs: mpsc::Sender<DriverInput>) {
         let Self { evaluation, items, path } = self;
         let items = Arc::new(items);
-        // The reason that the run has; it is sent again only when it changes.
+        // The reason that was sent to the run. It is sent again only when it changes.
         let mut reported_reason = None;
-        while let Err(error) = save(path.clone(), Arc::clone(&items)).await {
+        while let Err(error) = save_captions(path.clone(), Arc::clone(&items)).await {
             let reason = error.to_string();
             if reported_reason.as_ref() != Some(&reason) {
-                send_event(&inputs, Event::CaptionsSaved { evaluation, saved: Err(reason.clone()) }).await;
+                send_event(&inputs, Event::CaptionsSaved { evaluation, error: Some(reason.clone()) }).await;
                 reported_reason = Some(reason);
             }
             time::sleep(SAVE_RETRY_INTERVAL).await;
         }
         if reported_reason.is_some() {
-            send_event(&inputs, Event::CaptionsSaved { evaluation, saved: Ok(()) }).await;
+            send_event(&inputs, Event::CaptionsSaved { evaluation, error: None }).await;
         }
         let items = Arc::unwrap_or_clone(items);
-        let scored = tokio::task::spawn_blocking(move || score::score(&scoring, items));
+        let scored = tokio::task::spawn_blocking(move || score_captions(&scoring, items));
         let (metrics, items) = scored.await.unwrap_or_else(|panic| {
             // Without a result the run would wait for ever.
             warn!(%panic, "cannot score an evaluation: it is recorded without scores");
@@ -53,8 +53,8 @@ impl CompletedEvaluation {
 }
 
 /// Sends an event to the driver. Ignores a failure, because the coordinator is shutting down then.
-async fn send_event(inputs: &mpsc::Sender<Input>, event: Event) {
-    _ = inputs.send(Input::Event(event)).await;
+async fn send_event(inputs: &mpsc::Sender<DriverInput>, event: Event) {
+    _ = inputs.send(DriverInput::Event(event)).await;
 }
 
 /// The captions of an evaluation cannot be saved.
@@ -65,9 +65,9 @@ struct SaveCaptionsError {
     source: io::Error,
 }
 
-async fn save(path: PathBuf, items: Arc<Vec<Item>>) -> Result<(), SaveCaptionsError> {
+async fn save_captions(path: PathBuf, items: Arc<Vec<EvaluationItem>>) -> Result<(), SaveCaptionsError> {
     let saved = tokio::task::spawn_blocking(move || {
-        captions::save(&path, &items).map_err(|source| SaveCaptionsError { path, source })
+        write_captions(&path, &items).map_err(|source| SaveCaptionsError { path, source })
     });
     saved.await.unwrap_or_else(|panic| {
         warn!(%panic, "cannot save the captions of an evaluation");

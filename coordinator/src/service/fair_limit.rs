@@ -32,9 +32,10 @@ impl<T> FairLimit<T> {
         self.open.remove(evicted)
     }
 
-    /// Adds an item if the limit is not reached, or if another client has more items than this
-    /// client would have: then the oldest item of that client is evicted. Clients can therefore not
-    /// evict each other in turns. Returns whether the item was added.
+    /// Adds an item if the limit is not reached. If it is reached, adds the item only if another
+    /// client has more items than this client would have, and evicts the oldest item of that
+    /// client. So two clients cannot evict each other's items again and again. Returns whether the
+    /// item was added.
     pub fn try_insert(&mut self, peer: Peer, item: T) -> bool {
         let counts = self.counts();
         let own_count = counts.get(&peer.client_address()).copied().unwrap_or_default() + 1;
@@ -77,7 +78,7 @@ impl StreamLimit {
         Self(Mutex::new(FairLimit::new(max)))
     }
 
-    /// Forgets streams that have closed. Returns the open ones.
+    /// Removes streams that have closed. Returns the open ones.
     fn open_streams(&self) -> MutexGuard<'_, FairLimit<oneshot::Sender<()>>> {
         let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         streams.retain(|stream| !stream.is_closed());

@@ -51,7 +51,7 @@ impl ScrapeTracker {
     }
 }
 
-/// How long to wait for one more scrape; none if the coordinator does not wait.
+/// How long to wait for one more scrape; `None` if the coordinator does not wait.
 fn wait_limit((_, interval): (Instant, Option<Duration>)) -> Option<Duration> {
     interval.map(|interval| MAX_WAIT.min(2 * interval))
 }

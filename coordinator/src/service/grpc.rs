@@ -21,30 +21,30 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     acceptor::Peer,
-    driver::{Input, SessionHandle},
+    driver::{DriverInput, SessionHandle},
     fair_limit::StreamLimit,
     http::Readiness,
-    refusals::{Reason, Refusals},
+    refusals::{RefusalReason, Refusals},
 };
 use crate::{
-    random,
+    random_ids,
     run::{Command, Event, Refusal, RefusalKind, SessionId, WorkerId},
 };
 
 /// Maximal number of directives that wait for a worker to read them. Beyond it the worker is
 /// disconnected.
 const MAX_QUEUED_DIRECTIVES: usize = 1024;
-/// Time limit for the first message of a stream, Attach.
+/// Time limit for the first message of a session, Attach.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximal number of streams without Attach. Workers send it at once; the limit bounds the memory
-/// that other clients can make the coordinator use.
-const MAX_UNATTACHED: usize = 1024;
+/// Maximal number of sessions without Attach. Workers send Attach at once; the limit bounds the
+/// memory that other clients can make the coordinator use.
+const MAX_UNATTACHED_SESSIONS: usize = 1024;
 
 /// The paths of the read-only calls.
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
-/// Maximal number of open [`Admin::watch`] streams. They need no token, and each of them polls the
-/// run.
+/// Maximal number of open [`Admin::watch`] streams. The limit is low because clients need no token
+/// to open one, and each stream polls the driver.
 pub(super) const MAX_WATCH_STREAMS: usize = 64;
 /// How long an update on a watch stream may wait for the client to read.
 const WATCH_STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,9 +57,10 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// The implementation of both services.
 #[derive(Clone)]
 pub struct Grpc {
-    driver: mpsc::Sender<Input>,
+    driver: mpsc::Sender<DriverInput>,
     refusals: Refusals,
-    /// The journal's readiness: why the driver may not answer.
+    /// Whether the journal can be written. While it cannot, the driver does not answer; error
+    /// messages have the reason.
     journal_readiness: watch::Receiver<Readiness>,
     /// The final status, once the run is over.
     final_status: watch::Receiver<Option<v1::StatusResponse>>,
@@ -72,12 +73,12 @@ pub struct Grpc {
 impl Grpc {
     /// Services that pass calls to this driver.
     pub fn new(
-        driver: mpsc::Sender<Input>,
+        driver: mpsc::Sender<DriverInput>,
         refusals: Refusals,
         journal_readiness: watch::Receiver<Readiness>,
         final_status: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
-        let unattached = Arc::new(StreamLimit::new(MAX_UNATTACHED));
+        let unattached = Arc::new(StreamLimit::new(MAX_UNATTACHED_SESSIONS));
         let watch_streams = Arc::new(StreamLimit::new(MAX_WATCH_STREAMS));
         let last_session_id = Arc::default();
         Self { driver, refusals, journal_readiness, final_status, last_session_id, unattached, watch_streams }
@@ -88,9 +89,9 @@ impl Grpc {
     }
 
     async fn current_status(&self) -> Result<v1::StatusResponse, Status> {
-        match time::timeout(STATUS_TIMEOUT, self.send_request(|reply| Input::Status { reply })).await {
+        match time::timeout(STATUS_TIMEOUT, self.send_request(|reply| DriverInput::Status { reply })).await {
             Ok(Ok(status)) => Ok(status),
-            Ok(Err(over)) => self.final_status.borrow().clone().ok_or(over),
+            Ok(Err(shutting_down)) => self.final_status.borrow().clone().ok_or(shutting_down),
             Err(_) => {
                 let not_ready = self.journal_readiness.borrow().clone().err();
                 let reason = not_ready.map_or_else(|| "it is busy".to_owned(), |not_ready| not_ready.to_string());
@@ -99,11 +100,11 @@ impl Grpc {
         }
     }
 
-    async fn send_request<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
-        let over = || Status::unavailable("the coordinator is shutting down");
+    async fn send_request<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> DriverInput) -> Result<T, Status> {
+        let shutting_down = || Status::unavailable("the coordinator is shutting down");
         let (reply, answer) = oneshot::channel();
-        self.driver.send(input(reply)).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())
+        self.driver.send(input(reply)).await.map_err(|_| shutting_down())?;
+        answer.await.map_err(|_| shutting_down())
     }
 }
 
@@ -130,6 +131,7 @@ impl From<Refusal> for Status {
     }
 }
 
+/// The directives to a worker.
 type Directives = Pin<Box<dyn Stream<Item = Result<v1::Directive, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -137,10 +139,10 @@ impl Coordinator for Grpc {
     type SessionStream = Directives;
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let token =
-            random::hex_id().map_err(|error| Status::internal(format!("cannot generate a session token: {error}")))?;
+        let generated_join_key = random_ids::random_hex_id()
+            .map_err(|error| Status::internal(format!("cannot generate a session token: {error}")))?;
         let (address, join) = (peer_of(&request)?.client_address(), request.into_inner());
-        let answer = self.send_request(|reply| Input::Join { address, token, join, reply }).await?;
+        let answer = self.send_request(|reply| DriverInput::Join { address, generated_join_key, join, reply }).await?;
         Ok(Response::new(answer?))
     }
 
@@ -212,14 +214,14 @@ impl Admin for Grpc {
                 return Err(Status::invalid_argument("unknown command: the client may be newer than this coordinator"));
             }
         };
-        let message = self.send_request(|reply| Input::Control { command, reply }).await??;
+        let message = self.send_request(|reply| DriverInput::Control { command, reply }).await??;
         Ok(Response::new(v1::ControlResponse { message }))
     }
 }
 
-/// The coordinator's side of a worker's stream.
+/// The coordinator's side of a worker's session: the stream of its messages.
 struct Session {
-    driver: mpsc::Sender<Input>,
+    driver: mpsc::Sender<DriverInput>,
     refusals: Refusals,
     id: SessionId,
     peer: SocketAddr,
@@ -259,10 +261,10 @@ impl Session {
     async fn forward_messages(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, attach: v1::Attach) {
         let (session, peer) = (self.id, self.peer);
         let (close_on_drop, mut closed_by_driver) = oneshot::channel();
-        // This task keeps a weak sender, so that the stream ends when the driver drops the handle.
+        // This task keeps a weak sender, so that the session ends when the driver drops the handle.
         let handle = SessionHandle { peer, directives: outbound.clone(), _close_on_drop: close_on_drop };
         let outbound = outbound.downgrade();
-        if self.driver.send(Input::Attach { session, attach, handle }).await.is_err() {
+        if self.driver.send(DriverInput::Attach { session, attach, handle }).await.is_err() {
             return;
         }
         loop {
@@ -285,19 +287,19 @@ impl Session {
                 }
             };
             let is_closed = matches!(event, Event::Closed { .. });
-            if self.driver.send(Input::Event(event)).await.is_err() || is_closed {
+            if self.driver.send(DriverInput::Event(event)).await.is_err() || is_closed {
                 return;
             }
         }
     }
 
-    /// Logs and counts a stream's error as a refusal, if the error is about a message and not about
-    /// the connection. Returns whether it is.
+    /// Logs and counts the error of a session as a refusal, if the error is about a message and not
+    /// about the connection. Returns whether it is about a message.
     fn record_if_refusal(&self, status: &Status) -> bool {
         // tonic's errors about messages have no source, and its errors about connections have one.
         let is_refusal = std::error::Error::source(status).is_none();
         if is_refusal {
-            self.refusals.record(self.peer, Reason::from_session_status(status.code()), status.message());
+            self.refusals.record(self.peer, RefusalReason::from_session_status(status.code()), status.message());
         }
         is_refusal
     }

@@ -10,10 +10,10 @@ const MAX_LINES: u32 = 20;
 /// The time over which lines are counted, from the first of them.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// The state of one kind of log line.
+/// The counters of one kind of log line.
 #[derive(Debug, Default)]
 pub struct LogLimit {
-    /// When the current period start; none before its first line.
+    /// When the current period started; `None` before its first line.
     period_start: Option<Instant>,
     lines: u32,
     suppressed: u64,

@@ -1,20 +1,35 @@
-//! The service around the run: turns calls into events, and actions into messages, records and
-//! metrics.
+//! The service around the state machine [`Run`]: converts calls to events, and actions to messages,
+//! records and metrics.
 //!
 //! ```text
-//!   workers ==gRPC==> acceptor -> auth -> grpc --Input--> driver --Event--> run::Run
-//!      ^                  |         |       |             |  <--Action------'
-//!      |                  '---------'-------'-> refusals  |
-//!      '============ directives ==========================|
-//!                                                         |--Record--> recorder (thread; SQLite)
-//!                                                         |--Record--> metrics --> http <-- page,
-//!                                                         |                              Prometheus
-//!                                                         '--items--> evaluations -Event-> driver
+//!   workers ==gRPC==> acceptor --> auth --> grpc --DriverInput--> driver --Event--> run::Run
+//!      ^                 |          |        |                    |    <--Action-------'
+//!      |                 '- refused peers and calls -> refusals   |
+//!      |                                                          |
+//!      '==================== directives ==========================|
+//!                                                                 |--Record--> recorder (thread)
+//!                                                                 |               '--> journal (SQLite)
+//!                                                                 |--Record--> metrics --> http
+//!                                                                 |
+//!                                                                 '--captions--> evaluations
+//!                                                                      ^             |
+//!                                                                      '--- Event ---'
 //! ```
+//!
+//! - `acceptor`, `auth`, `grpc`: the gRPC port: connections, tokens, calls.
+//! - `driver`: the task that owns the run. `clock`: the run's time.
+//! - `recorder`: the thread that writes the journal.
+//! - `evaluations`: saves captions (`caption_files`) and scores them (`caption_scores`).
+//! - `http`: the HTTP port: web page, metrics, probes.
+//! - `metrics`: the Prometheus metrics. `disk_space`: metrics of free disk space.
+//! - `final_scrape`: waits for a last scrape of the metrics before the coordinator exits.
+//! - `refusals`: counts and logs refused peers and calls. `log_limit`: limits the log lines.
+//! - `fair_limit`: limits on connections and streams that clients share fairly.
 
 mod acceptor;
 mod auth;
-mod captions;
+mod caption_files;
+mod caption_scores;
 mod clock;
 mod disk_space;
 mod driver;
@@ -27,7 +42,6 @@ mod log_limit;
 mod metrics;
 mod recorder;
 mod refusals;
-mod score;
 #[cfg(test)]
 mod tests;
 
@@ -68,7 +82,7 @@ const KEEPALIVE_INTERVAL: time::Duration = time::Duration::from_secs(30);
 /// A peer that does not answer a ping within this time is disconnected.
 const KEEPALIVE_TIMEOUT: time::Duration = time::Duration::from_secs(20);
 
-/// The parts of a coordinator.
+/// All that a coordinator needs to serve a run.
 pub struct Service {
     /// The run file.
     pub file: RunFile,
@@ -77,7 +91,7 @@ pub struct Service {
     /// The run's journal.
     pub journal: Journal,
     /// The journal's folder.
-    pub state: PathBuf,
+    pub journal_folder: PathBuf,
     /// The run's checkpoints. The service deletes those that are no longer needed.
     pub checkpoints: Checkpoints,
     /// Computes the scores of captions.
@@ -96,7 +110,7 @@ pub struct Service {
 /// machine may send commands.
 #[derive(Clone, Default)]
 pub struct Security {
-    /// The TLS settings; none for plain text.
+    /// The TLS settings; `None` for plain text.
     pub tls: Option<Arc<ServerConfig>>,
     /// The tokens that calls require.
     pub tokens: Tokens,
@@ -104,13 +118,13 @@ pub struct Security {
 
 /// A handle that stops a coordinator.
 #[derive(Clone, Debug)]
-pub struct StopHandle(mpsc::Sender<driver::Input>);
+pub struct StopHandle(mpsc::Sender<driver::DriverInput>);
 
 impl StopHandle {
     /// Requests that the coordinator saves the run, releases its workers and exits.
     pub async fn stop(&self) {
         // Fails if the coordinator has stopped already.
-        _ = self.0.send(driver::Input::Shutdown).await;
+        _ = self.0.send(driver::DriverInput::Shutdown).await;
     }
 }
 
@@ -124,14 +138,19 @@ impl Service {
 
     async fn serve(
         self,
-        inputs: mpsc::Sender<driver::Input>,
-        queue: mpsc::Receiver<driver::Input>,
+        inputs: mpsc::Sender<driver::DriverInput>,
+        queue: mpsc::Receiver<driver::DriverInput>,
     ) -> anyhow::Result<Outcome> {
         let mut metrics = Metrics::new(&self.file);
         let Security { tls, tokens } = self.security;
         let (tokens, refusals) = (Arc::new(tokens), metrics.refusals());
-        let app_state =
-            AppState::new(self.file.clone(), self.state.clone(), inputs.clone(), Arc::clone(&tokens), refusals.clone());
+        let app_state = AppState::new(
+            self.file.clone(),
+            self.journal_folder.clone(),
+            inputs.clone(),
+            Arc::clone(&tokens),
+            refusals.clone(),
+        );
         let run = self.run;
         // Metrics and readiness are available from the first request on.
         metrics.publish(&run);
@@ -139,10 +158,10 @@ impl Service {
         let (journal_readiness, journal_readiness_receiver) = watch::channel(Ok(()));
         // Dropping the sender shuts the servers down.
         let (shutdown_sender, shutdown) = watch::channel(());
-        let shut_down = |mut shutdown: watch::Receiver<()>| async move { _ = shutdown.changed().await };
+        let shutdown_received = |mut shutdown: watch::Receiver<()>| async move { _ = shutdown.changed().await };
 
         let app_state = Arc::new(app_state);
-        tokio::spawn(Arc::clone(&app_state).run_updates(shut_down(shutdown.clone())));
+        tokio::spawn(Arc::clone(&app_state).run_updates(shutdown_received(shutdown.clone())));
         let scrape_tracker = ScrapeTracker::new();
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
         let allowed_hosts = AllowedHosts::for_server(self.http.local_addr()?);
@@ -163,12 +182,13 @@ impl Service {
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .add_routes(routes.into())
-            .serve_with_incoming_shutdown(acceptor.start(), shut_down(shutdown));
+            .serve_with_incoming_shutdown(acceptor.start(), shutdown_received(shutdown));
         let grpc_server = tokio::spawn(grpc_server);
 
-        let folders = [("state", Some(self.state)), ("checkpoints", self.checkpoints.folder().map(Into::into))];
+        let folders =
+            [("state", Some(self.journal_folder)), ("checkpoints", self.checkpoints.folder().map(Into::into))];
         let disks =
-            folders.into_iter().filter_map(|(what, folder)| Some(Disk { folder: folder?, gauges: metrics.disk(what) }));
+            folders.into_iter().filter_map(|(name, folder)| Some(Disk { folder: folder?, gauges: metrics.disk(name) }));
         let disk_watch = tokio::spawn(disk_space::watch(disks.collect()));
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let recorder = Recorder::start(self.journal, journal_readiness);

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use checkpoint_store::JournalHead;
+use proto::v1::RunState;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::http::{NotReady, Readiness};
+use super::http::Readiness;
 use crate::{
     journal::{Error, Journal},
-    run::record::Record,
+    run::{NotReady, record::Record},
 };
 
 /// Capacity of the queue of records. The driver waits while it is full.
@@ -19,18 +20,18 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximal number of records in one transaction.
 const MAX_RECORDS_PER_TRANSACTION: usize = 1024;
 
-/// A request to the thread.
+/// A request to the recorder's thread.
 enum WriteRequest {
     Write(Box<Record>),
     /// Reply with the journal's head when all earlier records are on disk.
     Sync(oneshot::Sender<JournalHead>),
 }
 
-/// The handle of the thread.
+/// The handle of the recorder's thread.
 pub struct Recorder {
     requests: mpsc::Sender<WriteRequest>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
-    /// The journal's last record; none while records are queued.
+    /// The journal's last record; `None` while records are queued.
     head: Option<JournalHead>,
 }
 
@@ -39,7 +40,7 @@ impl Recorder {
     pub fn start(journal: Journal, readiness: watch::Sender<Readiness>) -> Self {
         let (requests, queue) = mpsc::channel(MAX_QUEUED_RECORDS);
         let head = Some(journal.head());
-        Self { requests, thread: Some(std::thread::spawn(move || write_all(journal, queue, &readiness))), head }
+        Self { requests, thread: Some(std::thread::spawn(move || serve_requests(journal, queue, &readiness))), head }
     }
 
     /// Queues a record.
@@ -100,7 +101,7 @@ impl Recorder {
 }
 
 /// Serves requests until all senders are dropped.
-fn write_all(
+fn serve_requests(
     mut journal: Journal,
     mut queue: mpsc::Receiver<WriteRequest>,
     readiness: &watch::Sender<Readiness>,
@@ -135,7 +136,7 @@ fn write_with_retry(
         }
         let reason = format!("{error}: the run is paused until the journal can be written (free space on its disk)");
         tracing::warn!("{reason}");
-        _ = readiness.send_replace(Err(NotReady(format!("paused: {reason}"))));
+        _ = readiness.send_replace(Err(NotReady { state: RunState::Paused, reason }));
         std::thread::sleep(RETRY_INTERVAL);
     }
     readiness.send_if_modified(|readiness| std::mem::replace(readiness, Ok(())).is_err());

@@ -18,110 +18,117 @@ use super::log_limit::LogLimit;
 /// The last part of the path of the call that opens a session.
 const SESSION_METHOD: &str = "/Session";
 
-/// Why a peer or a call is refused. A fixed set, because it is the label of a metric.
+/// Why a peer or a call is refused: the label `reason` of the metric `dico_refusals_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum RefusalReason {
     /// There are too many connections, or too many sessions without Attach.
-    Busy,
+    TooManyConnections,
     /// An HTTP request with a `Host` that this coordinator does not serve.
-    Host,
+    UnknownHost,
     /// An HTTP request whose body does not arrive in time.
-    Timeout,
+    BodyTimeout,
     /// No certificate, or an invalid one.
-    Certificate,
+    InvalidCertificate,
     /// The peer does not speak TLS and HTTP/2, or exceeds the time limit of the handshake.
-    Handshake,
-    JoinToken,
-    AdminToken,
-    SessionToken,
-    ProtocolVersion,
+    FailedHandshake,
+    /// The call has no join token, or a wrong one.
+    WrongJoinToken,
+    /// The call has no admin token, or a wrong one.
+    WrongAdminToken,
+    /// The session token of Attach belongs to no reservation.
+    UnknownSessionToken,
+    /// The worker has another version of the protocol.
+    OtherProtocolVersion,
     /// Another worker has the worker id (`--rank`).
-    RankTaken,
+    WorkerIdTaken,
     /// The run has `workers.max` workers.
-    Full,
+    MaxWorkersReached,
     /// The run's other workers compute on another kind of device.
-    Device,
+    DeviceMismatch,
     /// The run is over.
-    Over,
+    RunOver,
     /// The run's state does not allow the request.
-    State,
-    Oversized,
-    /// The message cannot be decoded.
-    Malformed,
+    WrongRunState,
+    /// The message or body is larger than the limit.
+    OversizedMessage,
+    /// The message or body cannot be decoded.
+    UndecodableMessage,
     /// The message is invalid, or breaks the protocol at this point.
-    Violation,
+    ProtocolViolation,
 }
 
-impl Reason {
+impl RefusalReason {
     const ALL: [Self; 17] = [
-        Self::Busy,
-        Self::Host,
-        Self::Timeout,
-        Self::Certificate,
-        Self::Handshake,
-        Self::JoinToken,
-        Self::AdminToken,
-        Self::SessionToken,
-        Self::ProtocolVersion,
-        Self::RankTaken,
-        Self::Full,
-        Self::Device,
-        Self::Over,
-        Self::State,
-        Self::Oversized,
-        Self::Malformed,
-        Self::Violation,
+        Self::TooManyConnections,
+        Self::UnknownHost,
+        Self::BodyTimeout,
+        Self::InvalidCertificate,
+        Self::FailedHandshake,
+        Self::WrongJoinToken,
+        Self::WrongAdminToken,
+        Self::UnknownSessionToken,
+        Self::OtherProtocolVersion,
+        Self::WorkerIdTaken,
+        Self::MaxWorkersReached,
+        Self::DeviceMismatch,
+        Self::RunOver,
+        Self::WrongRunState,
+        Self::OversizedMessage,
+        Self::UndecodableMessage,
+        Self::ProtocolViolation,
     ];
 
     /// The name in metrics and logs.
     fn name(self) -> &'static str {
         match self {
-            Self::Busy => "busy",
-            Self::Host => "host",
-            Self::Timeout => "timeout",
-            Self::Certificate => "certificate",
-            Self::Handshake => "handshake",
-            Self::JoinToken => "join_token",
-            Self::AdminToken => "admin_token",
-            Self::SessionToken => "session_token",
-            Self::ProtocolVersion => "protocol_version",
-            Self::RankTaken => "rank_taken",
-            Self::Full => "full",
-            Self::Device => "device",
-            Self::Over => "over",
-            Self::State => "not_in_state",
-            Self::Oversized => "oversized",
-            Self::Malformed => "malformed",
-            Self::Violation => "violation",
+            Self::TooManyConnections => "busy",
+            Self::UnknownHost => "host",
+            Self::BodyTimeout => "timeout",
+            Self::InvalidCertificate => "certificate",
+            Self::FailedHandshake => "handshake",
+            Self::WrongJoinToken => "join_token",
+            Self::WrongAdminToken => "admin_token",
+            Self::UnknownSessionToken => "session_token",
+            Self::OtherProtocolVersion => "protocol_version",
+            Self::WorkerIdTaken => "rank_taken",
+            Self::MaxWorkersReached => "full",
+            Self::DeviceMismatch => "device",
+            Self::RunOver => "over",
+            Self::WrongRunState => "not_in_state",
+            Self::OversizedMessage => "oversized",
+            Self::UndecodableMessage => "malformed",
+            Self::ProtocolViolation => "violation",
         }
     }
 
     /// The reason for which the call `path` was answered with this status code.
     pub fn from_call_status(path: &str, code: Code) -> Self {
         match code {
-            Code::FailedPrecondition if is_call_of(path, coordinator_server::SERVICE_NAME) => Self::ProtocolVersion,
-            Code::FailedPrecondition => Self::State,
-            Code::AlreadyExists => Self::RankTaken,
-            Code::PermissionDenied => Self::Device,
-            Code::ResourceExhausted if path.ends_with(SESSION_METHOD) => Self::Busy,
-            Code::ResourceExhausted => Self::Full,
-            Code::Unavailable | Code::NotFound => Self::Over,
-            Code::OutOfRange => Self::Oversized,
-            Code::InvalidArgument => Self::Violation,
-            _ => Self::Malformed,
+            Code::FailedPrecondition if is_call_of(path, coordinator_server::SERVICE_NAME) => {
+                Self::OtherProtocolVersion
+            }
+            Code::FailedPrecondition => Self::WrongRunState,
+            Code::AlreadyExists => Self::WorkerIdTaken,
+            Code::PermissionDenied => Self::DeviceMismatch,
+            Code::ResourceExhausted if path.ends_with(SESSION_METHOD) => Self::TooManyConnections,
+            Code::ResourceExhausted => Self::MaxWorkersReached,
+            Code::Unavailable | Code::NotFound => Self::RunOver,
+            Code::OutOfRange => Self::OversizedMessage,
+            Code::InvalidArgument => Self::ProtocolViolation,
+            _ => Self::UndecodableMessage,
         }
     }
 
     /// The reason for which a session was ended with this status code.
     pub fn from_session_status(code: Code) -> Self {
         match code {
-            Code::Unauthenticated => Self::SessionToken,
-            Code::PermissionDenied => Self::Device,
-            Code::Unavailable | Code::NotFound => Self::Over,
-            Code::ResourceExhausted => Self::Busy,
-            Code::OutOfRange => Self::Oversized,
-            Code::Internal => Self::Malformed,
-            _ => Self::Violation,
+            Code::Unauthenticated => Self::UnknownSessionToken,
+            Code::PermissionDenied => Self::DeviceMismatch,
+            Code::Unavailable | Code::NotFound => Self::RunOver,
+            Code::ResourceExhausted => Self::TooManyConnections,
+            Code::OutOfRange => Self::OversizedMessage,
+            Code::Internal => Self::UndecodableMessage,
+            _ => Self::ProtocolViolation,
         }
     }
 }
@@ -131,31 +138,31 @@ pub fn is_call_of(path: &str, service: &str) -> bool {
     path.strip_prefix('/').and_then(|path| path.strip_prefix(service)).is_some_and(|call| call.starts_with('/'))
 }
 
-/// Counts and logs refusals. Clones share one state.
+/// Counts and logs refusals. Clones share the counters and limits.
 #[derive(Clone)]
-pub struct Refusals(Arc<Inner>);
+pub struct Refusals(Arc<SharedRefusals>);
 
-struct Inner {
-    counters: [Counter; Reason::ALL.len()],
+struct SharedRefusals {
+    counters: [Counter; RefusalReason::ALL.len()],
     log_limits: Mutex<LogLimits>,
 }
 
 /// Rate limits of log lines.
 #[derive(Default)]
 struct LogLimits {
-    refusals: [LogLimit; Reason::ALL.len()],
+    refusals: [LogLimit; RefusalReason::ALL.len()],
     retries: LogLimit,
 }
 
 impl Refusals {
     /// Counters in the current metrics recorder, starting from zero.
     pub fn new() -> Self {
-        let counters = Reason::ALL.map(|reason| {
+        let counters = RefusalReason::ALL.map(|reason| {
             let counter = counter!("dico_refusals_total", "reason" => reason.name());
             counter.absolute(0);
             counter
         });
-        Self(Arc::new(Inner { counters, log_limits: Mutex::default() }))
+        Self(Arc::new(SharedRefusals { counters, log_limits: Mutex::default() }))
     }
 
     fn log_limits(&self) -> MutexGuard<'_, LogLimits> {
@@ -163,7 +170,7 @@ impl Refusals {
     }
 
     /// Counts and logs a refusal.
-    pub fn record(&self, peer: SocketAddr, reason: Reason, message: impl Display) {
+    pub fn record(&self, peer: SocketAddr, reason: RefusalReason, message: impl Display) {
         if self.log_limits().refusals[reason as usize].try_acquire(Instant::now()) {
             warn!(%peer, reason = reason.name(), "refused: {message}");
         }
@@ -180,7 +187,7 @@ impl Refusals {
     /// Logs how many log lines were suppressed. The driver calls it at each tick.
     pub fn log_suppressed(&self, now: Instant) {
         let mut limits = self.log_limits();
-        for (reason, limit) in Reason::ALL.into_iter().zip(&mut limits.refusals) {
+        for (reason, limit) in RefusalReason::ALL.into_iter().zip(&mut limits.refusals) {
             if let Some(count) = limit.end_period(now) {
                 warn!(reason = reason.name(), count, "suppressed log lines about further refusals");
             }
@@ -197,8 +204,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_own_counter_and_name() {
-        assert!(Reason::ALL.into_iter().enumerate().all(|(index, reason)| reason as usize == index));
-        let names: std::collections::BTreeSet<_> = Reason::ALL.map(Reason::name).into();
-        assert_eq!(names.len(), Reason::ALL.len());
+        assert!(RefusalReason::ALL.into_iter().enumerate().all(|(index, reason)| reason as usize == index));
+        let names: std::collections::BTreeSet<_> = RefusalReason::ALL.map(RefusalReason::name).into();
+        assert_eq!(names.len(), RefusalReason::ALL.len());
     }
 }

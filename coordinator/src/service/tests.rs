@@ -79,10 +79,10 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> TestCo
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (grpc_address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = caption_metrics::Metrics::open(&caption_metrics::MetricFiles::default()).expect("no files are named");
-    let access = object_io::Access::environment();
+    let access = object_storage::Access::environment();
     let checkpoints = checkpoint_store::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
-    let state = output.path().join("state");
-    let service = Service { file, run, journal, state, checkpoints, scoring, grpc, http, security, stay };
+    let journal_folder = output.path().join("state");
+    let service = Service { file, run, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay };
     let (stop, service) = service.start();
     TestCoordinator { grpc: grpc_address, http: http_address, stop, service: tokio::spawn(service), output }
 }
@@ -91,7 +91,7 @@ fn join(worker_id: Option<u32>) -> v1::JoinRequest {
     v1::JoinRequest { protocol_version: PROTOCOL_VERSION, worker_id, host: "here".into(), ..Default::default() }
 }
 
-fn command(command: v1::Command) -> v1::ControlRequest {
+fn control_request(command: v1::Command) -> v1::ControlRequest {
     v1::ControlRequest { command: command.into(), worker_id: 0 }
 }
 
@@ -198,7 +198,7 @@ fn worker_replies(output: &Path, generation: u64, directive: Directive) -> Vec<M
         }
         Directive::Train(train) => {
             let report = |step| {
-                let reward = (&statistics::Summary::of([0.5, 0.7])).into();
+                let reward = (&summary_statistics::Summary::of([0.5, 0.7])).into();
                 Message::StepDone(v1::StepDone {
                     position: Some(v1::Position { stage: train.stage, step: step + 1, generation }),
                     loss_sum: 8.0,
@@ -244,8 +244,8 @@ fn assert_exposes(metrics: &str, lines: &[&str]) {
 
 #[tokio::test]
 async fn a_run_with_one_worker_finishes() {
-    let by_bleu = Stage { metric: Some("bleu_4".into()), ..testing::stage("a", 12, 8, Some(4), None) };
-    let TestCluster { mut client, mut admin, http, service, output, .. } = start_with(by_bleu).await;
+    let stage_with_metric = Stage { metric: Some("bleu_4".into()), ..testing::stage("a", 12, 8, Some(4), None) };
+    let TestCluster { mut client, mut admin, http, service, output, .. } = start_with(stage_with_metric).await;
     assert!(http_get(http, "/readyz").await.starts_with("HTTP/1.1 503"));
     let joined = client.join(join(None)).await.unwrap().into_inner();
     let file: RunFile = serde_json::from_str(&joined.run_file).unwrap();
@@ -293,9 +293,9 @@ async fn a_run_with_one_worker_finishes() {
 async fn a_run_that_its_guard_paused_continues_after_resume() {
     let action = GuardAction::Pause;
     let rule = Rule { metric: "reward_chosen".into(), above: Some(0.5), below: None, for_: 2, action };
-    let guarded = Stage { guard: vec![rule], ..testing::stage("a", 12, 8, None, None) };
-    let TestCluster { mut client, mut admin, http, service, output, .. } = start_with(guarded).await;
-    let refused = admin.control(command(v1::Command::Resume)).await.unwrap_err();
+    let stage_with_guard = Stage { guard: vec![rule], ..testing::stage("a", 12, 8, None, None) };
+    let TestCluster { mut client, mut admin, http, service, output, .. } = start_with(stage_with_guard).await;
+    let refused = admin.control(control_request(v1::Command::Resume)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("not paused"), "{refused}");
 
@@ -304,7 +304,7 @@ async fn a_run_that_its_guard_paused_continues_after_resume() {
     let mut pauses = 0;
     while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
         let directive = directive.unwrap();
-        // Only the pause saves a state at that step.
+        // Only the pause saves a checkpoint at that step.
         let is_pause_checkpoint =
             matches!(&directive, Directive::Checkpoint(checkpoint) if checkpoint.name.ends_with("00000008"));
         for message in worker_replies(output.path(), generation, directive) {
@@ -322,7 +322,7 @@ async fn a_run_that_its_guard_paused_continues_after_resume() {
         assert!(http_get(http, "/readyz").await.contains("paused: "));
         let lines = ["dico_paused 1", "dico_guard_events_total{metric=\"reward_chosen\",action=\"pause\"} 1"];
         assert_exposes(&http_get(http, "/metrics").await, &lines);
-        admin.control(command(v1::Command::Resume)).await.unwrap();
+        admin.control(control_request(v1::Command::Resume)).await.unwrap();
     }
     assert_eq!((service.await.unwrap().unwrap(), pauses), (Outcome::Finished, 1));
 }
@@ -476,6 +476,6 @@ async fn a_coordinator_with_stay_serves_after_its_run() {
     assert_exposes(&http_get(http, "/metrics").await, &["dico_run_state{state=\"finished\"} 1"]);
     assert!(http_get(http, "/").await.starts_with("HTTP/1.1 200"));
     assert!(!service.is_finished());
-    admin.control(command(v1::Command::Stop)).await.unwrap();
+    admin.control(control_request(v1::Command::Stop)).await.unwrap();
     assert_eq!(service.await.unwrap().unwrap(), Outcome::Finished);
 }

@@ -1,18 +1,18 @@
 //! The messages of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that the export
-//! needs, with their field numbers.
+//! needs. Names and field numbers are those of TensorFlow.
 
 use prost::{Message, Oneof};
 
 /// The version of event files. A START event purges later steps since this version.
 const FILE_VERSION: &str = "brain.Event:2";
 /// `SessionLog.SessionStatus.START`.
-const START: i32 = 1;
+const SESSION_STATUS_START: i32 = 1;
 /// `DataType.DT_STRING`.
-const STRING: i32 = 7;
+const DATA_TYPE_STRING: i32 = 7;
 /// `DataClass.DATA_CLASS_TENSOR`.
-const TENSOR: i32 = 2;
+const DATA_CLASS_TENSOR: i32 = 2;
 
-/// An event at a time and a step.
+/// `Event`: the record of an event file, with its time and step.
 #[derive(Clone, PartialEq, Message)]
 pub struct Event {
     #[prost(double, tag = "1")]
@@ -33,26 +33,26 @@ pub(super) enum EventContent {
     SessionLog(SessionLog),
 }
 
-/// The values of a step.
+/// `Summary`: the values of a step.
 #[derive(Clone, PartialEq, Message)]
 pub struct Summary {
     #[prost(message, repeated, tag = "1")]
     pub(super) value: Vec<Value>,
 }
 
-/// A value with its tag.
+/// `Summary.Value`: a value with its tag, which is the name of its curve in TensorBoard.
 #[derive(Clone, PartialEq, Message)]
 pub struct Value {
     #[prost(string, tag = "1")]
     pub(super) tag: String,
     #[prost(message, optional, tag = "9")]
-    metadata: Option<Metadata>,
-    #[prost(oneof = "Content", tags = "2, 8")]
-    pub(super) content: Option<Content>,
+    metadata: Option<SummaryMetadata>,
+    #[prost(oneof = "ValueContent", tags = "2, 8")]
+    pub(super) content: Option<ValueContent>,
 }
 
 #[derive(Clone, PartialEq, Oneof)]
-pub(super) enum Content {
+pub(super) enum ValueContent {
     #[prost(float, tag = "2")]
     SimpleValue(f32),
     #[prost(message, tag = "8")]
@@ -60,7 +60,7 @@ pub(super) enum Content {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Metadata {
+struct SummaryMetadata {
     #[prost(message, optional, tag = "1")]
     plugin_data: Option<PluginData>,
     #[prost(int32, tag = "4")]
@@ -77,15 +77,15 @@ struct PluginData {
 pub(super) struct Tensor {
     #[prost(int32, tag = "1")]
     dtype: i32,
-    /// Without dimensions for a scalar.
+    /// A shape without dimensions: the tensor is a scalar.
     #[prost(message, optional, tag = "2")]
-    shape: Option<Shape>,
+    shape: Option<TensorShape>,
     #[prost(bytes = "vec", repeated, tag = "8")]
     pub(super) string_val: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Shape {}
+struct TensorShape {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SessionLog {
@@ -103,7 +103,7 @@ impl Event {
     /// A START event. It purges the values of this step and later ones.
     #[must_use]
     pub fn start(wall_time: f64, step: i64) -> Self {
-        Self { wall_time, step, content: Some(EventContent::SessionLog(SessionLog { status: START })) }
+        Self { wall_time, step, content: Some(EventContent::SessionLog(SessionLog { status: SESSION_STATUS_START })) }
     }
 
     /// An event with the values of a step.
@@ -124,17 +124,18 @@ impl Value {
     /// A scalar value.
     pub fn scalar(tag: impl Into<String>, value: f64) -> Self {
         // TensorBoard stores scalars in single precision.
-        Self { tag: tag.into(), metadata: None, content: Some(Content::SimpleValue(value as f32)) }
+        Self { tag: tag.into(), metadata: None, content: Some(ValueContent::SimpleValue(value as f32)) }
     }
 
     /// A text value, in Markdown.
     pub fn text(tag: impl Into<String>, text: String) -> Self {
         let plugin_data = Some(PluginData { plugin_name: "text".to_owned() });
-        let tensor = Tensor { dtype: STRING, shape: Some(Shape {}), string_val: vec![text.into_bytes()] };
+        let tensor =
+            Tensor { dtype: DATA_TYPE_STRING, shape: Some(TensorShape {}), string_val: vec![text.into_bytes()] };
         Self {
             tag: tag.into(),
-            metadata: Some(Metadata { plugin_data, data_class: TENSOR }),
-            content: Some(Content::Tensor(tensor)),
+            metadata: Some(SummaryMetadata { plugin_data, data_class: DATA_CLASS_TENSOR }),
+            content: Some(ValueContent::Tensor(tensor)),
         }
     }
 }

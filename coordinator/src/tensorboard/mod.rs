@@ -1,14 +1,17 @@
-//! Export of a run's journal as TensorBoard event files.
+//! Export of a run's journal as a TensorBoard event file.
 //!
-//! A folder has one file with all data: metrics of each step (`train/loss`,
-//! `speed/images_per_second` and so on), scores and some captions of each evaluation
-//! (`evaluation/cider` and so on), and the run file as text. TensorBoard has a single step counter:
-//! the steps of a stage follow all steps that the run file plans for earlier stages. So the counter
-//! does not depend on how a stage ended. Steps that the run gives up are purged with TensorBoard's
-//! mechanism for restarted programs.
+//! The file has all data: metrics of each step (`train/loss`, `speed/images_per_second` and so on),
+//! scores and some captions of each evaluation (`evaluation/cider` and so on), and the run file as
+//! text. TensorBoard has one step counter for the whole run: the steps of a stage follow all steps
+//! that the run file plans for earlier stages, even if an earlier stage ended before its last step.
+//! When the run gives up steps, the export writes an event with `SessionLog.status = START`, as a
+//! program that restarts from a checkpoint does. TensorBoard then drops ("purges") later steps.
+//!
+//! - `event`: the messages in the file, as TensorFlow defines them.
+//! - `tf_record`: the framing of the messages.
 
 mod event;
-mod record;
+mod tf_record;
 
 use std::{
     fs::File,
@@ -26,15 +29,15 @@ use crate::{
 };
 
 /// The prefix by which TensorBoard recognizes event files.
-const PREFIX: &str = "events.out.tfevents.";
+const FILE_PREFIX: &str = "events.out.tfevents.";
 /// The suffix of this program's files.
-const SUFFIX: &str = ".dico";
+const FILE_SUFFIX: &str = ".dico";
 /// The number of captions that are written for each evaluation.
 const CAPTIONS_PER_EVALUATION: u32 = 12;
 
-/// An event file that is extended as a journal grows.
+/// Writes an event file, and extends it as the journal grows.
 #[derive(Debug)]
-pub struct Export {
+pub struct EventFileWriter {
     out: BufWriter<File>,
     path: PathBuf,
     /// The number of planned steps before each stage.
@@ -42,11 +45,13 @@ pub struct Export {
     stage_names: Vec<String>,
     /// The position of the last step that was written.
     last_step: Position,
+    /// The position of the last evaluation that was written.
     last_evaluation: Option<Position>,
-    lineage: LineageCursor,
+    /// Tells whether the run has given up steps since the last write.
+    lineage_cursor: LineageCursor,
 }
 
-/// The numbers of items written.
+/// The numbers of steps and evaluations that a call has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WrittenCounts {
     /// Steps.
@@ -55,7 +60,7 @@ pub struct WrittenCounts {
     pub evaluations: u64,
 }
 
-impl Export {
+impl EventFileWriter {
     /// Creates a file in `folder` and writes all present records. Creates the folder if necessary.
     /// The file replaces the one of an earlier export.
     ///
@@ -72,7 +77,7 @@ impl Export {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // TensorBoard reads files in the order of their names.
-        let path = folder.join(format!("{PREFIX}{:010}.{:09}{SUFFIX}", now.as_secs(), now.subsec_nanos()));
+        let path = folder.join(format!("{FILE_PREFIX}{:010}.{:09}{FILE_SUFFIX}", now.as_secs(), now.subsec_nanos()));
         let file = File::create_new(&path).with_context(|| path.display().to_string())?;
         file.try_lock().with_context(|| path.display().to_string())?;
         let run_file = history.run_file()?;
@@ -82,26 +87,26 @@ impl Export {
             *sum = sum.saturating_add(stage.steps);
             Some(before)
         });
-        let mut export = Self {
+        let mut writer = Self {
             out: BufWriter::new(file),
             path,
             steps_before: steps_before.collect(),
             stage_names: run_file.stages.iter().map(|stage| stage.name.clone()).collect(),
             last_step: Position::default(),
             last_evaluation: None,
-            lineage: LineageCursor::default(),
+            lineage_cursor: LineageCursor::default(),
         };
-        history.given_up_since(&mut export.lineage)?;
-        export.write_event(&Event::version(created_at))?;
+        history.given_up_since(&mut writer.lineage_cursor)?;
+        writer.write_event(&Event::version(created_at))?;
         // TensorBoard purges all steps of an earlier file. They are written again.
-        export.write_event(&Event::start(created_at, 0))?;
+        writer.write_event(&Event::start(created_at, 0))?;
         let settings = format!("```\n{}\n```", serde_json::to_string_pretty(&run_file)?);
-        export.write_event(&Event::summary(created_at, 0, Summary::of([Value::text("run_file", settings)])))?;
-        let written = export.write_new(history)?;
+        writer.write_event(&Event::summary(created_at, 0, Summary::of([Value::text("run_file", settings)])))?;
+        let written = writer.write_new(history)?;
         for path in old_files {
             std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
-        Ok((export, written))
+        Ok((writer, written))
     }
 
     /// Writes the records since the last call.
@@ -109,7 +114,7 @@ impl Export {
     /// # Errors
     /// The journal cannot be read, or the file cannot be written.
     pub fn write_new(&mut self, history: &History) -> anyhow::Result<WrittenCounts> {
-        if let Some(position) = history.given_up_since(&mut self.lineage)? {
+        if let Some(position) = history.given_up_since(&mut self.lineage_cursor)? {
             self.purge_after(position)?;
         }
         let mut written = WrittenCounts::default();
@@ -138,7 +143,7 @@ impl Export {
         &self.path
     }
 
-    /// Purges the steps beyond `position`.
+    /// Makes TensorBoard drop the steps beyond `position`.
     fn purge_after(&mut self, position: Position) -> anyhow::Result<()> {
         if self.last_step.max(self.last_evaluation.unwrap_or_default()) > position {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -180,7 +185,7 @@ impl Export {
     }
 
     fn write_event(&mut self, event: &Event) -> anyhow::Result<()> {
-        record::write(&mut self.out, event).with_context(|| self.path.display().to_string())
+        tf_record::write_record(&mut self.out, event).with_context(|| self.path.display().to_string())
     }
 }
 
@@ -189,7 +194,7 @@ fn exported_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let name = entry?.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+        if name.to_str().is_some_and(|name| name.starts_with(FILE_PREFIX) && name.ends_with(FILE_SUFFIX)) {
             files.push(folder.join(name));
         }
     }

@@ -3,18 +3,18 @@ use std::collections::BTreeMap;
 use prost::Message;
 use proto::v1;
 use serde_json::json;
-use statistics::Summary as Distribution;
+use summary_statistics::Summary as Distribution;
 
 use super::{
-    event::{Content, EventContent},
+    event::{EventContent, ValueContent},
     *,
 };
 use crate::{
     journal::Journal,
     run::{
         WorkerId,
-        captions::Item,
-        record::{EventKind, Record, Source},
+        captions::EvaluationItem,
+        record::{EventKind, Record, StateSource},
         statistics::StepStatistics,
         testing,
     },
@@ -68,7 +68,7 @@ impl TwoStages {
                 Some(EventContent::SessionLog(_)) => curve.retain(|step, _| *step < event.step),
                 Some(EventContent::Summary(summary)) => {
                     for value in summary.value.into_iter().filter(|value| value.tag == tag) {
-                        let Some(Content::SimpleValue(value)) = value.content else { panic!("{tag} is a number") };
+                        let Some(ValueContent::SimpleValue(value)) = value.content else { panic!("{tag} is a number") };
                         curve.insert(event.step, value);
                     }
                 }
@@ -80,7 +80,7 @@ impl TwoStages {
 }
 
 fn formed(generation: u64, start: Position) -> Record {
-    Record::Formed { generation, term: 0, members: vec![], cause: "test".into(), start, source: Source::Seed }
+    Record::Formed { generation, term: 0, members: vec![], cause: "test".into(), start, source: StateSource::Seed }
 }
 
 fn step(stage: u32, step: u64, generation: u64, loss: f64) -> Record {
@@ -96,11 +96,11 @@ fn step(stage: u32, step: u64, generation: u64, loss: f64) -> Record {
 }
 
 fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
-    let items = vec![Item {
+    let items = vec![EvaluationItem {
         image: "1.jpg".into(),
         caption: caption.into(),
         references: vec!["a dog".into()],
-        ..Item::default()
+        ..EvaluationItem::default()
     }];
     Record::Evaluated {
         position: Position { stage, step },
@@ -117,7 +117,7 @@ fn steps_of_all_stages_have_one_counter_and_their_metrics() {
     // The first stage ends early. That does not shift the steps of the second.
     run.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
     run.write([evaluated(1, 3, "a | <b>dog</b>")]);
-    let (export, written) = Export::create(&run.out(), &run.history()).unwrap();
+    let (export, written) = EventFileWriter::create(&run.out(), &run.history()).unwrap();
     assert_eq!(written, WrittenCounts { steps: 11, evaluations: 1 });
     let steps: Vec<i64> = run.curve("run/stage").into_keys().collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13]);
@@ -132,34 +132,35 @@ fn steps_of_all_stages_have_one_counter_and_their_metrics() {
         Some(EventContent::Summary(summary)) => summary.value.iter().find(|value| value.tag == "captions"),
         _ => None,
     });
-    let Some(Content::Tensor(tensor)) = &texts.next_back().unwrap().content else { panic!("captions are text") };
+    let Some(ValueContent::Tensor(tensor)) = &texts.next_back().unwrap().content else { panic!("captions are text") };
     let text = String::from_utf8(tensor.string_val[0].clone()).unwrap();
     let row = text.lines().last().unwrap();
     assert_eq!(row, "| 1&#46;jpg | a &#124; &#60;b&#62;dog&#60;&#47;b&#62; | a dog |");
     // The first export has locked the file.
-    let error = Export::create(&run.out(), &run.history()).unwrap_err();
+    let error = EventFileWriter::create(&run.out(), &run.history()).unwrap_err();
     assert!(error.to_string().contains("--out"), "{error}");
     drop(export);
-    Export::create(&run.out(), &run.history()).unwrap();
+    EventFileWriter::create(&run.out(), &run.history()).unwrap();
     assert_eq!(run.curve("run/stage").len(), 11);
 }
 
 #[test]
-fn given_up_steps_are_purged_and_no_step_is_written_twice() {
+fn steps_that_were_given_up_are_purged_and_no_step_is_written_twice() {
     let mut run = TwoStages::new();
     run.write([formed(1, Position::default())]);
     run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
     run.write([evaluated(0, 5, "a dog")]);
     let history = run.history();
-    let (mut export, _) = Export::create(&run.out(), &history).unwrap();
+    let (mut export, _) = EventFileWriter::create(&run.out(), &history).unwrap();
     assert_eq!(export.write_new(&history).unwrap(), WrittenCounts::default());
     run.write([step(0, 7, 1, 1.0)]);
     assert_eq!(export.write_new(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     // The next generation gives up the steps after 4.
     run.write([formed(2, Position { stage: 0, step: 4 }), step(0, 5, 2, 2.0)]);
     assert_eq!(export.write_new(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
-    let losses =
-        |of: &TwoStages| of.curve("train/loss").into_iter().map(|(step, loss)| (step, loss as i64)).collect::<Vec<_>>();
+    let losses = |run: &TwoStages| {
+        run.curve("train/loss").into_iter().map(|(step, loss)| (step, loss as i64)).collect::<Vec<_>>()
+    };
     assert_eq!(losses(&run), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]);
     assert_eq!(run.curve("evaluation/cider"), BTreeMap::new());
     // The guard ends the stage with step 2.
@@ -173,13 +174,13 @@ fn given_up_steps_are_purged_and_no_step_is_written_twice() {
 }
 
 #[test]
-fn steps_beyond_the_selected_state_are_not_purged() {
+fn steps_after_the_checkpoint_that_a_stage_ended_with_are_not_purged() {
     let mut run = TwoStages::new();
     run.write([formed(1, Position::default())]);
     run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
     run.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
     let history = run.history();
-    let (mut export, _) = Export::create(&run.out(), &history).unwrap();
+    let (mut export, _) = EventFileWriter::create(&run.out(), &history).unwrap();
     let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
     run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(2, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 2, 3.0)]);

@@ -1,4 +1,4 @@
-//! The data of a live view, collected from several status messages.
+//! The data that `coordinator watch` shows, collected from successive status messages.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -39,7 +39,7 @@ impl CollectedStatus {
             self.curve.clear();
         }
         if before.map(|before| before.step) != Some(status.step) || self.curve.is_empty() {
-            // Points at this step and beyond were given up.
+            // The run has given up the recorded steps at this step and beyond.
             while self.curve.back().is_some_and(|last| last.step >= status.step) {
                 self.curve.pop_back();
             }
@@ -83,7 +83,7 @@ impl CollectedStatus {
     }
 
     /// The last `max` recorded steps of the stage.
-    pub fn curve(&self, max: usize) -> impl Iterator<Item = StepValues> {
+    pub fn last_steps(&self, max: usize) -> impl Iterator<Item = StepValues> {
         self.curve.iter().skip(self.curve.len().saturating_sub(max)).copied()
     }
 }
@@ -92,7 +92,7 @@ impl CollectedStatus {
 mod tests {
     use super::*;
 
-    fn at(state: RunState, stage: u32, step: u64) -> StatusResponse {
+    fn status_at(state: RunState, stage: u32, step: u64) -> StatusResponse {
         StatusResponse { state: state.into(), stage, step, steps: 100, loss: step as f64, ..StatusResponse::default() }
     }
 
@@ -104,11 +104,13 @@ mod tests {
     fn seconds_left_are_unknown_while_the_run_makes_no_progress() {
         let mut collected = CollectedStatus::default();
         let left = Some(80.0);
-        collected.record_status(seconds(0), StatusResponse { seconds_left: left, ..at(RunState::Running, 0, 20) });
+        collected
+            .record_status(seconds(0), StatusResponse { seconds_left: left, ..status_at(RunState::Running, 0, 20) });
         assert_eq!(collected.seconds_left(), left);
         collected.record_failure(seconds(1), "no answer".into());
         assert_eq!(collected.seconds_left(), None);
-        collected.record_status(seconds(2), StatusResponse { seconds_left: left, ..at(RunState::Paused, 0, 22) });
+        collected
+            .record_status(seconds(2), StatusResponse { seconds_left: left, ..status_at(RunState::Paused, 0, 22) });
         assert_eq!(collected.seconds_left(), None);
     }
 
@@ -116,44 +118,44 @@ mod tests {
     fn a_curve_has_each_step_of_one_stage_once() {
         let mut collected = CollectedStatus::default();
         for step in [0, 1, 1, 2, 4] {
-            collected.record_status(seconds(step), at(RunState::Running, 0, step));
+            collected.record_status(seconds(step), status_at(RunState::Running, 0, step));
         }
-        assert_eq!(collected.curve(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 4.0]);
-        assert_eq!(collected.curve(1).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
-        (1..5_000).for_each(|step| collected.record_status(seconds(step), at(RunState::Running, 1, step)));
-        assert_eq!(collected.curve(usize::MAX).count(), MAX_CURVE_POINTS);
+        assert_eq!(collected.last_steps(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 4.0]);
+        assert_eq!(collected.last_steps(1).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
+        (1..5_000).for_each(|step| collected.record_status(seconds(step), status_at(RunState::Running, 1, step)));
+        assert_eq!(collected.last_steps(usize::MAX).count(), MAX_CURVE_POINTS);
     }
 
     #[test]
     fn a_curve_leaves_out_steps_that_were_given_up() {
         let mut collected = CollectedStatus::default();
         for step in [1, 2, 3, 4, 2, 3] {
-            collected.record_status(seconds(step), at(RunState::Running, 0, step));
+            collected.record_status(seconds(step), status_at(RunState::Running, 0, step));
         }
-        assert_eq!(collected.curve(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
-        collected.record_status(seconds(9), at(RunState::Forming, 0, 0));
-        assert_eq!(collected.curve(9).count(), 0);
+        assert_eq!(collected.last_steps(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+        collected.record_status(seconds(9), status_at(RunState::Forming, 0, 0));
+        assert_eq!(collected.last_steps(9).count(), 0);
     }
 
     #[test]
     fn a_new_run_begins_a_new_curve() {
         let mut collected = CollectedStatus::default();
-        let of = |run: &str, step| StatusResponse { run: run.into(), ..at(RunState::Running, 0, step) };
-        (1..5).for_each(|step| collected.record_status(seconds(step), of("first", step)));
+        let status_of = |run: &str, step| StatusResponse { run: run.into(), ..status_at(RunState::Running, 0, step) };
+        (1..5).for_each(|step| collected.record_status(seconds(step), status_of("first", step)));
         // Another coordinator answers at the same address.
-        collected.record_status(seconds(6), of("second", 4));
-        assert_eq!(collected.curve(9).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
+        collected.record_status(seconds(6), status_of("second", 4));
+        assert_eq!(collected.last_steps(9).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
     }
 
     #[test]
     fn a_failure_lasts_from_the_first_failed_request() {
         let mut collected = CollectedStatus::default();
-        collected.record_status(seconds(1), at(RunState::Running, 0, 1));
+        collected.record_status(seconds(1), status_at(RunState::Running, 0, 1));
         collected.record_failure(seconds(2), "no answer".into());
         collected.record_failure(seconds(5), "refused".into());
         assert_eq!(collected.failure(seconds(6)), Some((seconds(4), "refused")));
         assert_eq!((collected.age(seconds(6)), collected.status().unwrap().step), (seconds(5), 1));
-        collected.record_status(seconds(7), at(RunState::Running, 0, 1));
+        collected.record_status(seconds(7), status_at(RunState::Running, 0, 1));
         assert_eq!(collected.failure(seconds(7)), None);
     }
 }

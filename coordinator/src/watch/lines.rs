@@ -1,4 +1,4 @@
-//! Live view of a run as lines, for logs and for terminals without cursor control.
+//! The output of `coordinator watch` as lines, for logs and for terminals without cursor control.
 
 use std::{fmt::Write, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::formatting::{format_duration, format_number, format_plural};
 
 /// Formats the status as one line, which changes only if the run makes progress or its state
 /// changes.
-pub fn line(collected: &CollectedStatus, now: Duration) -> String {
+pub fn status_line(collected: &CollectedStatus, now: Duration) -> String {
     if let Some((_, reason)) = collected.failure(now) {
         return format!("unreachable: {reason}");
     }
@@ -40,11 +40,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_has_state_progress_and_workers() {
+    fn the_status_line_has_state_progress_and_workers() {
         let mut collected = CollectedStatus::default();
-        assert_eq!(line(&collected, Duration::ZERO), "waiting for the coordinator");
+        assert_eq!(status_line(&collected, Duration::ZERO), "waiting for the coordinator");
         collected.record_failure(Duration::ZERO, "http://here:1: no response".into());
-        assert_eq!(line(&collected, Duration::from_secs(3)), "unreachable: http://here:1: no response");
+        assert_eq!(status_line(&collected, Duration::from_secs(3)), "unreachable: http://here:1: no response");
         let status = |step| StatusResponse {
             state: RunState::Running.into(),
             generation: 3,
@@ -63,10 +63,10 @@ mod tests {
         collected.record_status(Duration::from_secs(1), status(12));
         let expected = "running, stage 2 (dico), step 12 of 50, loss 0.512, reward 1.25, 34.2 images/s, 1 worker, \
                         generation 3, 19 s left";
-        assert_eq!(line(&collected, Duration::from_secs(2)), expected);
+        assert_eq!(status_line(&collected, Duration::from_secs(2)), expected);
         let paused = StatusResponse { state: RunState::Paused.into(), reason: "kl is 9".into(), ..status(0) };
         collected.record_status(Duration::from_secs(3), paused);
         let expected = "paused (kl is 9), stage 2 (dico), step 0 of 50, 1 worker, generation 3";
-        assert_eq!(line(&collected, Duration::from_secs(3)), expected);
+        assert_eq!(status_line(&collected, Duration::from_secs(3)), expected);
     }
 }

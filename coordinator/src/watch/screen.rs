@@ -1,4 +1,4 @@
-//! Live view of a run as a terminal screen.
+//! The screen of `coordinator watch` in a terminal.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use ratatui::{
 use super::{CollectedStatus, collected_status::StepValues};
 use crate::formatting::{format_count, format_duration, format_number, phase_name};
 
-/// A worker without a message for more seconds is highlighted.
-const SILENT_AFTER_SECONDS: f64 = 5.0;
+/// A worker is highlighted if its last message is older than this number of seconds.
+const SILENCE_WARNING_SECONDS: f64 = 5.0;
 /// The minimal height, in lines, of a screen with curves.
 const MIN_HEIGHT_WITH_CURVES: u16 = 14;
 /// The key bindings, as shown on the last line.
@@ -40,7 +40,7 @@ const NARROW_COLUMNS: [(usize, &str, Constraint); 4] = [COLUMNS[0], COLUMNS[1], 
 /// The minimal width, in characters, of a screen with all columns.
 const MIN_WIDE_WIDTH: u16 = 72;
 
-/// The state of the screen.
+/// The screen: its settings, and the visible part of the worker table.
 #[derive(Debug)]
 pub struct Screen {
     /// Whether to use colours. No information depends on colour alone.
@@ -48,7 +48,7 @@ pub struct Screen {
     /// The index of the first visible worker.
     first_row: usize,
     /// The number of visible workers.
-    rows: usize,
+    visible_rows: usize,
 }
 
 /// A scroll command in the worker table.
@@ -62,16 +62,16 @@ pub enum Scroll {
     PageUp,
     /// One screen down.
     PageDown,
-    /// To the first.
+    /// To the first worker.
     Home,
-    /// To the last.
+    /// To the last worker.
     End,
 }
 
 impl Screen {
     /// Creates a screen that shows the first worker on top.
     pub fn new(colours: bool) -> Self {
-        Self { colours, first_row: 0, rows: 1 }
+        Self { colours, first_row: 0, visible_rows: 1 }
     }
 
     /// Scrolls the worker table.
@@ -79,14 +79,14 @@ impl Screen {
         self.first_row = match scroll {
             Scroll::Up => self.first_row.saturating_sub(1),
             Scroll::Down => self.first_row.saturating_add(1),
-            Scroll::PageUp => self.first_row.saturating_sub(self.rows),
-            Scroll::PageDown => self.first_row.saturating_add(self.rows),
+            Scroll::PageUp => self.first_row.saturating_sub(self.visible_rows),
+            Scroll::PageDown => self.first_row.saturating_add(self.visible_rows),
             Scroll::Home => 0,
             Scroll::End => usize::MAX,
         };
     }
 
-    /// Draws the present data.
+    /// Draws the collected data.
     pub fn draw(&mut self, frame: &mut Frame<'_>, collected: &CollectedStatus, now: Duration) {
         let curve_height = if frame.area().height >= MIN_HEIGHT_WITH_CURVES { CURVE_HEIGHT } else { 0 };
         let heights = [1, 1, 1, 1, curve_height].map(Constraint::Length);
@@ -184,7 +184,7 @@ impl Screen {
         }
         let [label, bars] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
         let bars = Rect { x: bars.x + 1, width: bars.width - 1, ..bars };
-        let values: Vec<Option<f64>> = collected.curve(bars.width.into()).map(value).collect();
+        let values: Vec<Option<f64>> = collected.last_steps(bars.width.into()).map(value).collect();
         let finite = || values.iter().copied().flatten().filter(|value| value.is_finite());
         let (low, high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let range =
@@ -206,11 +206,11 @@ impl Screen {
     /// Draws a row for each visible worker. Returns their range as text if not all are visible.
     fn draw_workers(&mut self, frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) -> String {
         let members = &status.members;
-        self.rows = usize::from(area.height.saturating_sub(1)).max(1);
-        self.first_row = self.first_row.min(members.len().saturating_sub(self.rows));
+        self.visible_rows = usize::from(area.height.saturating_sub(1)).max(1);
+        self.first_row = self.first_row.min(members.len().saturating_sub(self.visible_rows));
         let columns = if area.width < MIN_WIDE_WIDTH { &NARROW_COLUMNS[..] } else { &COLUMNS };
         let row = |cells: [String; COLUMNS.len()]| Row::new(columns.iter().map(move |(n, ..)| cells[*n].clone()));
-        let visible = members.iter().skip(self.first_row).take(self.rows).map(|member| {
+        let visible = members.iter().skip(self.first_row).take(self.visible_rows).map(|member| {
             let (cells, style) = self.worker_row(status, member);
             row(cells).style(style)
         });
@@ -218,10 +218,10 @@ impl Screen {
         let widths = columns.iter().map(|(_, _, width)| *width);
         let table = Table::new(visible, widths).header(titles).column_spacing(1);
         frame.render_widget(table, area);
-        if members.len() <= self.rows {
+        if members.len() <= self.visible_rows {
             return String::new();
         }
-        format!("   workers {} to {} of {}", self.first_row + 1, self.first_row + self.rows, members.len())
+        format!("   workers {} to {} of {}", self.first_row + 1, self.first_row + self.visible_rows, members.len())
     }
 
     fn worker_row(&self, status: &StatusResponse, member: &v1::Member) -> ([String; COLUMNS.len()], Style) {
@@ -231,7 +231,7 @@ impl Screen {
         if is_slowest {
             style = style.add_modifier(Modifier::BOLD);
         }
-        if member.seconds_since_heard > SILENT_AFTER_SECONDS {
+        if member.seconds_since_heard > SILENCE_WARNING_SECONDS {
             style = style.patch(self.colour_style(Color::Yellow));
         }
         let last_seen = format!("{:.0} s ago", member.seconds_since_heard);

@@ -32,7 +32,7 @@ fn evaluation(bencher: Bencher<'_, '_>, images: usize) {
 
 /// Generates captions whose word frequencies follow Zipf's law.
 fn caption_generator() -> impl FnMut() -> String {
-    // A linear congruential generator's upper bits.
+    // Random numbers: the upper bits of a linear congruential generator.
     let mut state = 1_u64;
     let mut next = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

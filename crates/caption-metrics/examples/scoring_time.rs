@@ -67,7 +67,7 @@ fn print_time<T>(name: &str, compute: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A linear congruential generator's upper bits.
+/// Random numbers: the upper bits of a linear congruential generator.
 fn random_numbers() -> impl FnMut() -> u32 {
     let mut state = 1_u64;
     move || {

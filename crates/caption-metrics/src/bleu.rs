@@ -38,7 +38,7 @@ pub fn bleu(corpus: &Corpus) -> [Scores; 4] {
 struct Statistics {
     /// The number of the candidate's n-grams that match the references, by order.
     correct: [u64; MAX_ORDER],
-    /// The number of n-grams of the candidate, by order.
+    /// The number of all n-grams of the candidate, by order.
     guess: [u64; MAX_ORDER],
     candidate_length: u64,
     reference_length: u64,
@@ -91,7 +91,7 @@ impl StatisticsBuilder {
         self.max_counts.resize(self.candidate.len(), 0);
         for reference in references {
             ngrams::count(reference, &mut self.reference);
-            ngrams::join(&self.candidate, &self.reference, |index, _, count| {
+            ngrams::for_each_common(&self.candidate, &self.reference, |index, _, count| {
                 self.max_counts[index] = self.max_counts[index].max(count);
             });
         }

@@ -10,7 +10,7 @@ use crate::{Corpus, Scores};
 
 /// Standard deviation of the Gaussian length penalty.
 const SIGMA: f64 = 6.0;
-/// The paper's scale factor.
+/// The factor by which CIDEr-D scales similarities, as in the paper.
 const SCALE: f64 = 10.0;
 
 /// CIDEr-D (0 to 10), as `Cider()` of pycocoevalcap: the mean over n = 1..4 and the references of
@@ -44,7 +44,8 @@ pub fn cider_d(corpus: &Corpus) -> Scores {
 pub struct Candidate {
     /// The text, without special tokens.
     pub text: String,
-    /// Whether the captioner ended it with the end token; false if it was cut at the length limit.
+    /// Whether the captioner ended the text with the end token; false if the text was truncated at
+    /// the length limit.
     pub has_end_token: bool,
 }
 
@@ -151,7 +152,7 @@ impl InverseDocumentFrequency {
         let mut distinct = Vec::new();
         for references in items {
             distinct.clear();
-            distinct.extend(references.flat_map(ngrams::all));
+            distinct.extend(references.flat_map(ngrams::all_orders));
             distinct.sort_unstable();
             distinct.dedup();
             for &ngram in &distinct {
@@ -175,6 +176,7 @@ struct TfIdfVector {
     weights: SparseVector<f64>,
     /// Euclidean norms by order.
     norms: [f64; MAX_ORDER],
+    /// The number of bigrams, which CIDEr-D uses as the length of the caption.
     bigrams: usize,
 }
 
@@ -196,7 +198,7 @@ impl TfIdfVector {
 
     fn similarity(&self, reference: &Self) -> f64 {
         let mut products = [0.0; MAX_ORDER];
-        ngrams::join(&self.weights, &reference.weights, |index, own, other| {
+        ngrams::for_each_common(&self.weights, &reference.weights, |index, own, other| {
             products[self.weights[index].0.order()] += own.min(other) * other;
         });
         let cosines = products.iter().zip(self.norms.iter().zip(&reference.norms)).map(|(product, (own, other))| {
@@ -259,23 +261,24 @@ mod tests {
         assert_eq!(cider_d(&odd), Scores { corpus: 0.0, items: vec![0.0; 4] });
     }
 
-    fn ended(text: &str) -> Candidate {
+    fn with_end_token(text: &str) -> Candidate {
         Candidate { text: text.into(), has_end_token: true }
     }
 
-    fn cut(text: &str) -> Candidate {
+    fn without_end_token(text: &str) -> Candidate {
         Candidate { text: text.into(), has_end_token: false }
     }
 
     #[test]
     fn rewards_use_document_frequencies_of_all_images() {
         let cider = CiderReward::new(&[vec!["a b c d".into()], vec!["e f".into()]]);
-        let rewards = cider.rewards(0, &[ended("a b c d"), ended("x y"), ended("x x"), ended("")]);
+        let rewards = cider
+            .rewards(0, &[with_end_token("a b c d"), with_end_token("x y"), with_end_token("x x"), with_end_token("")]);
         assert_near(rewards[0], 10.0);
         // The end token alone is in all documents, so it weighs nothing.
         assert_eq!(rewards[1..], [0.0; 3]);
         // Unigrams e, x: one of two matches. Bigrams (e x, x END) and trigrams (e x END): none.
-        assert_near(cider.rewards(1, &[ended("e x")])[0], 10.0 / 4.0 / 2.0);
+        assert_near(cider.rewards(1, &[with_end_token("e x")])[0], 10.0 / 4.0 / 2.0);
     }
 
     #[test]
@@ -285,7 +288,7 @@ mod tests {
         // trigrams 2 of 3, of 4-grams 1 of 2; each cosine is the root of that share. One bigram is
         // missing.
         let expected = [1.0, 3.0 / 4.0, 2.0 / 3.0, 1.0 / 2.0].map(f64::sqrt).iter().sum::<f64>() * 10.0 / 4.0;
-        let rewards = cider.rewards(0, &[cut("a b c d"), ended("a b c d")]);
+        let rewards = cider.rewards(0, &[without_end_token("a b c d"), with_end_token("a b c d")]);
         assert_near(rewards[0], expected * (-1.0_f64 / 72.0).exp());
         assert_near(rewards[1], 10.0);
     }
@@ -301,8 +304,8 @@ mod tests {
             |candidate| cider_d(&[item(candidate, &references), item("", &others[0]), item("", &others[1])]).items[0];
         assert!(metric(incomplete) > metric(complete), "{} and {}", metric(incomplete), metric(complete));
         let all_references = [references, others[0], others[1]].map(|captions| captions.map(str::to_owned).to_vec());
-        let rewards =
-            CiderReward::new(&all_references).rewards(0, &[ended(complete), ended(incomplete), cut(incomplete)]);
+        let rewards = CiderReward::new(&all_references)
+            .rewards(0, &[with_end_token(complete), with_end_token(incomplete), without_end_token(incomplete)]);
         assert!(rewards[0] > 1.1 * rewards[1], "{rewards:?}");
     }
 
@@ -318,16 +321,16 @@ mod tests {
                 .iter()
                 .map(|item| Item { references: item.references.iter().map(with_end).collect(), ..item.clone() })
                 .collect();
-            let scores_of_cut = cider_d(&with_last_word).items;
+            let scores_without_end = cider_d(&with_last_word).items;
             with_last_word.iter_mut().for_each(|item| item.candidate = with_end(&item.candidate));
-            let scores_of_ended = cider_d(&with_last_word).items;
+            let scores_with_end = cider_d(&with_last_word).items;
             for (image, Item { candidate, .. }) in items.iter().enumerate() {
                 let rewards = cider.rewards(
                     image,
-                    &[ended("a b"), ended(candidate), cut("zzz a yyy zzz"), cut(candidate), ended("")],
+                    &[with_end_token("a b"), with_end_token(candidate), without_end_token("zzz a yyy zzz"), without_end_token(candidate), with_end_token("")],
                 );
-                prop_assert!((rewards[1] - scores_of_ended[image]).abs() < 1e-12, "{} is not {}", rewards[1], scores_of_ended[image]);
-                prop_assert!((rewards[3] - scores_of_cut[image]).abs() < 1e-12, "{} is not {}", rewards[3], scores_of_cut[image]);
+                prop_assert!((rewards[1] - scores_with_end[image]).abs() < 1e-12, "{} is not {}", rewards[1], scores_with_end[image]);
+                prop_assert!((rewards[3] - scores_without_end[image]).abs() < 1e-12, "{} is not {}", rewards[3], scores_without_end[image]);
             }
         }
     }

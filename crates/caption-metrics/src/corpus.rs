@@ -8,8 +8,8 @@ use crate::ptb_tokenizer::PtbTokenizer;
 /// Items as token ids. All n-gram metrics are functions of it.
 ///
 /// A token of the reference tokenizer may contain a no-break space. pycocoevalcap's ROUGE-L splits
-/// captions at plain spaces only, so such a token is one token there; BLEU and CIDEr split at any
-/// white space. The corpus has both versions.
+/// captions at plain spaces only and counts it as one token; BLEU and CIDEr split captions at any
+/// white space and count it as several words. The corpus has both versions.
 pub struct Corpus {
     /// Captions as tokens.
     tokens: CaptionGroups,
@@ -77,7 +77,7 @@ impl Corpus {
         self.words.iter().map(split_candidate)
     }
 
-    /// The id of a word; none if no caption has it.
+    /// The id of a word; none if no caption contains the word.
     pub(crate) fn id(&self, word: &str) -> Option<u32> {
         self.vocabulary.get(word)
     }

@@ -1,6 +1,8 @@
+//! Scores of each of nocaps' domains.
+
 use std::collections::BTreeMap;
 
-use statistics::names::NOCAPS_DOMAINS;
+use catalogue::names::NOCAPS_DOMAINS;
 
 use crate::report::MetricName;
 use crate::{Item, Metrics, Report, Scores};

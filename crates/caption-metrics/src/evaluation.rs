@@ -1,3 +1,5 @@
+//! The scores of an evaluation of a model, from the captions, scores and embeddings of its images.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Item, Metrics, Report, Scores, retrieval};

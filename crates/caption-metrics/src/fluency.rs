@@ -18,7 +18,7 @@ pub struct Fluency {
     /// Rep-1 to Rep-4: the number of n-grams of a caption that repeat an earlier one, that is, all
     /// n-grams minus the distinct ones. The corpus value is the mean. (The papers on CLIP-based
     /// rewards report "repeated n-grams" without a formula; this is the simplest interpretation.)
-    pub repeated: [Scores; 4],
+    pub repeated_ngrams: [Scores; 4],
     /// 1 if a caption ends with a word of [`INCORRECT_ENDINGS`], else 0. The corpus value is the
     /// fraction of captions with incorrect endings.
     pub incorrect_endings: Scores,
@@ -64,7 +64,7 @@ pub fn fluency(corpus: &Corpus) -> Fluency {
         if denominator == 0 { 0.0 } else { numerator as f64 / denominator as f64 }
     };
     Fluency {
-        repeated: repeated.map(Scores::mean),
+        repeated_ngrams: repeated.map(Scores::mean),
         incorrect_endings: Scores::mean(incorrect),
         distinct: [0, 1].map(|order| ratio(distinct_count(order), total[order])),
         vocabulary_size: distinct_count(0),
@@ -87,11 +87,11 @@ mod tests {
 
     #[test]
     fn repeated_ngrams_are_all_ngrams_minus_distinct_ones() {
-        let Fluency { repeated, .. } = fluency_of(&["a b a b a", "a b c", ""]);
-        let [one, two, three, four] = repeated.map(|scores| scores.items);
+        let Fluency { repeated_ngrams, .. } = fluency_of(&["a b a b a", "a b c", ""]);
+        let [one, two, three, four] = repeated_ngrams.map(|scores| scores.items);
         assert_eq!((one, two), (vec![3.0, 0.0, 0.0], vec![2.0, 0.0, 0.0]));
         assert_eq!((three, four), (vec![1.0, 0.0, 0.0], vec![0.0; 3]));
-        assert_eq!(fluency_of(&["a a", "a b"]).repeated[0].corpus, 0.5);
+        assert_eq!(fluency_of(&["a a", "a b"]).repeated_ngrams[0].corpus, 0.5);
     }
 
     #[test]
@@ -118,9 +118,9 @@ mod tests {
     proptest! {
         #[test]
         fn values_are_within_their_bounds(items in any_items()) {
-            let Fluency { repeated, distinct, vocabulary_size, mean_length, .. } = fluency(&Corpus::new(&items));
+            let Fluency { repeated_ngrams, distinct, vocabulary_size, mean_length, .. } = fluency(&Corpus::new(&items));
             // A repeated n-gram contains two repeated n-grams of the next lower order.
-            for (shorter, longer) in repeated.iter().zip(&repeated[1..]) {
+            for (shorter, longer) in repeated_ngrams.iter().zip(&repeated_ngrams[1..]) {
                 prop_assert!(shorter.items.iter().zip(&longer.items).all(|(s, l)| s >= l));
             }
             prop_assert!(distinct.iter().all(|share| (0.0..=1.0).contains(share)));

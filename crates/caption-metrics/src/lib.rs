@@ -6,6 +6,21 @@
 //! ([`Corpus`]). [`Metrics`] computes all metrics for which the user has the files. No caption
 //! causes a panic: an empty list of items, items without references, and empty captions have
 //! defined scores.
+//!
+//! | module | content |
+//! |---|---|
+//! | `ptb_tokenizer` | the Penn Treebank tokenizer that pycocoevalcap runs |
+//! | `corpus`, `ngrams` | captions as token ids, and counts of their n-grams |
+//! | `bleu`, `rouge`, `cider` | BLEU, ROUGE-L and CIDEr-D, and CIDEr-D as a reward |
+//! | `meteor` | METEOR 1.5 |
+//! | `spice` | runs the Java program that computes SPICE |
+//! | `fluency` | metrics of captions without references |
+//! | `retrieval` | how well a caption's embedding finds its image |
+//! | `metrics` | computes all metrics of items |
+//! | `evaluation`, `domains` | the scores of an evaluation of a model, and of each of nocaps' domains |
+//! | `report` | the scores of captions, and their output formats |
+//! | `files`, `results` | reads caption files in several formats; writes COCO's result format |
+//! | `correlation` | correlation of scores with human judgements |
 
 mod bleu;
 pub mod cider;

@@ -5,8 +5,9 @@ use std::hash::{Hash, Hasher};
 /// The maximal order of the n-grams of BLEU and CIDEr-D.
 pub(crate) const MAX_ORDER: usize = 4;
 
-/// One to four token ids, 32 bits each from the top, padded with 0, which is no token's id. One
-/// number is fast to compare, and most of the time of counting is sorting.
+/// An n-gram of one to four token ids. They are packed into one number, 32 bits each from the top,
+/// and padded with 0, which is not the id of a token. A single number is fast to compare, which
+/// matters because counting spends most of its time on sorting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ngram(u128);
 
@@ -30,7 +31,7 @@ impl Hash for Ngram {
 }
 
 /// Hashes the two 64-bit halves of an [`Ngram`] by folded multiplication. Ids are assigned in order
-/// of appearance, so resistance against chosen keys is not necessary.
+/// of appearance, so captions cannot be chosen to cause collisions, and a simple hash is enough.
 #[derive(Default)]
 pub(crate) struct NgramHasher(u64);
 
@@ -55,14 +56,14 @@ impl Hasher for NgramHasher {
 pub(crate) type SparseVector<T> = Vec<(Ngram, T)>;
 
 /// The n-grams of all orders in `caption`.
-pub(crate) fn all(caption: &[u32]) -> impl Iterator<Item = Ngram> {
+pub(crate) fn all_orders(caption: &[u32]) -> impl Iterator<Item = Ngram> {
     (1..=MAX_ORDER).flat_map(|order| caption.windows(order).map(Ngram::new))
 }
 
 /// Counts the n-grams of all orders in `caption`; replaces the contents of `counts`.
 pub(crate) fn count(caption: &[u32], counts: &mut SparseVector<u32>) {
     counts.clear();
-    counts.extend(all(caption).map(|ngram| (ngram, 1)));
+    counts.extend(all_orders(caption).map(|ngram| (ngram, 1)));
     counts.sort_unstable_by_key(|&(ngram, _)| ngram);
     counts.dedup_by(|(next, more), (ngram, count)| {
         let is_same = next == ngram;
@@ -72,7 +73,11 @@ pub(crate) fn count(caption: &[u32], counts: &mut SparseVector<u32>) {
 }
 
 /// Calls `each` for every n-gram that is in both vectors, with its index in `left` and both values.
-pub(crate) fn join<L: Copy, R: Copy>(left: &[(Ngram, L)], right: &[(Ngram, R)], mut each: impl FnMut(usize, L, R)) {
+pub(crate) fn for_each_common<L: Copy, R: Copy>(
+    left: &[(Ngram, L)],
+    right: &[(Ngram, R)],
+    mut each: impl FnMut(usize, L, R),
+) {
     let mut right = right.iter().peekable();
     for (index, &(ngram, left_value)) in left.iter().enumerate() {
         while right.next_if(|(other, _)| *other < ngram).is_some() {}
@@ -98,10 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn join_visits_common_ngrams_only() {
+    fn only_common_ngrams_are_visited() {
         let sparse = |ids: &[u32]| ids.iter().map(|&id| (Ngram::new(&[id]), id * 10)).collect::<Vec<_>>();
         let mut joined = Vec::new();
-        join(&sparse(&[1, 3, 4, 7]), &sparse(&[2, 3, 5, 7, 8]), |index, left_value, right_value| {
+        for_each_common(&sparse(&[1, 3, 4, 7]), &sparse(&[2, 3, 5, 7, 8]), |index, left_value, right_value| {
             joined.push((index, left_value, right_value))
         });
         assert_eq!(joined, [(1, 30, 30), (3, 70, 70)]);

@@ -1,3 +1,5 @@
+//! The scores of captions, and the formats in which they are printed.
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -82,6 +84,7 @@ impl Report {
     }
 }
 
+/// A report with the ids of its items, as one JSON object.
 struct JsonReport<'a> {
     report: &'a Report,
     ids: &'a [String],
@@ -105,6 +108,7 @@ impl Serialize for JsonReport<'_> {
     }
 }
 
+/// The values of a metric as a JSON object from the id of an item to its value.
 struct ValuesById<'a> {
     ids: &'a [String],
     values: &'a [f64],
@@ -141,6 +145,7 @@ mod tests {
         assert_eq!(printed(&[], ReportFormat::Json), format!("{{{values}}}\n"));
         assert_eq!(printed(&["x"], ReportFormat::Json), format!("{{{values},\"notes\":[\"x\"]}}\n"));
     }
+
     #[test]
     fn domains_are_table_columns_and_a_json_field() {
         let mut report = Report::default();

@@ -44,15 +44,17 @@ struct SpiceInput {
 #[derive(Deserialize)]
 struct SpiceOutput {
     image_id: usize,
-    scores: ByCategory,
+    scores: ScoresByCategory,
 }
 
+/// The scores of an item by category of tuples; `All` is SPICE.
 #[derive(Deserialize)]
-struct ByCategory {
+struct ScoresByCategory {
     #[serde(rename = "All")]
     all: FMeasure,
 }
 
+/// An F-measure; none if it is undefined.
 #[derive(Deserialize)]
 struct FMeasure {
     f: Option<f64>,

@@ -19,20 +19,23 @@ use zip::write::SimpleFileOptions;
 /// Sums have the same terms in the same order, so differences are tiny.
 const TOLERANCE: f64 = 1e-12;
 
+/// The content of a file that `tests/parity/meteor.py` wrote.
 #[derive(Deserialize)]
-struct Expected {
-    groups: Vec<Group>,
-    runs: BTreeMap<String, Run>,
+struct MeteorGolden {
+    /// The captions that METEOR scored.
+    groups: Vec<CaptionGroup>,
+    /// The values of METEOR, by the tables that it used.
+    runs: BTreeMap<String, MeteorValues>,
 }
 
 #[derive(Deserialize)]
-struct Group {
+struct CaptionGroup {
     candidate: String,
     references: Vec<String>,
 }
 
 #[derive(Deserialize)]
-struct Run {
+struct MeteorValues {
     items: Vec<f64>,
     corpus: f64,
 }
@@ -53,13 +56,13 @@ fn golden_files() -> Vec<PathBuf> {
 
 fn assert_equals_reference(run: &str, tables: &MeteorTables) {
     for file in golden_files() {
-        let expected: Expected = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        let expected: MeteorGolden = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
         let values = &expected.runs[run];
         let mut meteor = MeteorScorer::new(tables);
         let mut max_difference: f64 = 0.0;
         assert_eq!(expected.groups.len(), values.items.len());
         for (group, value) in iter::zip(&expected.groups, &values.items) {
-            let Group { candidate, references } = group;
+            let CaptionGroup { candidate, references } = group;
             let got = meteor.add(candidate, references);
             max_difference = max_difference.max((got - value).abs());
             assert!(max_difference <= TOLERANCE, "{got} is not {value}: {candidate:?} by {references:?}");

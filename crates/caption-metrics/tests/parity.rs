@@ -10,8 +10,9 @@ use caption_metrics::{MetricFiles, Metrics, ptb_tokenizer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+/// The values that pycocoevalcap computed, by metric, and for items by image id.
 #[derive(Deserialize)]
-struct Expected {
+struct ExpectedScores {
     corpus: BTreeMap<String, f64>,
     items: BTreeMap<String, BTreeMap<String, f64>>,
 }
@@ -37,7 +38,7 @@ fn folder() -> Option<PathBuf> {
 fn metrics_equal_those_of_pycocoevalcap() {
     let Some(folder) = folder() else { return };
     let captions = CaptionSet::read(&folder.join("refs.json"), &folder.join("cands.json"), None).unwrap();
-    let expected: Expected = read(&folder.join("expected.json"));
+    let expected: ExpectedScores = read(&folder.join("expected.json"));
     let table = |name| std::env::var_os(name).map(PathBuf::from);
     let (meteor_jar, meteor_paraphrases) = (table("DICO_METEOR_JAR"), table("DICO_METEOR_PARAPHRASES"));
     let has_tables = meteor_jar.is_some() && meteor_paraphrases.is_some();

@@ -11,10 +11,10 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::seal::{self, Entry, SealError};
+use crate::seal::{self, SealError, SealedFile};
 use crate::writer::{MAX_CONCURRENT_PARTS, PART_BYTES};
 use crate::{CheckpointWriter, Error, names};
-use object_io::{Access, BlockingRuntime, Location};
+use object_storage::{Access, BlockingRuntime, Location};
 
 /// The checkpoints of a run, in their own folder or bucket prefix.
 #[derive(Debug)]
@@ -30,11 +30,12 @@ pub struct Checkpoints {
 /// The content of a checkpoint location.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Names of checkpoints. Damage is detected only when they are read.
+    /// Names of complete checkpoints, that is, of prefixes with a seal. Damage is detected only
+    /// when they are read.
     pub sealed: BTreeSet<String>,
-    /// Names of incomplete checkpoints.
+    /// Names of incomplete checkpoints, that is, of prefixes without a seal.
     pub unsealed: BTreeSet<String>,
-    /// Names of everything else.
+    /// Names of files and folders that cannot be checkpoints.
     pub foreign: BTreeSet<String>,
 }
 
@@ -59,7 +60,7 @@ impl Checkpoints {
     /// to a bucket.
     ///
     /// # Errors
-    /// The location is none of these, the folder cannot be created, or the settings for buckets are
+    /// `location` has another form, the folder cannot be created, or the settings for buckets are
     /// invalid.
     pub fn open(location: &str, access: &Access) -> Result<Self, Error> {
         let system_error = |error: std::io::Error| Error::system(location, &error);
@@ -68,8 +69,8 @@ impl Checkpoints {
                 std::fs::create_dir_all(&folder).map_err(system_error)?;
                 let folder = std::fs::canonicalize(folder).map_err(system_error)?;
                 let store = LocalFileSystem::new_with_prefix(&folder);
-                // A file is on disk before the seal lists it, and the seal before the write is
-                // reported.
+                // With fsync, a file is on disk before the seal lists it, and the seal is on disk
+                // before `write` returns.
                 let store = store.map_err(|error| Error::store(location, &error))?.with_fsync(true);
                 (Arc::new(store), Key::default(), Some(folder))
             }
@@ -104,8 +105,8 @@ impl Checkpoints {
         &self.location
     }
 
-    /// Writes the checkpoint `name` with the files that `fill` adds. Deletes an existing one of
-    /// that name first. The checkpoint is complete and durable on return.
+    /// Writes the checkpoint `name` with the files that `fill` adds. Deletes an existing checkpoint
+    /// of that name first. The checkpoint is complete and durable on return.
     ///
     /// # Errors
     /// The name is invalid, or a file cannot be written; then its files are deleted if
@@ -118,7 +119,8 @@ impl Checkpoints {
         self.delete(name)?;
         let mut writer = CheckpointWriter::new(self, name);
         fill(&mut writer).and_then(|()| writer.seal()).inspect_err(|_| {
-            // The first error is reported; files without a seal are no checkpoint.
+            // The first error is reported. If the deletion fails too, the remaining files have no
+            // seal, so they are not a checkpoint.
             _ = self.delete(name);
         })
     }
@@ -139,8 +141,8 @@ impl Checkpoints {
         let system_error = |error| Error::system(temporary_folder.display().to_string(), &error);
         let copy = tempfile::tempdir().map_err(system_error)?;
         for file in &files {
-            let mut to = File::create(copy.path().join(&file.name)).map_err(system_error)?;
-            self.copy_and_verify(name, file, &mut to)?;
+            let mut target = File::create(copy.path().join(&file.name)).map_err(system_error)?;
+            self.copy_and_verify(name, file, &mut target)?;
         }
         Ok(VerifiedCheckpoint { path: copy.path().to_owned(), _copy: Some(copy) })
     }
@@ -162,27 +164,29 @@ impl Checkpoints {
     }
 
     /// The files in the seal of `name`.
-    fn sealed_files(&self, name: &str) -> Result<Vec<Entry>, Error> {
+    fn sealed_files(&self, name: &str) -> Result<Vec<SealedFile>, Error> {
         let location = self.location_of(name, "");
         let damaged = |problem| Error::Damaged { location: location.clone(), problem };
         let sealed = self.runtime.block_on(async {
-            let response = self.store.get(&self.key(name, seal::FILE)).await?;
+            let response = self.store.get(&self.key(name, seal::SEAL_FILE)).await?;
             if response.meta.size > seal::MAX_SEAL_BYTES { Ok(None) } else { response.bytes().await.map(Some) }
         });
         let sealed = match sealed {
             Ok(Some(sealed)) => sealed,
-            Ok(None) => return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_SEAL_BYTES))),
+            Ok(None) => {
+                return Err(damaged(format!("{} is longer than {} bytes", seal::SEAL_FILE, seal::MAX_SEAL_BYTES)));
+            }
             Err(object_store::Error::NotFound { .. }) => return Err(Error::Missing { location }),
             Err(error) => return Err(Error::store(location, &error)),
         };
-        seal::read(&sealed).map_err(|error| match error {
+        seal::parse(&sealed).map_err(|error| match error {
             SealError::Damaged(problem) => damaged(problem),
-            SealError::Version(found) => Error::Version { location: location.clone(), found, known: seal::FORMAT },
+            SealError::Version(found) => Error::Version { location: location.clone(), found, known: seal::SEAL_FORMAT },
         })
     }
 
-    /// Copies a file to `to`, and verifies size and checksum.
-    fn copy_and_verify(&self, name: &str, file: &Entry, to: &mut impl Write) -> Result<(), Error> {
+    /// Copies a file to `target`, and verifies size and checksum.
+    fn copy_and_verify(&self, name: &str, file: &SealedFile, target: &mut impl Write) -> Result<(), Error> {
         let key = self.key(name, &file.name);
         let damaged = |problem| Error::Damaged {
             location: self.location_of(name, ""),
@@ -203,7 +207,9 @@ impl Checkpoints {
             let mut hash = Sha256::new();
             while let Some(part) = parts.try_next().await.map_err(store_error)? {
                 hash.update(&part);
-                to.write_all(&part).map_err(|error| Error::system(std::env::temp_dir().to_string_lossy(), &error))?;
+                target
+                    .write_all(&part)
+                    .map_err(|error| Error::system(std::env::temp_dir().to_string_lossy(), &error))?;
             }
             if format!("{:x}", hash.finalize()) != file.sha256 {
                 return Err(damaged("is not what was written: its SHA-256 differs".to_owned()));
@@ -223,10 +229,10 @@ impl Checkpoints {
                 listing.foreign.insert(name);
                 continue;
             }
-            match self.runtime.block_on(self.store.head(&self.key(&name, seal::FILE))) {
+            match self.runtime.block_on(self.store.head(&self.key(&name, seal::SEAL_FILE))) {
                 Ok(_) => listing.sealed.insert(name),
                 Err(object_store::Error::NotFound { .. }) => listing.unsealed.insert(name),
-                Err(error) => return Err(Error::store(self.location_of(&name, seal::FILE), &error)),
+                Err(error) => return Err(Error::store(self.location_of(&name, seal::SEAL_FILE), &error)),
             };
         }
         Ok(listing)
@@ -250,8 +256,8 @@ impl Checkpoints {
         Ok(names.filter_map(|(key, is_prefix)| Some((key.filename()?.to_owned(), is_prefix))).collect())
     }
 
-    /// Deletes the checkpoint `name`, complete or not. Deletes the seal first, so that the rest of
-    /// an interrupted deletion is no checkpoint.
+    /// Deletes the checkpoint `name`, complete or not. Deletes the seal first, so that the files
+    /// that an interrupted deletion leaves are not a checkpoint.
     ///
     /// # Errors
     /// The name is invalid, or a file cannot be deleted.
@@ -273,7 +279,7 @@ impl Checkpoints {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             result => result,
         };
-        delete(&self.key(name, seal::FILE)).await?;
+        delete(&self.key(name, seal::SEAL_FILE)).await?;
         let remaining: Vec<_> = self.store.list(Some(&self.prefix.clone().join(name))).try_collect().await?;
         for object in remaining {
             delete(&object.location).await?;
@@ -299,7 +305,7 @@ fn delete_folder(folder: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         result => result.map(|()| true),
     };
-    if existed(std::fs::remove_file(folder.join(seal::FILE)))? {
+    if existed(std::fs::remove_file(folder.join(seal::SEAL_FILE)))? {
         File::open(folder)?.sync_all()?;
     }
     existed(std::fs::remove_dir_all(folder)).map(|_| ())

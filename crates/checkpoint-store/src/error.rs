@@ -1,16 +1,17 @@
 use std::io::ErrorKind;
 
-use object_io::describe_error;
+use object_storage::describe_error;
 
 /// An error of checkpoints or their location, in one line that names the folder or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The location is invalid.
     #[error(transparent)]
-    Location(#[from] object_io::LocationError),
-    /// The name is not valid for a checkpoint or a file of one, or is taken.
+    Location(#[from] object_storage::LocationError),
+    /// The name is not valid for a checkpoint or a file, or the checkpoint already has a file of
+    /// this name.
     #[error(
-        "{name:?} is no name for a checkpoint or a new file of one: it takes 1 to 255 letters, digits, `-`, `_` or `.`"
+        "{name:?} cannot be the name of a checkpoint or of a new file in one: use 1 to 255 letters, digits, `-`, `_` or `.`"
     )]
     Name {
         /// The beginning of the name.
@@ -24,7 +25,7 @@ pub enum Error {
         /// The error of the operating system.
         problem: String,
     },
-    /// The location cannot be used, now or at all.
+    /// The location cannot be read or written.
     #[error("{location}: {problem}")]
     Store {
         /// The path or URL.
@@ -33,7 +34,7 @@ pub enum Error {
         problem: String,
     },
     /// There is no checkpoint of this name, or it is incomplete.
-    #[error("{location} is no checkpoint: it has no seal (checkpoint.json)")]
+    #[error("{location} is not a checkpoint: it has no seal (checkpoint.json)")]
     Missing {
         /// The path or URL of the checkpoint.
         location: String,

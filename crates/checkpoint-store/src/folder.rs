@@ -6,7 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use crate::seal::{self, Entry, SealError};
+use crate::seal::{self, SealError, SealedFile};
 use crate::{Error, names};
 
 /// Writes a seal for all files in a folder.
@@ -21,11 +21,11 @@ pub fn seal_folder(folder: &Path) -> Result<(), Error> {
         let name = entry.file_name().to_string_lossy().into_owned();
         names::check(&name)?;
         let (size, sha256) = size_and_sha256(&entry.path()).map_err(|error| system_error(&entry.path(), error))?;
-        files.push(Entry { name, size, sha256 });
+        files.push(SealedFile { name, size, sha256 });
     }
     files.sort_by(|first, second| first.name.cmp(&second.name));
-    let path = folder.join(seal::FILE);
-    let sealed = seal::write(&files).map_err(|error| system_error(&path, error.into()))?;
+    let path = folder.join(seal::SEAL_FILE);
+    let sealed = seal::to_json(&files).map_err(|error| system_error(&path, error.into()))?;
     std::fs::write(&path, sealed).map_err(|error| system_error(&path, error))
 }
 
@@ -36,21 +36,21 @@ pub fn seal_folder(folder: &Path) -> Result<(), Error> {
 pub fn verify_folder(folder: &Path) -> Result<(), Error> {
     let location = folder.display().to_string();
     let damaged = |problem: String| Error::Damaged { location: location.clone(), problem };
-    let path = folder.join(seal::FILE);
+    let path = folder.join(seal::SEAL_FILE);
     let mut sealed = Vec::new();
     match File::open(&path).and_then(|file| file.take(seal::MAX_SEAL_BYTES + 1).read_to_end(&mut sealed)) {
         Ok(length) if length as u64 > seal::MAX_SEAL_BYTES => {
-            return Err(damaged(format!("{} is longer than {} bytes", seal::FILE, seal::MAX_SEAL_BYTES)));
+            return Err(damaged(format!("{} is longer than {} bytes", seal::SEAL_FILE, seal::MAX_SEAL_BYTES)));
         }
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Unsealed { location }),
         Err(error) => return Err(Error::system(path.display().to_string(), &error)),
     }
-    let files = seal::read(&sealed).map_err(|error| match error {
+    let files = seal::parse(&sealed).map_err(|error| match error {
         SealError::Damaged(problem) => damaged(problem),
-        SealError::Version(found) => Error::Version { location: location.clone(), found, known: seal::FORMAT },
+        SealError::Version(found) => Error::Version { location: location.clone(), found, known: seal::SEAL_FORMAT },
     })?;
-    for Entry { name, size, sha256 } in &files {
+    for SealedFile { name, size, sha256 } in &files {
         let path = folder.join(name);
         match size_and_sha256(&path) {
             Ok((found, _)) if found != *size => {
@@ -91,7 +91,7 @@ mod tests {
         seal_folder(folder.path()).unwrap();
         verify_folder(folder.path()).unwrap();
 
-        for name in ["model.json", "captioner.safetensors", seal::FILE] {
+        for name in ["model.json", "captioner.safetensors", seal::SEAL_FILE] {
             let original = std::fs::read(file(name)).unwrap();
             let mut flipped = original.clone();
             flipped[original.len() / 2] ^= 1;

@@ -1,11 +1,20 @@
 //! Checkpoints in folders and S3 buckets.
 //!
 //! A checkpoint is a prefix with files and a *seal*, `checkpoint.json`, which is written last and
-//! lists every file with its size and SHA-256. A prefix without a seal is no checkpoint; a
-//! checkpoint whose files do not match its seal is damaged. No file is ever renamed: a bucket has
-//! no rename.
+//! lists every file with its size and SHA-256. A prefix without a seal is not a checkpoint; a
+//! checkpoint whose files do not match its seal is damaged. No file is ever renamed, because S3
+//! cannot rename objects.
 //!
 //! All functions block: call them from synchronous threads, never from asynchronous code.
+//!
+//! | module | content |
+//! |---|---|
+//! | `checkpoints` | writes, reads, lists and deletes the checkpoints of a run |
+//! | `writer` | writes the files of one checkpoint |
+//! | `seal` | the seal: the list of a checkpoint's files with their hashes |
+//! | `folder` | seals and verifies local model folders |
+//! | `metadata` | which run, position and parameters a checkpoint has |
+//! | `names` | the names that checkpoints and files may have |
 
 mod checkpoints;
 mod error;

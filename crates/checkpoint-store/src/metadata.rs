@@ -2,14 +2,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Checkpoints, Error};
 
-/// The file of a checkpoint that identifies its state.
+/// The file with the metadata of a checkpoint.
 pub const METADATA_FILE: &str = "state.json";
 /// The version of the format; incremented when older programs cannot read newer checkpoints.
 pub const METADATA_FORMAT: u64 = 3;
 
-/// The identity of a checkpoint's state: run, position and parameters. The seal covers this file
-/// like every other. If two checkpoints are exchanged, or one is copied to another run's folder,
-/// each is intact, but its metadata show that it is not the expected one.
+/// Which run, position and parameters a checkpoint has. The seal covers the file with the metadata
+/// like every other. If two checkpoints are exchanged, or if a checkpoint is copied to another
+/// run's folder, its files match its seal, but its metadata show that it is not the expected
+/// checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMetadata {
     /// [`METADATA_FORMAT`], or the version of an older program.
@@ -27,14 +28,14 @@ pub struct CheckpointMetadata {
     pub stage: u32,
     /// The name of the stage.
     pub stage_name: String,
-    /// The number of steps of the stage that were applied.
+    /// The number of steps of the stage that were applied to the parameters.
     pub step: u64,
     /// The SHA-256 of all parameters of the run's own models.
     pub parameters_sha256: String,
     /// The generation that saved the checkpoint.
     #[serde(default)]
     pub generation: u64,
-    /// The head of the journal when the save was ordered.
+    /// The head of the journal when the coordinator ordered the save.
     #[serde(default)]
     pub journal: JournalHead,
     /// The start of the stage's current sequence of samples.
@@ -46,14 +47,15 @@ pub struct CheckpointMetadata {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalHead {
     /// The number of the last record, from 1; 0 if there is none.
-    pub sequence: u64,
+    #[serde(rename = "sequence")]
+    pub record_number: u64,
     /// The hash of that record, SHA-256 in hex.
     pub hash: String,
 }
 
 impl std::fmt::Display for JournalHead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.sequence, self.hash)
+        write!(f, "{}:{}", self.record_number, self.hash)
     }
 }
 

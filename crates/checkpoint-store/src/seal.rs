@@ -10,18 +10,18 @@ use sha2::{Digest, Sha256};
 use crate::names;
 
 /// The name of the seal's file in a checkpoint.
-pub const FILE: &str = "checkpoint.json";
+pub const SEAL_FILE: &str = "checkpoint.json";
 /// Maximal size of a seal, in bytes; real seals have a few hundred.
 pub const MAX_SEAL_BYTES: u64 = 1 << 20;
 /// The version of the format; incremented when older programs cannot read newer checkpoints.
-pub const FORMAT: u64 = 1;
+pub const SEAL_FORMAT: u64 = 1;
 /// The key of the checksum over all other keys.
 const CHECKSUM_KEY: &str = "sha256";
 
-/// A file of a checkpoint.
+/// A file of a checkpoint, as the seal lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct SealedFile {
     /// The name of the file.
     pub name: String,
     /// The size, in bytes.
@@ -39,19 +39,19 @@ pub enum SealError {
     Version(u64),
 }
 
-/// The seal for these files.
-pub fn write(files: &[Entry]) -> serde_json::Result<Vec<u8>> {
+/// The content of the seal for these files.
+pub fn to_json(files: &[SealedFile]) -> serde_json::Result<Vec<u8>> {
     let mut seal = BTreeMap::from([
-        ("format".to_owned(), Value::from(FORMAT)),
+        ("format".to_owned(), Value::from(SEAL_FORMAT)),
         ("files".to_owned(), serde_json::to_value(files)?),
     ]);
     seal.insert(CHECKSUM_KEY.to_owned(), checksum(&seal)?.into());
     serde_json::to_vec_pretty(&seal)
 }
 
-/// Reads the files that a seal lists.
-pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, SealError> {
-    let damaged = |problem: String| SealError::Damaged(format!("{FILE}: {problem}"));
+/// Parses the content of a seal. Returns the files that it lists.
+pub fn parse(bytes: &[u8]) -> Result<Vec<SealedFile>, SealError> {
+    let damaged = |problem: String| SealError::Damaged(format!("{SEAL_FILE}: {problem}"));
     let json_error = |error: serde_json::Error| damaged(error.to_string());
     let mut seal: BTreeMap<String, Value> = serde_json::from_slice(bytes).map_err(json_error)?;
     let stored = seal.remove(CHECKSUM_KEY);
@@ -59,11 +59,12 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Entry>, SealError> {
         return Err(damaged("its content is not what was written".to_owned()));
     }
     match seal.get("format").and_then(Value::as_u64) {
-        Some(FORMAT) => {}
+        Some(SEAL_FORMAT) => {}
         Some(other) => return Err(SealError::Version(other)),
         None => return Err(damaged("it has no format".to_owned())),
     }
-    let files: Vec<Entry> = serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(json_error)?;
+    let files: Vec<SealedFile> =
+        serde_json::from_value(seal.remove("files").unwrap_or_default()).map_err(json_error)?;
     // The checksum detects accidents, not attacks, so the names are checked as well.
     for file in &files {
         names::check(&file.name).map_err(|error| damaged(error.to_string()))?;
@@ -81,22 +82,22 @@ mod tests {
 
     use super::*;
 
-    fn entry(name: &str) -> Entry {
-        Entry { name: name.to_owned(), size: 7, sha256: "00ff".to_owned() }
+    fn entry(name: &str) -> SealedFile {
+        SealedFile { name: name.to_owned(), size: 7, sha256: "00ff".to_owned() }
     }
 
     #[test]
     fn every_flipped_bit_and_every_truncation_is_detected() {
         let files = [entry("a"), entry("b.json")];
-        let seal = write(&files).unwrap();
-        assert_eq!(read(&seal).unwrap(), files);
+        let seal = to_json(&files).unwrap();
+        assert_eq!(parse(&seal).unwrap(), files);
         for length in 0..seal.len() {
-            assert!(matches!(read(&seal[..length]), Err(SealError::Damaged(_))), "{length} bytes");
+            assert!(matches!(parse(&seal[..length]), Err(SealError::Damaged(_))), "{length} bytes");
         }
         for bit in 0..seal.len() * 8 {
             let mut flipped = seal.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(matches!(read(&flipped), Err(SealError::Damaged(_))), "bit {bit}");
+            assert!(matches!(parse(&flipped), Err(SealError::Damaged(_))), "bit {bit}");
         }
     }
 
@@ -104,13 +105,13 @@ mod tests {
     fn another_format_version_is_not_damage() {
         let mut seal = BTreeMap::from([("format".to_owned(), Value::from(2)), ("news".to_owned(), Value::from("x"))]);
         seal.insert(CHECKSUM_KEY.to_owned(), checksum(&seal).unwrap().into());
-        assert_eq!(read(&serde_json::to_vec(&seal).unwrap()), Err(SealError::Version(2)));
+        assert_eq!(parse(&serde_json::to_vec(&seal).unwrap()), Err(SealError::Version(2)));
     }
 
     #[test]
     fn names_that_lead_out_of_the_folder_are_refused() {
         for name in ["../a", "/etc/passwd", "a/b", ""] {
-            let Err(SealError::Damaged(problem)) = read(&write(&[entry(name)]).unwrap()) else { panic!("{name}") };
+            let Err(SealError::Damaged(problem)) = parse(&to_json(&[entry(name)]).unwrap()) else { panic!("{name}") };
             assert!(problem.contains(&format!("{name:?}")), "{problem}");
         }
     }
@@ -118,7 +119,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>, text in "\\{.*\\}") {
-            prop_assert!(read(&bytes).is_err() && read(text.as_bytes()).is_err());
+            prop_assert!(parse(&bytes).is_err() && parse(text.as_bytes()).is_err());
         }
     }
 }

@@ -3,7 +3,7 @@ use object_store::{ObjectStoreExt, PutPayload, WriteMultipart};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoints::Checkpoints;
-use crate::seal::{self, Entry};
+use crate::seal::{self, SealedFile};
 use crate::{Error, names};
 
 /// The size of a part, in bytes: large files are written and read in parts. S3 allows 10,000 parts,
@@ -16,7 +16,7 @@ pub const MAX_CONCURRENT_PARTS: usize = 4;
 pub struct CheckpointWriter<'a> {
     checkpoints: &'a Checkpoints,
     name: &'a str,
-    written: Vec<Entry>,
+    written: Vec<SealedFile>,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -31,7 +31,7 @@ impl<'a> CheckpointWriter<'a> {
     /// The name is taken or invalid, or the store refuses the file.
     pub fn add<B: Into<Bytes>>(&mut self, file: &str, chunks: impl IntoIterator<Item = B>) -> Result<(), Error> {
         names::check(file)?;
-        if file == seal::FILE || self.written.iter().any(|entry| entry.name == file) {
+        if file == seal::SEAL_FILE || self.written.iter().any(|entry| entry.name == file) {
             return Err(Error::Name { name: file.to_owned() });
         }
         let (mut hash, mut size) = (Sha256::new(), 0);
@@ -40,7 +40,7 @@ impl<'a> CheckpointWriter<'a> {
             size += chunk.len() as u64;
         });
         self.checkpoints.runtime.block_on(self.upload(file, chunks)).map_err(|error| self.store_error(file, &error))?;
-        self.written.push(Entry { name: file.to_owned(), size, sha256: format!("{:x}", hash.finalize()) });
+        self.written.push(SealedFile { name: file.to_owned(), size, sha256: format!("{:x}", hash.finalize()) });
         Ok(())
     }
 
@@ -72,12 +72,12 @@ impl<'a> CheckpointWriter<'a> {
     /// Writes the seal, which completes the checkpoint.
     pub(crate) fn seal(self) -> Result<(), Error> {
         let json_error = |error: serde_json::Error| {
-            Error::system(self.checkpoints.location_of(self.name, seal::FILE), &error.into())
+            Error::system(self.checkpoints.location_of(self.name, seal::SEAL_FILE), &error.into())
         };
-        let sealed = seal::write(&self.written).map_err(json_error)?;
-        let key = self.checkpoints.key(self.name, seal::FILE);
+        let sealed = seal::to_json(&self.written).map_err(json_error)?;
+        let key = self.checkpoints.key(self.name, seal::SEAL_FILE);
         let put = self.checkpoints.store.put(&key, sealed.into());
-        self.checkpoints.runtime.block_on(put).map(|_| ()).map_err(|error| self.store_error(seal::FILE, &error))
+        self.checkpoints.runtime.block_on(put).map(|_| ()).map_err(|error| self.store_error(seal::SEAL_FILE, &error))
     }
 
     fn store_error(&self, file: &str, error: &object_store::Error) -> Error {

@@ -1,5 +1,13 @@
 //! Command-line support of both programs: logs, output, progress bars, signals, completions, and
 //! permissions of new files.
+//!
+//! - `logs`: the flag and the subscriber for logs.
+//! - `output`: standard output and standard error, with control characters escaped.
+//! - `progress`: progress bars and spinners on a terminal.
+//! - `signals`: waits for SIGTERM, SIGINT and SIGHUP.
+//! - `completions`: the command that prints shell completions.
+//! - `file_modes`: the permissions of new files.
+//! - `open_files`: the limit of open files.
 
 mod completions;
 mod file_modes;
@@ -17,7 +25,8 @@ pub use output::{one_line, print_error, print_line, stdout};
 pub use progress::{hidden_progress_bar, progress_bar, spinner};
 pub use signals::ShutdownSignals;
 
-/// Whether `NO_COLOR` is set: <https://no-color.org>.
+/// Whether the environment variable `NO_COLOR` is set, with which users turn colours off:
+/// <https://no-color.org>.
 #[must_use]
 pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())

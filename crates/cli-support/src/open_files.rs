@@ -1,7 +1,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises this process's limit of open files, and so of connections, to the hard limit. Returns the
-/// limit, which is the earlier one if it cannot be raised.
+/// Raises the soft limit of open files of this process to the hard limit. Each connection counts as
+/// an open file. Returns the new soft limit, or the unchanged one if it cannot be raised.
 pub fn raise_open_files_limit() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

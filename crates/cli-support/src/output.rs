@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Result, StdoutLock, Write};
 /// Standard output. Control characters are written as `\u001b`, which is valid in JSON, too. If its
 /// reader has closed it, as `head` does, the process ends without an error.
 ///
-/// For programs that only print. Others use [`print_line`].
+/// For programs that only print. Programs that must continue without a reader use [`print_line`].
 #[must_use]
 pub fn stdout() -> impl Write {
     EscapedStdout(io::stdout().lock())

@@ -42,8 +42,8 @@ impl ShutdownSignals {
         }
     }
 
-    /// Waits for a second signal, with which the user demands an immediate end. Ignores SIGHUP,
-    /// which a closed terminal may send more than once.
+    /// Waits for a second signal, with which the user requests an immediate shutdown. Ignores
+    /// SIGHUP, which a closed terminal may send more than once.
     pub async fn received_again(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -9,7 +9,6 @@
 //! | `schema`    | the types, and what is refused ([`RunFile::load`]) or warned about                       |
 //! | `keys`      | one table of all keys: units, and which may change while a run is under way              |
 //! | `changes`   | what differs between two run files ([`changes`]), and how a new run continues an old one |
-//! | `metrics`   | what a run measures ([`METRICS`])                                                        |
 //! | `renamed`   | keys that had other names in earlier versions                                            |
 //! | `reference` | the JSON Schema for editors and `docs/run-file.md`, both generated from the above        |
 
@@ -17,7 +16,6 @@ mod changes;
 mod error;
 mod keys;
 mod locations;
-mod metrics;
 mod paths;
 mod reference;
 mod renamed;
@@ -26,7 +24,6 @@ mod schema;
 pub use changes::{Change, changes, continuation};
 pub use error::{Diagnostic, Error, JsonError, LengthError};
 pub use keys::{KEYS, Key, Mutability};
-pub use metrics::{METRICS, Metric, Source, metric};
 pub use reference::{reference, schema_json};
 pub use schema::*;
 

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use serde_json::Value;
-use statistics::names::MetricDirection;
+use catalogue::Direction;
 
 use crate::keys::{KEYS, Key, Mutability, key_at};
-use crate::metrics::{METRICS, Metric, Source};
+use catalogue::{METRICS, Metric, Source};
 use crate::schema::RunFile;
 
 /// Width of the document.
@@ -45,8 +45,8 @@ decides what happens:
 
 Data may lie elsewhere after a change; what workers find there is compared with what the run knows.
 If the validation split has changed, the run records an event `data_changed` and continues. If the
-training images or captions have changed, the coordinator sends workers away that bring them, unless
-it is served with `--accept-changes`. Then the run continues with the new data from a new epoch on,
+training images or captions have changed, the coordinator refuses workers that load them, unless it
+is started with `--accept-changes`. Then the run continues with the new data from a new epoch on,
 and records the sizes of both in `data_changed`.
 Models keep their vocabulary: a `corpus` vocabulary has no tokens for words that only the new
 captions have. All workers of a run need the same data. Before its first generation a run may change
@@ -181,7 +181,7 @@ pub fn reference() -> String {
     ] {
         _ = write!(text, "\n### {title}\n\n");
         for metric in METRICS.iter().filter(|metric| of(metric.source)) {
-            text.push_str(&described(metric));
+            text.push_str(&metric_entry(metric));
         }
     }
     text
@@ -292,20 +292,20 @@ fn as_yaml(value: &Value) -> String {
     }
 }
 
-/// What the document says of a metric.
-fn described(metric: &Metric) -> String {
+/// The entry of a metric in the document.
+fn metric_entry(metric: &Metric) -> String {
     let Metric { name, definition, unit, typical, range, .. } = metric;
     let range = match *range {
         [Some(low), Some(high)] => format!("; {low} to {}", short(high)),
         [Some(low), None] => format!("; {low} or above"),
         _ => String::new(),
     };
-    let better = match metric.better() {
-        MetricDirection::HigherIsBetter => "; higher is better",
-        MetricDirection::LowerIsBetter => "; lower is better",
-        MetricDirection::Neutral => "",
+    let direction = match metric.direction {
+        Direction::HigherIsBetter => "; higher is better",
+        Direction::LowerIsBetter => "; lower is better",
+        Direction::Neutral => "",
     };
-    wrap(&format!("- **`{name}`**: {unit}{range}{better}.\\"), "", "  ")
+    wrap(&format!("- **`{name}`**: {unit}{range}{direction}.\\"), "", "  ")
         + &wrap(&format!("{definition} Typical: {typical}."), "  ", "  ")
 }
 

@@ -14,7 +14,7 @@ use crate::Error;
 /// The size of the read buffer, in bytes. Annotation files have hundreds of megabytes: they are
 /// parsed while they are read and never held in memory as a whole.
 const BUFFER_BYTES: usize = 1 << 20;
-/// Maximal number of a file's keys that an error names.
+/// Maximal number of keys of a JSON file that an error names.
 const MAX_NAMED_KEYS: usize = 8;
 
 /// Reads a JSON file in UTF-8, with or without a byte-order mark.
@@ -57,7 +57,7 @@ pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// A value whose type differs between data sets.
+/// A JSON value whose type differs between data sets, such as `true` or 1 for a flag.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum LenientValue {

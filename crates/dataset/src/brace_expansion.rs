@@ -22,8 +22,8 @@ pub enum PatternError {
     Unmatched(char),
 }
 
-/// All names that `pattern` expands to, the leftmost group varying slowest; the pattern itself if
-/// it has no braces.
+/// All names that `pattern` expands to, in the order of bash: the leftmost group varies slowest. A
+/// pattern without braces expands to itself.
 ///
 /// # Errors
 /// The braces do not match, or there are more than 100,000 names.

@@ -1,14 +1,15 @@
-//! Whether and why a run needs reference captions. Fine-tuning whose only reward is an evaluator's
-//! score of image and caption needs none.
+//! Whether and why a run needs reference captions. A run needs none if its only reward is an
+//! evaluator's score of image and caption.
 
 use config::{Objective, Reward, RunFile, Stage};
 
 use crate::Split;
 
-/// Metrics that compare captions with references. Evaluator scores that also do begin with `ref_`.
+/// Metrics that compare captions with references, without evaluator scores. The names of evaluator
+/// scores that compare with references begin with `ref_`.
 const REFERENCE_METRICS: [&str; 8] = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
 
-/// Why a run needs the captions of `split`; none if it does not.
+/// The reason why a run needs the captions of `split`; none if it does not need them.
 #[must_use]
 pub fn reason(run: &RunFile, split: Split) -> Option<String> {
     match split {
@@ -103,7 +104,7 @@ stages:
 
     #[test]
     fn reference_metrics_are_names_of_evaluation_metrics() {
-        let is_evaluated = |name: &&str| statistics::names::EVALUATION_METRICS.iter().any(|(metric, _)| metric == name);
+        let is_evaluated = |name: &&str| catalogue::EVALUATION_METRICS.contains(name);
         assert!(REFERENCE_METRICS.iter().all(is_evaluated));
     }
 }

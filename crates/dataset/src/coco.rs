@@ -9,9 +9,9 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
+use catalogue::names::NOCAPS_DOMAINS;
 use config::{Coco, CocoSplit};
 use serde::Deserialize;
-use statistics::names::NOCAPS_DOMAINS;
 
 use crate::annotations::{LenientValue, clean_captions, join_below, read_json};
 use crate::{Error, ImageRef, Item, Split, Splits, image_names};

@@ -11,22 +11,24 @@ use crate::{BadImage, Error, ImageRef, Item, Split, Splits, UnusualImages, finge
 
 /// Maximal number of unusual images that a warning names.
 const MAX_NAMED_IMAGES: usize = 20;
-/// The size, in pixels, to which [`DataSet::undecodable_images`] decodes.
+/// The width and height, in pixels, to which [`DataSet::undecodable_images`] resizes images.
 const TEST_DECODE_SIZE: u32 = 224;
 
 /// The images and captions of a run.
 #[derive(Debug, Default)]
 pub struct DataSet {
     pub(crate) splits: Splits,
+    /// Images that are left out because they cannot be used.
     pub(crate) skipped: Vec<BadImage>,
     pub(crate) unusual: UnusualImages,
+    /// The tars with the images; none if images are separate files.
     pub(crate) shards: Option<Shards>,
     pub(crate) positives: Positives,
     pub(crate) preprocessing: Preprocessing,
 }
 
 impl DataSet {
-    /// A data set of these files as the test split, each with its name, without captions.
+    /// A data set whose test split consists of these files, by name, without captions.
     #[must_use]
     pub fn from_files(files: Vec<(String, PathBuf)>) -> Self {
         let item = |(name, path): (String, PathBuf)| Item::new(&name, Vec::new(), ImageRef::File(path));
@@ -105,8 +107,8 @@ impl DataSet {
         exif_rotated.into_iter().chain(greyscale_16_bit)
     }
 
-    /// Images that are skipped because their file is missing, invalid or truncated, insofar as
-    /// their header and last bytes show it.
+    /// Images that are skipped because their file is missing, or because its header or last bytes
+    /// show that it is invalid or truncated.
     #[must_use]
     pub fn skipped_images(&self) -> &[BadImage] {
         &self.skipped
@@ -148,7 +150,7 @@ impl DataSet {
     /// The preprocessed generated image for training image `image`; see [`pixels`](Self::pixels).
     ///
     /// # Errors
-    /// There is none, or it is damaged.
+    /// There is no generated image, or it is damaged.
     pub fn generated_pixels(&self, image: usize, size: u32) -> Result<Vec<u8>, Error> {
         let path = self.positives.image(&self.splits.train[image])?;
         self.preprocessing.apply(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
@@ -164,8 +166,9 @@ impl DataSet {
         }
     }
 
-    /// Decodes some images of a split, by index, on this number of threads, and their generated
-    /// images. Returns those that cannot be decoded; calls `on_decoded` after each image.
+    /// Decodes the images of a split that `images` lists by index, and their generated images, on
+    /// this number of threads. Returns those that cannot be decoded; calls `on_decoded` after each
+    /// image.
     ///
     /// # Errors
     /// A tar cannot be read, or has changed since the data set was loaded.

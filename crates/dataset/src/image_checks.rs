@@ -1,5 +1,5 @@
-//! Checks of image files when a data set is loaded, in parallel: a data set has a hundred thousand
-//! or more.
+//! Checks the image files of a data set when it is loaded. Checks run in parallel, because a data
+//! set can have more than a hundred thousand files.
 
 use std::fs::File;
 use std::io::BufReader;

@@ -15,8 +15,8 @@ const MAX_DEPTH: usize = 8;
 #[derive(Debug, Default)]
 pub struct ImageFolder {
     paths: Vec<PathBuf>,
-    /// Indices of images by relative path, file name, file name without extension, and COCO id;
-    /// none for a name that several images have.
+    /// The index in `paths` of each image, by relative path, file name, file name without
+    /// extension, and COCO id; none for a name that several images have.
     indices: HashMap<String, Option<usize>>,
 }
 

@@ -1,7 +1,7 @@
 //! Names and numeric ids of a split's images.
 //!
-//! A name identifies an image within its split: the journal, reports, the page and result files
-//! rely on that. It is the shortest name that no other image of the split has.
+//! A name identifies an image within its split: the journal, reports, the web page and result files
+//! refer to images by name. It is the shortest name that no other image of the split has.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::{ImageRef, Item, Split, Splits};
 
-/// Returns a longer name for an image.
+/// Makes a longer name for an image, such as its path.
 pub type LongerName<'a> = &'a dyn Fn(&Item) -> String;
 
 /// Makes names unique within each split, and keeps ids only if they are unique.
@@ -58,8 +58,8 @@ fn append_suffixes(items: &mut [Item]) {
         match last_suffix.entry(item.name.clone()) {
             Entry::Vacant(first) => _ = first.insert(1),
             Entry::Occupied(mut last) => {
-                let free = (*last.get() + 1..).find(|number| !taken.contains(&format!("{} #{number}", item.name)));
-                let number = free.unwrap_or(u64::MAX);
+                let unused = (*last.get() + 1..).find(|number| !taken.contains(&format!("{} #{number}", item.name)));
+                let number = unused.unwrap_or(u64::MAX);
                 last.insert(number);
                 let name = format!("{} #{number}", item.name);
                 taken.insert(name.clone());

@@ -16,15 +16,15 @@ use image_preprocess::{ImageWarnings, MAX_ENCODED_BYTES};
 /// The format version of index files; indices of other versions are rebuilt.
 const FORMAT_VERSION: u32 = 3;
 /// Maximal size of a `.txt` member, in bytes.
-const MAX_TEXT_BYTES: u64 = 1 << 20;
+const MAX_TXT_MEMBER_BYTES: u64 = 1 << 20;
 /// Maximal size of a `.json` member, in bytes: the maximal number of captions of maximal length.
-const MAX_JSON_BYTES: u64 = 128 << 20;
+const MAX_JSON_MEMBER_BYTES: u64 = 128 << 20;
 /// Maximal number of unknown extensions that are counted separately; others are counted together.
 const MAX_UNKNOWN_EXTENSIONS: usize = 16;
 /// Maximal length of a stored unknown extension, or of a path with one, in characters; the rest is
 /// cut off.
 const MAX_UNKNOWN_CHARS: usize = 200;
-/// The entry for all extensions beyond [`MAX_UNKNOWN_EXTENSIONS`] and for all keys beyond
+/// Stands for all extensions beyond [`MAX_UNKNOWN_EXTENSIONS`] and for all keys beyond
 /// [`MAX_JSON_KEYS`].
 const OTHERS: &str = "...";
 /// The keys of a `.json` member that may have captions, in order of preference.
@@ -36,9 +36,12 @@ const MAX_JSON_KEY_CHARS: usize = 40;
 
 /// The samples of a tar, in the order in which their keys first appear.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Index {
+pub struct TarIndex {
+    /// [`FORMAT_VERSION`], or that of another program version.
     format: u32,
+    /// The size of the tar that was indexed.
     size: u64,
+    /// The version of the tar that was indexed; see [`Version::tag`].
     tag: String,
     /// The samples, valid or not.
     pub samples: Vec<Sample>,
@@ -67,15 +70,15 @@ pub struct Sample {
     /// The captions; may be empty.
     pub captions: Vec<String>,
     /// Properties of the image that may make its pixels unexpected.
-    #[serde(default, skip_serializing_if = "ImageWarnings::is_empty")]
-    pub oddities: ImageWarnings,
+    #[serde(default, rename = "oddities", skip_serializing_if = "ImageWarnings::is_empty")]
+    pub warnings: ImageWarnings,
     /// The image's numeric id in its data set, from the `.json` member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u64>,
     /// The keys of the `.json` member, if there are no captions, for messages.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub keys: Vec<String>,
-    /// Why the sample cannot be used; none if it can.
+    #[serde(default, rename = "keys", skip_serializing_if = "Vec::is_empty")]
+    pub json_keys: Vec<String>,
+    /// The reason why the sample cannot be used; none if it is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -106,7 +109,7 @@ enum MemberError {
     /// The member is too large.
     #[error("{length} bytes: more than {limit}")]
     TooLarge {
-        /// Its size.
+        /// The size of the member.
         length: u64,
         /// The maximal size.
         limit: u64,
@@ -134,6 +137,7 @@ pub struct Extent {
     pub length: u64,
 }
 
+/// The type of a member that belongs to a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum MemberType {
     Image,
@@ -141,7 +145,7 @@ enum MemberType {
     Json,
 }
 
-impl Index {
+impl TarIndex {
     /// Reads the headers and captions of a tar, and the first bytes of its images.
     ///
     /// # Errors
@@ -200,20 +204,20 @@ impl Index {
     }
 }
 
-/// What a member is, by its path.
+/// The class of a member, by its path.
 #[derive(Debug, PartialEq, Eq)]
 enum PathClass<'p> {
     /// A file whose name begins with a dot, or a directory.
     Hidden,
-    /// Not used. The extension is everything after the first dot of the file name, as in
-    /// WebDataset.
+    /// A file that no sample uses. The extension is everything after the first dot of the file
+    /// name, as in WebDataset.
     Unknown { extension: &'p str },
     /// A member of the sample with this key.
     SampleMember { key: &'p str, member_type: MemberType },
 }
 
 fn classify_path(path: &str) -> PathClass<'_> {
-    // `tar -C FOLDER .` adds it to all paths.
+    // `tar -C FOLDER .` adds `./` to all paths.
     let path = path.strip_prefix("./").unwrap_or(path);
     let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
     let (stem, extension) = name.split_once('.').unwrap_or((name, ""));
@@ -241,7 +245,7 @@ fn count_unknown(unknown: &mut BTreeMap<String, UnknownMembers>, extension: &str
 }
 
 /// The content of a member.
-enum Content {
+enum MemberContent {
     Image(Extent, ImageWarnings),
     Text(String),
     Json(JsonContent),
@@ -252,7 +256,7 @@ enum Content {
 struct JsonContent {
     captions: Option<Vec<String>>,
     id: Option<u64>,
-    /// Its keys, if none has captions.
+    /// The keys of the object, if none has captions.
     keys: Vec<String>,
 }
 
@@ -296,11 +300,11 @@ fn read_content<R: ForwardReader>(
     tar: &mut TarReader<R>,
     member: &MemberHeader,
     member_type: MemberType,
-) -> Result<Result<Content, MemberError>, TarError> {
+) -> Result<Result<MemberContent, MemberError>, TarError> {
     let limit = match member_type {
         MemberType::Image => MAX_ENCODED_BYTES,
-        MemberType::Text => MAX_TEXT_BYTES,
-        MemberType::Json => MAX_JSON_BYTES,
+        MemberType::Text => MAX_TXT_MEMBER_BYTES,
+        MemberType::Json => MAX_JSON_MEMBER_BYTES,
     };
     if !member.is_plain_file {
         return Ok(Err(MemberError::NotAFile));
@@ -312,14 +316,14 @@ fn read_content<R: ForwardReader>(
     Ok(parse_content(bytes, member, member_type))
 }
 
-fn parse_content(bytes: Vec<u8>, member: &MemberHeader, member_type: MemberType) -> Result<Content, MemberError> {
+fn parse_content(bytes: Vec<u8>, member: &MemberHeader, member_type: MemberType) -> Result<MemberContent, MemberError> {
     Ok(match member_type {
         MemberType::Image => {
             let extent = Extent { offset: member.offset, length: member.length };
-            Content::Image(extent, image_preprocess::check(Cursor::new(&bytes))?)
+            MemberContent::Image(extent, image_preprocess::check(Cursor::new(&bytes))?)
         }
-        MemberType::Text => Content::Text(String::from_utf8(bytes)?),
-        MemberType::Json => Content::Json(JsonContent::parse(&bytes)?),
+        MemberType::Text => MemberContent::Text(String::from_utf8(bytes)?),
+        MemberType::Json => MemberContent::Json(JsonContent::parse(&bytes)?),
     })
 }
 
@@ -328,21 +332,23 @@ fn parse_content(bytes: Vec<u8>, member: &MemberHeader, member_type: MemberType)
 struct PartialSample {
     key: String,
     image: Option<(Extent, ImageWarnings)>,
+    /// The content of the `.txt` member.
     text: Option<String>,
+    /// The captions in the `.json` member.
     json: Option<Vec<String>>,
     id: Option<u64>,
-    keys: Vec<String>,
+    json_keys: Vec<String>,
     problem: Option<String>,
 }
 
 impl PartialSample {
-    fn add(&mut self, content: Content) {
+    fn add(&mut self, content: MemberContent) {
         let duplicate = match content {
-            Content::Image(extent, oddities) => self.image.replace((extent, oddities)).map(|_| "image"),
-            Content::Text(text) => self.text.replace(text).map(|_| "`.txt`"),
-            Content::Json(JsonContent { captions, id, keys }) => {
+            MemberContent::Image(extent, warnings) => self.image.replace((extent, warnings)).map(|_| "image"),
+            MemberContent::Text(text) => self.text.replace(text).map(|_| "`.txt`"),
+            MemberContent::Json(JsonContent { captions, id, keys }) => {
                 self.id = self.id.or(id);
-                self.keys.extend(keys);
+                self.json_keys.extend(keys);
                 captions.and_then(|captions| self.json.replace(captions)).map(|_| "`.json`")
             }
         };
@@ -358,13 +364,13 @@ impl PartialSample {
 
     /// The sample with the captions of the `.json`, or else the lines of the `.txt`.
     fn finish(self) -> Sample {
-        let Self { key, image, text, json, id, keys, problem } = self;
+        let Self { key, image, text, json, id, json_keys, problem } = self;
         let lines = || text.iter().flat_map(|text| text.split(['\n', '\r'])).map(str::to_owned).collect();
         let captions = clean_captions(json.unwrap_or_else(lines));
-        let keys = if captions.is_empty() { keys } else { Vec::new() };
+        let json_keys = if captions.is_empty() { json_keys } else { Vec::new() };
         let problem = problem.or_else(|| image.is_none().then(|| "captions without an image".to_owned()));
-        let (image, oddities) = image.map_or_else(Default::default, |(extent, oddities)| (Some(extent), oddities));
-        Sample { key, image, captions, oddities, id, keys, problem }
+        let (image, warnings) = image.map_or_else(Default::default, |(extent, warnings)| (Some(extent), warnings));
+        Sample { key, image, captions, warnings, id, json_keys, problem }
     }
 }
 

@@ -13,13 +13,12 @@ pub struct Item {
     /// its file name, or the key in its tar. If these are not unique, the path or the tar is part
     /// of it.
     pub name: String,
-    /// The image's numeric id in its data set (COCO's, if known). Within a split, either all
-    /// images have distinct ids or none has one.
+    /// The image's numeric id in its data set: the COCO id, if the data set has COCO ids. Within a
+    /// split, either all images have distinct ids or no image has an id.
     pub id: Option<u64>,
-    /// The reference captions. Within a split, either every image has at least one or none has
-    /// any.
+    /// The reference captions. Within a split, either every image has captions or no image has.
     pub captions: Vec<String>,
-    /// The image's domain in nocaps; see [`statistics::names::NOCAPS_DOMAINS`].
+    /// The image's domain in nocaps; see [`catalogue::names::NOCAPS_DOMAINS`].
     pub domain: Option<&'static str>,
     /// The path below the images' folder, or the key in the tar, if that is not `name`.
     pub(crate) path: Option<String>,

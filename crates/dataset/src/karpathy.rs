@@ -9,7 +9,8 @@ use serde::Deserialize;
 use crate::annotations::{clean_captions, join_below, read_json};
 use crate::{BadImage, Error, ImageRef, Item, Split, Splits, image_names};
 
-/// The split of COCO's remaining validation images, which are used for training.
+/// Karpathy's name of the split of those COCO validation images that are in none of his validation
+/// and test splits. They are used for training.
 const RESTVAL: &str = "restval";
 /// Maximal number of unused splits that a note names.
 const MAX_NAMED_SPLITS: usize = 5;
@@ -39,8 +40,8 @@ struct Sentence {
     raw: String,
 }
 
-/// Reads the `requested` splits of `annotations`; the images are below `images`. `restval` belongs to
-/// the training split, as in the captioning literature. Images without sentences are unusable if
+/// Reads the `requested` splits of `annotations`; the images are below `images`. `restval` belongs
+/// to the training split, as in the captioning literature. Images without sentences are unusable if
 /// others of their split have some.
 ///
 /// # Errors
@@ -120,11 +121,11 @@ mod tests {
             image("val2014", "restval"),
             image("x", "val"),
             image("x", "test"),
-            image("x", "unheard of"),
+            image("x", "unknown split"),
         ];
         let splits = read_text(&format!(r#"{{"images": [{}], "dataset": "coco"}}"#, images.join(","))).unwrap();
         assert_eq!((splits.train.len(), splits.validation.len(), splits.test.len()), (2, 1, 1));
-        assert!(splits.notes[0].contains("not used: 1 images of split `unheard of`;"), "{:?}", splits.notes);
+        assert!(splits.notes[0].contains("not used: 1 images of split `unknown split`;"), "{:?}", splits.notes);
         assert_eq!(splits.train[1].image, ImageRef::File("/images/val2014/a.jpg".into()));
         assert_eq!(
             (splits.train[1].name.as_str(), &splits.train[1].captions[..]),

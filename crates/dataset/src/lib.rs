@@ -2,6 +2,25 @@
 //!
 //! The coordinator uses it to check a run's data before it starts, workers to train on them. All
 //! functions block: call them from synchronous threads, never from asynchronous code.
+//!
+//! | module | content |
+//! |---|---|
+//! | `karpathy`, `coco` | read the annotation files of Karpathy's splits and of COCO, VizWiz and nocaps |
+//! | `annotations` | code that these share: JSON files, captions, image paths |
+//! | `webdataset` | loads data sets whose images and captions are in tars |
+//! | `brace_expansion` | expands the patterns that name tars, as bash does |
+//! | `store` | reads tars from folders and S3 buckets |
+//! | `tar_reader`, `index`, `shards` | read a tar's headers; index its samples; read its images by byte range |
+//! | `data_set`, `loading` | a loaded data set, and loading it with the checks of a run file |
+//! | `item`, `split` | an image with its captions; the names of splits |
+//! | `image_names` | unique names and numeric ids of a split's images |
+//! | `image_folder` | finds the images of a folder by path, file name or COCO id |
+//! | `image_checks` | checks image files in parallel |
+//! | `positives` | generated images and captions, the additional positive pairs of PAC-S |
+//! | `caption_requirements` | whether and why a run needs reference captions |
+//! | `split_overlap` | detects images that are in several splits |
+//! | `fingerprint` | hashes by which two workers compare their data |
+//! | `limits` | maximal numbers and sizes of a data set |
 
 mod annotations;
 mod brace_expansion;

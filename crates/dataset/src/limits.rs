@@ -1,8 +1,8 @@
-//! Limits of a data set.
+//! Maximal numbers and sizes of a data set's images and texts.
 //!
-//! The limits are far above any real data. The coordinator stores what workers send, so it needs
-//! bounds. Coordinator, worker and `coordinator validate` check them when they load the data, so a
-//! correct worker never exceeds them.
+//! The limits are far above any real data. The coordinator stores names, captions and embeddings
+//! that workers send, so their sizes must be bounded. Coordinator, worker and `coordinator
+//! validate` check them when they load the data, so a correct worker never exceeds them.
 
 use crate::{DataSet, Error, Split};
 
@@ -18,8 +18,8 @@ pub const MAX_EMBEDDING_SIZE: usize = 1 << 16;
 /// [`evaluation_item_bytes`].
 pub const MAX_EVALUATION_BYTES: usize = 4 << 30;
 
-/// The size of an item without its texts and embeddings: the names and values of all scores, and
-/// the struct itself.
+/// The size in memory of an evaluation's item without its texts and embeddings: the names and
+/// values of all scores, and the struct itself.
 const ITEM_OVERHEAD_BYTES: usize = 1 << 10;
 /// The size of a text without its content.
 const TEXT_OVERHEAD_BYTES: usize = size_of::<String>();
@@ -34,8 +34,8 @@ pub fn evaluation_item_bytes(text_bytes: impl Iterator<Item = usize>, embedding_
 }
 
 impl DataSet {
-    /// Checks names and captions. `source` is the file of a split, for messages.
-    pub(crate) fn check_texts(&self, source: impl Fn(Split) -> String) -> Result<(), Error> {
+    /// Checks names and captions. `annotation_source` returns the file of a split, for messages.
+    pub(crate) fn check_texts(&self, annotation_source: impl Fn(Split) -> String) -> Result<(), Error> {
         for split in Split::ALL {
             for item in self.split(split) {
                 let problem = if item.name.len() > MAX_TEXT_BYTES {
@@ -55,14 +55,14 @@ impl DataSet {
                     })
                 };
                 if let Some(problem) = problem {
-                    return Err(Error::format(source(split), problem));
+                    return Err(Error::format(annotation_source(split), problem));
                 }
             }
         }
         let images = self.split(Split::Validation).len() as u64;
         if images > MAX_VALIDATION_IMAGES {
             let problem = format!("{images} validation images, {MAX_VALIDATION_IMAGES} at most");
-            return Err(Error::format(source(Split::Validation), problem));
+            return Err(Error::format(annotation_source(Split::Validation), problem));
         }
         Ok(())
     }

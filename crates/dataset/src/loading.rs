@@ -10,7 +10,7 @@ use crate::{
     BadImage, DataSet, Error, Item, Split, Splits, caption_requirements, coco, image_checks, karpathy, webdataset,
 };
 
-/// Which checks of images are made when a data set is loaded.
+/// The checks of images that loading a data set makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ImageChecks {
     /// The header and end of each image, unless a feature store replaces the images.
@@ -87,11 +87,12 @@ impl DataSet {
     }
 
     fn read_splits(settings: &config::Data, requested: &[Split], checks: ImageChecks) -> Result<Self, Error> {
-        // A feature store replaces the images, unless skipped images have to be known.
+        // With a feature store the images are not read, so they need no check. With `skip_corrupt`
+        // they are checked nevertheless, to know which of them are left out.
         let reads_images = settings.features.is_none() || settings.skip_corrupt;
         let checks = if reads_images { checks } else { ImageChecks::None };
         let mut data = if let Some(tars) = &settings.webdataset {
-            webdataset::load(tars, requested, object_io::Access::environment().for_streaming())?
+            webdataset::load(tars, requested, object_storage::Access::environment().for_streaming())?
         } else if let Some(karpathy) = &settings.karpathy {
             Self::from_splits(karpathy::read_splits(&karpathy.annotations, &karpathy.images, requested)?, checks)
         } else if let Some(coco) = &settings.coco {
@@ -197,8 +198,8 @@ impl DataSet {
         }
     }
 
-    /// The error that a split has no captions although `run` needs them; none if it has some or
-    /// needs none.
+    /// The error that a split has no captions although `run` needs them; none if the split has
+    /// captions or the run needs none.
     #[must_use]
     pub fn missing_captions_error(&self, run: &config::RunFile, split: Split) -> Option<Error> {
         if !self.lacks_captions(split) {

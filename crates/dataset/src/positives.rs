@@ -65,14 +65,14 @@ impl Positives {
     }
 }
 
-/// The path of the generated image for `item` in a folder: the first of the item's names that is a
-/// file there, or else the expected path.
+/// The path of the generated image for `item` in `folder`: that of the first of the item's aliases
+/// for which the folder has a file. If it has none, the path below `folder` with the item's name.
 pub fn image_path(folder: &Path, item: &Item) -> PathBuf {
     let mut paths = item.aliases().filter_map(|name| join_below(folder, Path::new(name)));
     paths.find(|path| path.is_file()).unwrap_or_else(|| folder.join(&item.name))
 }
 
-/// A hint that the file name of `item` does not identify it; empty if it does.
+/// A hint that other images have the file name of `item`; empty if no other image has it.
 pub fn ambiguous_name_hint(item: &Item) -> &'static str {
     if item.shares_file_name { " (other images have its file name, too: use its path)" } else { "" }
 }

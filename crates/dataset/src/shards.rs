@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
-use crate::index::Index;
+use crate::index::TarIndex;
 use crate::store::{Object, Stores, Version};
 use crate::{Error, index};
 
@@ -43,7 +43,7 @@ impl Shards {
     ///
     /// # Errors
     /// A tar or index cannot be read, is truncated or invalid.
-    pub fn open(mut stores: Stores, names: &[String]) -> Result<(Self, Vec<Index>), Error> {
+    pub fn open(mut stores: Stores, names: &[String]) -> Result<(Self, Vec<TarIndex>), Error> {
         let objects = names.iter().map(|name| stores.locate(name)).collect::<Result<Vec<_>, _>>()?;
         let indexed = Indexer { stores: &stores, has_warned: AtomicBool::new(false) }.index_all(&objects)?;
         let (versions, indices): (Vec<_>, Vec<_>) = indexed.into_iter().unzip();
@@ -82,13 +82,13 @@ impl Shards {
 /// Reads or builds the indices of tars.
 struct Indexer<'a> {
     stores: &'a Stores,
-    /// Whether a warning was logged that indices cannot be stored.
+    /// Whether the warning that indices cannot be written was logged.
     has_warned: AtomicBool,
 }
 
 impl Indexer<'_> {
     /// Indexes the objects, several concurrently. Returns the results in order.
-    fn index_all(&self, objects: &[Object]) -> Result<Vec<(Version, Index)>, Error> {
+    fn index_all(&self, objects: &[Object]) -> Result<Vec<(Version, TarIndex)>, Error> {
         let next = AtomicUsize::new(0);
         let has_failed = AtomicBool::new(false);
         let work = || {
@@ -113,24 +113,24 @@ impl Indexer<'_> {
         results.into_iter().map(|(_, result)| result).collect()
     }
 
-    fn read_or_build(&self, tar: &Object) -> Result<(Version, Index), Error> {
+    fn read_or_build(&self, tar: &Object) -> Result<(Version, TarIndex), Error> {
         let version = self.stores.version(tar)?;
         let index_file = tar.with_suffix(INDEX_SUFFIX)?;
         if let Some(bytes) = self.stores.read_if_small(&index_file, MAX_INDEX_BYTES)?
             && let Some(index) =
-                Index::parse(&bytes, &version).map_err(|problem| Error::format(&index_file.location, problem))?
+                TarIndex::parse(&bytes, &version).map_err(|problem| Error::format(&index_file.location, problem))?
         {
             return Ok((version, index));
         }
         tracing::info!("indexing {}", tar.location);
         let reader = self.stores.reader(tar, &version)?;
-        let index = Index::build(reader, &version).map_err(|problem| Error::format(&tar.location, problem))?;
+        let index = TarIndex::build(reader, &version).map_err(|problem| Error::format(&tar.location, problem))?;
         self.write(&index_file, &index);
         Ok((version, index))
     }
 
     /// Writes an index. An error is logged once and otherwise ignored.
-    fn write(&self, index_file: &Object, index: &Index) {
+    fn write(&self, index_file: &Object, index: &TarIndex) {
         let written = index.to_json().map_err(|error| Error::format(&index_file.location, error));
         if let Err(error) = written.and_then(|json| self.stores.write(index_file, json))
             && !self.has_warned.swap(true, Ordering::Relaxed)

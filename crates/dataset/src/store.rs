@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use object_io::{Access, BlockingRuntime};
+use object_storage::{Access, BlockingRuntime};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, GetResultPayload, ObjectMeta, ObjectStore, ObjectStoreExt};
@@ -20,10 +20,13 @@ use tokio::runtime::Handle;
 use crate::Error;
 use crate::tar_reader::ForwardReader;
 
-/// The stores of folders and buckets. All calls block.
+/// Reads and writes files in folders and objects in buckets. All calls block.
 pub struct Stores {
+    /// Credentials and settings of buckets.
     access: Access,
+    /// The store of all local files.
     folders: Arc<dyn ObjectStore>,
+    /// The stores of buckets, by the bucket's name.
     buckets: HashMap<String, Arc<dyn ObjectStore>>,
     runtime: BlockingRuntime,
 }
@@ -57,7 +60,7 @@ impl Object {
     }
 }
 
-/// The version of an object at the time of a request.
+/// Identifies the content of an object at the time of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     /// The size, in bytes.
@@ -132,7 +135,8 @@ impl Stores {
         });
         match fetched {
             Ok(bytes) => Ok(bytes),
-            // Buckets without permission to list return this for missing objects.
+            // A bucket that this process may not list returns `PermissionDenied` for missing
+            // objects.
             Err(object_store::Error::NotFound { .. } | object_store::Error::PermissionDenied { .. }) => Ok(None),
             Err(error) => Err(object.store_error(&error)),
         }
@@ -191,7 +195,7 @@ enum FileKeyError {
     #[error(transparent)]
     Absolute(#[from] std::io::Error),
     /// The path has no file name.
-    #[error("is no file")]
+    #[error("is not a file")]
     NotAFile,
     /// The folder does not exist or is not readable.
     #[error("folder {}: {source}", folder.display())]
@@ -223,7 +227,7 @@ fn describe_error(error: &object_store::Error) -> String {
         object_store::Error::Precondition { .. } => {
             "has changed since it was indexed: stop the run, and serve it with --accept-changes".to_owned()
         }
-        other => object_io::describe_error(other),
+        other => object_storage::describe_error(other),
     }
 }
 

@@ -35,14 +35,14 @@ pub enum TarError {
     /// A GNU long name or pax extended header is too long.
     #[error("extended header of {length} bytes at byte {offset}: more than {limit}")]
     ExtensionTooLong {
-        /// Its size.
+        /// The size of the header.
         length: u64,
-        /// Its position.
+        /// The position of the header.
         offset: u64,
         /// The maximal size.
         limit: u64,
     },
-    /// A block is no header.
+    /// A block is not a tar header: its checksum is wrong.
     #[error("no tar header at byte {offset}{}", if *is_gzip { ": it is compressed; unpack it with gunzip" } else { "" })]
     NoHeader {
         /// The position of the block.
@@ -50,7 +50,7 @@ pub enum TarError {
         /// Whether the file is compressed with gzip.
         is_gzip: bool,
     },
-    /// A header has no valid size.
+    /// The size in a header is not a valid number.
     #[error("tar header at byte {offset}: {source}")]
     Size {
         /// The position of the header.
@@ -61,7 +61,7 @@ pub enum TarError {
     /// A pax record is not of the form `length key=value\n`.
     #[error("malformed pax record")]
     PaxRecord,
-    /// A pax record has a `size` that is no number.
+    /// A pax record has a `size` that is not a number.
     #[error("malformed size in a pax record")]
     PaxSize,
 }
@@ -88,7 +88,9 @@ pub struct MemberHeader {
 /// Reads a tar member by member.
 pub struct TarReader<R> {
     reader: R,
+    /// The size of the tar.
     size: u64,
+    /// The number of bytes that were read or skipped so far.
     position: u64,
     /// The position of the next header.
     next_header: u64,
@@ -138,6 +140,7 @@ impl<R: ForwardReader> TarReader<R> {
         self.read(length, length)
     }
 
+    /// Reads `length` bytes; an error if these are more than `limit`.
     fn read(&mut self, length: u64, limit: u64) -> Result<Vec<u8>, TarError> {
         if length > limit {
             return Err(TarError::ExtensionTooLong { length, offset: self.position, limit });

@@ -43,7 +43,7 @@ fn validation_files_are_listed_without_being_read() {
     assert_eq!(files, [("b.png".to_owned(), folder.path().join("b.png"))].into());
     let tars = config::WebDataset { train: "a.tar".into(), validation: "b.tar".into(), test: None };
     let tars = Data { webdataset: Some(tars), ..Data::default() };
-    assert!(validation_files(&tars).unwrap().is_empty(), "images in tars are no files");
+    assert!(validation_files(&tars).unwrap().is_empty(), "images in tars are not files of their own");
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn unusual_images_are_counted_and_exif_orientation_is_applied_on_request() {
 }
 
 #[test]
-fn settings_without_a_source_are_refused() {
+fn settings_without_annotations_are_refused() {
     assert!(DataSet::load(&Data::default()).unwrap_err().to_string().contains("exactly one of"));
 }
 

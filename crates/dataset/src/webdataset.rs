@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use config::WebDataset;
-use object_io::Access;
+use object_storage::Access;
 
 use crate::image_names::coco_id;
 use crate::index::{CAPTION_KEYS, Sample, UnknownMembers};
@@ -46,25 +46,26 @@ pub fn load(settings: &WebDataset, requested: &[Split], access: Access) -> Resul
     }
     let mut data = DataSet { shards: Some(shards), ..DataSet::default() };
     for split in Split::ALL {
-        let of_split = unknown.iter().filter(|((index, _), _)| *index == split as usize);
-        let of_split: Vec<_> = of_split.map(|((_, extension), unknown)| (extension.as_str(), unknown)).collect();
-        data.splits.notes.extend(unknown_members_note(split, &of_split));
+        let unknown_of_split = unknown.iter().filter(|((index, _), _)| *index == split as usize);
+        let unknown_of_split: Vec<_> =
+            unknown_of_split.map(|((_, extension), unknown)| (extension.as_str(), unknown)).collect();
+        data.splits.notes.extend(unknown_members_note(split, &unknown_of_split));
     }
     let lacks_captions =
         Split::ALL.map(|split| samples_of(split, &shard_samples).all(|sample| sample.captions.is_empty()));
     for split in Split::ALL.into_iter().filter(|split| lacks_captions[*split as usize]) {
-        let with_json = samples_of(split, &shard_samples).find(|sample| !sample.keys.is_empty());
+        let with_json = samples_of(split, &shard_samples).find(|sample| !sample.json_keys.is_empty());
         let note = with_json.map(|sample| {
-            let problem = SampleError::NoCaptions { json_keys: sample.keys.clone() };
+            let problem = SampleError::NoCaptions { json_keys: sample.json_keys.clone() };
             format!("split `{split}`: {}: {problem}", sample.key)
         });
         data.splits.notes.extend(note);
     }
     for (split, shard, samples) in shard_samples {
         for sample in samples {
-            let (location, oddities) = (format!("{} in {}", sample.key, tars[shard]), sample.oddities);
+            let (location, warnings) = (format!("{} in {}", sample.key, tars[shard]), sample.warnings);
             match item(shard, sample, !lacks_captions[split as usize]) {
-                Ok(item) => data.add(split, item, Ok(oddities)),
+                Ok(item) => data.add(split, item, Ok(warnings)),
                 Err(error) => data.skipped.push(BadImage { split, location, problem: error.to_string() }),
             }
         }
@@ -86,10 +87,10 @@ pub fn load(settings: &WebDataset, requested: &[Split], access: Access) -> Resul
 
 /// The samples of all tars of a split.
 fn samples_of(split: Split, shard_samples: &[(Split, usize, Vec<Sample>)]) -> impl Iterator<Item = &Sample> {
-    shard_samples.iter().filter(move |(of, ..)| *of == split).flat_map(|(.., samples)| samples)
+    shard_samples.iter().filter(move |(sample_split, ..)| *sample_split == split).flat_map(|(.., samples)| samples)
 }
 
-/// A note on members with unknown extensions; none if there are none.
+/// A note on members with unknown extensions; none if there are no such members.
 fn unknown_members_note(split: Split, unknown: &[(&str, &UnknownMembers)]) -> Option<String> {
     if unknown.is_empty() {
         return None;
@@ -124,13 +125,13 @@ enum SampleError {
     },
 }
 
-/// The item of a sample of the tar with index `shard`.
+/// Converts a sample of the tar with index `shard` to an item.
 fn item(shard: usize, sample: Sample, needs_captions: bool) -> Result<Item, SampleError> {
-    let Sample { key, image, captions, id, keys, problem, .. } = sample;
+    let Sample { key, image, captions, id, json_keys, problem, .. } = sample;
     match (image, problem) {
         (_, Some(problem)) => Err(SampleError::Invalid(problem)),
         (None, None) => Err(SampleError::NoImage),
-        (Some(_), None) if captions.is_empty() && needs_captions => Err(SampleError::NoCaptions { json_keys: keys }),
+        (Some(_), None) if captions.is_empty() && needs_captions => Err(SampleError::NoCaptions { json_keys }),
         (Some(extent), None) => {
             let id = id.or_else(|| coco_id(&key));
             let item = Item::new(&key, captions, ImageRef::TarMember(Shards::member(shard, extent)));

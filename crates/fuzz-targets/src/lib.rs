@@ -31,7 +31,7 @@ const EXAMPLE_RECORDS: &str = r#"
 PRAGMA journal_mode = DELETE;
 INSERT INTO generations VALUES
     (1, '[{"rank":0,"host":"a","version":"0.1.0","device":"cpu"}]', 'start', 1, 2, 3, 'a worker joined', 'seed', 0, 0, 7),
-    (2, '[{"rank":0,"host":"a","version":"0.1.0","device":"cpu"}]', 'joined', 3, 4, NULL, NULL, 'rank 0', 0, 2, 7);
+    (2, '[{"rank":0,"host":"a","version":"0.1.0","device":"cpu"}]', 'joined', 3, 4, NULL, NULL, 'worker 0', 0, 2, 7);
 INSERT INTO steps VALUES
     (0, 1, 1, 0.5, 0.001, 1, 0.5, 0.1, 8, '{"kl":{"count":8,"mean":0.5}}', 2.5, 0, 0.1),
     (0, 2, 1, 0.5, 0.001, 1, 0.5, 0.1, 8, '{}', 2.75, NULL, NULL),

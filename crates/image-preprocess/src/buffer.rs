@@ -10,6 +10,7 @@ const MAX_BUFFERS: usize = 8;
 const MAX_BUFFER_BYTES: usize = 8 << 20;
 
 thread_local! {
+    /// Buffers of this thread that are not in use.
     static FREE_BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 

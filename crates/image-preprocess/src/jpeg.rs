@@ -1,12 +1,17 @@
-//! JPEG decoding as by libjpeg-turbo, which Pillow uses: other decoders interpolate chroma
-//! differently, by several levels.
+//! Decodes JPEGs with the same result as libjpeg-turbo, which Pillow uses. Other decoders
+//! interpolate chroma differently, and their pixels differ by several levels.
 //!
-//! This module decodes common images itself, with the same result but faster. MozJPEG's copy of
-//! libjpeg-turbo, which builds with only a C compiler, decodes all others.
+//! This module decodes common images itself, faster than libjpeg-turbo. MozJPEG's copy of
+//! libjpeg-turbo, which builds with only a C compiler, decodes all others. `plane` has the samples
+//! of one of Y, Cb and Cr.
 //!
 //! ```text
-//!   header  -->  baseline: huffman --> idct --> plane  -->  color_conversion  -->  resize
-//!      '---- unusual or damaged images ---> libjpeg ------------------------------^
+//!   file
+//!    |  bytes
+//!    v
+//!   header --- common images ---> baseline (huffman, idct) --- planes ---> color_conversion
+//!    |                                                                            |
+//!    '--- unusual or damaged images ---> libjpeg --- RGB ---> resize <--- RGB ----'
 //! ```
 
 mod baseline;

@@ -1,6 +1,10 @@
 //! CLIP's preprocessing of encoded images as in OpenAI's code: Pillow's decoding and
 //! `convert("RGB")`, torchvision's `Resize(size, BICUBIC)` of the short side and
 //! `CenterCrop(size)`. [`Preprocessing`] has variants of it.
+//!
+//! - `jpeg`: decodes JPEGs as Pillow does.
+//! - `resize`: resizes and crops as Pillow and torchvision do.
+//! - `buffer`: large buffers that a thread reuses.
 
 mod buffer;
 mod error;
@@ -76,7 +80,7 @@ impl Preprocessing {
     }
 }
 
-/// Properties of an image because of which its pixels may not be what its author expects.
+/// Reasons why the pixels of an image may differ from what its author expects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageWarnings {
@@ -134,13 +138,16 @@ fn preprocess_unoriented(encoded: &[u8], size: u32, crop_offset: CropOffset) -> 
     preprocess_unoriented_generic(encoded, size, crop_offset)
 }
 
-/// [`preprocess_unoriented_generic`], compiled for x86-64 processors since about 2015.
+/// [`preprocess_unoriented_generic`], compiled with the AVX2 and BMI2 instructions, which x86-64
+/// processors have since about 2015.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi2")]
 fn preprocess_unoriented_avx2(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
     preprocess_unoriented_generic(encoded, size, crop_offset)
 }
 
+/// Decodes, resizes and crops an image. Inlined, so that the caller decides for which processors it
+/// is compiled.
 #[inline(always)]
 fn preprocess_unoriented_generic(encoded: &[u8], size: u32, crop_offset: CropOffset) -> Result<Vec<u8>, Error> {
     let size = size as usize;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use image_preprocess::{CropOffset, Preprocessing};
 use serde::Deserialize;
 
+/// The images and their expected pixels.
 #[derive(Deserialize)]
 struct Golden {
     images: Vec<Image>,

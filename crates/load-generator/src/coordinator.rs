@@ -7,7 +7,7 @@ use local_cluster::Coordinator;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-use crate::load::Load;
+use crate::load::LoadTest;
 
 /// The coordinator under test, with the folder of its output.
 pub struct TestCoordinator {
@@ -29,7 +29,7 @@ impl TestCoordinator {
     ///
     /// # Errors
     /// The coordinator does not start.
-    pub fn start(load: &Load) -> Result<Self> {
+    pub fn start(load: &LoadTest) -> Result<Self> {
         let folder = tempfile::tempdir().context("no temporary folder")?;
         let config = folder.path().join("run.yaml");
         std::fs::write(&config, run_file(load, folder.path())).with_context(|| config.display().to_string())?;
@@ -66,10 +66,10 @@ impl TestCoordinator {
     }
 }
 
-/// A run file with a boundary in the middle and one at the end. Data and weights need not exist:
-/// the coordinator does not read them.
-fn run_file(load: &Load, output: &Path) -> String {
-    let Load { workers, steps, .. } = load;
+/// A run file with a boundary, that is, a checkpoint and an evaluation, in the middle and at the
+/// end. Data and weights need not exist: the coordinator does not read them.
+fn run_file(load: &LoadTest, output: &Path) -> String {
+    let LoadTest { workers, steps, .. } = load;
     let half_of_steps = steps.div_ceil(2);
     // A JSON string is a valid YAML string for any path.
     let output = serde_json::Value::from(output.to_string_lossy());

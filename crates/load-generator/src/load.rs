@@ -17,8 +17,8 @@ use crate::worker::Cluster;
 
 /// The parameters of a load test.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
-    /// The number of light workers.
+pub struct LoadTest {
+    /// The number of simulated workers.
     pub workers: u32,
     /// The number of steps to train.
     pub steps: u32,
@@ -28,7 +28,7 @@ pub struct Load {
     pub connections: u32,
 }
 
-impl Load {
+impl LoadTest {
     /// Runs a coordinator under this load. Returns the results.
     ///
     /// # Errors

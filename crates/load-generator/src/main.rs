@@ -1,13 +1,15 @@
-//! Load tests: a real coordinator in a separate process, and thousands of light workers in this
+//! Load tests: a real coordinator in a separate process, and thousands of simulated workers in this
 //! one.
 //!
 //! ```text
+//!   load            runs a load test: starts all of the following
 //!   coordinator     the coordinator's process: its run file, its journal
 //!   usage           CPU and memory of a process
-//!   worker          a light worker: the real protocol, simulated computing
-//!   messages        the messages of light workers: reports of the same size as real ones
+//!   worker          a simulated worker: the real protocol, simulated computing
+//!   messages        the messages of simulated workers: reports of the same size as real ones
 //!   latency_probe   sends requests to the coordinator continuously
-//!   recorder        records measurements  -->  report   the results
+//!   recorder        records the measurements of workers and probe
+//!   report          computes the results from the measurements
 //! ```
 
 mod coordinator;
@@ -26,7 +28,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use clap::Parser;
 
-use load::Load;
+use load::LoadTest;
 
 /// The number of open files that this process needs besides its workers' connections.
 const RESERVED_FILES: u64 = 100;
@@ -34,7 +36,7 @@ const RESERVED_FILES: u64 = 100;
 /// Measures a coordinator under the load of many workers.
 ///
 /// Starts the coordinator that was built beside this program, in a temporary folder, and trains a
-/// run with light workers. Each one is a task of this process that speaks the real protocol and
+/// run with simulated workers. Each one is a task of this process that speaks the real protocol and
 /// only waits instead of computing. All workers wait for each other at the end of each step, as in
 /// an all-reduce, so all reports of a step arrive at once.
 ///
@@ -53,7 +55,7 @@ const RESERVED_FILES: u64 = 100;
 #[derive(Debug, Parser)]
 #[command(name = "load-generator", version, after_help = "Example:\n  load-generator --workers 10000 --steps 200")]
 struct Arguments {
-    /// The number of light workers.
+    /// The number of simulated workers.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=i64::from(config::MAX_WORKERS)))]
     workers: u32,
     /// The number of steps. There is a checkpoint and an evaluation in the middle and at the end.
@@ -75,7 +77,7 @@ impl Arguments {
         let files = cli_support::raise_open_files_limit().saturating_sub(RESERVED_FILES);
         let connections = u32::try_from(files).unwrap_or(u32::MAX).min(self.workers);
         let load =
-            Load { workers: self.workers, steps: self.steps, step_duration: step.unwrap_or_default(), connections };
+            LoadTest { workers: self.workers, steps: self.steps, step_duration: step.unwrap_or_default(), connections };
         let progress = cli_support::spinner(format!("{} workers train {} steps", self.workers, self.steps));
         let report = tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(load.run())?;
         progress.finish_and_clear();

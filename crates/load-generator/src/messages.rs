@@ -1,12 +1,13 @@
-//! The messages of light workers: reports of the same size as real ones.
+//! The messages of simulated workers: reports of the same size as real ones.
 
 use std::collections::HashMap;
 
-use proto::{EVALUATION_RANGE, v1};
-use statistics::{Summary, names};
+use catalogue::names;
+use proto::{IMAGES_PER_EVALUATION_RANGE, v1};
+use summary_statistics::Summary;
 
 /// The number of validation images.
-const VALIDATION_IMAGES: u64 = 20 * EVALUATION_RANGE;
+const VALIDATION_IMAGES: u64 = 20 * IMAGES_PER_EVALUATION_RANGE;
 /// The number of candidates per image; one of them is the best.
 const CANDIDATES: u32 = 5;
 /// The number of tokens per candidate.
@@ -60,8 +61,9 @@ pub fn data_set() -> v1::DataSet {
     }
 }
 
-/// The captions of a range of the validation split.
-pub fn captions(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
+/// The evaluation items, that is, captions with scores and embeddings, of a range of the validation
+/// split.
+pub fn evaluation_items(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
     let item = |image: u64| v1::EvaluationItem {
         image: format!("{image:06}.jpg"),
         caption: "a red ball on the green grass".to_owned(),
@@ -81,6 +83,7 @@ fn unit_vector(image: u64) -> Vec<f32> {
     vector
 }
 
+/// The summaries of all training metrics for the step report with this number.
 fn summaries(report: u32) -> HashMap<String, v1::Summary> {
     // Different numbers in 0..1 for each report.
     let value = |k: u32| f64::from((report * 97 + k * 31) % 1000) / 1000.0;
@@ -90,5 +93,5 @@ fn summaries(report: u32) -> HashMap<String, v1::Summary> {
         _ => CANDIDATES,
     };
     let summary = |name| v1::Summary::from(&Summary::of((0..values(name)).map(value)));
-    names::TRAINING_METRICS.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
+    catalogue::TRAINING_METRICS.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
 }

@@ -17,7 +17,7 @@ pub struct Recorder {
     measurements: Mutex<Measurements>,
 }
 
-/// The measurements.
+/// The measurements of a load test.
 #[derive(Clone, Debug, Default)]
 pub struct Measurements {
     /// When each worker had joined.
@@ -25,7 +25,7 @@ pub struct Measurements {
     /// When the last worker received its rendezvous.
     pub rendezvous_complete: Duration,
     /// The delivery of `Train` directives, by their first step.
-    pub grants: BTreeMap<u64, Grant>,
+    pub grants: BTreeMap<u64, StepGrant>,
     /// When the first worker reported each step.
     pub first_reports: BTreeMap<u64, Duration>,
     /// The number of heartbeats sent.
@@ -42,9 +42,9 @@ pub struct Measurements {
     pub received_bytes: u64,
 }
 
-/// The delivery of a `Train` directive to all workers.
+/// The delivery to all workers of a `Train` directive, which grants steps.
 #[derive(Clone, Copy, Debug)]
-pub struct Grant {
+pub struct StepGrant {
     /// The number of steps granted.
     pub steps: u32,
     /// When the first worker received it.
@@ -84,7 +84,7 @@ impl Recorder {
         if measurements.grants.is_empty() {
             measurements.usage_before_training = measurements.usage;
         }
-        let new = Grant { steps: train.steps, first_receipt: now, last_receipt: now };
+        let new = StepGrant { steps: train.steps, first_receipt: now, last_receipt: now };
         let grant = measurements.grants.entry(train.first_step).or_insert(new);
         grant.first_receipt = grant.first_receipt.min(now);
         grant.last_receipt = grant.last_receipt.max(now);

@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use crate::{
     coordinator::JournalCounts,
-    load::Load,
-    recorder::{Grant, Measurements},
+    load::LoadTest,
+    recorder::{Measurements, StepGrant},
     usage::Usage,
 };
 
-/// The results. Times are in seconds.
+/// The results of a load test. Times are in seconds.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The number of light workers.
+    /// The number of simulated workers.
     pub workers: u32,
     /// The number of connections that they shared.
     pub connections: u32,
@@ -55,7 +55,7 @@ pub struct JoinStorm {
     pub training_after_seconds: f64,
 }
 
-/// `Train` directives.
+/// The delivery of `Train` directives to all workers.
 #[derive(Clone, Debug, Serialize)]
 pub struct FanOut {
     /// The number of directives to each worker.
@@ -68,12 +68,13 @@ pub struct FanOut {
     pub from_report_seconds: Percentiles,
 }
 
-/// Heartbeats, and the requests of a probe in the same queue.
+/// The latency of heartbeats, measured with the requests of the probe, which pass through the same
+/// queue.
 #[derive(Clone, Debug, Serialize)]
 pub struct HeartbeatLatency {
     /// The number of heartbeats that the workers sent.
     pub sent: u64,
-    /// The number of the probe's answers.
+    /// The number of the probe's requests that were answered.
     pub probes: usize,
     /// The time from when a request was due to its answer.
     pub round_trip_seconds: Percentiles,
@@ -129,13 +130,13 @@ impl Percentiles {
 impl Report {
     /// Computes the results from the measurements, the journal and this process's resource usage.
     pub(super) fn new(
-        load: Load,
+        load: LoadTest,
         window: u32,
         measurements: &Measurements,
         journal: JournalCounts,
         own_usage: Usage,
     ) -> Self {
-        let Load { workers, steps, step_duration, connections } = load;
+        let LoadTest { workers, steps, step_duration, connections } = load;
         let training_start = measurements.grants.values().map(|grant| grant.first_receipt).min().unwrap_or_default();
         let training_end = measurements.first_reports.values().max().copied().unwrap_or_default();
         let from_report = times_from_report(measurements, window);
@@ -181,7 +182,7 @@ impl Report {
 /// coordinator sends a grant of half a window, as most are, when the report of a step makes that
 /// many steps available. Other grants have other causes, or end at a boundary; they are left out.
 fn times_from_report(measurements: &Measurements, window: u32) -> Vec<Duration> {
-    let since_report = |(first_step, grant): (&u64, &Grant)| {
+    let since_report = |(first_step, grant): (&u64, &StepGrant)| {
         let report = (first_step + u64::from(grant.steps)).checked_sub(window.into())?;
         let reported_at = measurements.first_reports.get(&report).filter(|_| grant.steps == window.div_ceil(2))?;
         Some(grant.last_receipt.saturating_sub(*reported_at))
@@ -255,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_directive_is_measured_from_the_report_that_triggered_it() {
-        let grant = |steps, last| Grant { steps, first_receipt: ms(0), last_receipt: ms(last) };
+        let grant = |steps, last| StepGrant { steps, first_receipt: ms(0), last_receipt: ms(last) };
         // The window is 8 steps. Grants: eight at first, four after the fourth report, two up to a
         // boundary, eight after it.
         let grants = BTreeMap::from([(0, grant(8, 10)), (8, grant(4, 50)), (12, grant(2, 90)), (14, grant(8, 200))]);

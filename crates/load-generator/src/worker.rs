@@ -1,11 +1,11 @@
-//! A light worker: joins and follows directives, but only simulates computing.
+//! A simulated worker: joins and follows directives, but only simulates computing.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use proto::{
     PROTOCOL_VERSION,
-    v1::{self, coordinator_client::CoordinatorClient, directive::Directive as Kind, worker_message::Message},
+    v1::{self, coordinator_client::CoordinatorClient, directive::Directive as DirectiveKind, worker_message::Message},
 };
 use tokio::{
     sync::{Barrier, OnceCell, Semaphore, mpsc},
@@ -18,7 +18,7 @@ use tonic::{
 };
 
 use crate::{
-    load::Load,
+    load::LoadTest,
     messages::{self, StepReports},
     recorder::Recorder,
 };
@@ -36,7 +36,7 @@ const JOIN_RETRY_DELAY: Duration = Duration::from_millis(20);
 /// The state that all workers share.
 pub struct Cluster {
     /// The parameters of the load test.
-    pub load: Load,
+    pub load: LoadTest,
     /// The endpoint of the coordinator.
     pub endpoint: Endpoint,
     /// The connections to the coordinator.
@@ -140,8 +140,8 @@ impl Worker<'_> {
                 recorder.record_received(&directive);
             }
             match &directive.directive {
-                Some(Kind::Rendezvous(_)) => recorder.record_rendezvous(),
-                Some(Kind::Train(train)) => recorder.record_train(train),
+                Some(DirectiveKind::Rendezvous(_)) => recorder.record_rendezvous(),
+                Some(DirectiveKind::Train(train)) => recorder.record_train(train),
                 _ => {}
             }
             // Fails if the worker has finished or failed.
@@ -155,31 +155,31 @@ impl Worker<'_> {
         let mut position = v1::Position::default();
         while let Some(v1::Directive { generation, directive }) = queued.recv().await {
             match directive {
-                Some(Kind::Rendezvous(rendezvous)) => {
+                Some(DirectiveKind::Rendezvous(rendezvous)) => {
                     position = rendezvous.position.context("a rendezvous without a position")?;
                     self.send(Message::Ready(v1::Ready { generation, position: Some(position) })).await;
                 }
-                Some(Kind::Train(train)) => {
+                Some(DirectiveKind::Train(train)) => {
                     let expected = (position.stage, position.step);
                     ensure!((train.stage, train.first_step) == expected, "received {train:?} at {position:?}");
                     for _ in 0..train.steps {
                         self.simulate_step(&mut position).await;
                     }
                 }
-                Some(Kind::Evaluate(v1::Evaluate { evaluation, ranges })) => {
+                Some(DirectiveKind::Evaluate(v1::Evaluate { evaluation, ranges })) => {
                     for range in ranges {
-                        let (items, range) = (messages::captions(range), Some(range));
+                        let (items, range) = (messages::evaluation_items(range), Some(range));
                         let more = false;
                         let items = v1::EvaluationItems { generation, evaluation, range, items, more };
                         self.send(Message::EvaluationItems(items)).await;
                     }
                 }
-                Some(Kind::Checkpoint(v1::Checkpoint { checkpoint, .. })) => {
+                Some(DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint, .. })) => {
                     let parameters_sha256 = "0".repeat(64);
                     let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
                     self.send(Message::CheckpointDone(done)).await;
                 }
-                Some(Kind::Finish(_)) => {
+                Some(DirectiveKind::Finish(_)) => {
                     self.send(Message::Finished(v1::Finished {})).await;
                     return Ok(());
                 }

@@ -1,4 +1,4 @@
-//! Runs the load generator with a coordinator and fifty light workers.
+//! Runs the load generator with a coordinator and fifty simulated workers.
 
 use std::process::Command;
 

@@ -3,7 +3,7 @@ use std::process::Command;
 
 use crate::{Error, Process};
 
-/// A coordinator on ports of the loopback that the system chooses.
+/// A coordinator process that listens on the loopback interface, on ports that the system chooses.
 #[derive(Debug)]
 pub struct Coordinator {
     /// The process.
@@ -16,8 +16,8 @@ pub struct Coordinator {
 
 impl Coordinator {
     /// Starts `coordinator serve` with a run file, and waits until it listens. `command` runs the
-    /// program; it may already have arguments before `serve`. `options` follow those of this
-    /// function. The log is written to `log`.
+    /// program; it may already have arguments before `serve`. `options` are further options of
+    /// `serve`. The log is written to `log`.
     ///
     /// # Errors
     /// The process does not start, or does not print its addresses.

@@ -2,6 +2,9 @@
 //!
 //! Dropping the handle of a process kills the process, so no process outlives the program that
 //! started it. Calls block; asynchronous callers poll [`Process::try_wait`].
+//!
+//! - `process`: a child process with a log file.
+//! - `coordinator`: starts a coordinator and reads its addresses.
 
 mod coordinator;
 mod error;
@@ -14,7 +17,7 @@ pub use coordinator::Coordinator;
 pub use error::Error;
 pub use process::Process;
 
-/// The path of a program in the build folder of the running program.
+/// The path of the program `name` in the folder of `target` that the running program was built in.
 ///
 /// # Errors
 /// The program has not been built.
@@ -26,7 +29,7 @@ pub fn program_path(name: &str) -> Result<PathBuf, Error> {
     if path.exists() { Ok(path) } else { Err(Error::MissingProgram { path }) }
 }
 
-/// A command that runs a program of the same build folder, with an empty standard input.
+/// A command that runs the program `name` of the same folder, with an empty standard input.
 ///
 /// # Errors
 /// The program has not been built.

@@ -134,7 +134,8 @@ pub fn write_positives(out: &Path, images: usize, seed: u64) -> Result<(), Error
     for image in 0..SplitSizes::new(images).train {
         let mut rng = image_rng(image, seed);
         let scene = generate_scene(rng.next_u64());
-        // Skip the seeds of the data set's own rendering and captions.
+        // Skip the seeds that `write_sample` uses for the rendering and the captions of the data
+        // set.
         let _own_seeds = [rng.next_u64(), rng.next_u64()];
         write_image(&images_folder.join(image_file_name(image)), &render(&scene, rng.next_u64()))?;
         captions_by_file.insert(image_file_name(image), write_captions(&scene, rng.next_u64()));

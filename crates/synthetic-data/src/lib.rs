@@ -12,6 +12,7 @@
 //! | `caption_check` | caption and scene → whether it is grammatical and truthful, and its number of details |
 //! | `dataset` | writes a data set of thousands of scenes to files |
 //! | `scenes` | reads the scenes of a data set |
+//! | `error` | errors of writing and reading data sets |
 //!
 //! Everything random follows from a seed and is the same on every platform: only ChaCha and IEEE
 //! additions, multiplications and comparisons are used, no libm.

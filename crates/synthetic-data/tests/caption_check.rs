@@ -173,29 +173,29 @@ proptest! {
     /// The most detailed caption states all attributes of every object. With one attribute
     /// exchanged it describes an object that does not exist, or one object twice.
     #[test]
-    fn a_wrong_attribute_is_not_truthful(seed: u64, which: Index, what in 0..3, instead: Index) {
+    fn a_wrong_attribute_is_not_truthful(seed: u64, phrase: Index, attribute in 0..3, replacement: Index) {
         let scene = generate_scene(seed);
         let mut claims = parse_caption(&most_detailed_caption(&scene, seed)).unwrap();
-        let phrase = which.index(claims.phrases.len());
+        let phrase = phrase.index(claims.phrases.len());
         let phrase = &mut claims.phrases[phrase];
-        match what {
-            0 => phrase.shape = *instead.get(&Shape::ALL),
-            1 => phrase.colour = Some(*instead.get(&Colour::ALL)),
-            _ => phrase.size = Some(*instead.get(&Size::ALL)),
+        match attribute {
+            0 => phrase.shape = *replacement.get(&Shape::ALL),
+            1 => phrase.colour = Some(*replacement.get(&Colour::ALL)),
+            _ => phrase.size = Some(*replacement.get(&Size::ALL)),
         }
         let unchanged = parse_caption(&most_detailed_caption(&scene, seed)).unwrap() == claims;
         prop_assert_eq!(check_caption(&caption_of(&claims), &scene).truthful, unchanged);
     }
 
     #[test]
-    fn an_opposite_relation_is_not_truthful(seed: u64, which: Index) {
+    fn an_opposite_relation_is_not_truthful(seed: u64, claim: Index) {
         let scene = generate_scene(seed);
         let mut claims = parse_caption(&most_detailed_caption(&scene, seed)).unwrap();
         if claims.relations.is_empty() {
             return Ok(());
         }
-        let link = which.index(claims.relations.len());
-        let relation = &mut claims.relations[link].relation;
+        let claim = claim.index(claims.relations.len());
+        let relation = &mut claims.relations[claim].relation;
         *relation = match relation {
             Relation::LeftOf => Relation::RightOf,
             Relation::RightOf => Relation::LeftOf,

@@ -3,7 +3,7 @@
 
 use synthetic_data::{generate_scene, render, write_captions};
 
-/// FNV-1a.
+/// The FNV-1a hash of the bytes.
 fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }

@@ -8,8 +8,12 @@ use weights::{Dtype, Tensor};
 const WIDTH: usize = 64;
 const EMBEDDING: usize = 32;
 
-/// Writes random weights under OpenAI's names to a safetensors file. The model has images of 32 x 32
-/// pixels in 4 patches, one layer per encoder, and CLIP's vocabulary.
+/// The constants of the 64-bit linear congruential generator of Knuth's MMIX.
+const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
+const INCREMENT: u64 = 1_442_695_040_888_963_407;
+
+/// Writes random weights under OpenAI's names to a safetensors file. The model has images of 32 x
+/// 32 pixels in 4 patches, one layer per encoder, and CLIP's vocabulary.
 ///
 /// # Panics
 /// The file cannot be written.
@@ -56,7 +60,7 @@ fn with_bias(name: &str, shape: Vec<usize>) -> [(String, Vec<usize>); 2] {
 fn random_tensor(shape: Vec<usize>, state: &mut u64) -> Tensor<'static> {
     let count = shape.iter().product::<usize>();
     let numbers = (0..count).flat_map(|_| {
-        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *state = state.wrapping_mul(MULTIPLIER).wrapping_add(INCREMENT);
         ((*state >> 40) as f32 / 2_f32.powi(24) * 0.2 - 0.1).to_le_bytes()
     });
     Tensor { dtype: Dtype::F32, bytes: Cow::Owned(numbers.collect()), shape }

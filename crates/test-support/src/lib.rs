@@ -1,6 +1,6 @@
 //! Common code of the end-to-end tests: a small synthetic data set, run files, and coordinators and
-//! workers as processes on the loopback, which are killed at the end of the test. Functions panic if
-//! the operating system or a program fails unexpectedly.
+//! workers as processes on the loopback, which are killed at the end of the test. Functions panic
+//! if the operating system or a program fails unexpectedly.
 
 pub mod chaos;
 pub mod clip;

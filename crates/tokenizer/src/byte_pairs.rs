@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use instant_clip_tokenizer::{Token, Tokenizer};
 
-use super::CLIP_BEGIN;
+use super::CLIP_BEGIN_TOKEN;
 
 /// The number of single bytes. Each has a token, and another one for the end of a word.
 const BYTE_COUNT: u16 = 256;
@@ -36,7 +36,7 @@ impl BytePairs {
     pub fn from_tokenizer(clip: &Tokenizer) -> Self {
         let byte_characters = byte_characters();
         let mut byte_tokens = [0; BYTE_COUNT as usize];
-        let mut tokens = Vec::with_capacity(CLIP_BEGIN.into());
+        let mut tokens = Vec::with_capacity(CLIP_BEGIN_TOKEN.into());
         for (token, byte) in (0..).zip(bytes_in_token_order()) {
             byte_tokens[usize::from(byte)] = token;
             tokens.push(byte_characters[usize::from(byte)].to_string());
@@ -44,9 +44,9 @@ impl BytePairs {
         tokens.extend_from_within(..);
         tokens[usize::from(BYTE_COUNT)..].iter_mut().for_each(|token| token.push_str(WORD_END));
 
-        let mut merge_results = HashMap::with_capacity(CLIP_BEGIN.into());
-        let mut merges = Vec::with_capacity(CLIP_BEGIN.into());
-        for token in 2 * BYTE_COUNT..CLIP_BEGIN {
+        let mut merge_results = HashMap::with_capacity(CLIP_BEGIN_TOKEN.into());
+        let mut merges = Vec::with_capacity(CLIP_BEGIN_TOKEN.into());
+        for token in 2 * BYTE_COUNT..CLIP_BEGIN_TOKEN {
             let (bytes, ends_word) = decode_token(clip, &byte_tokens, token);
             let mut parts: Vec<u16> = bytes.iter().map(|&byte| byte_tokens[usize::from(byte)]).collect();
             if let Some(last) = parts.last_mut().filter(|_| ends_word) {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::byte_pairs::BytePairs;
-use super::{CLIP_BEGIN, Vocabulary, WORD_PATTERN};
+use super::{CLIP_BEGIN_TOKEN, Vocabulary, WORD_PATTERN};
 
 /// Begin, end and pad tokens in `tokenizer.json`. Begin and end are CLIP's.
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|startoftext|>", "<|endoftext|>", "<|padding|>"];
@@ -17,8 +17,8 @@ impl Vocabulary {
     #[must_use]
     pub fn tokenizer_json(&self) -> Value {
         let BytePairs { tokens, merges } = BytePairs::from_tokenizer(&self.bpe.tokenizer);
-        let vocabulary_tokens = self.tokens.iter().map(|&token| tokens[usize::from(token)].as_str());
-        let remaining = (0..CLIP_BEGIN).filter(|token| self.tokens.binary_search(token).is_err());
+        let vocabulary_tokens = self.clip_ids.iter().map(|&token| tokens[usize::from(token)].as_str());
+        let remaining = (0..CLIP_BEGIN_TOKEN).filter(|token| self.clip_ids.binary_search(token).is_err());
         let remaining = remaining.map(|token| tokens[usize::from(token)].as_str());
         let ids = vocabulary_tokens.chain(SPECIAL_TOKENS).chain(remaining).zip(0_u16..);
         let ids: Map<String, Value> = ids.map(|(token, id)| (token.to_owned(), id.into())).collect();

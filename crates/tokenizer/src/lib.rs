@@ -1,5 +1,9 @@
 //! Tokenization: CLIP's byte-pair encoding as in Hugging Face's `CLIPTokenizer`, and the vocabulary
 //! of a run's own models.
+//!
+//! - `text_normalization`: the text normalization of OpenAI's `clip.tokenize`.
+//! - `byte_pairs`: CLIP's tokens and merges as strings.
+//! - `hugging_face`: writes a vocabulary as `tokenizer.json`.
 
 mod byte_pairs;
 mod hugging_face;
@@ -16,18 +20,22 @@ use weights::model_folder;
 pub use hugging_face::SPECIAL_TOKENS;
 
 /// CLIP's begin and end tokens.
-const CLIP_BEGIN: u16 = 49_406;
-const CLIP_END: u16 = 49_407;
+const CLIP_BEGIN_TOKEN: u16 = 49_406;
+const CLIP_END_TOKEN: u16 = 49_407;
 /// The begin and end tokens as texts may contain them.
 const SPECIAL_PATTERN: &str = r"<\|startoftext\|>|<\|endoftext\|>";
+/// The begin token in a text.
 const BEGIN_TEXT: &str = "<|startoftext|>";
+/// The end token in a text.
 const END_TEXT: &str = "<|endoftext|>";
 /// The words, within which byte pairs are merged: common contractions, runs of letters, single
 /// digits, runs of anything else.
 const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
-/// The words as in `clip.tokenize`, whose pattern is case-insensitive: the long s counts as an s,
-/// and the combining iota subscript, whose other case is a letter, is in none of the classes.
-const CLEANED_WORD_PATTERN: &str =
+/// The words as in `clip.tokenize`, whose pattern is case-insensitive. Therefore the long s counts
+/// as an s. The combining iota subscript (U+0345) matches nothing: it is not a letter, but its
+/// upper case is, so that neither the class of letters nor the class of other characters contains
+/// it.
+const CLIP_TOKENIZE_WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+";
 /// The only contraction that the byte-pair encoding would split, and its tokens.
 const LONG_S: &str = "'ſ";
@@ -44,18 +52,18 @@ struct Bpe {
     tokenizer: Tokenizer,
     special_pattern: Regex,
     word_pattern: Regex,
-    cleaned_word_pattern: Regex,
+    clip_tokenize_word_pattern: Regex,
 }
 
 impl Bpe {
     fn new() -> Self {
         let regex = |pattern| Regex::new(pattern).expect("the pattern is valid");
-        let (word_pattern, cleaned_word_pattern) = (regex(WORD_PATTERN), regex(CLEANED_WORD_PATTERN));
+        let (word_pattern, clip_tokenize_word_pattern) = (regex(WORD_PATTERN), regex(CLIP_TOKENIZE_WORD_PATTERN));
         Self {
             tokenizer: Tokenizer::new(),
             special_pattern: regex(SPECIAL_PATTERN),
             word_pattern,
-            cleaned_word_pattern,
+            clip_tokenize_word_pattern,
         }
     }
 
@@ -70,7 +78,7 @@ impl Bpe {
     /// As [`Self::encode`] with the normalization of `clip.tokenize`, in which a run of punctuation
     /// may extend into the text of a special token.
     fn encode_cleaned(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
-        _ = self.encode_words(&text_normalization::normalize(text), &self.cleaned_word_pattern, emit);
+        _ = self.encode_words(&text_normalization::normalize(text), &self.clip_tokenize_word_pattern, emit);
     }
 
     fn encode_normalized(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
@@ -109,12 +117,12 @@ impl Bpe {
     }
 }
 
-/// All of CLIP's tokens, or those that a corpus uses, renumbered without gaps; then begin, end and
-/// pad tokens.
+/// The tokens of a model: all of CLIP's, or those that a corpus uses, renumbered without gaps; then
+/// begin, end and pad tokens.
 pub struct Vocabulary {
     bpe: Bpe,
     /// CLIP's id of each token, ascending, without begin, end and pad tokens.
-    tokens: Vec<u16>,
+    clip_ids: Vec<u16>,
 }
 
 impl std::fmt::Debug for Vocabulary {
@@ -124,10 +132,10 @@ impl std::fmt::Debug for Vocabulary {
 }
 
 impl Vocabulary {
-    /// All of CLIP's tokens: begin 49406, end 49407, pad 49408, as published.
+    /// All of CLIP's tokens: begin 49406, end 49407, pad 49408, as in DiCO's release.
     #[must_use]
     pub fn full() -> Self {
-        Self { bpe: Bpe::new(), tokens: (0..CLIP_BEGIN).collect() }
+        Self { bpe: Bpe::new(), clip_ids: (0..CLIP_BEGIN_TOKEN).collect() }
     }
 
     /// A vocabulary of the tokens that occur in `texts`.
@@ -140,7 +148,7 @@ impl Vocabulary {
                 ControlFlow::Continue(())
             });
         }
-        Self { bpe, tokens: used.into_iter().filter(|&token| token < CLIP_BEGIN).collect() }
+        Self { bpe, clip_ids: used.into_iter().filter(|&token| token < CLIP_BEGIN_TOKEN).collect() }
     }
 
     /// The vocabulary in the manifest of a model folder.
@@ -148,29 +156,29 @@ impl Vocabulary {
     pub fn from_manifest(stored: &model_folder::Vocabulary) -> Self {
         match stored {
             model_folder::Vocabulary::Full => Self::full(),
-            model_folder::Vocabulary::Tokens(tokens) => Self { bpe: Bpe::new(), tokens: tokens.clone() },
+            model_folder::Vocabulary::Subset(ids) => Self { bpe: Bpe::new(), clip_ids: ids.clone() },
         }
     }
 
     /// The vocabulary for the manifest of a model folder.
     #[must_use]
     pub fn to_manifest(&self) -> model_folder::Vocabulary {
-        if self.tokens.len() == usize::from(CLIP_BEGIN) {
+        if self.clip_ids.len() == usize::from(CLIP_BEGIN_TOKEN) {
             return model_folder::Vocabulary::Full;
         }
-        model_folder::Vocabulary::Tokens(self.tokens.clone())
+        model_folder::Vocabulary::Subset(self.clip_ids.clone())
     }
 
     /// The number of tokens, begin, end and pad tokens included.
     #[must_use]
     pub fn size(&self) -> i64 {
-        self.tokens.len() as i64 + 3
+        self.clip_ids.len() as i64 + 3
     }
 
     /// The begin token.
     #[must_use]
     pub fn begin_token(&self) -> i64 {
-        self.tokens.len() as i64
+        self.clip_ids.len() as i64
     }
 
     /// The end token.
@@ -185,8 +193,8 @@ impl Vocabulary {
         self.begin_token() + 2
     }
 
-    /// Encodes a text: begin token, tokens, end token. At most `max_length` in all, the last of
-    /// which is always the end token. Drops tokens that are not in the vocabulary.
+    /// Encodes a text: begin token, tokens, end token. Returns at most `max_length` tokens; the
+    /// last one is always the end token. Drops tokens that are not in the vocabulary.
     #[must_use]
     pub fn encode(&self, text: &str, max_length: usize) -> Vec<i64> {
         self.encode_with(max_length, |emit| self.bpe.encode(text, emit))
@@ -234,19 +242,19 @@ impl Vocabulary {
     /// The id in this vocabulary of one of CLIP's tokens.
     fn own_id(&self, token: u16) -> Option<i64> {
         match token {
-            CLIP_BEGIN => Some(self.begin_token()),
-            CLIP_END => Some(self.end_token()),
-            token => self.tokens.binary_search(&token).ok().map(|index| index as i64),
+            CLIP_BEGIN_TOKEN => Some(self.begin_token()),
+            CLIP_END_TOKEN => Some(self.end_token()),
+            token => self.clip_ids.binary_search(&token).ok().map(|index| index as i64),
         }
     }
 
-    /// The text of some tokens, up to the first end token.
+    /// The text of tokens of this vocabulary, up to the first end token.
     #[must_use]
     pub fn decode(&self, ids: &[i64]) -> String {
         let tokens = ids.iter().take_while(|&&id| id != self.end_token()).filter_map(|&id| {
-            let clip = *self.tokens.get(usize::try_from(id).ok()?)?;
-            debug_assert!(clip < CLIP_END);
-            Token::from_u16(clip, &self.bpe.tokenizer)
+            let clip_id = *self.clip_ids.get(usize::try_from(id).ok()?)?;
+            debug_assert!(clip_id < CLIP_END_TOKEN);
+            Token::from_u16(clip_id, &self.bpe.tokenizer)
         });
         self.bpe.tokenizer.decode(tokens).trim().to_owned()
     }
@@ -257,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_full_vocabulary_equals_the_published_one() {
+    fn the_full_vocabulary_equals_that_of_dico() {
         let vocabulary = Vocabulary::full();
         assert_eq!(
             [vocabulary.begin_token(), vocabulary.end_token(), vocabulary.pad_token()],

@@ -22,7 +22,8 @@ const HTTP_2_NOT_NEGOTIATED: &str = "HTTP/2 was not negotiated";
 /// The text with which rustls reports that the peer has aborted the handshake; the alert follows.
 const ALERT_PREFIX: &str = "received fatal alert: ";
 
-/// Connects to a coordinator: has its address, certificates and a token.
+/// Connects to a coordinator. Has the coordinator's address, the certificates of this side, and the
+/// token.
 #[derive(Clone)]
 pub struct Connector {
     url: String,
@@ -89,8 +90,8 @@ impl Connector {
     ///
     /// # Errors
     /// [`Code::Unavailable`] if there is no response, [`Code::Unauthenticated`] for an invalid
-    /// certificate, [`Code::Internal`] if the server is no coordinator, otherwise the status of the
-    /// coordinator.
+    /// certificate, [`Code::Internal`] if the server is not a coordinator, otherwise the status of
+    /// the coordinator.
     pub async fn call<T>(&self, call: impl AsyncFnOnce(Channel) -> Result<Response<T>, Status>) -> Result<T, Status> {
         let endpoint = self.endpoint.clone().timeout(CALL_TIMEOUT);
         let endpoint = endpoint.http2_keep_alive_interval(CALL_TIMEOUT).keep_alive_timeout(CALL_TIMEOUT);
@@ -105,12 +106,13 @@ impl Connector {
             Ok(response) => return Ok(response.into_inner()),
             Err(status) => status,
         };
-        // Under TLS 1.3 the server checks the client's certificate only when the connection is
-        // established for the client.
+        // Under TLS 1.3 the server checks the client's certificate after the handshake is complete
+        // for the client, so the first call can fail because of the certificate.
         if let Some(problem) = certificate_error(&status).or_else(|| not_grpc_error(&status)) {
             return Err(problem);
         }
-        // tonic's errors from servers have no source; those about connections have one.
+        // An error that the server sent has no source in tonic; an error about the connection has a
+        // source.
         if status.source().is_none() {
             return Err(status);
         }
@@ -131,7 +133,8 @@ impl Connector {
         self.connect(&endpoint.keep_alive_timeout(heartbeat_timeout).keep_alive_while_idle(true)).await
     }
 
-    /// The error if another server listens at the address; none if none does.
+    /// The error that a server of another kind listens at the address; none if no such server is
+    /// found.
     async fn find_mismatch(&self) -> Option<Status> {
         probe::find_mismatch(&self.host, self.port, self.uses_tls).await.map(Status::internal)
     }

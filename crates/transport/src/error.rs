@@ -47,7 +47,7 @@ pub enum Error {
         /// The problem with them.
         problem: String,
     },
-    /// A file's certificates are unusable as trust roots.
+    /// A file's certificates are not those of a certificate authority.
     #[error("{}: not the certificate of an authority: {problem}", path.display())]
     Authority {
         /// The path of the file.

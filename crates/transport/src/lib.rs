@@ -1,10 +1,16 @@
 //! Connections to the coordinator, with mutual TLS and bearer tokens.
 //!
-//! ```text
-//!   command line --> ConnectionArgs --> Connector ====TLS, token====> coordinator
-//!                          |                                              ^
-//!                          '--- TlsFiles, Token --------------------------'
-//! ```
+//! | module | content |
+//! |---|---|
+//! | `args` | the flags for a connection to the coordinator |
+//! | `connector` | connects to a coordinator and makes calls, with TLS and the token |
+//! | `tls` | the TLS settings of both sides, from certificate files |
+//! | `token` | bearer tokens: the join token and the admin token |
+//! | `files` | reads files with tokens, certificates and keys |
+//! | `probe` | identifies another server at the address of a coordinator |
+//!
+//! Programs that connect parse [`ConnectionArgs`] and get a [`Connector`] from them. The
+//! coordinator uses [`TlsFiles`] and [`Token`] to accept connections.
 
 mod args;
 mod connector;

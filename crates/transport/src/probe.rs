@@ -8,7 +8,8 @@ use tokio::time::timeout;
 
 use crate::GRPC_PORT_HEADER;
 
-/// The first bytes of an HTTP/2 client: the preface, and an empty SETTINGS frame.
+/// The first bytes that an HTTP/2 client sends: the connection preface, and an empty SETTINGS
+/// frame.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 /// Time limit of the server's response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -21,10 +22,11 @@ const BACKEND_UNAVAILABLE: [u16; 4] = [429, 502, 503, 504];
 
 /// The protocol of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Protocol {
+enum ServerProtocol {
     /// HTTP/2 without TLS, as coordinators without certificates.
     Http2,
     Tls,
+    /// HTTP/1, with the status of the response.
     Http1 {
         status: u16,
     },
@@ -41,27 +43,27 @@ enum Protocol {
 /// reports that its backend is unavailable.
 pub async fn find_mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
     Some(match detect_protocol(host, port).await? {
-        Protocol::Http2 if !tls => return None,
-        Protocol::Tls if tls => return None,
-        Protocol::Http1 { status } if BACKEND_UNAVAILABLE.contains(&status) => return None,
-        Protocol::Http2 => {
+        ServerProtocol::Http2 if !tls => return None,
+        ServerProtocol::Tls if tls => return None,
+        ServerProtocol::Http1 { status } if BACKEND_UNAVAILABLE.contains(&status) => return None,
+        ServerProtocol::Http2 => {
             "this port speaks HTTP/2 without TLS: use http:// without --tls-ca, --tls-cert and --tls-key for a \
              coordinator without certificates"
                 .to_owned()
         }
-        Protocol::Tls => {
+        ServerProtocol::Tls => {
             "this port speaks TLS: use https:// with --tls-ca, --tls-cert and --tls-key for a coordinator with \
              certificates"
                 .to_owned()
         }
-        Protocol::CoordinatorHttp { grpc_port } => {
+        ServerProtocol::CoordinatorHttp { grpc_port } => {
             format!("this is the coordinator's HTTP port, which serves page and metrics: its gRPC port is {grpc_port}")
         }
-        Protocol::Http1 { status } => format!(
+        ServerProtocol::Http1 { status } => format!(
             "this port speaks HTTP/1 (status {status}), not gRPC: `coordinator serve` prints its gRPC address as grpc=; the \
              default port is 7070"
         ),
-        Protocol::Unknown(start) => {
+        ServerProtocol::Unknown(start) => {
             format!(
                 "this port does not speak HTTP/2, so it is not a coordinator's: its response begins with \"{start}\""
             )
@@ -69,15 +71,15 @@ pub async fn find_mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
     })
 }
 
-async fn detect_protocol(host: &str, port: u16) -> Option<Protocol> {
+async fn detect_protocol(host: &str, port: u16) -> Option<ServerProtocol> {
     let response = exchange(host, port, PREFACE).await?;
     if !response.is_empty() {
-        return Some(classify(&response));
+        return Some(identify_protocol(&response));
     }
     // The server closed the connection, as HTTP/1 servers and proxies without a backend may do.
     let request = format!("GET /healthz HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     let response = exchange(host, port, request.as_bytes()).await?;
-    (!response.is_empty()).then(|| classify(&response))
+    (!response.is_empty()).then(|| identify_protocol(&response))
 }
 
 /// Sends bytes on a new connection. Returns the beginning of the response, which is empty if the
@@ -110,12 +112,12 @@ fn has_complete_head(response: &[u8]) -> bool {
 }
 
 /// The protocol of a server with this response.
-fn classify(response: &[u8]) -> Protocol {
+fn identify_protocol(response: &[u8]) -> ServerProtocol {
     match response {
         // A frame of at most 16,384 bytes on stream 0: SETTINGS, or GOAWAY.
-        [0, 0..=0x40, _, 4 | 7, _, 0, 0, 0, 0, ..] => return Protocol::Http2,
+        [0, 0..=0x40, _, 4 | 7, _, 0, 0, 0, 0, ..] => return ServerProtocol::Http2,
         // A TLS record: alert or handshake.
-        [0x15 | 0x16, 3, ..] => return Protocol::Tls,
+        [0x15 | 0x16, 3, ..] => return ServerProtocol::Tls,
         _ => {}
     }
     let text = String::from_utf8_lossy(response);
@@ -126,12 +128,12 @@ fn classify(response: &[u8]) -> Protocol {
         let header = lines.filter_map(|line| line.split_once(':'));
         let mut grpc_port = header.filter(|(name, _)| name.eq_ignore_ascii_case(GRPC_PORT_HEADER));
         return match grpc_port.next() {
-            Some((_, port)) => Protocol::CoordinatorHttp { grpc_port: port.trim().escape_debug().to_string() },
-            None => Protocol::Http1 { status },
+            Some((_, port)) => ServerProtocol::CoordinatorHttp { grpc_port: port.trim().escape_debug().to_string() },
+            None => ServerProtocol::Http1 { status },
         };
     }
     let line = response.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Protocol::Unknown(line[..line.len().min(MAX_SHOWN_BYTES)].trim_ascii().escape_ascii().to_string())
+    ServerProtocol::Unknown(line[..line.len().min(MAX_SHOWN_BYTES)].trim_ascii().escape_ascii().to_string())
 }
 
 #[cfg(test)]
@@ -142,25 +144,25 @@ mod tests {
 
     #[test]
     fn protocols_are_recognised_by_their_first_bytes() {
-        let unknown = |text: &str| Protocol::Unknown(text.to_owned());
+        let unknown = |text: &str| ServerProtocol::Unknown(text.to_owned());
         for (response, expected) in [
-            (&b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03"[..], Protocol::Http2),
-            (b"\x00\x00\x08\x07\x00\x00\x00\x00\x00", Protocol::Http2),
-            (b"\x15\x03\x03\x00\x02\x02\x46", Protocol::Tls),
-            (b"\x16\x03\x03\x00\x7a", Protocol::Tls),
-            (b"HTTP/1.1 400 Bad Request\r\n\r\n", Protocol::Http1 { status: 400 }),
-            (b"HTTP/1.0 503\r\n", Protocol::Http1 { status: 503 }),
-            (b"HTTP/1.1", Protocol::Http1 { status: 0 }),
+            (&b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03"[..], ServerProtocol::Http2),
+            (b"\x00\x00\x08\x07\x00\x00\x00\x00\x00", ServerProtocol::Http2),
+            (b"\x15\x03\x03\x00\x02\x02\x46", ServerProtocol::Tls),
+            (b"\x16\x03\x03\x00\x7a", ServerProtocol::Tls),
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n", ServerProtocol::Http1 { status: 400 }),
+            (b"HTTP/1.0 503\r\n", ServerProtocol::Http1 { status: 503 }),
+            (b"HTTP/1.1", ServerProtocol::Http1 { status: 0 }),
             (
                 b"HTTP/1.1 200 OK\r\nDico-GRPC-Port: 7070\r\n\r\nok\n",
-                Protocol::CoordinatorHttp { grpc_port: "7070".to_owned() },
+                ServerProtocol::CoordinatorHttp { grpc_port: "7070".to_owned() },
             ),
             (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", unknown("SSH-2.0-OpenSSH_9.2p1 Debian-2")),
             (b"-ERR unknown command 'PRI'\r\n", unknown("-ERR unknown command \\'PRI\\'")),
             (b"J\x00\x00\x00\x0a8.0.36\x00", unknown("J\\x00\\x00\\x00")),
             (&[b'a'; 1000], unknown(&"a".repeat(40))),
         ] {
-            assert_eq!(classify(response), expected, "{}", response.escape_ascii());
+            assert_eq!(identify_protocol(response), expected, "{}", response.escape_ascii());
         }
     }
 
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_temporary_failure_is_no_mismatch() {
+    async fn a_temporary_failure_is_not_a_mismatch() {
         for response in [&b""[..], b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"] {
             assert_eq!(mismatch_message(response, false).await, None, "{}", response.escape_ascii());
         }

@@ -27,10 +27,11 @@ pub struct TlsFiles {
     pub tls_key: PathBuf,
 }
 
-/// The parsed files.
-struct Credentials {
+/// The content of the files of [`TlsFiles`].
+struct TlsCredentials {
+    /// The certificates of the authority that signs the other side's certificate.
     authorities: Vec<CertificateDer<'static>>,
-    chain: Vec<CertificateDer<'static>>,
+    certificate_chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
@@ -40,7 +41,7 @@ impl TlsFiles {
     /// # Errors
     /// A file is missing, or does not have the expected content.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, Error> {
-        let Credentials { authorities, chain, key } = self.read()?;
+        let TlsCredentials { authorities, certificate_chain, key } = self.read()?;
         let provider = Arc::new(ring::default_provider());
         let authority_error = |problem: String| Error::Authority { path: self.tls_ca.clone(), problem };
         let mut roots = RootCertStore::empty();
@@ -52,7 +53,7 @@ impl TlsFiles {
         let versions = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = versions.expect("ring speaks TLS 1.2 and 1.3").with_client_cert_verifier(verifier);
         let mut config =
-            builder.with_single_cert(chain, key).map_err(|error| self.identity_error(error.to_string()))?;
+            builder.with_single_cert(certificate_chain, key).map_err(|error| self.identity_error(error.to_string()))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }
@@ -61,20 +62,20 @@ impl TlsFiles {
     /// authority has signed.
     pub(crate) fn client_config(&self) -> Result<ClientTlsConfig, Error> {
         // tonic reads the files by itself, but does not report which of them is invalid.
-        let Credentials { chain, key, .. } = self.read()?;
+        let TlsCredentials { certificate_chain, key, .. } = self.read()?;
         let signing = ring::default_provider().key_provider.load_private_key(key);
-        let keys_match = signing.and_then(|key| rustls::sign::CertifiedKey::new(chain, key).keys_match());
+        let keys_match = signing.and_then(|key| rustls::sign::CertifiedKey::new(certificate_chain, key).keys_match());
         keys_match.map_err(|error| self.identity_error(error.to_string()))?;
         let identity = Identity::from_pem(read_file(&self.tls_cert)?, read_file(&self.tls_key)?);
         Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read_file(&self.tls_ca)?)).identity(identity))
     }
 
-    fn read(&self) -> Result<Credentials, Error> {
+    fn read(&self) -> Result<TlsCredentials, Error> {
         let key = PrivateKeyDer::from_pem_slice(&files::read_secret(&self.tls_key, MAX_PEM_BYTES)?);
         let problem = |error: rustls::pki_types::pem::Error| pem_error(&self.tls_key, "private key", error.to_string());
-        Ok(Credentials {
+        Ok(TlsCredentials {
             authorities: read_certificates(&self.tls_ca)?,
-            chain: read_certificates(&self.tls_cert)?,
+            certificate_chain: read_certificates(&self.tls_cert)?,
             key: key.map_err(problem)?,
         })
     }

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-/// Maximal size in a config. Sizes are also checked against the weights.
+/// Maximal value of a size in a config, such as a width or a number of layers. Sizes are also
+/// checked against the weights.
 const MAX_SIZE: usize = 1 << 24;
 
 /// A JSON object in a configuration file.
@@ -48,7 +49,8 @@ impl<'a> ConfigSection<'a> {
         }
     }
 
-    /// Refuses settings with other names, because they could change the computation.
+    /// Refuses settings whose names are not in `supported`, because they could change the
+    /// computation.
     pub fn allow_only(&self, supported: &[&str]) -> Result<(), Error> {
         match self.settings.iter().find(|(key, value)| !supported.contains(&key.as_str()) && !value.is_null()) {
             Some((key, _)) => Err(self.error(key, "is not supported")),
@@ -85,7 +87,8 @@ impl<'a> ConfigSection<'a> {
         }
     }
 
-    /// Refuses a setting whose value differs from that of another place, `other`.
+    /// Refuses a setting whose value differs from `expected`. `other` says where the expected value
+    /// comes from, for the message.
     pub fn require_equal(&self, key: &str, value: usize, other: &str, expected: usize) -> Result<(), Error> {
         if value == expected { Ok(()) } else { Err(self.error(key, format!("is {value}, but {other} is {expected}"))) }
     }

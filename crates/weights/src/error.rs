@@ -12,7 +12,7 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file is damaged, or its kind is not supported.
+    /// A file is damaged, or its format is not supported.
     #[error("{}: {problem}", path.display())]
     Format {
         /// The path of the file or folder.
@@ -48,7 +48,7 @@ pub enum Error {
         /// The problem with it.
         problem: String,
     },
-    /// A tensor in memory is not part of the published layout.
+    /// A tensor in memory has no place in the upstream layout, or cannot be written.
     #[error("{tensor}: {problem}")]
     Export {
         /// The name of the tensor.

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 
 use crate::error::Error;
 
-/// Maximal size of a JSON file, in bytes: the index of the largest published model has a few
+/// Maximal size of a JSON file, in bytes: the shard index of the largest public model has a few
 /// hundred thousand.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
@@ -22,7 +22,7 @@ pub(crate) struct MappedFile {
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let file = open(path)?;
-        // SAFETY: the map is read-only and used only as bytes, of which every value is valid.
+        // SAFETY: the map is read-only and used only as bytes, and every value of a byte is valid.
         // Weights must not be overwritten in place or truncated while they are read, as with every
         // reader that maps them; a file that is replaced by renaming, as downloads and
         // `write_safetensors` do, stays intact.

@@ -1,13 +1,18 @@
-//! Reads and writes weights of published models without libtorch. The coordinator checks a run file
-//! with them, the worker loads models.
+//! Reads and writes the weights of CLIP, PAC-S and DiCO's captioners without libtorch. The
+//! coordinator checks the weights of a run file, the worker loads models.
 //!
-//! - [`archive`]: tensors by name, in files of any format: safetensors, PyTorch's ZIP format,
-//!   TorchScript, and Hugging Face folders of these.
+//! - [`archive`]: reads tensors by name from files of any format: safetensors, PyTorch's ZIP
+//!   format, TorchScript, and Hugging Face folders of these.
 //! - [`clip`]: CLIP in the layouts of OpenAI, OpenCLIP and Hugging Face. Sizes are derived from the
-//!   tensors' shapes, all other properties from configurations or from the user's settings.
-//! - [`captioner`]: the folder layout in which DiCO's captioners were published.
-//! - [`model_folder`]: a captioner with its vision encoder and vocabulary, as in checkpoints and
-//!   imports.
+//!   tensors' shapes. All other settings are read from configuration files, or the user sets them.
+//! - [`captioner`]: the upstream layout, the folder in which DiCO's authors published their
+//!   captioners.
+//! - [`model_folder`]: this project's folder of a captioner with its vision encoder and vocabulary,
+//!   for checkpoints and imports.
+//!
+//! `shapes` checks weights against a config, `tensor` and `tensor_mapping` have the tensors of a
+//! file and their conversion to the names of this project, and `file` and `config_section` read
+//! files and JSON settings.
 //!
 //! All files are untrusted. The unpickler can create only tensors and plain containers, and every
 //! size is checked against the length of the file before memory is allocated for it.
@@ -27,8 +32,8 @@ mod test_util;
 
 pub use archive::{Archive, write_torch};
 pub use captioner::{
-    CaptionerConfig, MODELING_MODULE, ReleasedFolder, VISION_PREFIX, VisionConfig, config_json, safetensors_header,
-    vision_to_released, write_safetensors,
+    CaptionerConfig, MODELING_MODULE, UpstreamFolder, VISION_PREFIX, VisionConfig, safetensors_header,
+    upstream_config_json, vision_to_upstream, write_safetensors,
 };
 pub use clip::{Activation, ClipConfig, ClipWeights, Conventions, Lora, Normalization, TextConfig, VisionBackbone};
 pub use error::Error;

@@ -22,7 +22,7 @@ const MAX_NAMED_TENSORS: usize = 500;
 #[error("{0} layers are more than any such model has")]
 pub struct TooManyLayersError(usize);
 
-/// The parameters that a model with some config needs.
+/// The names and shapes of the parameters that a model needs.
 #[derive(Default)]
 struct RequiredParameters(Shapes);
 
@@ -62,7 +62,7 @@ impl RequiredParameters {
 }
 
 impl CaptionerConfig {
-    /// The parameters of encoder and decoder under the published names.
+    /// The parameters of encoder and decoder under their upstream names.
     ///
     /// # Errors
     /// The config has too many layers.
@@ -115,12 +115,12 @@ impl VisionConfig {
     /// The config has too many layers.
     pub fn shapes(&self) -> Result<Shapes, TooManyLayersError> {
         let mut required = RequiredParameters::default();
-        match self.vision {
+        match self.backbone {
             VisionBackbone::Transformer { patch_size, width, layers, .. } => {
                 check_layer_count(layers)?;
                 required.add("visual.conv1.weight", &[width, 3, patch_size, patch_size]);
                 required.add("visual.class_embedding", &[width]);
-                required.add("visual.positional_embedding", &[self.tokens(), width]);
+                required.add("visual.positional_embedding", &[self.sequence_length(), width]);
                 required.add_norm("visual.ln_pre", width);
                 (0..layers).for_each(|layer| {
                     required.add_transformer_block(&format!("visual.transformer.resblocks.{layer}"), width)
@@ -175,8 +175,8 @@ impl ClipConfig {
             }
             VisionBackbone::ResNet { .. } => {
                 let name = "visual.attnpool";
-                let tokens = self.vision_tokens().saturating_add(1);
-                required.add(format!("{name}.positional_embedding"), &[tokens, width]);
+                let positions = self.vision_sequence_length().saturating_add(1);
+                required.add(format!("{name}.positional_embedding"), &[positions, width]);
                 for part in ["q", "k", "v"] {
                     required.add_linear(&format!("{name}.{part}_proj"), &[width, width], width);
                 }
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn huge_sizes_neither_overflow_nor_take_long() {
         let huge = usize::MAX;
-        let vision = |vision| VisionConfig::new(huge, vision);
+        let vision = |backbone| VisionConfig::new(huge, backbone);
         let transformer = VisionBackbone::Transformer { patch_size: 1, width: huge, layers: 2, heads: 1 };
         assert!(vision(transformer).shapes().is_ok());
         assert!(vision(VisionBackbone::ResNet { blocks: [1, 1, 1, 1], width: huge, heads: 1 }).shapes().is_ok());

@@ -83,7 +83,7 @@ impl<'a> Tensor<'a> {
 
     /// Splits along the first dimension, the inverse of [`Tensor::stacked`]; none if the dimension
     /// is not a multiple of three.
-    pub(crate) fn thirds(&self) -> Option<[Tensor<'static>; 3]> {
+    pub(crate) fn split_stacked(&self) -> Option<[Tensor<'static>; 3]> {
         let (&rows, rest) = self.shape.split_first()?;
         if !rows.is_multiple_of(3) || Some(self.bytes.len()) != byte_length(self.dtype, &self.shape) {
             return None;
@@ -135,15 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn thirds_are_the_inverse_of_stacked() {
+    fn split_stacked_is_the_inverse_of_stacked() {
         let parts = [bytes(&[1, 2], &[1, 2]), bytes(&[1, 2], &[3, 4]), bytes(&[1, 2], &[5, 6])];
         let stacked = Tensor::stacked(&parts).unwrap();
         assert_eq!(stacked, bytes(&[3, 2], &[1, 2, 3, 4, 5, 6]));
-        assert_eq!(stacked.thirds(), Some(parts.clone()));
+        assert_eq!(stacked.split_stacked(), Some(parts.clone()));
         let [first, second, _] = parts;
         assert_eq!(Tensor::stacked(&[first, second, bytes(&[2], &[5, 6])]), None);
-        assert_eq!(bytes(&[2, 3], &[0; 6]).thirds(), None);
-        assert_eq!(bytes(&[], &[0]).thirds(), None);
+        assert_eq!(bytes(&[2, 3], &[0; 6]).split_stacked(), None);
+        assert_eq!(bytes(&[], &[0]).split_stacked(), None);
     }
 
     #[test]

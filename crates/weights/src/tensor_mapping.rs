@@ -7,7 +7,7 @@ use crate::archive::Archive;
 use crate::error::Error;
 use crate::tensor::{Tensor, stacked_shape};
 
-/// What becomes of a tensor in a file.
+/// The tensor of this project that a tensor in a file becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TensorTarget {
     /// The tensor of this name.
@@ -16,15 +16,19 @@ pub(crate) enum TensorTarget {
     Transposed(String),
     /// The first, second or third part (0, 1, 2) of the tensor of this name: the query, key or
     /// value of stacked projections.
-    Third(String, usize),
+    StackedPart(String, usize),
     /// Nothing: the tensor is left out.
     Dropped,
 }
 
 /// The tensors in the file from which a tensor is made.
 enum TensorSource {
+    /// The tensor of this name in the file.
     Renamed(String),
+    /// The transposed tensor of this name in the file.
     Transposed(String),
+    /// The stacked tensors of these names: query, key and value. A name is none until the mapping
+    /// has it.
     Stacked([Option<String>; 3]),
 }
 
@@ -38,7 +42,7 @@ impl TensorMapping {
         let (new, source) = match target {
             TensorTarget::Renamed(new) => (new, TensorSource::Renamed(old.to_owned())),
             TensorTarget::Transposed(new) => (new, TensorSource::Transposed(old.to_owned())),
-            TensorTarget::Third(new, part) => return self.add_third(path, old, new, part),
+            TensorTarget::StackedPart(new, part) => return self.add_stacked_part(path, old, new, part),
             TensorTarget::Dropped => return Ok(()),
         };
         match self.0.insert(new, source) {
@@ -47,7 +51,7 @@ impl TensorMapping {
         }
     }
 
-    fn add_third(&mut self, path: &Path, old: &str, new: String, part: usize) -> Result<(), Error> {
+    fn add_stacked_part(&mut self, path: &Path, old: &str, new: String, part: usize) -> Result<(), Error> {
         let source = self.0.entry(new).or_insert_with(|| TensorSource::Stacked([const { None }; 3]));
         let TensorSource::Stacked(parts) = source else { return Err(duplicate_error(path, old)) };
         match parts.get_mut(part) {

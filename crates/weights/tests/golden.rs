@@ -36,7 +36,7 @@ fn open(name: &str) -> Archive {
     Archive::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)).unwrap()
 }
 
-fn parts(tensor: &Tensor<'_>) -> (Dtype, Vec<usize>, Vec<u16>) {
+fn dtype_shape_and_words(tensor: &Tensor<'_>) -> (Dtype, Vec<usize>, Vec<u16>) {
     let words = tensor.bytes.as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes)).collect();
     (tensor.dtype, tensor.shape.clone(), words)
 }
@@ -47,12 +47,12 @@ fn a_state_dict_of_torch_save_is_read() {
     assert_eq!(archive.names().collect::<Vec<_>>(), ["a", "b", "t"]);
     // Upper halves of 0, 1, 2, 3, 4 and 5 as single-precision numbers.
     let [zero, one, two, three, four, five] = [0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0];
-    let whole = |upper: [u16; 6]| upper.into_iter().flat_map(|upper| [0, upper]).collect();
-    let a = whole([zero, one, two, three, four, five]);
-    let t = whole([zero, three, one, four, two, five]);
-    assert_eq!(parts(&archive.get("a").unwrap()), (Dtype::F32, vec![2, 3], a));
-    assert_eq!(parts(&archive.get("t").unwrap()), (Dtype::F32, vec![3, 2], t));
-    assert_eq!(parts(&archive.get("b").unwrap()), (Dtype::Bf16, vec![2], vec![0x3fc0, 0xc000]));
+    let little_endian_words = |upper: [u16; 6]| upper.into_iter().flat_map(|upper| [0, upper]).collect();
+    let a = little_endian_words([zero, one, two, three, four, five]);
+    let t = little_endian_words([zero, three, one, four, two, five]);
+    assert_eq!(dtype_shape_and_words(&archive.get("a").unwrap()), (Dtype::F32, vec![2, 3], a));
+    assert_eq!(dtype_shape_and_words(&archive.get("t").unwrap()), (Dtype::F32, vec![3, 2], t));
+    assert_eq!(dtype_shape_and_words(&archive.get("b").unwrap()), (Dtype::Bf16, vec![2], vec![0x3fc0, 0xc000]));
 }
 
 #[test]
@@ -65,6 +65,9 @@ fn a_traced_module_in_half_precision_is_read() {
         (Some(Dtype::I64), Some(&[][..]))
     );
     let numbers = vec![0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500];
-    assert_eq!(parts(&archive.get("visual.proj").unwrap()), (Dtype::F16, vec![3, 2], numbers));
-    assert_eq!(parts(&archive.get("visual.norm.weight").unwrap()), (Dtype::F16, vec![2], vec![0x3c00; 2]));
+    assert_eq!(dtype_shape_and_words(&archive.get("visual.proj").unwrap()), (Dtype::F16, vec![3, 2], numbers));
+    assert_eq!(
+        dtype_shape_and_words(&archive.get("visual.norm.weight").unwrap()),
+        (Dtype::F16, vec![2], vec![0x3c00; 2])
+    );
 }

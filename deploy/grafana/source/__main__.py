@@ -1,4 +1,4 @@
-"""Writes the dashboards that Grafana is provisioned with.
+"""Generates the dashboards in deploy/grafana/dashboards.
 
 usage: source [--check]
 """
@@ -25,7 +25,7 @@ def main():
         if not check:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
-            sys.exit(f"error: {path} is not what deploy/grafana/source makes: run `make dashboards`")
+            sys.exit(f"error: {path} differs from the output of deploy/grafana/source: run `make dashboards`")
 
 
 main()

@@ -4,7 +4,8 @@
 //! can reach a higher score than the worst of k finished captions.
 //!
 //! This is the behavior of transformers up to 4.49 (`BeamSearchScorer`). From 4.50 on a search ends
-//! when the best candidate *that continues* cannot reach such a score, which is slightly earlier.
+//! when the best candidate *that continues* cannot reach a higher score than the worst finished
+//! caption, which is slightly earlier.
 
 use tch::Tensor;
 
@@ -68,54 +69,54 @@ pub fn beam_search(
     generation: &GenerationConfig,
 ) -> Vec<Vec<Hypothesis>> {
     let k = generation.beams;
-    let mut states: Vec<ImageBeams> = (0..images).map(|_| ImageBeams::new(generation)).collect();
+    let mut beams_by_image: Vec<ImageBeams> = (0..images).map(|_| ImageBeams::new(generation)).collect();
     let mut beam_indices: Option<Vec<i64>> = None;
     for length in 1..generation.max_length {
-        let open = || states.iter().flat_map(|state| &state.open);
-        let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&generation.begin)).collect();
+        let open = || beams_by_image.iter().flat_map(|image_beams| &image_beams.open_beams);
+        let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&generation.bos_token_id)).collect();
         let beam_scores: Vec<f32> = open().map(|beam| beam.log_probability).collect();
         // The best candidates of an image are among the best of each beam.
         let top_tokens = model.top_tokens(&tokens, beam_indices.as_deref(), 2 * k as i64);
         let candidates = best_candidates(&top_tokens, &beam_scores, k);
         let mut next_beam_indices = Vec::with_capacity(images * k);
-        for (image, (state, candidates)) in states.iter_mut().zip(candidates).enumerate() {
-            let continued = state.advance(candidates, length, generation);
-            next_beam_indices.extend(continued.into_iter().map(|beam| (image * k + beam) as i64));
+        for (image, (image_beams, candidates)) in beams_by_image.iter_mut().zip(candidates).enumerate() {
+            let continued_beams = image_beams.advance(candidates, length, generation);
+            next_beam_indices.extend(continued_beams.into_iter().map(|beam| (image * k + beam) as i64));
         }
-        if states.iter().all(|state| state.is_done) {
+        if beams_by_image.iter().all(|image_beams| image_beams.is_done) {
             break;
         }
         beam_indices = Some(next_beam_indices);
     }
-    states.into_iter().map(|state| state.finish(generation)).collect()
+    beams_by_image.into_iter().map(|image_beams| image_beams.finish(generation)).collect()
 }
 
 /// A beam of an image and a token that may be appended to it.
-struct Candidate {
+struct BeamCandidate {
     /// The log-probability of the beam with the token.
     log_probability: f32,
-    /// The index of the beam among those of its image.
+    /// The index of the beam among the beams of its image.
     beam: usize,
     token: i64,
 }
 
 /// The 2k best candidates of each image, best first. At most k of them end, so k always remain
 /// open. `beam_scores` are the log-probabilities of the beams, `[images * k]`.
-fn best_candidates(top_tokens: &TopTokens, beam_scores: &[f32], k: usize) -> Vec<Vec<Candidate>> {
+fn best_candidates(top_tokens: &TopTokens, beam_scores: &[f32], k: usize) -> Vec<Vec<BeamCandidate>> {
     let TopTokens { log_probabilities, tokens, per_row } = top_tokens;
     let rows = log_probabilities.chunks(*per_row).zip(tokens.chunks(*per_row)).zip(beam_scores);
     let scored_rows: Vec<Vec<(f32, i64)>> = rows
         .map(|((top, tokens), beam_score)| top.iter().map(|own| own + beam_score).zip(tokens.iter().copied()).collect())
         .collect();
-    let of_image = |rows: &[Vec<(f32, i64)>]| {
+    let best_of_image = |rows: &[Vec<(f32, i64)>]| {
         let scored = rows.iter().enumerate().flat_map(|(beam, row)| row.iter().map(move |&scored| (beam, scored)));
-        let candidates = scored.map(|(beam, (log_probability, token))| Candidate { log_probability, beam, token });
-        let mut candidates: Vec<Candidate> = candidates.collect();
+        let candidates = scored.map(|(beam, (log_probability, token))| BeamCandidate { log_probability, beam, token });
+        let mut candidates: Vec<BeamCandidate> = candidates.collect();
         candidates.sort_by(|a, b| b.log_probability.total_cmp(&a.log_probability).then(a.token.cmp(&b.token)));
         candidates.truncate(2 * k);
         candidates
     };
-    scored_rows.chunks(k).map(of_image).collect()
+    scored_rows.chunks(k).map(best_of_image).collect()
 }
 
 /// A partial caption.
@@ -128,10 +129,10 @@ struct Beam {
 /// The beams of one image.
 struct ImageBeams {
     /// The k beams that can be continued.
-    open: Vec<Beam>,
+    open_beams: Vec<Beam>,
     /// At most k finished captions, best first.
-    finished: Vec<Hypothesis>,
-    /// Whether no candidate can improve `finished`.
+    finished_captions: Vec<Hypothesis>,
+    /// Whether no candidate can improve `finished_captions`.
     is_done: bool,
 }
 
@@ -139,54 +140,54 @@ impl ImageBeams {
     fn new(generation: &GenerationConfig) -> Self {
         // All beams start with the same token: only the first may be chosen in the first step.
         let beam = |i| Beam { tokens: Vec::new(), log_probability: if i == 0 { 0.0 } else { -1e9 } };
-        Self { open: (0..generation.beams).map(beam).collect(), finished: Vec::new(), is_done: false }
+        Self { open_beams: (0..generation.beams).map(beam).collect(), finished_captions: Vec::new(), is_done: false }
     }
 
     /// Processes the step's candidates, best first, which make captions of `length` tokens. Returns
     /// the index of the beam that each new open beam continues.
-    fn advance(&mut self, candidates: Vec<Candidate>, length: usize, generation: &GenerationConfig) -> Vec<usize> {
+    fn advance(&mut self, candidates: Vec<BeamCandidate>, length: usize, generation: &GenerationConfig) -> Vec<usize> {
         if self.is_done {
             return (0..generation.beams).collect();
         }
         let mut open = Vec::with_capacity(generation.beams);
-        let mut continued = Vec::with_capacity(generation.beams);
+        let mut continued_beams = Vec::with_capacity(generation.beams);
         let mut best = f32::NEG_INFINITY;
         for (number, candidate) in candidates.into_iter().enumerate() {
             best = best.max(candidate.log_probability);
-            let mut tokens = self.open[candidate.beam].tokens.clone();
+            let mut tokens = self.open_beams[candidate.beam].tokens.clone();
             tokens.push(candidate.token);
-            if candidate.token == generation.end {
+            if candidate.token == generation.eos_token_id {
                 // `generate` ignores ends that are not among the k best candidates.
                 if number < generation.beams {
                     self.add_finished(tokens, score(candidate.log_probability, length, generation), generation);
                 }
             } else if open.len() < generation.beams {
                 open.push(Beam { tokens, log_probability: candidate.log_probability });
-                continued.push(candidate.beam);
+                continued_beams.push(candidate.beam);
             }
         }
-        self.open = open;
-        let attainable = score(best, length, generation);
-        self.is_done =
-            self.finished.len() == generation.beams && self.finished[generation.beams - 1].score >= attainable;
-        continued
+        self.open_beams = open;
+        let attainable_score = score(best, length, generation);
+        self.is_done = self.finished_captions.len() == generation.beams
+            && self.finished_captions[generation.beams - 1].score >= attainable_score;
+        continued_beams
     }
 
     fn add_finished(&mut self, tokens: Vec<i64>, score: f64, generation: &GenerationConfig) {
-        let index = self.finished.partition_point(|other| other.score >= score);
-        self.finished.insert(index, Hypothesis { tokens, score });
-        self.finished.truncate(generation.beams);
+        let index = self.finished_captions.partition_point(|other| other.score >= score);
+        self.finished_captions.insert(index, Hypothesis { tokens, score });
+        self.finished_captions.truncate(generation.beams);
     }
 
     /// Finishes the search at the length limit, where open beams count as finished.
     fn finish(mut self, generation: &GenerationConfig) -> Vec<Hypothesis> {
         if !self.is_done {
-            for beam in std::mem::take(&mut self.open) {
+            for beam in std::mem::take(&mut self.open_beams) {
                 let length = beam.tokens.len() + usize::from(generation.cut_length_includes_bos);
                 self.add_finished(beam.tokens, score(beam.log_probability, length, generation), generation);
             }
         }
-        self.finished
+        self.finished_captions
     }
 }
 
@@ -206,14 +207,22 @@ mod tests {
     const VOCABULARY: usize = 4;
 
     fn config(beams: usize, max_length: usize, length_penalty: f64) -> GenerationConfig {
-        GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos: false, begin: BEGIN, end: END }
+        GenerationConfig {
+            beams,
+            max_length,
+            length_penalty,
+            cut_length_includes_bos: false,
+            bos_token_id: BEGIN,
+            eos_token_id: END,
+        }
     }
 
     /// A toy language model: the next token's distribution is a fixed function of all tokens so
     /// far.
     fn distribution(seed: u64, image: usize, prefix: &[i64]) -> Vec<f32> {
-        let state = prefix.iter().fold(seeds::combine(seed, &[image as u64]), |s, &t| seeds::combine(s, &[t as u64]));
-        let logits = (0..VOCABULARY).map(|t| (seeds::combine(state, &[t as u64]) % 1000) as f32 / 250.0);
+        let prefix_hash =
+            prefix.iter().fold(seeds::combine(seed, &[image as u64]), |s, &t| seeds::combine(s, &[t as u64]));
+        let logits = (0..VOCABULARY).map(|t| (seeds::combine(prefix_hash, &[t as u64]) % 1000) as f32 / 250.0);
         let logits: Vec<f32> = logits.collect();
         let total = logits.iter().map(|x| x.exp()).sum::<f32>().ln();
         logits.iter().map(|x| x - total).collect()
@@ -269,11 +278,11 @@ mod tests {
         // At most 3 x 3 x 3 = 27 prefixes can be open, so no candidate is ever pruned.
         for (seed, length_penalty) in [(1, 1.0), (2, 0.0), (3, 2.0), (4, 1.0)] {
             let settings = config(40, 5, length_penalty);
-            for (image, found) in run(seed, 3, &settings).into_iter().enumerate() {
+            for (image, actual) in run(seed, 3, &settings).into_iter().enumerate() {
                 let expected = exhaustive_search(seed, image, &settings);
-                for (found, expected) in found.iter().zip(&expected).take(10) {
-                    assert_eq!(found.tokens, expected.tokens);
-                    assert!((found.score - expected.score).abs() < 1e-5);
+                for (actual, expected) in actual.iter().zip(&expected).take(10) {
+                    assert_eq!(actual.tokens, expected.tokens);
+                    assert!((actual.score - expected.score).abs() < 1e-5);
                 }
             }
         }
@@ -294,7 +303,7 @@ mod tests {
     fn beam_search_of_an_image_does_not_depend_on_the_rest_of_the_batch() {
         let settings = config(3, 8, 1.0);
         let together = run(5, 4, &settings);
-        assert!(together.iter().all(|found| found.len() == 3));
+        assert!(together.iter().all(|actual| actual.len() == 3));
         let alone = run(5, 1, &settings);
         assert_eq!(together[0], alone[0]);
     }

@@ -1,4 +1,5 @@
-//! The captioner's decoder: a GPT-2 with cross-attention.
+//! The captioner's decoder: a GPT-2 with cross-attention. `memory` is the output of the encoder, as
+//! in `torch.nn.TransformerDecoder`.
 
 mod graph_decoding;
 
@@ -8,25 +9,25 @@ use tch::{Kind, Tensor};
 
 use super::{CaptionerConfig, CaptionerInit, beam::NextTokenLogits};
 use crate::nn::{
-    self, Builder, Conv1d, DropoutMode, Embedding, LayerNorm, Parameter, attention, cast_attention_mask, merge_heads,
-    split_heads, split_projections, stack_projections, uses_gpu_path,
+    self, Conv1d, DropoutMode, Embedding, LayerNorm, Parameter, ParameterBuilder, attention, cast_attention_mask,
+    merge_heads, split_heads, split_projections, stack_projections, uses_gpu_path,
 };
 use crate::prefix_tree::PrefixTreeBatch;
-use graph_decoding::{GraphDecoding, Workspace};
+use graph_decoding::{DecodingWorkspace, GraphDecoding};
 
 /// The decoder, parameters `decoder.transformer.*`. The output projection is tied to the token
 /// embedding.
 pub struct Decoder {
-    tokens: Embedding,
-    positions: Embedding,
-    blocks: Vec<Block>,
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    blocks: Vec<DecoderBlock>,
     norm: LayerNorm,
     /// Workspaces of decoding on a GPU, the most recently used first. They hold CUDA graphs, which
     /// contain the addresses of this decoder's parameters.
-    workspaces: RefCell<Vec<Workspace>>,
+    workspaces: RefCell<Vec<DecodingWorkspace>>,
 }
 
-struct Block {
+struct DecoderBlock {
     heads: i64,
     ln_1: LayerNorm,
     c_attn: Conv1d,
@@ -41,21 +42,33 @@ struct Block {
 }
 
 /// The keys and values of a layer, each `[batch, heads, length, head width]`.
-struct KeyValue {
+struct KeysAndValues {
     key: Tensor,
     value: Tensor,
 }
 
 impl Decoder {
-    pub fn new(builder: &mut Builder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let name = "decoder.transformer";
         let [width, vocabulary, positions] =
             [sizes.width, sizes.vocabulary_size, sizes.positions].map(|size| size as i64);
         Self {
-            tokens: Embedding::new(builder, &format!("{name}.wte"), vocabulary, width, initial.weights),
-            positions: Embedding::new(builder, &format!("{name}.wpe"), positions, width, initial.weights),
+            token_embedding: Embedding::new(
+                builder,
+                &format!("{name}.wte"),
+                vocabulary,
+                width,
+                initial.weight_deviation,
+            ),
+            position_embedding: Embedding::new(
+                builder,
+                &format!("{name}.wpe"),
+                positions,
+                width,
+                initial.weight_deviation,
+            ),
             blocks: (0..sizes.decoder_layers)
-                .map(|i| Block::new(builder, &format!("{name}.h.{i}"), sizes, initial))
+                .map(|i| DecoderBlock::new(builder, &format!("{name}.h.{i}"), sizes, initial))
                 .collect(),
             norm: LayerNorm::new(builder, &format!("{name}.ln_f"), width, 1e-5),
             workspaces: RefCell::default(),
@@ -66,11 +79,13 @@ impl Decoder {
     /// width]`. The captions attend to `memory` `[images, memory length, width]`, the encoder's
     /// output.
     pub fn forward(&self, captions: &PrefixTreeBatch, memory: &Tensor, mode: DropoutMode) -> Tensor {
-        let x = mode.dropout(self.tokens.forward(&captions.ids) + self.positions.forward(&captions.positions));
+        let x = mode.dropout(
+            self.token_embedding.forward(&captions.ids) + self.position_embedding.forward(&captions.positions),
+        );
         let mask = cast_attention_mask(&captions.mask, self.output_projection().working.kind());
         let x = self.blocks.iter().fold(x, |x, block| {
-            let [query, key, value] = split_projections(&block.self_attention_inputs(&x), block.heads);
-            let x = block.after_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
+            let [query, key, value] = split_projections(&block.self_attention_projections(&x), block.heads);
+            let x = block.add_self_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
             let x = block.cross_attention(x, &block.cross_attention_key_value(memory), mode);
             block.feed_forward(x, mode)
         });
@@ -79,7 +94,7 @@ impl Decoder {
 
     /// The output projection, `[vocabulary, width]`.
     pub fn output_projection(&self) -> &Parameter {
-        self.tokens.table()
+        self.token_embedding.table()
     }
 
     /// Starts step-by-step decoding of `beams` captions of at most `max_length` tokens for each
@@ -96,7 +111,7 @@ impl Decoder {
             return Box::new(GraphDecoding::new(self, memory, beams, max_length));
         }
         let rows = (memory.size()[0] * beams) as usize;
-        let cache = self.cache(memory, max_length * beams);
+        let cache = self.new_cache(memory, max_length * beams);
         Box::new(IncrementalDecoding {
             decoder: self,
             cache,
@@ -109,7 +124,7 @@ impl Decoder {
 
     /// A cache for trees of `nodes` nodes each, with the keys and values of `memory`
     /// `[images, memory length, width]`.
-    fn cache(&self, memory: &Tensor, nodes: i64) -> KeyValueCache {
+    fn new_cache(&self, memory: &Tensor, nodes: i64) -> KeyValueCache {
         let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
         let cross_attention = self.blocks.iter().map(|block| block.cross_attention_key_value(memory)).collect();
         let (layers, heads) = (self.blocks.len() as i64, self.blocks.first().map_or(1, |block| block.heads));
@@ -123,15 +138,16 @@ impl Decoder {
     /// including these. Returns hidden states `[images * beams, width]`.
     fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &KeyValueCache, mode: DropoutMode) -> Tensor {
         let beams = tokens.size()[1];
-        let embedded = self.tokens.forward(tokens) + self.positions.table().master.narrow(0, position, 1);
+        let embedded =
+            self.token_embedding.forward(tokens) + self.position_embedding.table().master.narrow(0, position, 1);
         let mut x = mode.dropout(embedded);
         for (layer, (block, memory)) in self.blocks.iter().zip(&cache.cross_attention).enumerate() {
-            let inputs = stack_projections(&block.self_attention_inputs(&x), 3, block.heads);
+            let projections = stack_projections(&block.self_attention_projections(&x), 3, block.heads);
             let key_value = cache.self_attention.get(layer as i64);
-            key_value.narrow(3, position * beams, beams).copy_(&inputs.narrow(0, 1, 2));
+            key_value.narrow(3, position * beams, beams).copy_(&projections.narrow(0, 1, 2));
             let key_value = key_value.narrow(3, 0, (position + 1) * beams);
-            let attended = attention(&inputs.get(0), &key_value.get(0), &key_value.get(1), Some(mask), mode);
-            x = block.after_attention(x, &attended, mode);
+            let attended = attention(&projections.get(0), &key_value.get(0), &key_value.get(1), Some(mask), mode);
+            x = block.add_self_attention(x, &attended, mode);
             x = block.cross_attention(x, memory, mode);
             x = block.feed_forward(x, mode);
         }
@@ -144,16 +160,18 @@ impl Decoder {
     }
 }
 
-impl Block {
-    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
+impl DecoderBlock {
+    fn new(builder: &mut ParameterBuilder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let (width, inner) = (sizes.width as i64, sizes.decoder_inner as i64);
-        let norm = |builder: &mut Builder, part: &str| LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5);
-        let linear = |builder: &mut Builder, part: &str, inputs, outputs| {
+        let norm = |builder: &mut ParameterBuilder, part: &str| {
+            LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5)
+        };
+        let linear = |builder: &mut ParameterBuilder, part: &str, inputs, outputs| {
             // GPT-2 scales the projections into the residual stream by 1 / sqrt(number of residual
             // layers), as transformers' `GPT2PreTrainedModel._init_weights`.
-            let into_stream = part.ends_with("c_proj");
-            let scale = if into_stream { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
-            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights * scale)
+            let is_residual_projection = part.ends_with("c_proj");
+            let scale = if is_residual_projection { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
+            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weight_deviation * scale)
         };
         Self {
             heads: sizes.heads as i64,
@@ -171,24 +189,26 @@ impl Block {
     }
 
     /// Queries, keys and values side by side, `[batch, length, 3 * width]`.
-    fn self_attention_inputs(&self, x: &Tensor) -> Tensor {
+    fn self_attention_projections(&self, x: &Tensor) -> Tensor {
         self.c_attn.forward(&self.ln_1.forward(x))
     }
 
-    fn after_attention(&self, x: Tensor, attended: &Tensor, mode: DropoutMode) -> Tensor {
+    /// Adds the output projection of `attended` `[batch, heads, length, head width]` to the
+    /// residual stream `x`.
+    fn add_self_attention(&self, x: Tensor, attended: &Tensor, mode: DropoutMode) -> Tensor {
         x + mode.dropout(self.c_proj.forward(&merge_heads(attended)))
     }
 
     /// The keys and values of the encoder's output `[images, memory length, width]`. They exist
     /// once per image, independent of the number of captions.
-    fn cross_attention_key_value(&self, memory: &Tensor) -> KeyValue {
+    fn cross_attention_key_value(&self, memory: &Tensor) -> KeysAndValues {
         let [key, value] = split_projections(&self.cross_key_value.forward(memory), self.heads);
-        KeyValue { key, value }
+        KeysAndValues { key, value }
     }
 
     /// Cross-attention of `x` `[images, nodes, width]`. All captions of an image attend to the same
     /// keys, which are not copied.
-    fn cross_attention(&self, x: Tensor, memory: &KeyValue, mode: DropoutMode) -> Tensor {
+    fn cross_attention(&self, x: Tensor, memory: &KeysAndValues, mode: DropoutMode) -> Tensor {
         let query = split_heads(&self.cross_query.forward(&self.ln_cross.forward(&x)), self.heads);
         let attended = attention(&query, &memory.key, &memory.value, None, mode);
         x + mode.dropout(self.cross_proj.forward(&merge_heads(&attended)))
@@ -207,15 +227,15 @@ struct KeyValueCache {
     /// head width]`.
     self_attention: Tensor,
     /// The keys and values of the encoder's output in each layer.
-    cross_attention: Vec<KeyValue>,
+    cross_attention: Vec<KeysAndValues>,
 }
 
 impl KeyValueCache {
-    /// Overwrites the keys and values of the encoder's output with those of `memory`, which has the
-    /// same shape.
+    /// Replaces the keys and values of the encoder's output by the keys and values of `memory`,
+    /// which has the shape of the previous output.
     fn replace_memory(&self, decoder: &Decoder, memory: &Tensor) {
         for (block, cached) in decoder.blocks.iter().zip(&self.cross_attention) {
-            let KeyValue { key, value } = block.cross_attention_key_value(memory);
+            let KeysAndValues { key, value } = block.cross_attention_key_value(memory);
             cached.key.shallow_clone().copy_(&key);
             cached.value.shallow_clone().copy_(&value);
         }

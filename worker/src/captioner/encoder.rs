@@ -4,7 +4,7 @@ use config::ProjectionInit;
 use tch::Tensor;
 
 use super::{CaptionerConfig, CaptionerInit};
-use crate::nn::{Builder, DropoutMode, Embedding, LayerNorm, Linear, attention, merge_heads, split_heads};
+use crate::nn::{DropoutMode, Embedding, LayerNorm, Linear, ParameterBuilder, attention, merge_heads, split_heads};
 
 /// The epsilon of BERT's layer norms (`layer_norm_eps` in transformers).
 const LAYER_NORM_EPSILON: f64 = 1e-12;
@@ -16,10 +16,10 @@ pub struct Encoder {
     position: Embedding,
     token_type: Embedding,
     norm: LayerNorm,
-    layers: Vec<Layer>,
+    layers: Vec<EncoderLayer>,
 }
 
-struct Layer {
+struct EncoderLayer {
     heads: i64,
     query: Linear,
     key: Linear,
@@ -32,25 +32,25 @@ struct Layer {
 }
 
 impl Encoder {
-    pub fn new(builder: &mut Builder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let [vision_width, width, positions] =
             [sizes.vision_width, sizes.width, sizes.encoder_positions].map(|size| size as i64);
         let mut table = |part: &str, entries, deviation| {
             Embedding::new(builder, &format!("encoder.encoder.embeddings.{part}"), entries, width, deviation)
         };
-        let position = table("position_embeddings", positions, initial.positions);
-        let token_type = table("token_type_embeddings", 2, initial.weights);
+        let position = table("position_embeddings", positions, initial.position_deviation);
+        let token_type = table("token_type_embeddings", 2, initial.weight_deviation);
         let name = "encoder.vis_enc_to_enc_proj";
         Self {
             projection: match initial.projection {
-                ProjectionInit::Normal => Linear::new(builder, name, vision_width, width, initial.weights),
+                ProjectionInit::Normal => Linear::new(builder, name, vision_width, width, initial.weight_deviation),
                 ProjectionInit::Uniform => Linear::uniform(builder, name, vision_width, width),
             },
             position,
             token_type,
             norm: LayerNorm::new(builder, "encoder.encoder.embeddings.LayerNorm", width, LAYER_NORM_EPSILON),
             layers: (0..sizes.encoder_layers)
-                .map(|i| Layer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), sizes, initial))
+                .map(|i| EncoderLayer::new(builder, &format!("encoder.encoder.encoder.layer.{i}"), sizes, initial))
                 .collect(),
         }
     }
@@ -66,11 +66,11 @@ impl Encoder {
     }
 }
 
-impl Layer {
-    fn new(builder: &mut Builder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
+impl EncoderLayer {
+    fn new(builder: &mut ParameterBuilder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
         let (width, inner) = (sizes.width as i64, sizes.encoder_inner as i64);
         let mut linear = |part: &str, inputs, outputs| {
-            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weights)
+            Linear::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weight_deviation)
         };
         let [query, key, value] =
             ["query", "key", "value"].map(|part| linear(&format!("attention.self.{part}"), width, width));

@@ -4,22 +4,22 @@ use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
 use super::*;
-use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::prefix_tree::{PrefixTree, PrefixTreeBatch};
 use crate::testing;
+use crate::testing::golden_files::{self, ParameterGains, assert_close, sixteen_bit_tolerance};
 
 #[derive(Deserialize)]
-struct Golden {
-    sizes: Sizes,
+struct GoldenCaptioner {
+    sizes: CaptionerSizes,
     prefix: String,
-    gains: Gains,
+    gains: ParameterGains,
     end_bias: Option<f64>,
     captions: Vec<Vec<i64>>,
-    searches: Vec<Search>,
+    searches: Vec<GoldenSearch>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
-pub struct Sizes {
+pub struct CaptionerSizes {
     pub vision_width: i64,
     pub vision_tokens: i64,
     width: usize,
@@ -34,7 +34,7 @@ pub struct Sizes {
 }
 
 #[derive(Deserialize)]
-struct Search {
+struct GoldenSearch {
     beams: usize,
     max_length: usize,
     length_penalty: f64,
@@ -48,12 +48,18 @@ struct ExpectedBeams {
     image: usize,
     tokens: Vec<Vec<i64>>,
     scores: Vec<f64>,
-    /// The smallest difference between two numbers whose order matters, divided as scores are.
+    /// The smallest difference between two scores whose order decides which captions are returned.
+    /// Only searches with a larger gap than the rounding error are compared.
     gap: f64,
 }
 
 /// A model whose parameters are given by a formula.
-pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into<Backend>) -> Captioner {
+pub fn captioner_by_formula(
+    sizes: &CaptionerSizes,
+    prefix: &str,
+    gains: &ParameterGains,
+    backend: impl Into<Backend>,
+) -> Captioner {
     let config = CaptionerConfig {
         vision_width: sizes.vision_width as usize,
         width: sizes.width,
@@ -67,20 +73,20 @@ pub fn by_formula(sizes: &Sizes, prefix: &str, gains: &Gains, backend: impl Into
         vocabulary_size: sizes.vocabulary,
     };
     let captioner = Captioner::uninitialized(config, backend);
-    golden::fill(captioner.parameters(), prefix, gains);
+    golden_files::fill_by_formula(captioner.parameters(), prefix, gains);
     captioner
 }
 
 /// Hidden states of the vision encoder given by a formula, `[images, tokens, width]`.
-pub fn hidden_states(sizes: &Sizes, names: impl Iterator<Item = String>) -> Tensor {
-    let images = names.map(|name| golden::input(&name, &[sizes.vision_tokens, sizes.vision_width]));
+pub fn hidden_states(sizes: &CaptionerSizes, names: impl Iterator<Item = String>) -> Tensor {
+    let images = names.map(|name| golden_files::input_by_formula(&name, &[sizes.vision_tokens, sizes.vision_width]));
     Tensor::stack(&images.collect::<Vec<_>>(), 0)
 }
 
 /// The golden file and its captioner.
-fn golden_captioner(backend: Backend) -> (Golden, Captioner) {
-    let golden: Golden = golden::json("captioner/captioner.json");
-    let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, backend);
+fn golden_captioner(backend: Backend) -> (GoldenCaptioner, Captioner) {
+    let golden: GoldenCaptioner = golden_files::json("captioner/captioner.json");
+    let captioner = captioner_by_formula(&golden.sizes, &golden.prefix, &golden.gains, backend);
     if let Some(factor) = golden.end_bias {
         let named: BTreeMap<_, _> = captioner.parameters().named_parameters().collect();
         let end = named["decoder.transformer.wte.weight"].get(golden.sizes.end) * factor;
@@ -110,16 +116,16 @@ fn logits_and_log_probabilities_agree_with_transformers() {
 
 #[test]
 fn sixteen_bit_logits_and_log_probabilities_agree_within_rounding_error() {
-    testing::each_code_path(|| _ = check_logits(testing::sixteen_bits(), sixteen_bit_tolerance));
+    testing::each_code_path(|| _ = check_logits(testing::bf16_backend(), sixteen_bit_tolerance));
 }
 
 /// Compares logits and log-probabilities. `tolerance(expected, layers)` is the tolerance for a
 /// tensor that a number of layers has computed. Returns the tolerance for the log-probability of a
 /// token.
 fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> f64 {
-    let (Golden { sizes, captions, .. }, captioner) = golden_captioner(backend);
+    let (GoldenCaptioner { sizes, captions, .. }, captioner) = golden_captioner(backend);
     let (encoder_layers, all_layers) = (sizes.encoder_layers, sizes.encoder_layers + sizes.decoder_layers);
-    let expected = golden::tensors("captioner/captioner.safetensors");
+    let expected = golden_files::tensors("captioner/captioner.safetensors");
     let hidden = hidden_states(&sizes, (0..captions.len()).map(|number| format!("image{number}")));
     let (inputs, nodes, expected_indices) = one_tree_per_caption(&captions);
     no_grad(|| {
@@ -134,7 +140,7 @@ fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> 
         let per_token = tolerance(&expected["logits"], all_layers);
         let expected_logits = expected["logits"].flatten(0, 1).index_select(0, &expected_indices);
         assert_close("logits", &logits, &expected_logits, per_token);
-        let scored = Captions::new(&captions, 1, testing::device());
+        let scored = CaptionBatch::new(&captions, 1, testing::device());
         let token_values = captioner.token_log_probabilities(&hidden, &scored, DropoutMode::Evaluate);
         assert_close(
             "log-probabilities",
@@ -163,23 +169,24 @@ fn beam_search_returns_the_tokens_of_transformers_generate() {
 }
 
 fn check_beams() {
-    let (Golden { sizes, searches, .. }, captioner) = golden_captioner(testing::device().into());
-    for Search { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
+    let (GoldenCaptioner { sizes, searches, .. }, captioner) = golden_captioner(testing::device().into());
+    for GoldenSearch { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
         let cut_length_includes_bos = cut_counts_begin;
-        let (begin, end) = (sizes.begin, sizes.end);
-        let settings = GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
+        let (bos_token_id, eos_token_id) = (sizes.begin, sizes.end);
+        let settings =
+            GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, bos_token_id, eos_token_id };
         // On a GPU the first search computes, the second captures graphs, and the third replays
         // them.
         for round in 0..3 {
             let images: Vec<&ExpectedBeams> = images.iter().cycle().skip(round).take(images.len()).collect();
             // One batch has images whose search ends early and others.
-            let hidden = hidden_states(&sizes, images.iter().map(|found| format!("image{}", found.image)));
-            let found = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
-            for (expected, found) in images.iter().zip(found) {
+            let hidden = hidden_states(&sizes, images.iter().map(|actual| format!("image{}", actual.image)));
+            let actual = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
+            for (expected, actual) in images.iter().zip(actual) {
                 let case = format!("{settings:?}, image {}, round {round}", expected.image);
-                let tokens: Vec<_> = found.iter().map(|hypothesis| hypothesis.tokens.clone()).collect();
+                let tokens: Vec<_> = actual.iter().map(|hypothesis| hypothesis.tokens.clone()).collect();
                 assert_eq!(tokens, expected.tokens, "{case}");
-                for (hypothesis, score) in found.iter().zip(&expected.scores) {
+                for (hypothesis, score) in actual.iter().zip(&expected.scores) {
                     assert!((hypothesis.score - score).abs() < 1e-4, "{case}: {} is not {score}", hypothesis.score);
                 }
             }
@@ -198,7 +205,7 @@ struct ProjectionGolden {
 
 #[test]
 fn a_uniform_projection_is_initialized_like_torch_nn_linear() {
-    let golden: ProjectionGolden = golden::json("captioner/projection.json");
+    let golden: ProjectionGolden = golden_files::json("captioner/projection.json");
     let new = |projection| {
         let config = preset(Preset::Tiny, golden.inputs, 50, 100);
         assert_eq!(config.width as i64, golden.outputs);
@@ -235,9 +242,9 @@ fn a_uniform_projection_is_initialized_like_torch_nn_linear() {
 
 #[derive(Deserialize)]
 struct DropoutGolden {
-    sizes: Sizes,
+    sizes: CaptionerSizes,
     prefix: String,
-    gains: Gains,
+    gains: ParameterGains,
     probability: f64,
     search: DropoutSearch,
     draws: usize,
@@ -268,23 +275,25 @@ fn scores_of_beam_search_with_dropout_have_the_distribution_of_transformers_in_t
 
 fn check_dropout() {
     const DRAWS: i64 = 1000;
-    let golden: DropoutGolden = golden::json("captioner/dropout.json");
-    let captioner = by_formula(&golden.sizes, &golden.prefix, &golden.gains, testing::device());
+    let golden: DropoutGolden = golden_files::json("captioner/dropout.json");
+    let captioner = captioner_by_formula(&golden.sizes, &golden.prefix, &golden.gains, testing::device());
     let DropoutSearch { beams, max_length, length_penalty, cut_counts_begin } = golden.search;
-    let (cut_length_includes_bos, begin, end) = (cut_counts_begin, golden.sizes.begin, golden.sizes.end);
-    let settings = GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
+    let (cut_length_includes_bos, bos_token_id, eos_token_id) =
+        (cut_counts_begin, golden.sizes.begin, golden.sizes.end);
+    let settings =
+        GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, bos_token_id, eos_token_id };
     for (image, expected) in golden.images.iter().enumerate() {
         let hidden = hidden_states(&golden.sizes, std::iter::once(format!("image{image}"))).repeat([DRAWS, 1, 1]);
         tch::manual_seed(image as i64);
-        let found = captioner.beam_search(&hidden, &settings, DropoutMode::Train { dropout: golden.probability });
+        let actual = captioner.beam_search(&hidden, &settings, DropoutMode::Train { dropout: golden.probability });
         for (name, Moments { mean, deviation }) in expected {
-            let value = |found: &Vec<Hypothesis>| match name.as_str() {
-                "best" => found[0].score,
-                "last" => found[beams - 1].score,
-                "length" => found[0].tokens.len() as f64,
-                _ => panic!("{name} is no statistic"),
+            let value = |actual: &Vec<Hypothesis>| match name.as_str() {
+                "best" => actual[0].score,
+                "last" => actual[beams - 1].score,
+                "length" => actual[0].tokens.len() as f64,
+                _ => panic!("{name} is not a statistic"),
             };
-            let values = Tensor::from_slice(&found.iter().map(value).collect::<Vec<_>>());
+            let values = Tensor::from_slice(&actual.iter().map(value).collect::<Vec<_>>());
             let [found_mean, found_deviation] =
                 [values.mean(Kind::Double), values.std(true)].map(|moment| moment.double_value(&[]));
             // Four standard errors of the difference of two means, and almost six of two
@@ -298,8 +307,9 @@ fn check_dropout() {
     }
 }
 
-/// A search of one token is one step. On a CPU it draws the same masks as training, in the same
-/// order. On a GPU it does not: there, training pads captions and draws masks for the padding.
+/// A search for captions of one token is one decoding step. On a CPU this step draws the same
+/// dropout masks as a training step, in the same order. On a GPU it does not: there, training pads
+/// captions, and also draws masks for the padding.
 #[test]
 fn a_decoding_step_draws_the_dropout_masks_of_training() {
     const TEST: &str = "captioner::golden::a_decoding_step_draws_the_dropout_masks_of_training";
@@ -309,7 +319,7 @@ fn a_decoding_step_draws_the_dropout_masks_of_training() {
 }
 
 fn check_dropout_of_step() {
-    let (Golden { sizes, .. }, captioner) = golden_captioner(testing::device().into());
+    let (GoldenCaptioner { sizes, .. }, captioner) = golden_captioner(testing::device().into());
     let hidden = hidden_states(&sizes, std::iter::once("image0".to_owned()));
     let (decoder, memory) = (&captioner.decoder, no_grad(|| captioner.encoder.forward(&hidden, DropoutMode::Evaluate)));
     let (caption, ..) = one_tree_per_caption(&[vec![sizes.begin]]);
@@ -336,24 +346,31 @@ fn check_dropout_of_step() {
 #[test]
 fn sixteen_bit_beam_search_agrees_with_generate_unless_scores_are_close() {
     testing::each_code_path(|| {
-        let backend = testing::sixteen_bits();
+        let backend = testing::bf16_backend();
         let per_token = check_logits(backend, sixteen_bit_tolerance);
-        let (Golden { sizes, searches, .. }, captioner) = golden_captioner(backend);
+        let (GoldenCaptioner { sizes, searches, .. }, captioner) = golden_captioner(backend);
         let mut compared = 0;
-        for Search { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
-            let (cut_length_includes_bos, begin, end) = (cut_counts_begin, sizes.begin, sizes.end);
-            let settings = GenerationConfig { beams, max_length, length_penalty, cut_length_includes_bos, begin, end };
-            let hidden = hidden_states(&sizes, images.iter().map(|found| format!("image{}", found.image)));
-            let found = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
+        for GoldenSearch { beams, max_length, length_penalty, cut_counts_begin, images } in searches {
+            let (cut_length_includes_bos, bos_token_id, eos_token_id) = (cut_counts_begin, sizes.begin, sizes.end);
+            let settings = GenerationConfig {
+                beams,
+                max_length,
+                length_penalty,
+                cut_length_includes_bos,
+                bos_token_id,
+                eos_token_id,
+            };
+            let hidden = hidden_states(&sizes, images.iter().map(|actual| format!("image{}", actual.image)));
+            let actual = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
             // Step-by-step decoding and one forward pass over the whole caption compute the same
             // log-probability.
-            let sequence = |tokens: &Vec<i64>| std::iter::once(begin).chain(tokens.iter().copied()).collect();
-            let sequences: Vec<Vec<i64>> = found.iter().flatten().map(|found| sequence(&found.tokens)).collect();
-            let captions = Captions::new(&sequences, beams, testing::device());
+            let sequence = |tokens: &Vec<i64>| std::iter::once(bos_token_id).chain(tokens.iter().copied()).collect();
+            let sequences: Vec<Vec<i64>> = actual.iter().flatten().map(|actual| sequence(&actual.tokens)).collect();
+            let captions = CaptionBatch::new(&sequences, beams, testing::device());
             let sums = no_grad(|| captioner.token_log_probabilities(&hidden, &captions, DropoutMode::Evaluate).sums());
             let sums = Vec::<f32>::try_from(sums).unwrap();
-            for (hypothesis, sum) in found.iter().flatten().zip(sums) {
-                let is_cut = hypothesis.tokens.last() != Some(&end);
+            for (hypothesis, sum) in actual.iter().flatten().zip(sums) {
+                let is_cut = hypothesis.tokens.last() != Some(&eos_token_id);
                 let length = hypothesis.tokens.len() + usize::from(cut_length_includes_bos && is_cut);
                 let score = beam::score(sum, length, &settings);
                 let allowed = 2.0 * per_token * hypothesis.tokens.len() as f64 / (length as f64).powf(length_penalty);
@@ -362,10 +379,10 @@ fn sixteen_bit_beam_search_agrees_with_generate_unless_scores_are_close() {
             }
             // Each of the two scores that are compared may differ by the tolerance. A single beam
             // depends only on the order of tokens.
-            for (expected, found) in
-                images.iter().zip(&found).filter(|(image, _)| beams == 1 && image.gap > 2.0 * per_token)
+            for (expected, actual) in
+                images.iter().zip(&actual).filter(|(image, _)| beams == 1 && image.gap > 2.0 * per_token)
             {
-                assert_eq!(found[0].tokens, expected.tokens[0], "image {}", expected.image);
+                assert_eq!(actual[0].tokens, expected.tokens[0], "image {}", expected.image);
                 compared += 1;
             }
         }
@@ -384,25 +401,26 @@ struct ReleasedGolden {
 
 #[test]
 fn released_folders_compute_the_logits_of_transformers() {
-    let golden: ReleasedGolden = golden::json("released/released.json");
-    let expected = golden::tensors("released/released.safetensors");
+    let golden: ReleasedGolden = golden_files::json("released/released.json");
+    let expected = golden_files::tensors("released/released.safetensors");
     for folder in ["pickle", "shards"] {
-        let released = weights::ReleasedFolder::open(&golden::path(&format!("released/{folder}"))).unwrap();
-        let vision = crate::tensors::from_weights(released.vision_tensors().unwrap());
+        let released = weights::UpstreamFolder::open(&golden_files::path(&format!("released/{folder}"))).unwrap();
+        let vision = crate::tensor_conversion::from_weights(released.vision_tensors().unwrap());
         let vision_encoder =
             crate::clip::VisionEncoder::new(released.vision().clone(), &vision, testing::device()).unwrap();
-        let values = crate::tensors::from_weights(released.captioner_tensors());
+        let values = crate::tensor_conversion::from_weights(released.captioner_tensors());
         let captioner = Captioner::from_tensors(released.captioner().clone(), &values, testing::device()).unwrap();
         let side = released.vision().image_size as i64;
-        let pixels = (0..golden.images).map(|n| golden::input(&format!("released.pixels{n}"), &[3, side, side]));
+        let pixels = (0..golden.images)
+            .map(|n| golden_files::input_by_formula(&format!("released.pixels{n}"), &[3, side, side]));
         let (captions, nodes, expected_indices) = one_tree_per_caption(&golden.captions);
         no_grad(|| {
             let hidden = vision_encoder.hidden_states(&Tensor::stack(&pixels.collect::<Vec<_>>(), 0));
             let compared = hidden.narrow(1, 0, golden.hidden_tokens.min(hidden.size()[1]));
             assert_close(&format!("{folder}: hidden"), &compared, &expected["hidden"], 1e-4);
-            let image_of = (0..golden.captions.len() as i64).map(|caption| caption % golden.images);
-            let image_of = Tensor::from_slice(&image_of.collect::<Vec<_>>()).to_device(testing::device());
-            let memory = captioner.encoder.forward(&hidden.index_select(0, &image_of), DropoutMode::Evaluate);
+            let caption_images = (0..golden.captions.len() as i64).map(|caption| caption % golden.images);
+            let caption_images = Tensor::from_slice(&caption_images.collect::<Vec<_>>()).to_device(testing::device());
+            let memory = captioner.encoder.forward(&hidden.index_select(0, &caption_images), DropoutMode::Evaluate);
             let decoded = captioner.decoder.forward(&captions, &memory, DropoutMode::Evaluate);
             let decoded = decoded.flatten(0, 1).index_select(0, &nodes);
             let logits =

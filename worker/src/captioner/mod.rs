@@ -1,11 +1,19 @@
 //! The captioner of the DiCO release: a projection of CLIP's frozen hidden states, a BERT encoder
 //! over them, and a GPT-2 decoder that attends to the encoder.
 //!
-//! Parameter names are those of the released Hugging Face folders, without the vision encoder,
-//! which is frozen and belongs to [`crate::clip`].
+//! Parameter names are those of the Hugging Face folders of the DiCO release, without the vision
+//! encoder, which is frozen and belongs to [`crate::clip`].
+//!
+//! | file | content |
+//! |---|---|
+//! | `encoder` | the BERT encoder |
+//! | `decoder` | the GPT-2 decoder, and its step-by-step decoding with a KV cache |
+//! | [`beam`] | beam search |
+//! | `sample` | sampling of captions |
+//! | `caption_batch` | captions as prefix trees, for computing their log-probabilities |
 
 pub mod beam;
-mod captions;
+mod caption_batch;
 mod decoder;
 mod encoder;
 #[cfg(test)]
@@ -19,29 +27,34 @@ use tch::{Tensor, no_grad};
 use tokenizer::Vocabulary;
 pub use weights::CaptionerConfig;
 
-pub use captions::{Captions, TokenValues};
+pub use caption_batch::{CaptionBatch, TokenValues};
 
-use crate::nn::{self, Backend, Builder, DropoutMode, ParameterMismatchError, Parameters};
+use crate::nn::{self, Backend, DropoutMode, ParameterBuilder, ParameterMismatchError, Parameters};
 use beam::{Hypothesis, NextTokenLogits};
 use decoder::Decoder;
 use encoder::Encoder;
 
-/// The initialization of a captioner that is trained from scratch.
+/// How the parameters of a captioner that is trained from scratch are initialized.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct CaptionerInit {
     /// The standard deviation of the weights.
-    weights: f64,
+    weight_deviation: f64,
     /// The standard deviation of the encoder's position embeddings.
-    positions: f64,
+    position_deviation: f64,
     projection: ProjectionInit,
 }
 
-/// The config of a captioner that is trained from scratch. `vision_width` and `vision_tokens` are
-/// the width and the number of the vision encoder's hidden states, `vocabulary_size` includes the
-/// begin, end and pad tokens.
+/// The config of a captioner that is trained from scratch. `vision_width` and
+/// `vision_sequence_length` are the width and the number of the vision encoder's hidden states,
+/// `vocabulary_size` includes the begin, end and pad tokens.
 #[must_use]
-pub fn preset(preset: Preset, vision_width: usize, vision_tokens: usize, vocabulary_size: usize) -> CaptionerConfig {
-    let encoder_positions = vision_tokens.max(512);
+pub fn preset(
+    preset: Preset,
+    vision_width: usize,
+    vision_sequence_length: usize,
+    vocabulary_size: usize,
+) -> CaptionerConfig {
+    let encoder_positions = vision_sequence_length.max(512);
     match preset {
         Preset::Tiny => CaptionerConfig {
             vision_width,
@@ -75,12 +88,12 @@ impl CaptionerInit {
     /// (`initializer_range` in transformers), and more for narrower ones.
     fn of(config: &CaptionerConfig, projection: ProjectionInit) -> Self {
         if config.width >= 512 {
-            return Self { weights: 0.02, positions: 0.02, projection };
+            return Self { weight_deviation: 0.02, position_deviation: 0.02, projection };
         }
         // The position embeddings are as large as the hidden states to which they are added, so
         // that positions remain visible: a vision encoder trained for minutes encodes positions
         // less well than published ones.
-        Self { weights: 0.06, positions: 0.5, projection }
+        Self { weight_deviation: 0.06, position_deviation: 0.5, projection }
     }
 }
 
@@ -96,10 +109,10 @@ pub struct GenerationConfig {
     /// Whether the length of captions that were cut at `max_length` includes the begin token, as in
     /// transformers up to 4.35, which the DiCO release uses.
     pub cut_length_includes_bos: bool,
-    /// The token that begins a caption.
-    pub begin: i64,
-    /// The token that ends a caption.
-    pub end: i64,
+    /// The id of the token that begins a caption.
+    pub bos_token_id: i64,
+    /// The id of the token that ends a caption.
+    pub eos_token_id: i64,
 }
 
 impl GenerationConfig {
@@ -111,8 +124,8 @@ impl GenerationConfig {
             max_length: decoding.max_length as usize,
             length_penalty: decoding.length_penalty,
             cut_length_includes_bos: decoding.cut_length_includes_bos,
-            begin: vocabulary.begin_token(),
-            end: vocabulary.end_token(),
+            bos_token_id: vocabulary.begin_token(),
+            eos_token_id: vocabulary.end_token(),
         }
     }
 }
@@ -130,13 +143,13 @@ impl Captioner {
     #[must_use]
     pub fn new(config: CaptionerConfig, projection: ProjectionInit, seed: u64, backend: impl Into<Backend>) -> Self {
         let initial = CaptionerInit::of(&config, projection);
-        Self::build(config, initial, Builder::new(seed, backend))
+        Self::build(config, initial, ParameterBuilder::new(seed, backend))
     }
 
     /// A model with zeros as parameters, for a caller that overwrites them.
     fn uninitialized(config: CaptionerConfig, backend: impl Into<Backend>) -> Self {
         let initial = CaptionerInit::of(&config, ProjectionInit::default());
-        Self::build(config, initial, Builder::uninitialized(backend))
+        Self::build(config, initial, ParameterBuilder::uninitialized(backend))
     }
 
     /// A model whose parameters are copied from `values`, by name.
@@ -162,7 +175,7 @@ impl Captioner {
         copy
     }
 
-    fn build(config: CaptionerConfig, initial: CaptionerInit, mut builder: Builder) -> Self {
+    fn build(config: CaptionerConfig, initial: CaptionerInit, mut builder: ParameterBuilder) -> Self {
         let encoder = Encoder::new(&mut builder, &config, initial);
         let decoder = Decoder::new(&mut builder, &config, initial);
         Self { config, encoder, decoder, parameters: builder.finish() }
@@ -191,7 +204,7 @@ impl Captioner {
     /// Common prefixes of an image's captions are computed once. Padding is not projected onto the
     /// vocabulary, and no log-softmax is stored for the backward pass.
     #[must_use]
-    pub fn token_log_probabilities(&self, vision: &Tensor, captions: &Captions, mode: DropoutMode) -> TokenValues {
+    pub fn token_log_probabilities(&self, vision: &Tensor, captions: &CaptionBatch, mode: DropoutMode) -> TokenValues {
         let memory = self.encoder.forward(vision, mode);
         let hidden = self.decoder.forward(&captions.inputs, &memory, mode).flatten(0, 1);
         let hidden = hidden.index_select(0, &captions.node_indices);
@@ -208,8 +221,8 @@ impl Captioner {
     }
 
     /// The `generation.beams` best captions of each image by beam search, best first. `vision` is
-    /// `[images, vision tokens, vision width]`. With dropout, libtorch's generator draws the masks:
-    /// those of the encoder once per image, those of the decoder for each token of each beam.
+    /// `[images, vision tokens, vision width]`. With dropout, libtorch's generator draws the masks
+    /// of the encoder once per image, and the masks of the decoder for each token of each beam.
     #[must_use]
     pub fn beam_search(
         &self,

@@ -11,23 +11,25 @@ pub fn sample(model: &mut dyn NextTokenLogits, images: usize, generation: &Gener
     let rows = images * generation.beams;
     let mut captions: Vec<Vec<i64>> = vec![Vec::new(); rows];
     let mut sums = vec![0.0_f32; rows];
-    let has_ended = |caption: &Vec<i64>| caption.last() == Some(&generation.end);
+    let has_ended = |caption: &Vec<i64>| caption.last() == Some(&generation.eos_token_id);
     for _ in 1..generation.max_length {
         if captions.iter().all(has_ended) {
             break;
         }
         // Captions that have ended stay in the batch: additional rows cost less than changing
         // shapes.
-        let last: Vec<i64> = captions.iter().map(|caption| *caption.last().unwrap_or(&generation.begin)).collect();
+        let last: Vec<i64> =
+            captions.iter().map(|caption| *caption.last().unwrap_or(&generation.bos_token_id)).collect();
         let log_probabilities = model.next_token_logits(&last, None).log_softmax(-1, Kind::Float);
         let tokens = log_probabilities.exp().multinomial(1, false);
-        let chosen = log_probabilities.gather(1, &tokens, false);
+        let chosen_log_probabilities = log_probabilities.gather(1, &tokens, false);
         let flat = |tensor: &Tensor| tensor.squeeze_dim(1);
         let tokens = Vec::<i64>::try_from(flat(&tokens)).expect("tokens are i64");
-        let chosen = Vec::<f32>::try_from(flat(&chosen)).expect("log-probabilities are f32");
+        let chosen_log_probabilities =
+            Vec::<f32>::try_from(flat(&chosen_log_probabilities)).expect("log-probabilities are f32");
         for (row, caption) in captions.iter_mut().enumerate().filter(|(_, caption)| !has_ended(caption)) {
             caption.push(tokens[row]);
-            sums[row] += chosen[row];
+            sums[row] += chosen_log_probabilities[row];
         }
     }
     let mut hypotheses = captions
@@ -68,12 +70,12 @@ mod tests {
             max_length: 4,
             length_penalty: 0.0,
             cut_length_includes_bos: false,
-            begin: 3,
-            end: END,
+            bos_token_id: 3,
+            eos_token_id: END,
         };
-        let found = sample(&mut ConstantModel { rows: 8000 }, 2, &generation);
-        assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [4000, 4000]);
-        let all = || found.iter().flatten();
+        let actual = sample(&mut ConstantModel { rows: 8000 }, 2, &generation);
+        assert_eq!(actual.iter().map(Vec::len).collect::<Vec<_>>(), [4000, 4000]);
+        let all = || actual.iter().flatten();
         assert!(all().all(|caption| caption.tokens.len() == 3 || caption.tokens.last() == Some(&END)));
         assert!(all().all(|caption| caption.tokens.iter().rev().skip(1).all(|&token| token != END)));
         for (tokens, probability) in [(&[END][..], 0.5), (&[1, END], 1.0 / 6.0), (&[1, 2, END], 1.0 / 36.0)] {

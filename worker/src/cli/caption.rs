@@ -15,14 +15,14 @@ use tch::{Device, Tensor};
 use tokenizer::Vocabulary;
 use weights::model_folder::ModelFolder;
 
-use super::device::DeviceOptions;
+use super::device_options::DeviceOptions;
 use crate::captioner::beam::Hypothesis;
 use crate::captioner::{Captioner, GenerationConfig};
 use crate::clip::VisionEncoder;
 use crate::data::normalize;
 use crate::errors;
-use crate::models::{open_captioner, open_folder, open_vision_encoder};
 use crate::nn::DropoutMode;
+use crate::run_models::{open_captioner, open_folder, open_vision_encoder};
 use crate::trainer::checkpoint_metadata;
 
 /// Images per batch.
@@ -73,7 +73,7 @@ pub struct Caption {
 #[derive(Serialize)]
 struct CaptionedImage<'a> {
     image: Cow<'a, str>,
-    /// Those of all beams, the best first.
+    /// The captions of all beams, the best first.
     captions: Vec<ScoredCaption>,
 }
 
@@ -106,8 +106,8 @@ impl Caption {
             max_length: self.max_length.into(),
             length_penalty: self.length_penalty,
             cut_length_includes_bos: self.cut_length_includes_bos,
-            begin: vocabulary.begin_token(),
-            end: vocabulary.end_token(),
+            bos_token_id: vocabulary.begin_token(),
+            eos_token_id: vocabulary.end_token(),
         };
         let captioner = ImageCaptioner {
             vision_encoder: open_vision_encoder(&folder, device)?,
@@ -126,19 +126,19 @@ impl Caption {
             () if is_count_known => cli_support::progress_bar(self.images.len() as u64, "images"),
             () => cli_support::spinner("captioning"),
         };
-        let mut unreadable = 0;
+        let mut unreadable_count = 0;
         let mut batch = Vec::with_capacity(BATCH_SIZE);
         for path in paths(&self.images) {
             batch.push(path?);
             if batch.len() == BATCH_SIZE {
-                unreadable += captioner.print_captions(&std::mem::take(&mut batch))?;
+                unreadable_count += captioner.print_captions(&std::mem::take(&mut batch))?;
                 bar.inc(BATCH_SIZE as u64);
             }
         }
-        unreadable += captioner.print_captions(&batch)?;
+        unreadable_count += captioner.print_captions(&batch)?;
         bar.finish_and_clear();
-        if unreadable > 0 {
-            bail!("{unreadable} images could not be captioned");
+        if unreadable_count > 0 {
+            bail!("{unreadable_count} images could not be captioned");
         }
         Ok(())
     }
@@ -152,8 +152,8 @@ fn parse_crop_offset(text: &str) -> Result<CropOffset> {
     }
 }
 
-/// Prints a warning if the captioner of a folder was never trained. `metadata` is that of the
-/// checkpoint, if the folder is one.
+/// Prints a warning if the captioner of a folder was never trained. `metadata` describes the
+/// checkpoint, if the folder is a checkpoint.
 pub fn warn_if_untrained(folder: &ModelFolder, metadata: Option<&CheckpointMetadata>) {
     if !folder.is_captioner_untrained() {
         return;

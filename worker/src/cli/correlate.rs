@@ -12,9 +12,9 @@ use dataset::DataSet;
 use dataset::image_folder::ImageFolder;
 use serde_json::{Value, json};
 
-use super::device::DeviceOptions;
-use super::evaluator::{EvaluatorArgument, named_evaluators};
-use crate::caption_scorer::CaptionScorer;
+use super::device_options::DeviceOptions;
+use super::evaluator_argument::{EvaluatorArgument, named_evaluators};
+use crate::clip_scorer::LoadedEvaluator;
 
 /// The category for all pairs together.
 const ALL_CATEGORIES: &str = "all";
@@ -116,7 +116,7 @@ impl Correlate {
         }
         for evaluator in named_evaluators(&self.evaluators, None)? {
             let scorer =
-                CaptionScorer::open(&evaluator, device).with_context(|| format!("evaluator {}", evaluator.name))?;
+                LoadedEvaluator::open(&evaluator, device).with_context(|| format!("evaluator {}", evaluator.name))?;
             let bar = cli_support::progress_bar(files.len() as u64, "images");
             let data = DataSet::from_files(files.clone());
             let embeddings = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));

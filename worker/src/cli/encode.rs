@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use config::RunFile;
 use dataset::{DataSet, Split};
-use feature_store::{Dtype, Manifest, Writer};
+use image_features::{Dtype, Manifest, Writer};
 use serde_json::json;
 use tch::{Device, Tensor};
 
-use super::device::DeviceOptions;
-use crate::data::{Batch, BatchSource, Loader, tensor_kind};
-use crate::models::{self, Models, WeightSources};
-use crate::{feature_source, tensors};
+use super::device_options::DeviceOptions;
+use crate::data::{Batch, BatchSource, DataLoader, tensor_kind};
+use crate::run_models::{self, RunModels, WeightSources};
+use crate::{feature_stores, tensor_conversion};
 
 /// Store the outputs of the frozen vision encoders for a split, so that training can skip them.
 ///
@@ -56,15 +56,15 @@ impl Encode {
         let run = RunFile::load(&self.config)?;
         let data = Arc::new(DataSet::load(&run.data)?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let sources = WeightSources::open(&run, models::initial_vocabulary(&run, captions))?;
-        let models = sources.build_models(device)?;
-        let manifest = feature_source::expected_manifest(&data, self.split, &sources, &models, self.dtype)?;
-        let folder = feature_source::store_path(&self.out, self.split);
+        let weight_sources = WeightSources::open(&run, run_models::initial_vocabulary(&run, captions))?;
+        let models = weight_sources.build_models(device)?;
+        let manifest = feature_stores::expected_manifest(&data, self.split, &weight_sources, &models, self.dtype)?;
+        let folder = feature_stores::store_path(&self.out, self.split);
         let mut writer = Writer::open(&folder, manifest.clone())?;
         let skip_corrupt = run.data.skip_corrupt;
-        let source = BatchSource { data, sizes: models.image_sizes(), stores: None, skip_corrupt };
+        let source = BatchSource { data, sizes: models.image_sizes(), feature_stores: None, skip_corrupt };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let skipped = self.encode(&models, &manifest, &Loader::new(source, threads), &mut writer)?;
+        let skipped = self.encode(&models, &manifest, &DataLoader::new(source, threads), &mut writer)?;
         let (images, bytes) = (manifest.images, manifest.row_bytes());
         if self.json {
             super::print(format_args!(
@@ -81,7 +81,7 @@ impl Encode {
 
     /// Encodes the images that the store lacks. Returns the number of images that could not be
     /// decoded.
-    fn encode(&self, models: &Models, manifest: &Manifest, loader: &Loader, writer: &mut Writer) -> Result<u64> {
+    fn encode(&self, models: &RunModels, manifest: &Manifest, loader: &DataLoader, writer: &mut Writer) -> Result<u64> {
         let images = manifest.images as usize;
         // Rounding depends on which images are in a batch. An incomplete batch is computed again,
         // so that an interrupted store is bitwise equal to an uninterrupted one.
@@ -108,7 +108,7 @@ impl Encode {
 
 /// The rows of images `range`. The row of an image that could not be decoded is all zero, which no
 /// embedding is.
-fn encode_rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::ops::Range<usize>) -> Vec<u8> {
+fn encode_rows(models: &RunModels, manifest: &Manifest, batch: &Batch, range: std::ops::Range<usize>) -> Vec<u8> {
     let row_bytes = manifest.row_bytes();
     let mut rows = vec![0; row_bytes * range.len()];
     let count = batch.samples.len();
@@ -119,7 +119,7 @@ fn encode_rows(models: &Models, manifest: &Manifest, batch: &Batch, range: std::
     let embeddings = (0..=models.other_clips.len()).map(|number| models.embeddings(batch, 0..count, &hidden, number));
     let columns: Vec<Tensor> = std::iter::once(hidden.flatten(1, -1)).chain(embeddings).collect();
     let values = Tensor::cat(&columns, 1).to_kind(tensor_kind(manifest.dtype));
-    let bytes = tensors::bytes(&values.to_device(Device::Cpu));
+    let bytes = tensor_conversion::to_bytes(&values.to_device(Device::Cpu));
     for (sample, row) in batch.samples.iter().zip(bytes.chunks(row_bytes)) {
         rows[(sample.image - range.start) * row_bytes..][..row_bytes].copy_from_slice(row);
     }

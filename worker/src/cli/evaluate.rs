@@ -9,16 +9,16 @@ use caption_metrics::results::{self, CaptionResult};
 use caption_metrics::{ImageEvaluation, Item, MetricFiles, Metrics};
 use config::{Captioner, RunFile};
 use dataset::{DataSet, Split};
-use proto::{EVALUATION_RANGE, v1};
+use proto::{IMAGES_PER_EVALUATION_RANGE, v1};
 use tch::Device;
 use weights::Conventions;
 
-use super::device::DeviceOptions;
+use super::device_options::DeviceOptions;
 use super::score_output::ScoreOutput;
-use crate::caption_evaluator::{CaptionEvaluator, CaptionSource};
-use crate::data::{BatchSource, Loader};
-use crate::feature_source;
-use crate::models::{self, WeightSources};
+use crate::data::{BatchSource, DataLoader};
+use crate::feature_stores;
+use crate::run_models::{self, WeightSources};
+use crate::split_evaluation::{EvaluatedCaptions, SplitEvaluation};
 
 /// Number of threads that decode and preprocess batches.
 const LOADING_THREADS: usize = 2;
@@ -122,34 +122,34 @@ impl Evaluate {
         if images == 0 {
             bail!("split `{}` has no images", self.split);
         }
-        let sources = WeightSources::open(run, models::initial_vocabulary(run, std::iter::empty()))?;
-        let models = sources.build_models(device)?;
+        let weight_sources = WeightSources::open(run, run_models::initial_vocabulary(run, std::iter::empty()))?;
+        let models = weight_sources.build_models(device)?;
         run.check_positions(models.captioner.config().positions)?;
-        let stores = match self.split {
+        let feature_stores = match self.split {
             Split::Test => None,
-            _ => feature_source::open_stores(run, data, &sources, &models)?,
+            _ => feature_stores::open_stores(run, data, &weight_sources, &models)?,
         };
         let skip_corrupt = run.data.skip_corrupt;
-        let source = BatchSource { data: Arc::clone(data), sizes: models.image_sizes(), stores, skip_corrupt };
-        let loader = Loader::new(source, LOADING_THREADS);
-        let evaluator = CaptionEvaluator {
+        let source = BatchSource { data: Arc::clone(data), sizes: models.image_sizes(), feature_stores, skip_corrupt };
+        let loader = DataLoader::new(source, LOADING_THREADS);
+        let split_evaluation = SplitEvaluation {
             run,
             models: &models,
-            sources: &sources,
+            weight_sources: &weight_sources,
             data,
             split: self.split,
             scenes: scenes.as_ref(),
-            captions: CaptionSource::Captioner,
+            captions: EvaluatedCaptions::Captioner,
         };
         let bar = cli_support::progress_bar(images as u64, "images");
-        let range_length = EVALUATION_RANGE as usize;
+        let range_length = IMAGES_PER_EVALUATION_RANGE as usize;
         let ranges = (0..images).step_by(range_length).map(|begin| begin..images.min(begin + range_length));
         let mut items = Vec::with_capacity(images);
         let mut skipped = 0;
         for (range, batch) in loader.load_ranges(self.split, ranges) {
             let batch = batch?;
             skipped += batch.skipped;
-            items.extend(evaluator.evaluate_batch(&batch));
+            items.extend(split_evaluation.evaluate_batch(&batch));
             bar.set_position(range.end as u64);
         }
         if skipped > 0 {
@@ -164,7 +164,8 @@ impl Evaluate {
     }
 }
 
-/// The name of an image, and its caption with everything that scores need.
+/// The name of an image, and its caption with the references, scores and embeddings that metrics
+/// need.
 fn image_evaluation(item: v1::EvaluationItem) -> (String, ImageEvaluation) {
     let v1::EvaluationItem { image, caption, references, scores, embeddings, .. } = item;
     let item = Item { candidate: caption, references };

@@ -7,9 +7,9 @@ use serde_json::json;
 use weights::write_safetensors;
 
 use super::caption::warn_if_untrained;
-use crate::models::open_folder;
+use crate::run_models::open_folder;
 use crate::trainer::checkpoint_metadata;
-use crate::{export, files};
+use crate::{atomic_files, export};
 
 /// Export the captioner of a checkpoint as a folder that transformers loads.
 ///
@@ -37,13 +37,13 @@ impl Export {
         let progress = cli_support::spinner("reading, converting and writing the weights");
         let folder = open_folder(&self.from)?;
         let metadata = checkpoint_metadata(&self.from);
-        let (vision, unused) = (folder.vision()?, folder.released()?);
-        let (config, tensors) = folder.to_released(&vision, unused.as_ref())?;
+        let (vision, unused) = (folder.vision()?, folder.imported_files()?);
+        let (config, tensors) = folder.to_upstream(&vision, unused.as_ref())?;
         let name = self.to.file_name().unwrap_or_default().to_string_lossy();
-        files::create_folder(&self.to, |to| {
-            files::write_synced(&to.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
-            for (file, content) in export::files(&folder, &name, metadata.as_ref()) {
-                files::write_synced(&to.join(file), &content)?;
+        atomic_files::create_folder(&self.to, |to| {
+            atomic_files::write_synced(&to.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;
+            for (file, content) in export::additional_files(&folder, &name, metadata.as_ref()) {
+                atomic_files::write_synced(&to.join(file), &content)?;
             }
             write_safetensors(&to.join("model.safetensors"), &tensors)?;
             Ok(())

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use weights::clip::LoraReading;
 use weights::{Conventions, model_folder, write_torch};
 
-use crate::models::open_folder;
+use crate::run_models::open_folder;
 
 /// Export the evaluator of a checkpoint as a PyTorch file, as PAC-S is published.
 ///
@@ -29,8 +29,8 @@ pub struct ExportEvaluator {
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
     /// How to write LoRA factors.
-    #[arg(long, value_enum, default_value_t = FactorsLayout::Merged)]
-    lora: FactorsLayout,
+    #[arg(long, value_enum, default_value_t = LoraFactorsLayout::Merged)]
+    lora: LoraFactorsLayout,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -38,7 +38,7 @@ pub struct ExportEvaluator {
 
 /// How the LoRA factors of an evaluator are written.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum FactorsLayout {
+enum LoraFactorsLayout {
     /// Add the factors to their weights: the file is a plain CLIP.
     Merged,
     /// Keep the factors as separate tensors with PAC-S++'s names, for loralib with alpha 1.
@@ -66,13 +66,13 @@ impl ExportEvaluator {
             );
         }
         let tensors = match lora {
-            FactorsLayout::Merged => clip.tensors(),
-            FactorsLayout::Apart if clip.lora().is_some() => clip.tensors_and_factors(),
-            FactorsLayout::Apart => bail!("{}: the evaluator has no LoRA factors", from.display()),
+            LoraFactorsLayout::Merged => clip.tensors(),
+            LoraFactorsLayout::Apart if clip.lora().is_some() => clip.tensors_and_factors(),
+            LoraFactorsLayout::Apart => bail!("{}: the evaluator has no LoRA factors", from.display()),
         };
         let tensors = tensors?;
         write_torch(&to, &tensors)?;
-        let lora_reading = (lora == FactorsLayout::Apart).then_some(LoraReading::Merged);
+        let lora_reading = (lora == LoraFactorsLayout::Apart).then_some(LoraReading::Merged);
         let settings = non_default_settings(&Conventions { lora: lora_reading, ..clip.config().conventions() });
         progress.finish_and_clear();
         print(&to, tensors.len(), &settings, json)

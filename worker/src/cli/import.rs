@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use serde_json::json;
-use weights::ReleasedFolder;
+use weights::UpstreamFolder;
 use weights::model_folder::{self, Manifest, VisionEncoder};
 use weights::write_safetensors;
 
-use crate::files;
+use crate::atomic_files;
 
 /// Import a published captioner from its Hugging Face folder as a model folder.
 ///
@@ -35,27 +35,30 @@ impl Import {
     /// The published folder cannot be read, or the model folder exists or cannot be written.
     pub fn run(self) -> Result<()> {
         let progress = cli_support::spinner("reading, converting and writing the weights");
-        let released = ReleasedFolder::open(&self.from)?;
-        let vocabulary = released.vocabulary()?;
-        files::create_folder(&self.to, |folder| {
-            let vision = released.vision_tensors()?;
-            write_safetensors(&folder.join(model_folder::CAPTIONER_FILE), &released.captioner_tensors())?;
+        let upstream = UpstreamFolder::open(&self.from)?;
+        let vocabulary = upstream.vocabulary()?;
+        atomic_files::create_folder(&self.to, |folder| {
+            let vision = upstream.vision_tensors()?;
+            write_safetensors(&folder.join(model_folder::CAPTIONER_FILE), &upstream.captioner_tensors())?;
             write_safetensors(&folder.join(model_folder::VISION_FILE), &vision)?;
-            write_safetensors(&folder.join(model_folder::PUBLISHED_TENSORS_FILE), &released.unused_tensors())?;
-            files::write_synced(&folder.join(model_folder::PUBLISHED_CONFIG_FILE), &serde_json::to_vec_pretty(released.config())?)?;
-            let tower = VisionEncoder {
-                config: released.vision().clone(),
+            write_safetensors(&folder.join(model_folder::UNUSED_TENSORS_FILE), &upstream.unused_tensors())?;
+            atomic_files::write_synced(
+                &folder.join(model_folder::UPSTREAM_CONFIG_FILE),
+                &serde_json::to_vec_pretty(upstream.config())?,
+            )?;
+            let vision_encoder = VisionEncoder {
+                config: upstream.vision().clone(),
                 path: model_folder::VISION_FILE.into(),
                 sha256: None,
                 lora: None,
-                published_prefix: Some(released.vision_prefix().to_owned()),
+                upstream_prefix: Some(upstream.vision_prefix().to_owned()),
             };
-            Manifest::new(vocabulary, released.captioner().clone(), tower, None).write(folder)?;
+            Manifest::new(vocabulary, upstream.captioner().clone(), vision_encoder, None).write(folder)?;
             checkpoint_store::seal_folder(folder)?;
             Ok(())
         })?;
         progress.finish_and_clear();
-        let tensors = released.captioner_tensors().len();
+        let tensors = upstream.captioner_tensors().len();
         if self.json {
             super::print(format_args!("{}", json!({ "folder": self.to, "tensors": tensors })))?;
         } else {

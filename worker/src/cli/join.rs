@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use transport::ConnectionArgs;
 
-use super::device::DeviceOptions;
+use super::device_options::DeviceOptions;
 use super::launcher;
-use crate::session::{self, IdSource, Options, RequestedId, WorkerExit};
+use crate::coordinator_session::{self, JoinOptions, RequestedWorkerId, WorkerExit, WorkerIdSource};
 
 /// Join a run and train in it until it is complete.
 ///
@@ -57,10 +57,10 @@ impl Join {
     pub fn run(self) -> Result<ExitCode> {
         cli_support::share_new_files_with_group();
         let requested_id = match self.rank {
-            Some(worker_id) => Some(RequestedId { worker_id, source: IdSource::Flag }),
+            Some(worker_id) => Some(RequestedWorkerId { worker_id, source: WorkerIdSource::Flag }),
             None => launcher::requested_id(|name| std::env::var(name).ok())?,
         };
-        let options = Options {
+        let options = JoinOptions {
             coordinator: self.connection.connector()?,
             requested_id,
             device: self.device.initialize()?,
@@ -68,7 +68,7 @@ impl Join {
             join_timeout: Duration::from_secs(self.join_timeout),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        match runtime?.block_on(session::run(options))? {
+        match runtime?.block_on(coordinator_session::run_worker(options))? {
             WorkerExit::Finished => Ok(ExitCode::SUCCESS),
             WorkerExit::Left => Ok(ExitCode::from(self.left_status)),
         }

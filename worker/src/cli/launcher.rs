@@ -6,39 +6,39 @@
 
 use anyhow::{Result, bail};
 
-use crate::session::{IdSource, RequestedId};
+use crate::coordinator_session::{RequestedWorkerId, WorkerIdSource};
 
 /// The environment variables of a launcher.
 struct Launcher {
     /// The variable with the rank of a task.
-    rank: &'static str,
-    /// The variable with the number of tasks; none if the launcher sets `rank` only for tasks of
-    /// its own.
-    tasks: Option<&'static str>,
+    rank_variable: &'static str,
+    /// The variable with the number of tasks; none if the launcher sets `rank_variable` only for
+    /// tasks of its own.
+    task_count_variable: Option<&'static str>,
 }
 
 /// Known launchers, the innermost first: torchrun and mpirun may run under Slurm or Kubernetes.
 const LAUNCHERS: [Launcher; 5] = [
     // torchrun
-    Launcher { rank: "RANK", tasks: Some("WORLD_SIZE") },
+    Launcher { rank_variable: "RANK", task_count_variable: Some("WORLD_SIZE") },
     // mpirun of Open MPI; mpirun of MPICH and of Intel MPI
-    Launcher { rank: "OMPI_COMM_WORLD_RANK", tasks: Some("OMPI_COMM_WORLD_SIZE") },
-    Launcher { rank: "PMI_RANK", tasks: Some("PMI_SIZE") },
+    Launcher { rank_variable: "OMPI_COMM_WORLD_RANK", task_count_variable: Some("OMPI_COMM_WORLD_SIZE") },
+    Launcher { rank_variable: "PMI_RANK", task_count_variable: Some("PMI_SIZE") },
     // srun. SLURM_NTASKS is not used: it is the number of the job, which batch scripts have, too.
     // SLURM_STEP_NUM_TASKS is the number of the step that srun started.
-    Launcher { rank: "SLURM_PROCID", tasks: Some("SLURM_STEP_NUM_TASKS") },
+    Launcher { rank_variable: "SLURM_PROCID", task_count_variable: Some("SLURM_STEP_NUM_TASKS") },
     // Kubernetes, indexed Jobs: one task per pod
-    Launcher { rank: "JOB_COMPLETION_INDEX", tasks: None },
+    Launcher { rank_variable: "JOB_COMPLETION_INDEX", task_count_variable: None },
 ];
 
 /// The rank that the innermost launcher of several tasks gives this process, as the worker id; none
-/// without such a launcher. `variable` looks up an environment variable.
+/// if no launcher started several tasks. `variable` looks up an environment variable.
 ///
 /// # Errors
 /// The launcher's variable is not a rank.
-pub fn requested_id(variable: impl Fn(&str) -> Option<String>) -> Result<Option<RequestedId>> {
+pub fn requested_id(variable: impl Fn(&str) -> Option<String>) -> Result<Option<RequestedWorkerId>> {
     let value = |name: &str| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-    for Launcher { rank: name, tasks } in LAUNCHERS {
+    for Launcher { rank_variable: name, task_count_variable: tasks } in LAUNCHERS {
         let Some(rank) = value(name) else { continue };
         let task_count = tasks.map(|tasks| (tasks, value(tasks).and_then(|count| count.parse::<u32>().ok())));
         if let Some((tasks, count)) = task_count
@@ -56,7 +56,7 @@ pub fn requested_id(variable: impl Fn(&str) -> Option<String>) -> Result<Option<
             let limit = limit.unwrap_or_default();
             bail!("environment variable {name} is {rank:?}, not a rank{limit}: unset it, or pass --rank");
         };
-        return Ok(Some(RequestedId { worker_id, source: IdSource::Variable(name) }));
+        return Ok(Some(RequestedWorkerId { worker_id, source: WorkerIdSource::Variable(name) }));
     }
     Ok(None)
 }

@@ -1,12 +1,16 @@
 //! The command line: one file per subcommand.
+//!
+//! Files shared by several subcommands: `device_options` (`--device` and `--threads`),
+//! `evaluator_argument` (`--evaluator`), `score_output` (the output of scores), and `launcher` (the
+//! worker id from torchrun, mpirun, srun or Kubernetes).
 
 mod bench;
 mod caption;
 mod correlate;
-mod device;
+mod device_options;
 mod encode;
 mod evaluate;
-mod evaluator;
+mod evaluator_argument;
 mod export;
 mod export_evaluator;
 mod import;
@@ -26,7 +30,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use cli_support::{Completions, LogArgs};
 
 #[cfg(test)]
-pub use device::parse_device;
+pub use device_options::parse_device;
 
 use crate::errors;
 

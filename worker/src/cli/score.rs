@@ -11,10 +11,10 @@ use dataset::image_folder::ImageFolder;
 use dataset::{DataSet, Item, Split};
 use tch::Device;
 
-use super::device::DeviceOptions;
-use super::evaluator::{EvaluatorArgument, named_evaluators};
+use super::device_options::DeviceOptions;
+use super::evaluator_argument::{EvaluatorArgument, named_evaluators};
 use super::score_output::ScoreOutput;
-use crate::caption_scorer::CaptionScorer;
+use crate::clip_scorer::LoadedEvaluator;
 
 /// Score captions against references, as pycocoevalcap does, and against images.
 ///
@@ -120,7 +120,7 @@ impl Score {
     ) -> Result<()> {
         for evaluator in named_evaluators(&self.evaluators, run)? {
             let scorer =
-                CaptionScorer::open(&evaluator, device).with_context(|| format!("evaluator {}", evaluator.name))?;
+                LoadedEvaluator::open(&evaluator, device).with_context(|| format!("evaluator {}", evaluator.name))?;
             let data = self.load_images(captions, run)?;
             let bar = cli_support::progress_bar(captions.ids.len() as u64, "images");
             let images = scorer.embed_images(data, self.cache.as_deref(), |done| bar.set_position(done as u64));

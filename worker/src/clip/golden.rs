@@ -7,19 +7,19 @@ use weights::{ClipConfig, Conventions, TextConfig, VisionBackbone};
 
 use super::*;
 use crate::data::normalize;
-use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::testing;
+use crate::testing::golden_files::{self, ParameterGains, assert_close, sixteen_bit_tolerance};
 
 #[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
-    files: Vec<Files>,
+struct GoldenClips {
+    cases: Vec<EncoderCase>,
+    files: Vec<WeightFiles>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct EncoderCase {
     name: String,
-    architecture: Sizes,
+    architecture: ClipSizes,
     images: i64,
     texts: Vec<Vec<i64>>,
     hidden_shape: Vec<i64>,
@@ -27,15 +27,15 @@ struct Case {
 }
 
 #[derive(Deserialize)]
-struct Files {
+struct WeightFiles {
     name: String,
-    architecture: Sizes,
+    architecture: ClipSizes,
     dtype: String,
     files: Vec<String>,
 }
 
 #[derive(Deserialize)]
-pub struct Sizes {
+pub struct ClipSizes {
     image_size: usize,
     patch_size: usize,
     width: usize,
@@ -48,7 +48,7 @@ pub struct Sizes {
     embedding: usize,
 }
 
-impl Sizes {
+impl ClipSizes {
     /// Attention heads have width 64, as in all published models.
     pub fn config(&self) -> ClipConfig {
         let vision = match self.blocks.as_slice().try_into() {
@@ -72,16 +72,17 @@ impl Sizes {
 }
 
 /// A model whose parameters are given by a formula.
-pub fn by_formula(sizes: &Sizes, prefix: &str, backend: impl Into<Backend>) -> Clip {
-    let clip = Clip::build(sizes.config(), Builder::uninitialized(backend), &Trainables::default());
-    golden::fill(clip.parameters(), prefix, &Gains::new());
+pub fn clip_by_formula(sizes: &ClipSizes, prefix: &str, backend: impl Into<Backend>) -> Clip {
+    let clip = Clip::build(sizes.config(), ParameterBuilder::uninitialized(backend), &TrainableParts::default());
+    golden_files::fill_by_formula(clip.parameters(), prefix, &ParameterGains::new());
     clip
 }
 
 /// Pixels given by a formula, `[count, 3, size, size]`, in -1..1.
-pub fn pixels(sizes: &Sizes, name: &str, count: i64) -> Tensor {
+pub fn pixels(sizes: &ClipSizes, name: &str, count: i64) -> Tensor {
     let side = sizes.image_size as i64;
-    let images = (0..count).map(|number| golden::input(&format!("{name}.pixels{number}"), &[3, side, side]));
+    let images =
+        (0..count).map(|number| golden_files::input_by_formula(&format!("{name}.pixels{number}"), &[3, side, side]));
     Tensor::stack(&images.collect::<Vec<_>>(), 0)
 }
 
@@ -92,17 +93,17 @@ fn encoders_agree_with_transformers_and_open_clip() {
 
 #[test]
 fn sixteen_bit_encoders_agree_within_rounding_error() {
-    testing::each_code_path(|| check_encoders(testing::sixteen_bits(), sixteen_bit_tolerance));
+    testing::each_code_path(|| check_encoders(testing::bf16_backend(), sixteen_bit_tolerance));
 }
 
 /// Compares all cases. `tolerance(expected, layers)` is the tolerance for a tensor that a number of
 /// layers has computed.
 fn check_encoders(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) {
-    let golden: Golden = golden::json("clip/clip.json");
+    let golden: GoldenClips = golden_files::json("clip/clip.json");
     assert!(golden.cases.len() >= 2);
-    for Case { name, architecture, images, texts, hidden_shape, hidden_strides } in golden.cases {
-        let expected = golden::tensors(&format!("clip/{name}.safetensors"));
-        let clip = by_formula(&architecture, "", backend);
+    for EncoderCase { name, architecture, images, texts, hidden_shape, hidden_strides } in golden.cases {
+        let expected = golden_files::tensors(&format!("clip/{name}.safetensors"));
+        let clip = clip_by_formula(&architecture, "", backend);
         // In 16-bit precision the stages of a ResNet compute in 32 bits; its pooling and projection
         // in 16.
         let layers = architecture.layers.max(1);
@@ -114,13 +115,13 @@ fn check_encoders(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) {
             let compared = hidden.slice(1, None, None, tokens).slice(2, None, None, channels);
             let images = clip.image_embeddings(&hidden);
             let texts = clip.text.embed(&texts, 1);
-            for (output, found, key, layers) in [
+            for (output, actual, key, layers) in [
                 ("hidden", &compared, "hidden", layers),
                 ("images", &images, "image_embeddings", layers + 1),
                 ("texts", &texts, "text_embeddings", architecture.text_layers),
             ] {
                 let expected = &expected[key];
-                assert_close(&format!("{name} {output}"), found, expected, tolerance(expected, layers));
+                assert_close(&format!("{name} {output}"), actual, expected, tolerance(expected, layers));
             }
         });
     }
@@ -128,22 +129,22 @@ fn check_encoders(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) {
 
 #[test]
 fn safetensors_pickles_and_torchscript_give_the_same_weights() {
-    let golden: Golden = golden::json("clip/clip.json");
+    let golden: GoldenClips = golden_files::json("clip/clip.json");
     assert!(!golden.files.is_empty());
-    for Files { name, architecture, dtype, files } in golden.files {
-        let expected = by_formula(&architecture, "", testing::device());
+    for WeightFiles { name, architecture, dtype, files } in golden.files {
+        let expected = clip_by_formula(&architecture, "", testing::device());
         assert_eq!(files.len(), if architecture.blocks.is_empty() { 3 } else { 2 }, "{name}");
         for file in files {
-            let read =
-                weights::ClipWeights::open(&golden::path(&format!("clip/{file}")), &Conventions::openai()).unwrap();
+            let read = weights::ClipWeights::open(&golden_files::path(&format!("clip/{file}")), &Conventions::openai())
+                .unwrap();
             assert_eq!(*read.config(), architecture.config(), "{file}");
-            let values = crate::tensors::from_weights(read.tensors().unwrap());
+            let values = crate::tensor_conversion::from_weights(read.tensors().unwrap());
             let clip = Clip::from_tensors(read.config().clone(), &values, testing::device()).unwrap();
-            for ((parameter, found), (_, expected)) in
+            for ((parameter, actual), (_, expected)) in
                 clip.parameters().named_parameters().zip(expected.parameters().named_parameters())
             {
                 let expected = if dtype == "f16" { expected.to_kind(Kind::Half) } else { expected.shallow_clone() };
-                assert_eq!(*found, expected.to_kind(Kind::Float), "{file}: {parameter}");
+                assert_eq!(*actual, expected.to_kind(Kind::Float), "{file}: {parameter}");
             }
         }
     }
@@ -152,33 +153,33 @@ fn safetensors_pickles_and_torchscript_give_the_same_weights() {
 #[derive(Deserialize)]
 struct PublishedClips {
     images: i64,
-    open_clip: Vec<Published>,
-    lora: Published,
+    open_clip: Vec<PublishedClip>,
+    lora: PublishedClip,
 }
 
 #[derive(Deserialize)]
-struct Published {
+struct PublishedClip {
     name: String,
     file: String,
     texts: Vec<Vec<i64>>,
 }
 
-impl Published {
+impl PublishedClip {
     fn path(&self) -> std::path::PathBuf {
-        golden::path(&format!("published_clips/{}", self.file))
+        golden_files::path(&format!("published_clips/{}", self.file))
     }
 
     fn expected(&self) -> BTreeMap<String, Tensor> {
-        golden::tensors(&format!("published_clips/{}.safetensors", self.name))
+        golden_files::tensors(&format!("published_clips/{}.safetensors", self.name))
     }
 
     /// Unit embeddings of images given by a formula, and of the texts.
     fn embeddings(&self, conventions: &Conventions, images: i64) -> [Tensor; 2] {
         let read = weights::ClipWeights::open(&self.path(), conventions).unwrap();
-        let values = crate::tensors::from_weights(read.tensors().unwrap());
+        let values = crate::tensor_conversion::from_weights(read.tensors().unwrap());
         let clip = Clip::from_tensors(read.config().clone(), &values, testing::device()).unwrap();
         let side = read.config().image_size as i64;
-        let bytes = |number| golden::input(&format!("{}.pixels{number}", self.name), &[3, side, side]);
+        let bytes = |number| golden_files::input_by_formula(&format!("{}.pixels{number}", self.name), &[3, side, side]);
         let bytes = Tensor::stack(&(0..images).map(bytes).collect::<Vec<_>>(), 0);
         let bytes = ((bytes + 1.0) * 128.0).floor().permute([0, 2, 3, 1]).to_kind(Kind::Uint8);
         let pixels = normalize(&bytes, 0..images as usize, testing::device(), &read.config().normalization);
@@ -188,7 +189,7 @@ impl Published {
 
 #[test]
 fn open_clip_folders_and_pac_s_plus_plus_give_the_published_embeddings() {
-    let PublishedClips { images, open_clip, lora } = golden::json("published_clips/published_clips.json");
+    let PublishedClips { images, open_clip, lora } = golden_files::json("published_clips/published_clips.json");
     for case in open_clip {
         let (expected, [images_found, texts_found]) =
             (case.expected(), case.embeddings(&Conventions::default(), images));

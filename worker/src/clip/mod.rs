@@ -1,12 +1,19 @@
 //! CLIP (Radford et al. 2021): its vision encoder provides the captioner's input, and a trained or
 //! fine-tuned CLIP is the evaluator that scores captions.
 //!
-//! Parameter names are those of OpenAI's release, which PAC-S ships too.
+//! Parameter names are those of OpenAI's release, which the weights of PAC-S also use.
+//!
+//! | file | content |
+//! |---|---|
+//! | `vision` | the vision encoders: vision transformer and modified ResNet |
+//! | `text` | the text encoder |
+//! | `transformer` | the transformer blocks of both encoders |
+//! | `trainable_parts` | which parameters of an evaluator a stage trains, and their memory layout |
 
 #[cfg(test)]
 pub(crate) mod golden;
 mod text;
-mod trainable;
+mod trainable_parts;
 mod transformer;
 mod vision;
 
@@ -20,11 +27,11 @@ use weights::clip::{LORA_ALPHA, TextConfig, VisionBackbone};
 pub use weights::{ClipConfig, VisionConfig};
 
 pub use text::TextModel;
-use trainable::ParameterGroup;
-pub use trainable::Trainables;
-pub use vision::{Pool, VisionModel};
+use trainable_parts::ParameterGroup;
+pub use trainable_parts::TrainableParts;
+pub use vision::{ImagePooling, VisionModel};
 
-use crate::nn::{Backend, Builder, ParameterMismatchError, Parameters};
+use crate::nn::{Backend, ParameterBuilder, ParameterMismatchError, Parameters};
 
 /// The config of a model that is trained from scratch, for a vocabulary of `vocabulary_size`
 /// tokens, begin and end tokens included.
@@ -53,8 +60,8 @@ pub struct VisionEncoder {
 }
 
 impl VisionEncoder {
-    /// An encoder whose parameters are copied from `values`, by name; further values, as those of a
-    /// whole CLIP, are ignored.
+    /// An encoder whose parameters are copied from `values`, by name; further values, such as the
+    /// text encoder of a complete CLIP, are ignored.
     ///
     /// # Errors
     /// Lists all parameters that are missing or of a wrong shape.
@@ -63,7 +70,7 @@ impl VisionEncoder {
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
     ) -> Result<Self, ParameterMismatchError> {
-        let mut builder = Builder::uninitialized(backend);
+        let mut builder = ParameterBuilder::uninitialized(backend);
         let vision = VisionModel::new(&mut builder, &config);
         let parameters = builder.finish();
         let needed = parameters
@@ -96,7 +103,7 @@ pub struct Clip {
     config: ClipConfig,
     /// The vision encoder: images to hidden states.
     pub vision: VisionModel,
-    pool: Pool,
+    image_pooling: ImagePooling,
     /// The text encoder: tokens to embeddings.
     pub text: TextModel,
     logit_scale: Tensor,
@@ -107,18 +114,24 @@ impl Clip {
     /// A model with parameters initialized from `seed`.
     #[must_use]
     pub fn new(config: ClipConfig, seed: u64, backend: impl Into<Backend>) -> Self {
-        Self::build(config, Builder::new(seed, backend), &Trainables::default())
+        Self::build(config, ParameterBuilder::new(seed, backend), &TrainableParts::default())
     }
 
-    /// Like [`Clip::new`], with the memory layout for a run that trains the parts `trainables`.
+    /// Like [`Clip::new`], with the memory layout for a run that trains the parts
+    /// `trainable_parts`.
     #[must_use]
-    pub fn trainable(config: ClipConfig, seed: u64, backend: impl Into<Backend>, trainables: &Trainables) -> Self {
-        let builder = Builder::new(seed, backend).with_lora(trainables.lora.as_ref(), seed);
-        Self::build(config, builder, trainables)
+    pub fn trainable(
+        config: ClipConfig,
+        seed: u64,
+        backend: impl Into<Backend>,
+        trainable_parts: &TrainableParts,
+    ) -> Self {
+        let builder = ParameterBuilder::new(seed, backend).with_lora(trainable_parts.lora.as_ref(), seed);
+        Self::build(config, builder, trainable_parts)
     }
 
     /// A model whose parameters are copied from `values`, by name, with the memory layout for a run
-    /// that trains the parts `trainables`. LoRA factors are initialized from `seed`.
+    /// that trains the parts `trainable_parts`. LoRA factors are initialized from `seed`.
     ///
     /// # Errors
     /// Lists all parameters that are missing, unknown, or of a wrong shape.
@@ -127,10 +140,10 @@ impl Clip {
         values: &BTreeMap<String, Tensor>,
         seed: u64,
         backend: impl Into<Backend>,
-        trainables: &Trainables,
+        trainable_parts: &TrainableParts,
     ) -> Result<Self, ParameterMismatchError> {
-        let builder = Builder::uninitialized(backend).with_lora(trainables.lora.as_ref(), seed);
-        let clip = Self::build(config, builder, trainables);
+        let builder = ParameterBuilder::uninitialized(backend).with_lora(trainable_parts.lora.as_ref(), seed);
+        let clip = Self::build(config, builder, trainable_parts);
         // LoRA factors keep their initial values.
         let lora = clip
             .parameters
@@ -151,20 +164,20 @@ impl Clip {
         values: &BTreeMap<String, Tensor>,
         backend: impl Into<Backend>,
     ) -> Result<Self, ParameterMismatchError> {
-        Self::trainable_from_tensors(config, values, 0, backend, &Trainables::default())
+        Self::trainable_from_tensors(config, values, 0, backend, &TrainableParts::default())
     }
 
-    fn build(config: ClipConfig, mut builder: Builder, trainables: &Trainables) -> Self {
+    fn build(config: ClipConfig, mut builder: ParameterBuilder, trainable_parts: &TrainableParts) -> Self {
         let vision = VisionModel::new(&mut builder, &config.vision_config());
-        let pool = Pool::new(&mut builder, &config);
+        let image_pooling = ImagePooling::new(&mut builder, &config);
         let text = TextModel::new(&mut builder, &config);
         // The initial temperature is 0.07 (`CLIP.__init__` in OpenAI's `clip/model.py`).
         let logit_scale = builder.constant("logit_scale", &[], (1.0_f64 / 0.07).ln());
-        if let Some(Lora { alpha, .. }) = trainables.lora {
+        if let Some(Lora { alpha, .. }) = trainable_parts.lora {
             _ = builder.constant(LORA_ALPHA, &[], alpha);
         }
-        let parameters = builder.finish_in_groups(|name| trainables.group(name) as u8);
-        Self { config, vision, pool, text, logit_scale, parameters }
+        let parameters = builder.finish_in_groups(|name| trainable_parts.group(name) as u8);
+        Self { config, vision, image_pooling, text, logit_scale, parameters }
     }
 
     /// Enables gradients of the parameters that a stage trains, and freezes the others.
@@ -181,7 +194,7 @@ impl Clip {
     /// Converts hidden states of [`Clip::vision`], `[batch, tokens, width]`, to unit embeddings
     /// `[batch, embedding]`.
     pub fn image_embeddings(&self, hidden: &Tensor) -> Tensor {
-        l2_normalize(&self.pool.embed(hidden))
+        l2_normalize(&self.image_pooling.embed(hidden))
     }
 
     /// All parameters.

@@ -4,7 +4,7 @@ use tch::{Device, Tensor};
 use weights::clip::ClipConfig;
 
 use super::{l2_normalize, transformer::Transformer};
-use crate::nn::{Builder, Embedding, LayerNorm, uses_gpu_path};
+use crate::nn::{Embedding, LayerNorm, ParameterBuilder, uses_gpu_path};
 use crate::prefix_tree::{PrefixTree, PrefixTreeBatch};
 
 /// Number of texts in one forward pass on a CPU. A batch's prefix trees are padded to the largest
@@ -25,15 +25,16 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    pub(super) fn new(builder: &mut Builder, config: &ClipConfig) -> Self {
-        let tower = &config.text;
+    pub(super) fn new(builder: &mut ParameterBuilder, config: &ClipConfig) -> Self {
+        let text_config = &config.text;
         let [width, context, vocabulary, embedding] =
-            [tower.width, tower.context_length, tower.vocabulary_size, config.embedding].map(|size| size as i64);
+            [text_config.width, text_config.context_length, text_config.vocabulary_size, config.embedding]
+                .map(|size| size as i64);
         Self {
             token_embedding: Embedding::new(builder, "token_embedding", vocabulary, width, 0.02),
             positional_embedding: builder.normal("positional_embedding", &[context, width], 0.01),
             transformer: {
-                let sizes = (tower.width, tower.layers, tower.heads);
+                let sizes = (text_config.width, text_config.layers, text_config.heads);
                 Transformer::new(builder, "transformer", sizes, config.activation)
             },
             ln_final: LayerNorm::new(builder, "ln_final", width, 1e-5),
@@ -98,8 +99,8 @@ mod tests {
             let together = clip.text.embed(&texts, per_tree);
             for (number, text) in texts.iter().enumerate().step_by(9) {
                 let alone = clip.text.embed(std::slice::from_ref(text), 1);
-                let found = together.narrow(0, number as i64, 1);
-                assert!(found.allclose(&alone, 1e-4, 1e-5, false), "text {number}, {per_tree} per tree");
+                let actual = together.narrow(0, number as i64, 1);
+                assert!(actual.allclose(&alone, 1e-4, 1e-5, false), "text {number}, {per_tree} per tree");
             }
         }
     }

@@ -5,19 +5,19 @@ use weights::Activation;
 use weights::clip::LoraTarget::{Attention, Mlp};
 
 use crate::nn::{
-    Builder, DropoutMode, LayerNorm, Linear, Parameter, Weight, attention, cast_attention_mask, linear, merge_heads,
-    split_projections,
+    DropoutMode, LayerNorm, Linear, LoraWeight, Parameter, ParameterBuilder, attention, cast_attention_mask, linear,
+    merge_heads, split_projections,
 };
 
 /// A stack of pre-norm residual blocks, parameters `{name}.resblocks.*`.
 pub struct Transformer {
-    blocks: Vec<Block>,
+    blocks: Vec<ResidualBlock>,
 }
 
-struct Block {
+struct ResidualBlock {
     heads: i64,
     ln_1: LayerNorm,
-    in_proj_weight: Weight,
+    in_proj_weight: LoraWeight,
     in_proj_bias: Parameter,
     out_proj: Linear,
     ln_2: LayerNorm,
@@ -30,13 +30,13 @@ impl Transformer {
     /// A stack of this width, number of layers and number of heads, initialized as in
     /// `CLIP.initialize_parameters` of OpenAI's `clip/model.py`.
     pub fn new(
-        builder: &mut Builder,
+        builder: &mut ParameterBuilder,
         name: &str,
         (width, layers, heads): (usize, usize, usize),
         activation: Activation,
     ) -> Self {
         let sizes = (width as i64, layers as i64, heads as i64);
-        let block = |i| Block::new(builder, &format!("{name}.resblocks.{i}"), sizes, activation);
+        let block = |i| ResidualBlock::new(builder, &format!("{name}.resblocks.{i}"), sizes, activation);
         let blocks = (0..layers).map(block).collect();
         Self { blocks }
     }
@@ -50,8 +50,13 @@ impl Transformer {
     }
 }
 
-impl Block {
-    fn new(builder: &mut Builder, name: &str, (width, layers, heads): (i64, i64, i64), activation: Activation) -> Self {
+impl ResidualBlock {
+    fn new(
+        builder: &mut ParameterBuilder,
+        name: &str,
+        (width, layers, heads): (i64, i64, i64),
+        activation: Activation,
+    ) -> Self {
         // The names of `initialize_parameters`.
         let attn_std = (width as f64).powf(-0.5);
         let proj_std = attn_std * (2.0 * layers as f64).powf(-0.5);

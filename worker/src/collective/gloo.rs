@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use tch::Tensor;
 
-use super::store::{ERROR_LENGTH, Handle, c_string, error_message};
-use super::{Collective, CollectiveError, Flag, POLL_INTERVAL, RendezvousParameters};
+use super::tcp_store::{ERROR_LENGTH, ShimHandle, c_string, error_message};
+use super::{Collective, CollectiveError, POLL_INTERVAL, RendezvousParameters, StopFlag};
 
 // SAFETY: declarations of the functions in gloo/shim.cpp, with the same types.
 unsafe extern "C" {
@@ -33,16 +33,16 @@ unsafe extern "C" {
 }
 
 /// A Gloo process group of one generation.
-pub struct Gloo {
+pub struct GlooCollective {
     /// Always present until the drop, which destroys the group on another thread: destroying an
     /// abandoned group waits for the sockets of its peers.
-    group: Option<Handle>,
-    abandon: Flag,
+    group: Option<ShimHandle>,
+    abandon: StopFlag,
     rank: usize,
     world_size: usize,
 }
 
-impl Gloo {
+impl GlooCollective {
     /// Connects to the other ranks of a generation, which connect to this one at `own_host`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Gloo {
             let own_host = c_string(&own_host.to_string())?;
             let (rank, size) = (rank as c_int, world_size as c_int);
             // SAFETY: store and string outlive the call.
-            Handle::new(dico_gloo_free, |error| unsafe {
+            ShimHandle::new(dico_gloo_free, |error| unsafe {
                 dico_gloo_new(store.pointer(), own_host.as_ptr(), rank, size, timeout_ms, error)
             })
         })?;
@@ -70,7 +70,7 @@ impl Gloo {
         if self.abandon.is_raised() {
             return Err(CollectiveError::Abandoned);
         }
-        let work = Handle::new(dico_work_free, start)?;
+        let work = ShimHandle::new(dico_work_free, start)?;
         let mut error = [0 as c_char; ERROR_LENGTH];
         loop {
             // SAFETY: the work lives until the end of this function; the buffer has the length that
@@ -85,14 +85,14 @@ impl Gloo {
     }
 }
 
-impl Drop for Gloo {
+impl Drop for GlooCollective {
     fn drop(&mut self) {
         let group = self.group.take();
         std::thread::spawn(move || drop(group));
     }
 }
 
-impl Collective for Gloo {
+impl Collective for GlooCollective {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -133,28 +133,28 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::collective::Store;
+    use crate::collective::TcpStore;
 
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// Runs `body` on this number of ranks, each a thread. Returns the results in order of rank.
-    fn run_ranks<T: Send>(size: usize, body: impl Fn(Gloo) -> T + Sync) -> Vec<T> {
-        let store = Store::serve(HOST).unwrap();
+    fn run_ranks<T: Send>(size: usize, body: impl Fn(GlooCollective) -> T + Sync) -> Vec<T> {
+        let store = TcpStore::serve(HOST).unwrap();
         let (address, body) = (store.address(), &body);
         std::thread::scope(|scope| {
             let ranks: Vec<_> = (0..size)
                 .map(|rank| {
                     scope.spawn(move || {
                         let parameters = RendezvousParameters {
-                            store_address: address,
+                            tcp_store_address: address,
                             generation: 1,
                             term: 0,
                             rank,
                             world_size: size,
                             timeout: Duration::from_secs(30),
-                            abandon: Flag::default(),
+                            abandon: StopFlag::default(),
                         };
-                        body(Gloo::connect(&parameters, HOST).unwrap())
+                        body(GlooCollective::connect(&parameters, HOST).unwrap())
                     })
                 })
                 .collect();
@@ -196,11 +196,11 @@ mod tests {
 
     #[test]
     fn a_rendezvous_ends_when_the_generation_is_abandoned() {
-        let store = Store::serve(HOST).unwrap();
-        let flag = Flag::default();
+        let store = TcpStore::serve(HOST).unwrap();
+        let flag = StopFlag::default();
         flag.raise();
         let parameters = RendezvousParameters {
-            store_address: store.address(),
+            tcp_store_address: store.address(),
             generation: 1,
             term: 0,
             rank: 0,
@@ -208,6 +208,6 @@ mod tests {
             timeout: Duration::from_secs(2),
             abandon: flag,
         };
-        assert_eq!(Gloo::connect(&parameters, HOST).err(), Some(CollectiveError::Abandoned));
+        assert_eq!(GlooCollective::connect(&parameters, HOST).err(), Some(CollectiveError::Abandoned));
     }
 }

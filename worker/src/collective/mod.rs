@@ -1,10 +1,17 @@
 //! Collective operations among the ranks of a generation, behind the trait [`Collective`]: NCCL
 //! between GPUs, Gloo between CPUs, and no communication for a single rank.
+//!
+//! | file | content |
+//! |---|---|
+//! | `nccl` | [`NcclCollective`], between GPUs |
+//! | `gloo` | [`GlooCollective`], between CPUs, with libtorch's process group |
+//! | `single_rank` | [`SingleRankCollective`], for a generation of one rank |
+//! | `tcp_store` | [`TcpStore`], in which ranks exchange addresses before they connect to each other |
 
 mod gloo;
 mod nccl;
 mod single_rank;
-mod store;
+mod tcp_store;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,10 +22,10 @@ use std::time::Duration;
 use anyhow::anyhow;
 use tch::{Device, Tensor};
 
-pub use gloo::Gloo;
-pub use nccl::Nccl;
-pub use single_rank::SingleRank;
-pub use store::Store;
+pub use gloo::GlooCollective;
+pub use nccl::NcclCollective;
+pub use single_rank::SingleRankCollective;
+pub use tcp_store::TcpStore;
 
 use crate::errors;
 
@@ -69,9 +76,9 @@ impl From<anyhow::Error> for CollectiveError {
 /// A one-way signal to another thread: to end a wait inside a collective, or to stop after the step
 /// in flight. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Flag(Arc<AtomicBool>);
+pub struct StopFlag(Arc<AtomicBool>);
 
-impl Flag {
+impl StopFlag {
     /// Sets the signal. It stays set.
     pub fn raise(&self) {
         self.0.store(true, Ordering::Release);
@@ -84,10 +91,10 @@ impl Flag {
     }
 }
 
-/// The parameters of a generation's rendezvous: its ranks connect to each other.
+/// The parameters of a generation's rendezvous, in which its ranks connect to each other.
 pub struct RendezvousParameters<'a> {
-    /// The address (host:port) of rank 0's store.
-    pub store_address: &'a str,
+    /// The address (host:port) of rank 0's [`TcpStore`].
+    pub tcp_store_address: &'a str,
     /// The number of the generation.
     pub generation: u64,
     /// The term of the generation: together with the number it identifies the generation.
@@ -99,7 +106,7 @@ pub struct RendezvousParameters<'a> {
     /// How long to wait for the other ranks.
     pub timeout: Duration,
     /// Ends the rendezvous, and later operations of the collective, when raised.
-    pub abandon: Flag,
+    pub abandon: StopFlag,
 }
 
 impl RendezvousParameters<'_> {
@@ -110,9 +117,9 @@ impl RendezvousParameters<'_> {
     /// The other ranks did not join in time, or the generation was abandoned.
     pub fn connect(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, CollectiveError> {
         Ok(match device {
-            _ if self.world_size == 1 => Box::new(SingleRank),
-            Device::Cuda(gpu) => Box::new(Nccl::connect(self, gpu)?),
-            _ => Box::new(Gloo::connect(self, host)?),
+            _ if self.world_size == 1 => Box::new(SingleRankCollective),
+            Device::Cuda(gpu) => Box::new(NcclCollective::connect(self, gpu)?),
+            _ => Box::new(GlooCollective::connect(self, host)?),
         })
     }
 
@@ -126,12 +133,12 @@ impl RendezvousParameters<'_> {
     /// thread then ends at its own timeout.
     fn with_store<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&store::Client) -> anyhow::Result<T> + Send + 'static,
+        work: impl FnOnce(&tcp_store::TcpStoreClient) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T, CollectiveError> {
-        let (address, prefix, timeout) = (self.store_address.to_owned(), self.key_prefix(), self.timeout);
+        let (address, prefix, timeout) = (self.tcp_store_address.to_owned(), self.key_prefix(), self.timeout);
         let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
-            let result = store::Client::connect(&address, &prefix, timeout).and_then(|store| work(&store));
+            let result = tcp_store::TcpStoreClient::connect(&address, &prefix, timeout).and_then(|store| work(&store));
             // Fails if the generation was abandoned; the result is dropped here then.
             _ = sender.send(result);
         });

@@ -5,9 +5,9 @@ use tch::Tensor;
 use super::{Collective, CollectiveError};
 
 /// The collective of a single rank: operations do not change tensors.
-pub struct SingleRank;
+pub struct SingleRankCollective;
 
-impl Collective for SingleRank {
+impl Collective for SingleRankCollective {
     fn rank(&self) -> usize {
         0
     }

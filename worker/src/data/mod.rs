@@ -1,6 +1,9 @@
-//! Batches from a data set: the order of samples, and the prefetching loader.
+//! Batches from a data set: the order of samples ([`permutation`]), and the data loader that
+//! prefetches batches (`data_loader`).
 
-mod loader;
+mod data_loader;
 pub mod permutation;
 
-pub use loader::{Batch, BatchImages, BatchSource, ImageSizes, Loader, PendingBatch, Sample, normalize, tensor_kind};
+pub use data_loader::{
+    Batch, BatchImages, BatchSource, DataLoader, ImageSizes, PendingBatch, Sample, normalize, tensor_kind,
+};

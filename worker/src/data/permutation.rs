@@ -59,7 +59,7 @@ impl Permutation {
 /// `first_epoch` and contains each of 0..`samples` once per epoch, in an order that depends on the
 /// epoch and `key`.
 #[must_use]
-pub fn sample(samples: u64, first_epoch: u64, index: u64, key: u64) -> (u64, u64) {
+pub fn epoch_and_sample(samples: u64, first_epoch: u64, index: u64, key: u64) -> (u64, u64) {
     let epoch = first_epoch + index / samples;
     (epoch, Permutation::new(samples, seeds::combine(key, &[epoch])).at(index % samples))
 }
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn epochs_have_different_orders_and_contain_each_sample_once() {
-        let epoch = |epoch: u64| (0..50).map(|i| sample(50, 0, epoch * 50 + i, 3)).collect::<Vec<_>>();
+        let epoch = |epoch: u64| (0..50).map(|i| epoch_and_sample(50, 0, epoch * 50 + i, 3)).collect::<Vec<_>>();
         let (first, second) = (epoch(0), epoch(1));
         assert!(first.iter().all(|&(epoch, _)| epoch == 0) && second.iter().all(|&(epoch, _)| epoch == 1));
         let numbers = |samples: &[(u64, u64)]| samples.iter().map(|&(_, sample)| sample).collect::<Vec<_>>();
@@ -100,7 +100,7 @@ mod tests {
         sorted.sort_unstable();
         assert_eq!(sorted, (0..50).collect::<Vec<_>>());
         // A sequence that begins with a later epoch has the same order in that epoch.
-        assert_eq!((0..50).map(|i| sample(50, 1, i, 3)).collect::<Vec<_>>(), second);
+        assert_eq!((0..50).map(|i| epoch_and_sample(50, 1, i, 3)).collect::<Vec<_>>(), second);
     }
 
     #[test]

@@ -20,23 +20,27 @@ const PROCESSOR: &str = "VisionTextDualEncoderProcessor";
 /// The name and content of each file. `name` is the model's name; `metadata` is the run and step,
 /// if the folder is a checkpoint.
 #[must_use]
-pub fn files(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMetadata>) -> Vec<(String, Vec<u8>)> {
+pub fn additional_files(
+    folder: &ModelFolder,
+    name: &str,
+    metadata: Option<&CheckpointMetadata>,
+) -> Vec<(String, Vec<u8>)> {
     let vocabulary = tokenizer::Vocabulary::from_manifest(&folder.manifest().vocabulary);
     let json = |value: Value| serde_json::to_vec_pretty(&value).expect("numbers and strings are JSON");
     vec![
         (format!("{MODELING_MODULE}.py"), MODELING.into()),
         ("image_processing_dico.py".to_owned(), IMAGE_PROCESSING.into()),
-        ("preprocessor_config.json".to_owned(), json(preprocessor(folder))),
+        ("preprocessor_config.json".to_owned(), json(preprocessor_config(folder))),
         ("tokenizer.json".to_owned(), vocabulary.tokenizer_json().to_string().into()),
         ("tokenizer_config.json".to_owned(), json(tokenizer_config(folder))),
-        ("generation_config.json".to_owned(), json(generation(folder, &vocabulary))),
-        ("README.md".to_owned(), card(folder, name, metadata).into()),
+        ("generation_config.json".to_owned(), json(generation_config(folder, &vocabulary))),
+        ("README.md".to_owned(), model_card(folder, name, metadata).into()),
     ]
 }
 
 /// The settings of the image processor, with the keys of transformers' own processor for CLIP,
 /// which reads them, too.
-fn preprocessor(folder: &ModelFolder) -> Value {
+fn preprocessor_config(folder: &ModelFolder) -> Value {
     let VisionConfig { image_size: side, normalization, .. } = &folder.manifest().vision.config;
     // Through text: the shortest decimal number that is this one in 32 bits.
     let channels = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or_default());
@@ -72,7 +76,7 @@ fn tokenizer_config(folder: &ModelFolder) -> Value {
 }
 
 /// The default settings of `worker caption`.
-fn generation(folder: &ModelFolder, vocabulary: &tokenizer::Vocabulary) -> Value {
+fn generation_config(folder: &ModelFolder, vocabulary: &tokenizer::Vocabulary) -> Value {
     let defaults = config::Decoding::default();
     json!({
         "bos_token_id": vocabulary.begin_token(),
@@ -87,7 +91,7 @@ fn generation(folder: &ModelFolder, vocabulary: &tokenizer::Vocabulary) -> Value
 }
 
 /// The model card.
-fn card(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMetadata>) -> String {
+fn model_card(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMetadata>) -> String {
     let manifest = folder.manifest();
     let sizes = &manifest.captioner;
     let origin = metadata.map_or_else(String::new, |CheckpointMetadata { run, stage_name, step, .. }| {
@@ -95,7 +99,7 @@ fn card(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMetadata>)
     });
     let encoding = match manifest.vocabulary {
         model_folder::Vocabulary::Full => String::new(),
-        model_folder::Vocabulary::Tokens(_) => format!(
+        model_folder::Vocabulary::Subset(_) => format!(
             "- It knows those tokens of CLIP that its training captions contain. The tokenizer encodes every text:\n  \
              tokens that the captioner does not know have numbers from {} on, and it cannot embed them.\n",
             sizes.vocabulary_size

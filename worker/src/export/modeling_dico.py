@@ -24,14 +24,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 try:
     # transformers 4: its `CLIPVisionModel` nests this class under `vision_model`.
-    from transformers.models.clip.modeling_clip import CLIPVisionTransformer as VisionTower
+    from transformers.models.clip.modeling_clip import CLIPVisionTransformer as VisionEncoder
 except ImportError:
-    from transformers import CLIPVisionModel as VisionTower
+    from transformers import CLIPVisionModel as VisionEncoder
 
 
 class DicoEncoderConfig(PretrainedConfig):
     """`encoder` of config.json: the configurations of the vision encoder and of the BERT."""
 
+    # The `model_type` in the config.json of the folders that the DiCO authors published.
     model_type = "vision-encoder-encoder"
     sub_configs = {"vision_encoder": CLIPVisionConfig, "encoder": BertConfig}
 
@@ -51,12 +52,12 @@ class DicoConfig(VisionEncoderDecoderConfig):
     """config.json: the configuration of a `VisionEncoderDecoderModel`."""
 
 
-class NestedTower(nn.Module):
+class NestedVisionEncoder(nn.Module):
     """A vision encoder whose parameter names begin with `vision_model`."""
 
     def __init__(self, config):
         super().__init__()
-        self.vision_model = VisionTower(config)
+        self.vision_model = VisionEncoder(config)
 
     def forward(self, pixel_values):
         return self.vision_model(pixel_values)
@@ -71,8 +72,10 @@ class DicoEncoder(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        tower = NestedTower if getattr(config, "vision_model_nested", False) else VisionTower
-        self.vision_encoder = tower(config.vision_encoder)
+        # `worker export` writes `vision_model_nested` if the parameter names in the published folder
+        # begin with `vision_model`.
+        encoder_class = NestedVisionEncoder if getattr(config, "vision_model_nested", False) else VisionEncoder
+        self.vision_encoder = encoder_class(config.vision_encoder)
         self.vis_enc_to_enc_proj = nn.Linear(config.vision_encoder.hidden_size, config.encoder.hidden_size)
         self.encoder = BertModel(config.encoder)
         self.post_init()

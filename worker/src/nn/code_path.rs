@@ -1,6 +1,6 @@
-//! The two code paths of models. The CPU path uses operations that fit a CPU's caches. On a GPU,
-//! launching an operation takes longer than executing most of them, so the GPU path uses few and
-//! large operations, all of them libtorch's own.
+//! The two code paths of models, with the same results up to rounding. The CPU path uses operations
+//! that fit a CPU's caches. On a GPU, launching an operation takes longer than executing most of
+//! them, so the GPU path uses few and large operations, all of them libtorch's own.
 
 use tch::Device;
 
@@ -23,7 +23,7 @@ pub use forced::on_gpu_path;
 mod forced {
     use std::cell::Cell;
 
-    // SAFETY: a declaration of the function in operators/operators.cpp.
+    // SAFETY: a declaration of the function in torch_operators/operators.cpp.
     unsafe extern "C" {
         fn dico_force_gpu_path(is_on: bool);
     }

@@ -42,7 +42,7 @@ pub enum GraphedComputation {
     /// After the first run.
     WarmedUp,
     /// After the second run.
-    Captured(Graph),
+    Captured(CudaGraph),
 }
 
 impl GraphedComputation {
@@ -62,7 +62,7 @@ impl GraphedComputation {
                 *self = Self::WarmedUp;
                 return compute();
             }
-            Self::WarmedUp => Graph::capture(index, pool, &compute).and_then(|graph| {
+            Self::WarmedUp => CudaGraph::capture(index, pool, &compute).and_then(|graph| {
                 graph.replay()?;
                 *self = Self::Captured(graph);
                 Ok(())
@@ -81,12 +81,12 @@ impl GraphedComputation {
 /// before.
 #[derive(Default)]
 pub struct GraphedFunction {
-    /// One for each shape, the most recently used first.
+    /// One call for each input shape, the most recently used first.
     calls: RefCell<Vec<GraphedCall>>,
 }
 
-/// Maximal number of shapes that are kept: that of most batches, and that of the last batch of an
-/// epoch.
+/// Maximal number of input shapes whose graphs are kept. Most batches have one shape, and the last
+/// batch of an epoch has another.
 const MAX_SHAPES: usize = 2;
 
 /// The static tensors and the graph for inputs of one shape.
@@ -129,12 +129,12 @@ impl GraphedFunction {
 }
 
 /// A captured CUDA graph.
-pub struct Graph(*mut c_void);
+pub struct CudaGraph(*mut c_void);
 
 // SAFETY: a CUDA graph may be launched and destroyed by any thread.
-unsafe impl Send for Graph {}
+unsafe impl Send for CudaGraph {}
 
-impl Graph {
+impl CudaGraph {
     /// Captures the operations that `compute` launches on GPU `index`, without executing them.
     fn capture(index: usize, pool: &mut GraphPool, compute: impl Fn()) -> Result<Self> {
         // SAFETY: the pool and the error buffer outlive the call.
@@ -156,7 +156,7 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
+impl Drop for CudaGraph {
     fn drop(&mut self) {
         // SAFETY: nothing else owns the graph.
         unsafe { dico_graph_free(self.0) };
@@ -170,13 +170,13 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::testing::{device, each_code_path, floats};
+    use crate::testing::{device, each_code_path, f32_options};
 
     #[test]
     fn a_replay_reads_the_current_values_of_its_inputs() {
         tch::manual_seed(1);
-        let (input, output) = (Tensor::zeros([4, 8], floats()), Tensor::zeros([4], floats()));
-        let weight = Tensor::randn([8, 8], floats());
+        let (input, output) = (Tensor::zeros([4, 8], f32_options()), Tensor::zeros([4], f32_options()));
+        let weight = Tensor::randn([8, 8], f32_options());
         let compute = || {
             let sums = input.matmul(&weight).softmax(1, Kind::Float).square().sum_dim_intlist(1, false, Kind::Float);
             output.shallow_clone().copy_(&sums);
@@ -184,7 +184,7 @@ mod tests {
         let (mut computations, mut pool) = ([GraphedComputation::New, GraphedComputation::New], GraphPool::default());
         for round in 0..5 {
             tch::no_grad(|| {
-                input.shallow_clone().copy_(&Tensor::randn([4, 8], floats()));
+                input.shallow_clone().copy_(&Tensor::randn([4, 8], f32_options()));
                 computations[round % 2].run(device(), &mut pool, compute);
                 let replayed = output.copy();
                 compute();
@@ -205,20 +205,20 @@ mod tests {
         let (mut computation, mut pool, count) = (GraphedComputation::default(), GraphPool::default(), Cell::new(0));
         (0..3).for_each(|_| computation.run(Device::Cuda(0), &mut pool, || count.set(count.get() + 1)));
         assert_eq!(count.get(), 3);
-        assert!(Graph::capture(0, &mut pool, || ()).is_err_and(|problem| !problem.to_string().is_empty()));
+        assert!(CudaGraph::capture(0, &mut pool, || ()).is_err_and(|problem| !problem.to_string().is_empty()));
     }
 
     #[test]
     #[ignore = "disables CUDA graphs for its process: `tests/gpu/run` runs it in a separate process"]
     fn operations_that_cannot_be_captured_are_computed() {
-        let (input, output) = (Tensor::ones([4], floats()), Tensor::zeros([4], floats()));
+        let (input, output) = (Tensor::ones([4], f32_options()), Tensor::zeros([4], f32_options()));
         // A capture cannot synchronize with the device.
         let compute = || output.shallow_clone().copy_(&(&input * input.sum(Kind::Float).double_value(&[])));
         let (mut computations, mut pool) = ([GraphedComputation::New, GraphedComputation::New], GraphPool::default());
         for round in 1..6 {
             _ = input.shallow_clone().fill_(f64::from(round));
             computations[round as usize % 2].run(device(), &mut pool, compute);
-            assert_eq!(output, Tensor::full([4], f64::from(4 * round * round), floats()), "round {round}");
+            assert_eq!(output, Tensor::full([4], f64::from(4 * round * round), f32_options()), "round {round}");
         }
         assert_eq!(IS_SUPPORTED.load(Ordering::Relaxed), !device().is_cuda());
         assert!(!computations.iter().any(|computation| matches!(computation, GraphedComputation::Captured(_))));
@@ -231,12 +231,12 @@ mod tests {
             let compute = |x: &Tensor| x.softmax(-1, Kind::Float) + 1.0;
             let mut returned = Vec::new();
             for rows in [2, 3, 2, 2, 4, 2, 2, 3, 4, 4, 4, 2] {
-                let input = Tensor::randn([rows, 5], floats());
+                let input = Tensor::randn([rows, 5], f32_options());
                 returned.push((tch::no_grad(|| function.apply(&input, compute)), compute(&input)));
             }
             // Earlier results are not overwritten.
-            assert!(returned.iter().all(|(found, expected)| found == expected));
-            let input = Tensor::ones([2, 5], floats()).set_requires_grad(true);
+            assert!(returned.iter().all(|(actual, expected)| actual == expected));
+            let input = Tensor::ones([2, 5], f32_options()).set_requires_grad(true);
             assert!(function.apply(&input, compute).requires_grad());
         });
     }

@@ -3,8 +3,8 @@
 use tch::{Device, Kind, Tensor};
 use weights::clip::LoraTarget;
 
-use super::Builder;
-use super::lora::Weight;
+use super::ParameterBuilder;
+use super::lora::LoraWeight;
 use super::operators::{self, Parameter};
 use super::uses_gpu_path;
 
@@ -39,13 +39,13 @@ impl DropoutMode {
 
 /// A linear layer, y = x W^T + b, with W `[outputs, inputs]`.
 pub struct Linear {
-    weight: Weight,
+    weight: LoraWeight,
     bias: Parameter,
 }
 
 impl Linear {
     /// A layer with the parameters `{name}.weight` and `{name}.bias`.
-    pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation).into(),
             bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
@@ -54,7 +54,7 @@ impl Linear {
 
     /// The same layer, whose weight has LoRA factors if the builder's model has them for `target`.
     pub fn with_lora(
-        builder: &mut Builder,
+        builder: &mut ParameterBuilder,
         name: &str,
         inputs: i64,
         outputs: i64,
@@ -69,7 +69,7 @@ impl Linear {
 
     /// The same layer, initialized as `torch.nn.Linear`: weight and bias uniform in
     /// -1 / sqrt(inputs)..1 / sqrt(inputs).
-    pub fn uniform(builder: &mut Builder, name: &str, inputs: i64, outputs: i64) -> Self {
+    pub fn uniform(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = (inputs as f64).powf(-0.5);
         Self {
             weight: builder.uniform(&format!("{name}.weight"), &[outputs, inputs], bound).into(),
@@ -91,7 +91,7 @@ pub struct Conv1d {
 
 impl Conv1d {
     /// A layer with the parameters `{name}.weight` and `{name}.bias`.
-    pub fn new(builder: &mut Builder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[inputs, outputs], deviation),
             bias: builder.bias(&format!("{name}.bias"), outputs, 0.0),
@@ -113,7 +113,7 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// A layer with the parameters `{name}.weight` and `{name}.bias`.
-    pub fn new(builder: &mut Builder, name: &str, width: i64, epsilon: f64) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, name: &str, width: i64, epsilon: f64) -> Self {
         Self {
             weight: builder.constant(&format!("{name}.weight"), &[width], 1.0),
             bias: builder.constant(&format!("{name}.bias"), &[width], 0.0),
@@ -138,7 +138,7 @@ pub struct BatchNorm {
 
 impl BatchNorm {
     /// A layer with the parameters `{name}.weight`, `.bias`, `.running_mean` and `.running_var`.
-    pub fn new(builder: &mut Builder, name: &str, channels: i64) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, name: &str, channels: i64) -> Self {
         let mut constant = |part: &str, value| builder.constant(&format!("{name}.{part}"), &[channels], value);
         Self {
             weight: constant("weight", 1.0),
@@ -163,7 +163,7 @@ pub struct Embedding {
 
 impl Embedding {
     /// A table with the parameter `{name}.weight`.
-    pub fn new(builder: &mut Builder, name: &str, entries: i64, width: i64, deviation: f64) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, name: &str, entries: i64, width: i64, deviation: f64) -> Self {
         Self { weight: builder.matrix(&format!("{name}.weight"), &[entries, width], deviation) }
     }
 

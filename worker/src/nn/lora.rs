@@ -1,15 +1,15 @@
-//! Weights with optional LoRA factors (Hu et al. 2022).
+//! Weight matrices that may have LoRA factors (Hu et al. 2022).
 
 use tch::{Tensor, no_grad};
 
 use super::operators::{Parameter, is_grad_enabled};
 
-/// A weight W, or W + scale B A if it has LoRA factors.
+/// A weight matrix that may have LoRA factors: W without them, W + scale B A with them.
 ///
 /// Products read the sum from separate memory, which [`super::Parameters::refresh_working_copies`]
 /// updates. So a frozen weight with factors costs no more than one without. While gradients are
 /// recorded, they flow through the sum to W or to the factors, whichever are trained.
-pub struct Weight {
+pub struct LoraWeight {
     /// W as `master`; the tensor that products read as `working`.
     base: Parameter,
     /// Boxed, because most weights have none.
@@ -33,14 +33,14 @@ impl LoraFactors {
     }
 }
 
-impl From<Parameter> for Weight {
+impl From<Parameter> for LoraWeight {
     /// A weight without factors.
     fn from(base: Parameter) -> Self {
         Self { base, factors: None }
     }
 }
 
-impl Weight {
+impl LoraWeight {
     /// A weight with the factors A and B. Nothing else may use the memory of `base.working`.
     pub(super) fn with_factors(base: Parameter, [a, b]: [Tensor; 2], scale: f64) -> Self {
         Self { base, factors: Some(Box::new(LoraFactors { a, b, scale })) }
@@ -92,7 +92,7 @@ mod tests {
     use weights::clip::{LoraTarget, is_lora_factor};
 
     use super::*;
-    use crate::nn::{Backend, Builder, Linear, Parameters};
+    use crate::nn::{Backend, Linear, ParameterBuilder, Parameters};
     use crate::testing;
 
     const LORA_SEED: u64 = 5;
@@ -102,8 +102,8 @@ mod tests {
     }
 
     /// A linear layer and a convolution with factors, both with random values.
-    fn model(backend: impl Into<Backend>, alpha: f64) -> (Linear, Weight, Parameters) {
-        let mut builder = Builder::new(1, backend).with_lora(Some(&lora(alpha)), LORA_SEED);
+    fn model(backend: impl Into<Backend>, alpha: f64) -> (Linear, LoraWeight, Parameters) {
+        let mut builder = ParameterBuilder::new(1, backend).with_lora(Some(&lora(alpha)), LORA_SEED);
         let layer = Linear::with_lora(&mut builder, "mlp.c_fc", 6, 4, 0.5, LoraTarget::Mlp);
         let kernel = builder.lora_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
         let parameters = builder.finish();
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn factors_start_without_effect_and_have_the_published_names_and_shapes() {
-        let mut builder = Builder::uninitialized(testing::device()).with_lora(Some(&lora(3.0)), LORA_SEED);
+        let mut builder = ParameterBuilder::uninitialized(testing::device()).with_lora(Some(&lora(3.0)), LORA_SEED);
         let weight = builder.lora_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
         _ = builder.lora_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);
         let parameters = builder.finish();
@@ -141,7 +141,7 @@ mod tests {
         assert!(a.abs().min().double_value(&[]) > 0.0 && a.abs().max().double_value(&[]) < 2.0);
         // Weights that are not among the targets have no factors.
         let few = Lora { targets: [LoraTarget::Mlp].into(), ..lora(1.0) };
-        let mut builder = Builder::uninitialized(testing::device()).with_lora(Some(&few), LORA_SEED);
+        let mut builder = ParameterBuilder::uninitialized(testing::device()).with_lora(Some(&few), LORA_SEED);
         _ = builder.lora_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
         assert_eq!(builder.finish().named_parameters().count(), 1);
     }
@@ -153,7 +153,7 @@ mod tests {
         let sum = |weight: &str, a: &str, b: &str| {
             tensors[weight] + (tensors[b].matmul(tensors[a]) * (3.0 / 2.0)).view(tensors[weight].size().as_slice())
         };
-        let x = Tensor::randn([5, 6], testing::floats());
+        let x = Tensor::randn([5, 6], testing::f32_options());
         let weight = sum("mlp.c_fc.weight", "mlp.c_fc.lora_A", "mlp.c_fc.lora_B");
         let expected = x.matmul(&weight.transpose(0, 1)) + tensors["mlp.c_fc.bias"];
         assert!(no_grad(|| layer.forward(&x)).allclose(&expected, 1e-5, 1e-6, false));
@@ -173,8 +173,8 @@ mod tests {
 
     fn check_gradients(is_trained: fn(&str) -> bool) {
         let (layer, kernel, parameters) = model(testing::device(), 3.0);
-        let x = Tensor::randn([5, 6], testing::floats());
-        let image = Tensor::randn([2, 3, 4, 4], testing::floats());
+        let x = Tensor::randn([5, 6], testing::f32_options());
+        let image = Tensor::randn([2, 3, 4, 4], testing::f32_options());
         let loss = || {
             let convolved = image.conv2d(&kernel.convolution_weight(), None::<&Tensor>, 2, 0, 1, 1);
             layer.forward(&x).tanh().square().sum(Kind::Float) + convolved.tanh().square().sum(Kind::Float)
@@ -199,10 +199,10 @@ mod tests {
                 };
                 let (above, below) = (loss_after(step), loss_after(-2.0 * step));
                 _ = loss_after(step);
-                let (found, expected) = (gradient.view(-1).double_value(&[index]), (above - below) / (2.0 * step));
+                let (actual, expected) = (gradient.view(-1).double_value(&[index]), (above - below) / (2.0 * step));
                 assert!(
-                    (found - expected).abs() < 2e-2 * expected.abs().max(0.1),
-                    "{name}[{index}]: {found}, {expected}"
+                    (actual - expected).abs() < 2e-2 * expected.abs().max(0.1),
+                    "{name}[{index}]: {actual}, {expected}"
                 );
             }
         }
@@ -211,10 +211,10 @@ mod tests {
     #[test]
     fn sixteen_bit_products_read_the_sum_in_bf16() {
         let [(exact, ..), (rounded, kernel, parameters)] =
-            [Backend::from(testing::device()), testing::sixteen_bits()].map(|backend| model(backend, 3.0));
-        let x = Tensor::randn([5, 6], testing::floats());
-        let [expected, found] = [&exact, &rounded].map(|layer| no_grad(|| layer.forward(&x)).to_kind(Kind::Float));
-        assert!(found.allclose(&expected, 5e-2, 5e-2, false), "{found} is not {expected}");
+            [Backend::from(testing::device()), testing::bf16_backend()].map(|backend| model(backend, 3.0));
+        let x = Tensor::randn([5, 6], testing::f32_options());
+        let [expected, actual] = [&exact, &rounded].map(|layer| no_grad(|| layer.forward(&x)).to_kind(Kind::Float));
+        assert!(actual.allclose(&expected, 5e-2, 5e-2, false), "{actual} is not {expected}");
         // Without its factors the layer computes something else.
         no_grad(|| _ = named(&parameters)["mlp.c_fc.lora_B"].shallow_clone().zero_());
         parameters.refresh_working_copies();

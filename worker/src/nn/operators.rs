@@ -1,14 +1,14 @@
-//! Operators that `operators/operators.cpp` adds to libtorch.
+//! Operators that `torch_operators/operators.cpp` adds to libtorch.
 
 use std::ffi::{CStr, c_char, c_void};
 
 use anyhow::{Result, anyhow};
 use tch::Tensor;
 
-/// The size of an error buffer in bytes, as in `include/checked_call.h`.
+/// The size of an error buffer in bytes, as in `include/exceptions.h`.
 const ERROR_LENGTH: usize = 512;
 
-// SAFETY: declarations of the functions in operators/operators.cpp, with the same types.
+// SAFETY: declarations of the functions in torch_operators/operators.cpp, with the same types.
 unsafe extern "C" {
     fn dico_linear(
         x: *const c_void,
@@ -182,26 +182,26 @@ mod tests {
     use tch::Kind;
 
     use super::*;
-    use crate::testing::{device, each_code_path, floats};
+    use crate::testing::{device, each_code_path, f32_options};
 
-    fn random(shape: &[i64]) -> Tensor {
-        Tensor::randn(shape, floats()).set_requires_grad(true)
+    fn random_leaf(shape: &[i64]) -> Tensor {
+        Tensor::randn(shape, f32_options()).set_requires_grad(true)
     }
 
-    fn indices(values: &[i64]) -> Tensor {
+    fn index_tensor(values: &[i64]) -> Tensor {
         Tensor::from_slice(values).to_device(device())
     }
 
     /// A leaf tensor, and its copy of another type.
-    fn matrix(values: &Tensor, kind: Kind) -> Parameter {
+    fn mixed_precision_matrix(values: &Tensor, kind: Kind) -> Parameter {
         let master = values.detach().set_requires_grad(true);
         let working = if kind == Kind::Float { master.shallow_clone() } else { values.detach().to_kind(kind) };
         Parameter { master, working }
     }
 
-    fn assert_near(name: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    fn assert_near(name: &str, actual: &Tensor, expected: &Tensor, tolerance: f64) {
         let scale = expected.abs().max().double_value(&[]).max(1e-6);
-        let worst = (found.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[]);
+        let worst = (actual.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[]);
         assert!(worst < tolerance * scale, "{name}: off by {worst}, of {scale}");
     }
 
@@ -217,27 +217,27 @@ mod tests {
         tch::manual_seed(1);
         for (kind, tolerance) in TOLERANCES {
             for is_transposed in [false, true] {
-                let stored = random(if is_transposed { &[12, 20] } else { &[20, 12] });
-                let weight = matrix(&stored, kind);
-                let [ours, theirs] = [(), ()].map(|()| (random(&[3, 5, 12]), random(&[20])));
-                for (our, their) in [(&ours.0, &theirs.0), (&ours.1, &theirs.1)] {
-                    tch::no_grad(|| our.shallow_clone().copy_(their));
+                let stored = random_leaf(if is_transposed { &[12, 20] } else { &[20, 12] });
+                let weight = mixed_precision_matrix(&stored, kind);
+                let [tested, reference] = [(), ()].map(|()| (random_leaf(&[3, 5, 12]), random_leaf(&[20])));
+                for (tested_input, reference_input) in [(&tested.0, &reference.0), (&tested.1, &reference.1)] {
+                    tch::no_grad(|| tested_input.shallow_clone().copy_(reference_input));
                 }
                 let used = if is_transposed { weight.transposed() } else { weight.shallow_clone() };
-                let bias = matrix(&ours.1, kind);
-                let found = linear(&ours.0, &used, &bias);
-                assert_eq!((found.kind(), found.size()), (kind, vec![3, 5, 20]));
-                let theirs_weight = stored.detach().set_requires_grad(true);
+                let bias = mixed_precision_matrix(&tested.1, kind);
+                let actual = linear(&tested.0, &used, &bias);
+                assert_eq!((actual.kind(), actual.size()), (kind, vec![3, 5, 20]));
+                let reference_weight = stored.detach().set_requires_grad(true);
                 let oriented =
-                    if is_transposed { theirs_weight.transpose(0, 1) } else { theirs_weight.shallow_clone() };
-                let expected = theirs.0.linear(&oriented, Some(&theirs.1));
-                assert_near("y", &found, &expected, tolerance);
-                let incoming = Tensor::randn([3, 5, 20], floats());
-                (found.to_kind(Kind::Float) * &incoming).sum(Kind::Float).backward();
+                    if is_transposed { reference_weight.transpose(0, 1) } else { reference_weight.shallow_clone() };
+                let expected = reference.0.linear(&oriented, Some(&reference.1));
+                assert_near("y", &actual, &expected, tolerance);
+                let incoming = Tensor::randn([3, 5, 20], f32_options());
+                (actual.to_kind(Kind::Float) * &incoming).sum(Kind::Float).backward();
                 (expected * &incoming).sum(Kind::Float).backward();
-                assert_near("x", &ours.0.grad(), &theirs.0.grad(), tolerance);
-                assert_near("weight", &weight.master.grad(), &theirs_weight.grad(), tolerance);
-                assert_near("bias", &bias.master.grad(), &theirs.1.grad(), tolerance);
+                assert_near("x", &tested.0.grad(), &reference.0.grad(), tolerance);
+                assert_near("weight", &weight.master.grad(), &reference_weight.grad(), tolerance);
+                assert_near("bias", &bias.master.grad(), &reference.1.grad(), tolerance);
             }
         }
     }
@@ -251,24 +251,25 @@ mod tests {
         tch::manual_seed(2);
         // The vocabulary takes more than one block of columns, and some nodes have several targets.
         let (vocabulary, nodes) = (9001, [0_i64, 1, 1, 2, 4, 3, 3]);
-        let targets = indices(&[0, 4095, 4096, 9000, 17, 17, 8192]);
-        let nodes = indices(&nodes);
+        let targets = index_tensor(&[0, 4095, 4096, 9000, 17, 17, 8192]);
+        let nodes = index_tensor(&nodes);
         for (kind, tolerance) in TOLERANCES {
-            let values = random(&[vocabulary, 16]);
-            let table = matrix(&values, kind);
-            let hidden = random(&[5, 16]);
-            let found = token_log_probabilities(&hidden, &table, &nodes, &targets);
-            let (other, theirs) = (hidden.detach().set_requires_grad(true), values.detach().set_requires_grad(true));
-            let log_softmax = other.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
+            let values = random_leaf(&[vocabulary, 16]);
+            let table = mixed_precision_matrix(&values, kind);
+            let hidden = random_leaf(&[5, 16]);
+            let actual = token_log_probabilities(&hidden, &table, &nodes, &targets);
+            let (reference_hidden, reference_table) =
+                (hidden.detach().set_requires_grad(true), values.detach().set_requires_grad(true));
+            let log_softmax = reference_hidden.matmul(&reference_table.transpose(0, 1)).log_softmax(-1, Kind::Float);
             let expected = log_softmax.index_select(0, &nodes).gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
-            assert_near("log p", &found, &expected, tolerance);
+            assert_near("log p", &actual, &expected, tolerance);
             let unrecorded = tch::no_grad(|| token_log_probabilities(&hidden, &table, &nodes, &targets));
-            assert_eq!(unrecorded, found);
+            assert_eq!(unrecorded, actual);
             let incoming = Tensor::from_slice(&[1.0_f32, -0.5, 2.0, 0.25, -1.0, 0.75, 0.5]).to_device(device());
-            (found * &incoming).sum(Kind::Float).backward();
+            (actual * &incoming).sum(Kind::Float).backward();
             (expected * &incoming).sum(Kind::Float).backward();
-            assert_near("hidden", &hidden.grad(), &other.grad(), tolerance);
-            assert_near("table", &table.master.grad(), &theirs.grad(), tolerance);
+            assert_near("hidden", &hidden.grad(), &reference_hidden.grad(), tolerance);
+            assert_near("table", &table.master.grad(), &reference_table.grad(), tolerance);
         }
     }
 
@@ -279,24 +280,24 @@ mod tests {
 
     fn check_table_gradients() {
         tch::manual_seed(3);
-        let (ids, targets) = (indices(&[3, 0, 3, 5]), indices(&[1, 2, 3, 5]));
-        let values = random(&[6, 4]);
+        let (ids, targets) = (index_tensor(&[3, 0, 3, 5]), index_tensor(&[1, 2, 3, 5]));
+        let values = random_leaf(&[6, 4]);
         let gradient = |rounds: i32| {
-            let table = matrix(&values, Kind::Float);
+            let table = mixed_precision_matrix(&values, Kind::Float);
             for _ in 0..rounds {
                 let hidden = embedding(&table.master, &ids);
                 token_log_probabilities(&hidden, &table, &ids.clamp(0, 3), &targets).sum(Kind::Float).backward();
             }
             table.master.grad()
         };
-        let theirs = values.detach().set_requires_grad(true);
-        let hidden = Tensor::embedding(&theirs, &ids, -1, false, false);
-        let log_softmax = hidden.matmul(&theirs.transpose(0, 1)).log_softmax(-1, Kind::Float);
+        let reference = values.detach().set_requires_grad(true);
+        let hidden = Tensor::embedding(&reference, &ids, -1, false, false);
+        let log_softmax = hidden.matmul(&reference.transpose(0, 1)).log_softmax(-1, Kind::Float);
         let chosen = log_softmax.index_select(0, &ids.clamp(0, 3)).gather(1, &targets.unsqueeze(1), false);
         chosen.sum(Kind::Float).backward();
         // The first round allocates the gradient, the others add to it.
-        assert_near("once", &gradient(1), &theirs.grad(), 1e-5);
-        assert_near("three times", &gradient(3), &(theirs.grad() * 3.0), 1e-5);
+        assert_near("once", &gradient(1), &reference.grad(), 1e-5);
+        assert_near("three times", &gradient(3), &(reference.grad() * 3.0), 1e-5);
     }
 
     #[test]
@@ -306,10 +307,10 @@ mod tests {
 
     fn check_logsumexp() {
         tch::manual_seed(4);
-        let wide = Tensor::randn([7, 5003], floats()) * 8.0;
+        let wide = Tensor::randn([7, 5003], f32_options()) * 8.0;
         let far = [-1e30_f32, -300.0, -88.0, 0.0, 88.0, 3e4, 3.0e38];
         let shifted = &wide + Tensor::from_slice(&far).to_device(device()).unsqueeze(1);
-        let flat = Tensor::zeros([3, 1], floats());
+        let flat = Tensor::zeros([3, 1], f32_options());
         for logits in [wide.shallow_clone(), shifted, flat, wide.narrow(1, 11, 4099)] {
             for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
                 let logits = logits.to_kind(kind);
@@ -323,9 +324,9 @@ mod tests {
         for value in [f32::NAN, f32::from_bits(0x7FFF_FFFF), f32::from_bits(0x7FC0_0001), f32::INFINITY] {
             let logits = wide.copy();
             logits.get(2).narrow(0, 3000, 1).copy_(&Tensor::from_slice(&[value]));
-            let found = Vec::<f32>::try_from(logsumexp(&logits)).unwrap();
+            let actual = Vec::<f32>::try_from(logsumexp(&logits)).unwrap();
             assert_eq!(
-                found.iter().map(|found| found.is_finite()).collect::<Vec<_>>(),
+                actual.iter().map(|actual| actual.is_finite()).collect::<Vec<_>>(),
                 [true, true, false, true, true, true, true]
             );
         }
@@ -334,8 +335,8 @@ mod tests {
     #[test]
     fn an_update_equals_adam_with_the_divided_gradient() {
         tch::manual_seed(5);
-        let [parameters, gradient] = [(); 2].map(|()| Tensor::randn([1003], floats()));
-        let [first, second] = [(); 2].map(|()| Tensor::zeros([1003], floats()));
+        let [parameters, gradient] = [(); 2].map(|()| Tensor::randn([1003], f32_options()));
+        let [first, second] = [(); 2].map(|()| Tensor::zeros([1003], f32_options()));
         let (before, divided) = (parameters.to_kind(Kind::Double), gradient.to_kind(Kind::Double) / 5.0);
         let moments = [&first, &second];
         let (learning_rate, betas, epsilon) = (0.01, [0.9, 0.99], 1e-8);
@@ -348,7 +349,11 @@ mod tests {
     #[test]
     #[should_panic(expected = "shape")]
     fn operators_panic_with_the_problem_for_unsuitable_shapes() {
-        let [x, weight, bias] = [random(&[2, 3]), random(&[4, 5]), random(&[4])];
-        _ = linear(&x, &matrix(&weight, Kind::BFloat16), &matrix(&bias, Kind::BFloat16));
+        let [x, weight, bias] = [random_leaf(&[2, 3]), random_leaf(&[4, 5]), random_leaf(&[4])];
+        _ = linear(
+            &x,
+            &mixed_precision_matrix(&weight, Kind::BFloat16),
+            &mixed_precision_matrix(&bias, Kind::BFloat16),
+        );
     }
 }

@@ -4,20 +4,21 @@
 use std::collections::{BTreeMap, HashSet};
 
 use caption_metrics::cider::Candidate;
-use statistics::{Summary, names};
+use catalogue::names;
+use summary_statistics::Summary;
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;
 
 use super::reward::RewardModel;
 use crate::captioner::beam::Hypothesis;
-use crate::captioner::{Captioner, Captions, GenerationConfig};
+use crate::captioner::{CaptionBatch, Captioner, GenerationConfig};
 use crate::nn::DropoutMode;
 use crate::phase_timer::{PhaseTimer, StepPhase};
 use crate::seeds;
 
 /// The encoded images of a batch.
 #[derive(Clone, Copy)]
-pub struct ImageBatch<'a> {
+pub struct EncodedImages<'a> {
     /// Hidden states of the captioner's vision encoder, `[images, vision tokens, vision width]`.
     pub hidden: &'a Tensor,
     /// Unit embeddings by each evaluator of the reward, each `[images, embedding]`.
@@ -56,7 +57,7 @@ pub struct CandidateDropout {
 
 /// [`Captioner::beam_search`] or [`Captioner::sample`]. The tensor is
 /// `[images, vision tokens, vision width]`.
-type Generate = fn(&Captioner, &Tensor, &GenerationConfig, DropoutMode) -> Vec<Vec<Hypothesis>>;
+type GenerationMethod = fn(&Captioner, &Tensor, &GenerationConfig, DropoutMode) -> Vec<Vec<Hypothesis>>;
 
 impl CandidateDropout {
     /// Generates candidates image by image, and seeds libtorch's generators before each image.
@@ -65,17 +66,17 @@ impl CandidateDropout {
     fn generate(
         self,
         policy: &Captioner,
-        images: &ImageBatch<'_>,
+        images: &EncodedImages<'_>,
         generation: &GenerationConfig,
-        generate: Generate,
+        generate: GenerationMethod,
     ) -> Vec<Vec<Hypothesis>> {
         let mode = DropoutMode::Train { dropout: self.probability };
         let next_seed = Tensor::randint(i64::MAX, [1], (Kind::Int64, Device::Cpu)).int64_value(&[0]);
-        let of_image = |(row, &index): (usize, &usize)| {
+        let generate_for_image = |(row, &index): (usize, &usize)| {
             tch::manual_seed(seeds::combine(self.seed, &[index as u64]) as i64);
             generate(policy, &images.hidden.narrow(0, row as i64, 1), generation, mode)
         };
-        let found = images.indices.iter().enumerate().flat_map(of_image).collect();
+        let found = images.indices.iter().enumerate().flat_map(generate_for_image).collect();
         tch::manual_seed(next_seed);
         found
     }
@@ -86,8 +87,8 @@ impl ObjectiveContext<'_> {
     pub fn generate_candidates(
         &self,
         policy: &Captioner,
-        images: &ImageBatch<'_>,
-        generate: Generate,
+        images: &EncodedImages<'_>,
+        generate: GenerationMethod,
     ) -> Vec<Vec<Hypothesis>> {
         self.timer.time(StepPhase::Search, || match self.candidate_dropout {
             None => generate(policy, images.hidden, &self.generation, DropoutMode::Evaluate),
@@ -96,37 +97,40 @@ impl ObjectiveContext<'_> {
     }
 
     /// The rewards of each image's candidates, `[images, candidates]`.
-    pub fn rewards(&self, images: &ImageBatch<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
-        self.timer.time(StepPhase::Reward, || no_grad(|| self.reward_model.rewards(images, &self.decode(candidates))))
+    pub fn rewards(&self, images: &EncodedImages<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
+        self.timer.time(StepPhase::Reward, || {
+            no_grad(|| self.reward_model.rewards(images, &self.decode_candidates(candidates)))
+        })
     }
 
     /// The texts of each image's candidates, and whether they have an end token.
-    pub fn decode(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<Candidate>> {
-        let candidate = |hypothesis| decode(hypothesis, self.vocabulary);
+    pub fn decode_candidates(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<Candidate>> {
+        let candidate = |hypothesis| decode_candidate(hypothesis, self.vocabulary);
         candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
     }
 }
 
-/// Candidates with rewards and log-probabilities; each image has equally many.
-pub struct Candidates {
+/// The candidate captions of a batch's images, with rewards and log-probabilities; each image has
+/// equally many.
+pub struct ScoredCandidates {
     hypotheses: Vec<Vec<Hypothesis>>,
     /// The rewards, `[images, candidates]`.
     pub rewards: Tensor,
     /// Log-probabilities under the policy, summed over tokens, with gradients; `[images,
     /// candidates]`.
-    pub policy: Tensor,
+    pub policy_log_probabilities: Tensor,
     /// Log-probabilities under the reference, summed over tokens; `[images, candidates]`.
-    pub reference: Tensor,
+    pub reference_log_probabilities: Tensor,
 }
 
-impl Candidates {
+impl ScoredCandidates {
     /// Computes rewards and log-probabilities of `hypotheses`, equally many for each image. `mode`
     /// is the dropout of the policy.
     #[must_use]
     pub fn new(
         hypotheses: Vec<Vec<Hypothesis>>,
         policy: &Captioner,
-        images: &ImageBatch<'_>,
+        images: &EncodedImages<'_>,
         context: &ObjectiveContext<'_>,
         mode: DropoutMode,
     ) -> Self {
@@ -136,24 +140,25 @@ impl Candidates {
         let sequence =
             |hypothesis: &Hypothesis| std::iter::once(begin).chain(hypothesis.tokens.iter().copied()).collect();
         let sequences: Vec<Vec<i64>> = hypotheses.iter().flatten().map(sequence).collect();
-        let captions = Captions::new(&sequences, per_image as usize, images.hidden.device());
+        let captions = CaptionBatch::new(&sequences, per_image as usize, images.hidden.device());
         let log_probabilities = |captioner: &Captioner, mode| {
             captioner.token_log_probabilities(images.hidden, &captions, mode).sums().view([count, per_image])
         };
-        let reference = || no_grad(|| log_probabilities(context.reference, DropoutMode::Evaluate));
-        let reference = context.timer.time(StepPhase::Reference, reference);
-        Self { hypotheses, rewards, policy: log_probabilities(policy, mode), reference }
+        let under_reference = || no_grad(|| log_probabilities(context.reference, DropoutMode::Evaluate));
+        let reference_log_probabilities = context.timer.time(StepPhase::Reference, under_reference);
+        let policy_log_probabilities = log_probabilities(policy, mode);
+        Self { hypotheses, rewards, policy_log_probabilities, reference_log_probabilities }
     }
 
     /// The number of tokens of all candidates, end tokens included.
     #[must_use]
-    pub fn tokens(&self) -> u64 {
+    pub fn token_count(&self) -> u64 {
         self.hypotheses.iter().flatten().map(|candidate| candidate.tokens.len() as u64).sum()
     }
 
     /// The number of images, and the number of candidates per image.
     #[must_use]
-    pub fn size(&self) -> (i64, i64) {
+    pub fn images_and_candidates(&self) -> (i64, i64) {
         self.rewards.size2().expect("rewards are [images, candidates]")
     }
 
@@ -171,10 +176,11 @@ impl Candidates {
     /// The summaries for the step's statistics that do not depend on the objective.
     #[must_use]
     pub fn summaries(&self) -> BTreeMap<&'static str, Summary> {
-        let (images, per_image) = self.size();
+        let (images, per_image) = self.images_and_candidates();
         // Computed on the CPU: each number read from a GPU would be a synchronization.
         let [rewards, policy, reference] =
-            [&self.rewards, &self.policy, &self.reference].map(|tensor| tensor.detach().to_device(Device::Cpu));
+            [&self.rewards, &self.policy_log_probabilities, &self.reference_log_probabilities]
+                .map(|tensor| tensor.detach().to_device(Device::Cpu));
         let (chosen, index) = rewards.max_dim(1, true);
         let is_rejected = rewards.ones_like().scatter_value(1, &index, 0.0).to_kind(Kind::Bool);
         let rejected = rewards.masked_select(&is_rejected);
@@ -199,7 +205,7 @@ impl Candidates {
     }
 }
 
-fn decode(hypothesis: &Hypothesis, vocabulary: &Vocabulary) -> Candidate {
+fn decode_candidate(hypothesis: &Hypothesis, vocabulary: &Vocabulary) -> Candidate {
     Candidate {
         text: vocabulary.decode(&hypothesis.tokens),
         has_end_token: hypothesis.tokens.last() == Some(&vocabulary.end_token()),
@@ -230,21 +236,24 @@ mod tests {
         policy: &Captioner,
         seed: u64,
         indices: &[usize],
-        generate: Generate,
+        generate: GenerationMethod,
     ) -> (Vec<Vec<Vec<i64>>>, f64) {
         let hidden = indices.iter().map(|&index| {
             tch::manual_seed(index as i64 % 10);
-            Tensor::randn([4, 8], testing::floats())
+            Tensor::randn([4, 8], testing::f32_options())
         });
         let hidden = Tensor::stack(&hidden.collect::<Vec<_>>(), 0);
-        let images = ImageBatch { hidden: &hidden, embeddings: &[], indices };
+        let images = EncodedImages { hidden: &hidden, embeddings: &[], indices };
         let decoding = config::Decoding { beams: 3, max_length: 8, ..config::Decoding::default() };
-        let generation =
-            GenerationConfig { begin: 38, end: 39, ..GenerationConfig::new(&decoding, &Vocabulary::full()) };
+        let generation = GenerationConfig {
+            bos_token_id: 38,
+            eos_token_id: 39,
+            ..GenerationConfig::new(&decoding, &Vocabulary::full())
+        };
         tch::manual_seed(5);
-        let found = CandidateDropout { probability: 0.5, seed }.generate(policy, &images, &generation, generate);
-        let tokens = found.into_iter().map(|of_image| of_image.into_iter().map(|found| found.tokens).collect());
-        (tokens.collect(), Tensor::rand([1], testing::floats()).double_value(&[0]))
+        let actual = CandidateDropout { probability: 0.5, seed }.generate(policy, &images, &generation, generate);
+        let tokens = actual.into_iter().map(|of_image| of_image.into_iter().map(|actual| actual.tokens).collect());
+        (tokens.collect(), Tensor::rand([1], testing::f32_options()).double_value(&[0]))
     }
 
     #[test]
@@ -256,7 +265,7 @@ mod tests {
     fn check_dropout() {
         let policy = captioner::preset(Preset::Tiny, 8, 4, 40);
         let policy = Captioner::new(policy, ProjectionInit::default(), 1, testing::device());
-        for generate in [Captioner::beam_search, Captioner::sample] as [Generate; 2] {
+        for generate in [Captioner::beam_search, Captioner::sample] as [GenerationMethod; 2] {
             let candidates = |seed, indices: &[usize]| generate_with_dropout(&policy, seed, indices, generate);
             let (all, next) = candidates(1, &[3, 4, 5]);
             let (share, next_of_share) = candidates(1, &[5, 3]);
@@ -273,10 +282,10 @@ mod tests {
         let vocabulary = Vocabulary::of_corpus(["a red circle"]);
         let tokens = vocabulary.encode("a red", 77)[1..].to_vec();
         let cut = tokens[..tokens.len() - 1].to_vec();
-        let found = [tokens, cut, vec![vocabulary.end_token()], vec![]];
-        let found = found.map(|tokens| decode(&Hypothesis { tokens, score: 0.0 }, &vocabulary));
+        let actual = [tokens, cut, vec![vocabulary.end_token()], vec![]];
+        let actual = actual.map(|tokens| decode_candidate(&Hypothesis { tokens, score: 0.0 }, &vocabulary));
         let expected = [("a red", true), ("a red", false), ("", true), ("", false)];
-        assert_eq!(found, expected.map(|(text, has_end_token)| Candidate { text: text.to_owned(), has_end_token }));
+        assert_eq!(actual, expected.map(|(text, has_end_token)| Candidate { text: text.to_owned(), has_end_token }));
     }
 
     #[test]
@@ -289,11 +298,11 @@ mod tests {
     #[test]
     fn summaries_separate_chosen_and_rejected_candidates() {
         let hypothesis = |length: usize| Hypothesis { tokens: (0..length as i64).collect(), score: 0.0 };
-        let candidates = Candidates {
+        let candidates = ScoredCandidates {
             hypotheses: vec![vec![hypothesis(2), hypothesis(4)], vec![hypothesis(1), hypothesis(1)]],
             rewards: Tensor::from_slice(&[0.25_f32, 0.75, 0.5, 0.5]).view([2, 2]),
-            policy: Tensor::from_slice(&[-2.0_f32, -4.0, -1.0, -3.0]).view([2, 2]),
-            reference: Tensor::from_slice(&[-3.0_f32, -2.0, -1.0, -2.0]).view([2, 2]),
+            policy_log_probabilities: Tensor::from_slice(&[-2.0_f32, -4.0, -1.0, -3.0]).view([2, 2]),
+            reference_log_probabilities: Tensor::from_slice(&[-3.0_f32, -2.0, -1.0, -2.0]).view([2, 2]),
         };
         let summaries = candidates.summaries();
         let mean = |name: &str| summaries[name].mean();

@@ -12,7 +12,7 @@ use crate::collective::{Collective, CollectiveError};
 
 /// The unit embeddings of this rank's share of the batch, all `[share, embedding]`. The share may
 /// be empty.
-pub struct Pairs {
+pub struct ContrastivePairs {
     /// The number of tokens of the captions.
     pub tokens: u64,
     /// Embeddings of the images.
@@ -25,8 +25,8 @@ pub struct Pairs {
     pub generated_texts: Option<(Tensor, f64)>,
 }
 
-/// The loss of this rank's pairs against those of all ranks. `logit_scale` is the factor from
-/// cosine to logit, a scalar.
+/// The loss of this rank's pairs, with the pairs of all ranks as negatives. `logit_scale` is the
+/// factor from cosine to logit, a scalar.
 ///
 /// Each rank computes the loss of the whole batch, in which only its own embeddings have gradients.
 /// So the sum of the ranks' gradients is the exact gradient, including negatives on other ranks.
@@ -34,23 +34,23 @@ pub struct Pairs {
 /// # Errors
 /// The collective has failed.
 pub fn compute_loss(
-    pairs: &Pairs,
+    pairs: &ContrastivePairs,
     logit_scale: &Tensor,
     collective: &dyn Collective,
 ) -> Result<LossOutput, CollectiveError> {
     let share = pairs.images.size()[0];
-    let (images, texts) = (gather(&pairs.images, collective)?, gather(&pairs.texts, collective)?);
+    let (images, texts) = (gather_embeddings(&pairs.images, collective)?, gather_embeddings(&pairs.texts, collective)?);
     // All ranks compute the same gradient of the scale, and their gradients will be summed.
-    let part = 1.0 / collective.world_size() as f64;
-    let scale = logit_scale * part + logit_scale.detach() * (1.0 - part);
+    let rank_share = 1.0 / collective.world_size() as f64;
+    let scale = logit_scale * rank_share + logit_scale.detach() * (1.0 - rank_share);
     let info_nce =
         |images: &Tensor, texts: &Tensor| symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * &scale));
     let mut loss = info_nce(&images, &texts);
     if let Some((generated, weight)) = &pairs.generated_images {
-        loss += info_nce(&gather(generated, collective)?, &texts) * *weight;
+        loss += info_nce(&gather_embeddings(generated, collective)?, &texts) * *weight;
     }
     if let Some((generated, weight)) = &pairs.generated_texts {
-        loss += info_nce(&images, &gather(generated, collective)?) * *weight;
+        loss += info_nce(&images, &gather_embeddings(generated, collective)?) * *weight;
     }
     let batch = images.size()[0];
     let loss_sum = if batch == 0 { 0.0 } else { loss.double_value(&[]) * share as f64 / batch as f64 };
@@ -76,7 +76,7 @@ fn symmetric_cross_entropy(logits: &Tensor) -> Tensor {
 /// The embeddings of all ranks, in order of rank, `[batch, embedding]`. `own` is
 /// `[share, embedding]`; only these rows have gradients. Shares may differ in size, and may be
 /// empty.
-fn gather(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, CollectiveError> {
+fn gather_embeddings(own: &Tensor, collective: &dyn Collective) -> Result<Tensor, CollectiveError> {
     let share = own.size()[0];
     let counts = collective.all_gather(&Tensor::from_slice(&[share]).to_device(own.device()))?;
     let counts: Vec<i64> = counts.iter().map(|count| count.int64_value(&[0])).collect();
@@ -142,12 +142,12 @@ mod tests {
     fn the_sum_of_the_ranks_gradients_equals_the_gradient_of_one_rank_with_the_whole_batch() {
         tch::manual_seed(5);
         // Images, texts, generated images, generated texts.
-        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], testing::floats()));
+        let all: [Tensor; 4] = std::array::from_fn(|_| Tensor::randn([5, 4], testing::f32_options()));
         let gradients = |tensors: [Tensor; 4], collective: &dyn Collective| {
             let leaves = tensors.map(|tensor| tensor.detach().copy().set_requires_grad(true));
             let scale = Tensor::from(3.0_f32).to_device(testing::device()).set_requires_grad(true);
             let [images, texts, generated_images, generated_texts] = [0, 1, 2, 3].map(|i| leaves[i].shallow_clone());
-            let pairs = Pairs {
+            let pairs = ContrastivePairs {
                 tokens: 0,
                 images,
                 texts,
@@ -158,7 +158,7 @@ mod tests {
             output.loss.backward();
             (leaves.map(|leaf| leaf.grad()), scale.grad(), output.loss_sum)
         };
-        let whole = gradients([0, 1, 2, 3].map(|i| all[i].shallow_clone()), &crate::collective::SingleRank);
+        let whole = gradients([0, 1, 2, 3].map(|i| all[i].shallow_clone()), &crate::collective::SingleRankCollective);
         let close = |a: &Tensor, b: &Tensor| assert!(a.allclose(b, 1e-5, 1e-6, false), "{a} is not {b}");
         // Shares of three and two samples, and of five and none.
         for sizes in [[3_i64, 2], [5, 0]] {
@@ -172,11 +172,11 @@ mod tests {
                 gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &TwoRanks { rank, other_rank: queue.into() })
             });
             for (i, expected) in whole.0.iter().enumerate() {
-                let found = [0, 1].map(|rank: usize| match sizes[rank] {
-                    0 => Tensor::zeros([0, 4], testing::floats()),
+                let actual = [0, 1].map(|rank: usize| match sizes[rank] {
+                    0 => Tensor::zeros([0, 4], testing::f32_options()),
                     _ => shares[rank].0[i].shallow_clone(),
                 });
-                close(&Tensor::cat(&found, 0), expected);
+                close(&Tensor::cat(&actual, 0), expected);
             }
             close(&(&shares[0].1 + &shares[1].1), &whole.1);
             assert!((shares[0].2 + shares[1].2 - whole.2).abs() < 1e-4);
@@ -185,9 +185,9 @@ mod tests {
 
     #[test]
     fn a_batch_without_samples_has_neither_loss_nor_gradient() {
-        let nothing = || Tensor::zeros([0, 4], testing::floats());
+        let nothing = || Tensor::zeros([0, 4], testing::f32_options());
         let scale = Tensor::from(3.0_f32).to_device(testing::device()).set_requires_grad(true);
-        let pairs = Pairs {
+        let pairs = ContrastivePairs {
             tokens: 0,
             images: nothing(),
             texts: nothing(),
@@ -204,20 +204,30 @@ mod tests {
     #[test]
     fn generated_pairs_add_weighted_losses() {
         tch::manual_seed(6);
-        let random = || Tensor::randn([4, 3], testing::floats());
+        let random = || Tensor::randn([4, 3], testing::f32_options());
         let (images, texts, generated_images, generated_texts) = (random(), random(), random(), random());
         let clone = |tensor: &Tensor| tensor.shallow_clone();
         let loss = |images: &Tensor, texts: &Tensor, generated_images, generated_texts| {
-            let pairs =
-                Pairs { tokens: 0, images: clone(images), texts: clone(texts), generated_images, generated_texts };
-            compute_loss(&pairs, &Tensor::from(2.0_f32).to_device(testing::device()), &crate::collective::SingleRank)
-                .unwrap()
-                .loss_sum
+            let pairs = ContrastivePairs {
+                tokens: 0,
+                images: clone(images),
+                texts: clone(texts),
+                generated_images,
+                generated_texts,
+            };
+            compute_loss(
+                &pairs,
+                &Tensor::from(2.0_f32).to_device(testing::device()),
+                &crate::collective::SingleRankCollective,
+            )
+            .unwrap()
+            .loss_sum
         };
-        let found = loss(&images, &texts, Some((clone(&generated_images), 0.05)), Some((clone(&generated_texts), 0.1)));
+        let actual =
+            loss(&images, &texts, Some((clone(&generated_images), 0.05)), Some((clone(&generated_texts), 0.1)));
         let plain = |images: &Tensor, texts: &Tensor| loss(images, texts, None, None);
         let expected =
             plain(&images, &texts) + 0.05 * plain(&generated_images, &texts) + 0.1 * plain(&images, &generated_texts);
-        assert!((found - expected).abs() < 1e-4, "{found} is not {expected}");
+        assert!((actual - expected).abs() < 1e-4, "{actual} is not {expected}");
     }
 }

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 use super::LossOutput;
-use crate::captioner::{Captioner, Captions};
+use crate::captioner::{CaptionBatch, Captioner};
 use crate::nn::DropoutMode;
 
 /// The loss of `captions`, one for each image of `vision` `[images, vision tokens, vision width]`.
 #[must_use]
-pub fn compute_loss(captioner: &Captioner, vision: &Tensor, captions: &Captions, mode: DropoutMode) -> LossOutput {
+pub fn compute_loss(captioner: &Captioner, vision: &Tensor, captions: &CaptionBatch, mode: DropoutMode) -> LossOutput {
     let tokens = captioner.token_log_probabilities(vision, captions, mode).values;
     let loss = -tokens.sum(Kind::Float);
     let (loss_sum, weight) = (loss.double_value(&[]), tokens.numel() as f64);
@@ -39,8 +39,8 @@ mod tests {
         Tensor::ones([1, 4, 8], (Kind::Float, Device::Cpu)) * 0.3
     }
 
-    fn captions(tokens: Vec<i64>) -> Captions {
-        Captions::new(&[tokens], 1, Device::Cpu)
+    fn captions(tokens: Vec<i64>) -> CaptionBatch {
+        CaptionBatch::new(&[tokens], 1, Device::Cpu)
     }
 
     #[test]
@@ -54,10 +54,10 @@ mod tests {
         assert_eq!(token_values.len(), 17);
         for (max_length, tokens) in [(6, 5), (16, 15), (17, 16), (18, 17), (77, 17)] {
             let target = captions(vocabulary.encode_target(CAPTION, max_length));
-            let found = compute_loss(&captioner, &vision(), &target, DropoutMode::Evaluate);
+            let actual = compute_loss(&captioner, &vision(), &target, DropoutMode::Evaluate);
             let expected = -token_values[..tokens].iter().sum::<f64>();
-            assert!((found.loss_sum - expected).abs() < 1e-4, "{max_length}: {} and {expected}", found.loss_sum);
-            assert_eq!((found.weight, found.tokens), (tokens as f64, tokens as u64), "{max_length}");
+            assert!((actual.loss_sum - expected).abs() < 1e-4, "{max_length}: {} and {expected}", actual.loss_sum);
+            assert_eq!((actual.weight, actual.tokens), (tokens as f64, tokens as u64), "{max_length}");
         }
     }
 
@@ -70,9 +70,9 @@ mod tests {
         captioner.parameters().refresh_working_copies();
         let long = [CAPTION; 30].join(" ");
         let target = captions(vocabulary.encode_target(&long, 77));
-        let found = compute_loss(&captioner, &vision(), &target, DropoutMode::Evaluate);
+        let actual = compute_loss(&captioner, &vision(), &target, DropoutMode::Evaluate);
         let expected = 76.0 * (vocabulary.size() as f64).ln();
-        assert!((found.loss_sum - expected).abs() < 1e-3, "{} and {expected}", found.loss_sum);
-        assert_eq!(found.weight, 76.0);
+        assert!((actual.loss_sum - expected).abs() < 1e-3, "{} and {expected}", actual.loss_sum);
+        assert_eq!(actual.weight, 76.0);
     }
 }

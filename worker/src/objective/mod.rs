@@ -22,11 +22,11 @@ pub mod scst;
 
 use std::collections::BTreeMap;
 
-use statistics::Summary;
+use summary_statistics::Summary;
 use tch::Tensor;
 
-/// The candidates of one image with rewards and weights, for display.
-pub struct Example {
+/// The candidates of one image with rewards and weights, which the coordinator's web page shows.
+pub struct CandidateExample {
     /// The index of the image in the training split.
     pub image: usize,
     /// Caption, reward and gamma of each candidate; the gamma of the best candidate is 0.
@@ -44,8 +44,9 @@ pub struct LossOutput {
     pub weight: f64,
     /// The number of tokens with a loss, end tokens included.
     pub tokens: u64,
-    /// The candidates of one image, for display; none if the objective does not weight candidates.
-    pub example: Option<Example>,
-    /// Summaries over this rank's samples, by the names in [`statistics::names`].
+    /// The candidates of one image, to be shown to users; none if the objective does not weight
+    /// candidates.
+    pub example: Option<CandidateExample>,
+    /// Summaries over this rank's samples, by the names in [`catalogue::names`].
     pub summaries: BTreeMap<&'static str, Summary>,
 }

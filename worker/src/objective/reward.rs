@@ -6,14 +6,14 @@ use config::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
 
-use super::candidates::ImageBatch;
+use super::candidates::EncodedImages;
 use crate::clip::{self, Clip};
-use crate::models::{Evaluator, Models};
+use crate::run_models::{Evaluator, RunModels};
 
 /// Computes the rewards of candidates.
 #[derive(Clone, Copy)]
 pub struct RewardModel<'a> {
-    /// The evaluators with a weight other than 0, in the order of [`ImageBatch::embeddings`].
+    /// The evaluators with a weight other than 0, in the order of [`EncodedImages::embeddings`].
     pub evaluators: &'a [EvaluatorReward<'a>],
     /// CIDEr-D with the training captions as references; none if its weight is 0.
     pub cider: Option<&'a CiderReward>,
@@ -21,7 +21,7 @@ pub struct RewardModel<'a> {
     pub weights: &'a Rewards,
 }
 
-/// The reward by one evaluator.
+/// The reward that one evaluator gives: its score of a candidate.
 #[derive(Clone, Copy)]
 pub struct EvaluatorReward<'a> {
     /// The name of the reward.
@@ -42,7 +42,7 @@ pub struct EvaluatorReward<'a> {
 
 impl<'a> EvaluatorReward<'a> {
     /// The reward by `evaluator` of a run with these models.
-    pub fn new(evaluator: &'a Evaluator, models: &'a Models) -> Self {
+    pub fn new(evaluator: &'a Evaluator, models: &'a RunModels) -> Self {
         Self {
             name: &evaluator.name,
             clip: models.clip(evaluator.clip_index),
@@ -55,7 +55,7 @@ impl<'a> EvaluatorReward<'a> {
     }
 
     /// The scores of candidates, equally many for each image, `[images, candidates]`. `embeddings`
-    /// are those of the images, `[images, embedding]`.
+    /// are the image embeddings, `[images, embedding]`.
     fn scores(&self, embeddings: &Tensor, candidates: &[Vec<Candidate>]) -> Tensor {
         let max_length = self.clip.config().text.context_length;
         // The evaluator's tokens may differ from the captioner's, so candidates are tokenized
@@ -76,7 +76,7 @@ impl<'a> EvaluatorReward<'a> {
 
 impl RewardModel<'_> {
     /// The rewards of each image's candidates, equally many for all, `[images, candidates]`.
-    pub fn rewards(&self, images: &ImageBatch<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
+    pub fn rewards(&self, images: &EncodedImages<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
         let count = images.indices.len() as i64;
         let per_image = candidates.first().map_or(0, Vec::len) as i64;
         let mut total = Tensor::zeros([count, per_image], (Kind::Float, images.hidden.device()));
@@ -90,7 +90,7 @@ impl RewardModel<'_> {
                     evaluator.scores(embeddings, candidates)
                 }
                 Reward::Cider => self.cider_rewards(images, candidates),
-                Reward::MissingEnd => missing_end(candidates).to_device(total.device()),
+                Reward::MissingEnd => missing_end_flags(candidates).to_device(total.device()),
             };
             total += value.view([count, per_image]) * weight;
         }
@@ -98,17 +98,17 @@ impl RewardModel<'_> {
     }
 
     /// CIDEr-D of the candidates, `[images * candidates]`.
-    fn cider_rewards(&self, images: &ImageBatch<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
+    fn cider_rewards(&self, images: &EncodedImages<'_>, candidates: &[Vec<Candidate>]) -> Tensor {
         let cider = self.cider.expect("a stage with a reward by CIDEr-D has the training captions");
-        let of_image = |(&image, candidates): (&usize, &Vec<Candidate>)| cider.rewards(image, candidates);
-        let rewards = images.indices.iter().zip(candidates).flat_map(of_image);
+        let image_rewards = |(&image, candidates): (&usize, &Vec<Candidate>)| cider.rewards(image, candidates);
+        let rewards = images.indices.iter().zip(candidates).flat_map(image_rewards);
         let rewards: Vec<f32> = rewards.map(|reward| reward as f32).collect();
         Tensor::from_slice(&rewards).to_device(images.hidden.device())
     }
 }
 
 /// 1 for each candidate without an end token, 0 for the others, `[images * candidates]`.
-fn missing_end(candidates: &[Vec<Candidate>]) -> Tensor {
+fn missing_end_flags(candidates: &[Vec<Candidate>]) -> Tensor {
     let missing: Vec<f32> =
         candidates.iter().flatten().map(|candidate| f32::from(u8::from(!candidate.has_end_token))).collect();
     Tensor::from_slice(&missing)
@@ -170,7 +170,7 @@ mod tests {
             let embeddings = || Tensor::ones([2, embedding], (Kind::Float, Device::Cpu)) / (embedding as f64).sqrt();
             // The second evaluator's image embeddings are the negated ones of the first.
             let embeddings = [embeddings(), -embeddings()];
-            let images = ImageBatch { hidden: &embeddings[0], embeddings: &embeddings, indices: &[0, 1] };
+            let images = EncodedImages { hidden: &embeddings[0], embeddings: &embeddings, indices: &[0, 1] };
             let rewards = tch::no_grad(|| model.rewards(&images, candidates));
             Vec::try_from(rewards).expect("rewards are [images, candidates]")
         }
@@ -245,8 +245,8 @@ mod tests {
             vec![candidate("a red circle", true), candidate("a red circle", false)],
             vec![candidate("a blue star", true), candidate("a blue star", false)],
         ];
-        let found = Fixture::new().rewards(&Rewards::from([(Reward::Cider, 1.0)]), &candidates);
-        for of_image in found {
+        let actual = Fixture::new().rewards(&Rewards::from([(Reward::Cider, 1.0)]), &candidates);
+        for of_image in actual {
             assert!((of_image[0] - 10.0).abs() < 1e-5 && of_image[1] < 9.0, "{of_image:?}");
         }
     }

@@ -14,7 +14,7 @@ use config::{Baseline, Candidates as CandidateKind, Scst};
 use tch::{Kind, Tensor, no_grad};
 
 use super::LossOutput;
-use super::candidates::{Candidates, ImageBatch, ObjectiveContext};
+use super::candidates::{EncodedImages, ObjectiveContext, ScoredCandidates};
 use crate::captioner::{Captioner, GenerationConfig};
 use crate::nn::DropoutMode;
 use crate::phase_timer::StepPhase;
@@ -23,7 +23,7 @@ use crate::phase_timer::StepPhase;
 #[must_use]
 pub fn compute_loss(
     policy: &Captioner,
-    images: &ImageBatch<'_>,
+    images: &EncodedImages<'_>,
     context: &ObjectiveContext<'_>,
     settings: &Scst,
     mode: DropoutMode,
@@ -33,7 +33,7 @@ pub fn compute_loss(
         CandidateKind::Samples => Captioner::sample,
     };
     let hypotheses = context.generate_candidates(policy, images, generate);
-    let candidates = Candidates::new(hypotheses, policy, images, context, mode);
+    let candidates = ScoredCandidates::new(hypotheses, policy, images, context, mode);
     let baseline = match settings.baseline {
         Baseline::Mean => candidates.rewards.mean_dim(1, true, Kind::Float),
         Baseline::Greedy => {
@@ -43,16 +43,16 @@ pub fn compute_loss(
             context.rewards(images, &captions)
         }
     };
-    let loss = loss(&candidates.policy, &candidates.rewards, &baseline);
-    let (images, _) = candidates.size();
+    let loss = summed_loss(&candidates.policy_log_probabilities, &candidates.rewards, &baseline);
+    let (images, _) = candidates.images_and_candidates();
     let loss_sum = loss.double_value(&[]);
-    let (tokens, summaries) = (candidates.tokens(), no_grad(|| candidates.summaries()));
+    let (tokens, summaries) = (candidates.token_count(), no_grad(|| candidates.summaries()));
     LossOutput { loss, loss_sum, weight: images as f64, tokens, example: None, summaries }
 }
 
 /// The loss, summed over images: `log_probabilities` and `rewards` are `[images, candidates]`,
 /// `baseline` is `[images, 1]`.
-fn loss(log_probabilities: &Tensor, rewards: &Tensor, baseline: &Tensor) -> Tensor {
+fn summed_loss(log_probabilities: &Tensor, rewards: &Tensor, baseline: &Tensor) -> Tensor {
     let candidates = rewards.size()[1] as f64;
     ((rewards - baseline) * log_probabilities).sum(rewards.kind()) / -candidates
 }
@@ -68,8 +68,8 @@ mod tests {
         let tensor = |rows: &[[f64; 3]; 2]| Tensor::from_slice(rows.as_flattened()).view([2, 3]);
         for baseline in [[0.1, 0.4], rewards.map(|row| row.iter().sum::<f64>() / 3.0)] {
             let leaf = tensor(&log_probabilities).set_requires_grad(true);
-            let found = loss(&leaf, &tensor(&rewards), &Tensor::from_slice(&baseline).unsqueeze(1));
-            found.backward();
+            let actual = summed_loss(&leaf, &tensor(&rewards), &Tensor::from_slice(&baseline).unsqueeze(1));
+            actual.backward();
             let gradient = leaf.grad();
             let mut expected = 0.0;
             for image in 0..2 {
@@ -80,7 +80,7 @@ mod tests {
                     assert!((derivative + advantage / 3.0).abs() < 1e-12, "{derivative}");
                 }
             }
-            assert!((found.double_value(&[]) - expected).abs() < 1e-12, "{found:?} is not {expected}");
+            assert!((actual.double_value(&[]) - expected).abs() < 1e-12, "{actual:?} is not {expected}");
         }
     }
 }

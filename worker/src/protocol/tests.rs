@@ -1,3 +1,5 @@
+//! Tests of the checks of directives: examples, and random messages.
+
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -11,7 +13,7 @@ const WINDOW: u32 = 4;
 /// The steps and the batch size of each stage.
 const STAGES: [(u64, u32); 2] = [(9, 4), (5, 6)];
 
-fn protocol() -> Protocol {
+fn protocol() -> ProtocolChecker {
     let text = format!(
         "name: test\noutput: /nowhere\nworkers: {{ min: 1, max: {MAX_WORKERS} }}\n\
          data: {{ karpathy: {{ annotations: annotations.json, images: images }} }}\n\
@@ -23,43 +25,43 @@ fn protocol() -> Protocol {
         )
     });
     let run = RunFile::parse(Path::new("run.yaml"), &stages.fold(text, |text, stage| text + &stage)).unwrap();
-    Protocol::new(&run, IMAGES)
+    ProtocolChecker::new(&run, IMAGES)
 }
 
-fn directive(generation: u64, kind: Kind) -> v1::Directive {
+fn directive(generation: u64, kind: DirectiveKind) -> v1::Directive {
     v1::Directive { generation, directive: Some(kind) }
 }
 
 fn rendezvous(generation: u64) -> v1::Directive {
     let position = Some(v1::Position { stage: 0, step: 0, generation });
-    directive(generation, Kind::Rendezvous(v1::Rendezvous { world_size: 2, position, ..Default::default() }))
+    directive(generation, DirectiveKind::Rendezvous(v1::Rendezvous { world_size: 2, position, ..Default::default() }))
 }
 
 fn train(generation: u64, first_step: u64, steps: u32) -> v1::Directive {
-    let order = v1::Train { stage: 0, first_step, steps, share_begin: 0, share_end: 2 };
-    directive(generation, Kind::Train(order))
+    let content = v1::Train { stage: 0, first_step, steps, share_begin: 0, share_end: 2 };
+    directive(generation, DirectiveKind::Train(content))
 }
 
 fn evaluate(generation: u64, ranges: &[(u64, u64)]) -> v1::Directive {
     let ranges = ranges.iter().map(|&(begin, end)| v1::ImageRange { begin, end }).collect();
-    directive(generation, Kind::Evaluate(v1::Evaluate { evaluation: 1, ranges }))
+    directive(generation, DirectiveKind::Evaluate(v1::Evaluate { evaluation: 1, ranges }))
 }
 
 fn checkpoint(generation: u64, number: u64) -> v1::Directive {
     let name = "0-xe-00000004".to_owned();
-    directive(generation, Kind::Checkpoint(v1::Checkpoint { checkpoint: number, name, journal: None }))
+    directive(generation, DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint: number, name, journal: None }))
 }
 
 fn advance(generation: u64, stage: u32) -> v1::Directive {
-    directive(generation, Kind::Advance(v1::Advance { stage }))
+    directive(generation, DirectiveKind::Advance(v1::Advance { stage }))
 }
 
 fn abandon(generation: u64) -> v1::Directive {
-    directive(generation, Kind::Abandon(v1::Abandon { reason: "x".repeat(1 << 20) }))
+    directive(generation, DirectiveKind::Abandon(v1::Abandon { reason: "x".repeat(1 << 20) }))
 }
 
 fn finish(generation: u64) -> v1::Directive {
-    directive(generation, Kind::Finish(v1::Finish {}))
+    directive(generation, DirectiveKind::Finish(v1::Finish {}))
 }
 
 fn step_done(generation: u64, step: u64) -> Message {
@@ -88,7 +90,7 @@ use Exchange::{Directive, Report};
 #[test]
 fn directives_of_several_generations_are_accepted() {
     let mut protocol = protocol();
-    let halt = |generation| directive(generation, Kind::Halt(v1::Halt::default()));
+    let halt = |generation| directive(generation, DirectiveKind::Halt(v1::Halt::default()));
     for (index, exchange) in [
         Directive(rendezvous(3), true),
         // Steps are granted up to the window, and further with each report.
@@ -111,7 +113,7 @@ fn directives_of_several_generations_are_accepted() {
         // A second Abandon is obsolete.
         Directive(abandon(3), false),
         Report(idle(3)),
-        // The worker releases generation 4 without an order: directives in flight are obsolete.
+        // The worker releases generation 4 without a directive: directives in flight are obsolete.
         Directive(rendezvous(4), true),
         Report(idle(4)),
         Directive(train(4, 0, 4), false),
@@ -182,7 +184,7 @@ fn the_error_names_a_directive_that_is_invalid_at_this_point() {
 }
 
 fn checkpoint_named(name: &str) -> v1::Directive {
-    directive(1, Kind::Checkpoint(v1::Checkpoint { checkpoint: 1, name: name.to_owned(), journal: None }))
+    directive(1, DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint: 1, name: name.to_owned(), journal: None }))
 }
 
 #[test]
@@ -230,14 +232,14 @@ fn text() -> impl Strategy<Value = String> {
     ]
 }
 
-fn any_rendezvous() -> impl Strategy<Value = Kind> {
+fn any_rendezvous() -> impl Strategy<Value = DirectiveKind> {
     let position = prop::option::weighted(0.9, (number_u32(), number(), number()));
     let start = prop::option::of((number(), number()));
     let source = prop::option::of(number_u32());
     let peers = prop_oneof![4 => 0..3_usize, 1 => 0..2_000_usize];
     (number_u32(), number_u32(), source, text(), text(), position, start, peers).prop_map(
         |(rank, world_size, source_rank, checkpoint, checkpoint_sha256, position, start, peers)| {
-            Kind::Rendezvous(v1::Rendezvous {
+            DirectiveKind::Rendezvous(v1::Rendezvous {
                 rank,
                 world_size,
                 store_address: checkpoint.clone(),
@@ -254,24 +256,24 @@ fn any_rendezvous() -> impl Strategy<Value = Kind> {
     )
 }
 
-fn any_kind() -> impl Strategy<Value = Option<Kind>> {
+fn any_kind() -> impl Strategy<Value = Option<DirectiveKind>> {
     let ranges = prop::collection::vec((number(), number()), 0..4);
     let kind = prop_oneof![
         4 => any_rendezvous(),
         6 => (number_u32(), number(), number_u32(), number_u32(), number_u32()).prop_map(
             |(stage, first_step, steps, share_begin, share_end)| {
-                Kind::Train(v1::Train { stage, first_step, steps, share_begin, share_end })
+                DirectiveKind::Train(v1::Train { stage, first_step, steps, share_begin, share_end })
             }
         ),
         3 => (number(), ranges).prop_map(|(evaluation, ranges)| {
             let ranges = ranges.into_iter().map(|(begin, end)| v1::ImageRange { begin, end }).collect();
-            Kind::Evaluate(v1::Evaluate { evaluation, ranges })
+            DirectiveKind::Evaluate(v1::Evaluate { evaluation, ranges })
         }),
-        3 => (number(), text()).prop_map(|(checkpoint, name)| Kind::Checkpoint(v1::Checkpoint { checkpoint, name, journal: None })),
-        3 => number_u32().prop_map(|stage| Kind::Advance(v1::Advance { stage })),
-        1 => text().prop_map(|reason| Kind::Abandon(v1::Abandon { reason })),
-        1 => text().prop_map(|reason| Kind::Halt(v1::Halt { reason })),
-        1 => text().prop_map(|reason| Kind::Leave(v1::Leave { reason, orderly: false })),
+        3 => (number(), text()).prop_map(|(checkpoint, name)| DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint, name, journal: None })),
+        3 => number_u32().prop_map(|stage| DirectiveKind::Advance(v1::Advance { stage })),
+        1 => text().prop_map(|reason| DirectiveKind::Abandon(v1::Abandon { reason })),
+        1 => text().prop_map(|reason| DirectiveKind::Halt(v1::Halt { reason })),
+        1 => text().prop_map(|reason| DirectiveKind::Leave(v1::Leave { reason, orderly: false })),
     ];
     prop::option::weighted(0.95, kind)
 }
@@ -287,14 +289,14 @@ fn any_report() -> impl Strategy<Value = Message> {
 }
 
 /// A directive that is valid next, so that the test reaches every state of the protocol.
-fn valid_directive(protocol: &Protocol, kind: u8) -> v1::Directive {
+fn valid_directive(protocol: &ProtocolChecker, kind: u8) -> v1::Directive {
     let Some(generation) = &protocol.generation else { return rendezvous(1) };
     let (number, (stage, step)) = (generation.number, generation.granted);
     match kind % 5 {
         0 => rendezvous(number.saturating_add(1)),
         1 => {
-            let order = v1::Train { stage, first_step: step, steps: 1, share_begin: 0, share_end: 2 };
-            directive(number, Kind::Train(order))
+            let content = v1::Train { stage, first_step: step, steps: 1, share_begin: 0, share_end: 2 };
+            directive(number, DirectiveKind::Train(content))
         }
         2 => evaluate(number, &[(0, 50), (50, 70)]),
         3 => checkpoint(number, generation.last_checkpoint.map_or(0, |last| last.saturating_add(1))),
@@ -360,43 +362,55 @@ proptest! {
 
 /// Checks an accepted directive. `position` and `last_generation` are those after the previous
 /// directives, and are updated.
-fn assert_within_limits(kind: &Kind, generation: u64, position: &mut Option<StageStep>, last_generation: &mut u64) {
+fn assert_within_limits(
+    kind: &DirectiveKind,
+    generation: u64,
+    position: &mut Option<StageStep>,
+    last_generation: &mut u64,
+) {
     match kind {
-        Kind::Rendezvous(order) => {
-            assert!(generation > *last_generation && order.rank < order.world_size && order.world_size <= MAX_WORKERS);
-            assert!(order.source_rank.is_none_or(|source| source < order.world_size));
-            assert!(order.peers.len() < order.world_size as usize);
-            assert!(!order.checkpoint.contains(['/', '\\', '\0']) && !order.checkpoint.starts_with('.'));
-            let start_position = order.position.unwrap();
+        DirectiveKind::Rendezvous(content) => {
+            assert!(
+                generation > *last_generation && content.rank < content.world_size && content.world_size <= MAX_WORKERS
+            );
+            assert!(content.source_rank.is_none_or(|source| source < content.world_size));
+            assert!(content.peers.len() < content.world_size as usize);
+            assert!(!content.checkpoint.contains(['/', '\\', '\0']) && !content.checkpoint.starts_with('.'));
+            let start_position = content.position.unwrap();
             assert!(start_position.step <= STAGES[start_position.stage as usize].0);
-            let start = order.sequence_start.unwrap_or_default();
+            let start = content.sequence_start.unwrap_or_default();
             assert!(start.step <= start_position.step && start.epoch <= 54);
             (*position, *last_generation) = (Some((start_position.stage, start_position.step)), generation);
         }
-        Kind::Train(order) => {
-            let (steps, batch) = STAGES[order.stage as usize];
-            assert_eq!((Some((order.stage, order.first_step)), generation), (*position, *last_generation));
-            let end = order.first_step + u64::from(order.steps);
-            assert!(order.steps > 0 && end <= steps && order.share_begin < order.share_end && order.share_end <= batch);
-            *position = Some((order.stage, end));
+        DirectiveKind::Train(content) => {
+            let (steps, batch) = STAGES[content.stage as usize];
+            assert_eq!((Some((content.stage, content.first_step)), generation), (*position, *last_generation));
+            let end = content.first_step + u64::from(content.steps);
+            assert!(
+                content.steps > 0
+                    && end <= steps
+                    && content.share_begin < content.share_end
+                    && content.share_end <= batch
+            );
+            *position = Some((content.stage, end));
         }
-        Kind::Evaluate(order) => {
+        DirectiveKind::Evaluate(content) => {
             assert_eq!(generation, *last_generation);
-            let images: u64 = order.ranges.iter().map(|range| range.end - range.begin).sum();
-            assert!(images <= IMAGES && order.ranges.iter().all(|range| range.end <= IMAGES));
+            let images: u64 = content.ranges.iter().map(|range| range.end - range.begin).sum();
+            assert!(images <= IMAGES && content.ranges.iter().all(|range| range.end <= IMAGES));
         }
-        Kind::Checkpoint(order) => {
+        DirectiveKind::Checkpoint(content) => {
             assert_eq!(generation, *last_generation);
-            assert_eq!(Path::new(&order.name).file_name().and_then(|name| name.to_str()), Some(&*order.name));
+            assert_eq!(Path::new(&content.name).file_name().and_then(|name| name.to_str()), Some(&*content.name));
         }
-        Kind::Advance(order) => {
-            assert_eq!((Some(order.stage), generation), (position.map(|(stage, _)| stage + 1), *last_generation));
-            assert!((order.stage as usize) < STAGES.len());
-            *position = Some((order.stage, 0));
+        DirectiveKind::Advance(content) => {
+            assert_eq!((Some(content.stage), generation), (position.map(|(stage, _)| stage + 1), *last_generation));
+            assert!((content.stage as usize) < STAGES.len());
+            *position = Some((content.stage, 0));
         }
-        Kind::Abandon(v1::Abandon { reason }) | Kind::Halt(v1::Halt { reason }) => {
+        DirectiveKind::Abandon(v1::Abandon { reason }) | DirectiveKind::Halt(v1::Halt { reason }) => {
             assert!(generation == *last_generation && reason.is_empty());
         }
-        Kind::Finish(_) | Kind::Leave(_) => {}
+        DirectiveKind::Finish(_) | DirectiveKind::Leave(_) => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The batches of a rank: which samples a step has, and prefetching.
+//! The batches of a rank: which samples of the training split a step has, and prefetching.
 
 use std::collections::VecDeque;
 
@@ -10,10 +10,10 @@ use super::{DirectiveError, Trainer};
 use crate::data::{Batch, PendingBatch, Sample, permutation};
 use crate::seeds;
 
-/// Number of batches that are loaded at a time, that of the present step included.
+/// Number of batches that are loaded at a time, including the batch of the present step.
 const PREFETCHED_BATCHES: u64 = 4;
 
-/// The key of a batch: stage, step, and begin and end of this rank's share.
+/// What identifies a batch: stage, step, and begin and end of this rank's share of the samples.
 type BatchKey = (u32, u64, u32, u32);
 
 /// Batches that are being loaded, in order of step.
@@ -23,16 +23,16 @@ pub struct PrefetchedBatches(VecDeque<(BatchKey, PendingBatch)>);
 impl Trainer {
     /// This rank's batch of step `step`. Starts to load the batches after it.
     pub(super) fn next_batch(&mut self, window: &v1::Train, step: u64) -> Result<Batch, DirectiveError> {
-        let key = |step| (window.stage, step, window.share_begin, window.share_end);
+        let batch_key = |step| (window.stage, step, window.share_begin, window.share_end);
         let batches = &mut self.prefetched_batches.0;
-        if batches.front().is_some_and(|(first, _)| *first != key(step)) {
+        if batches.front().is_some_and(|(first, _)| *first != batch_key(step)) {
             batches.clear();
         }
         let stage = &self.run.stages[window.stage as usize];
         let next_step = step + batches.len() as u64;
         let end = stage.steps.min(step + PREFETCHED_BATCHES).max(step + 1);
         for step in next_step..end {
-            let samples = self.samples(key(step));
+            let samples = self.samples(batch_key(step));
             let has_generated_images =
                 stage.objective == Objective::Contrastive && stage.contrastive.generated_images > 0.0;
             let pending = if has_generated_images {
@@ -40,7 +40,7 @@ impl Trainer {
             } else {
                 self.loader.load_training_samples(samples)
             };
-            self.prefetched_batches.0.push_back((key(step), pending));
+            self.prefetched_batches.0.push_back((batch_key(step), pending));
         }
         let (_, pending) = self.prefetched_batches.0.pop_front().expect("this step's batch is being loaded");
         Ok(pending.wait()?)
@@ -57,7 +57,7 @@ impl Trainer {
     /// caption of an image in each epoch.
     fn samples(&self, (stage, step, begin, end): BatchKey) -> Vec<Sample> {
         let settings = &self.run.stages[stage as usize];
-        let key = seeds::combine(self.run.seed, &[u64::from(stage)]);
+        let permutation_key = seeds::combine(self.run.seed, &[u64::from(stage)]);
         let v1::SequenceStart { step: first_step, epoch: first_epoch } = self.sequence_start(stage);
         let batch_start = (step - first_step) * u64::from(settings.batch);
         let images = self.data.split(Split::Train);
@@ -65,7 +65,7 @@ impl Trainer {
         match settings.objective {
             Objective::CrossEntropy => {
                 let pairs = &self.caption_pairs;
-                let pair = |index| permutation::sample(pairs.total(), first_epoch, index, key).1;
+                let pair = |index| permutation::epoch_and_sample(pairs.total(), first_epoch, index, permutation_key).1;
                 let mut samples: Vec<Sample> = indices.map(|index| pairs.sample(pair(index))).collect();
                 // The order within a share does not matter for the result. Micro-batches of
                 // captions with similar lengths need less padding.
@@ -74,10 +74,11 @@ impl Trainer {
             }
             Objective::Contrastive | Objective::Scst | Objective::Dico => indices
                 .map(|index| {
-                    let (epoch, image) = permutation::sample(images.len() as u64, first_epoch, index, key);
+                    let (epoch, image) =
+                        permutation::epoch_and_sample(images.len() as u64, first_epoch, index, permutation_key);
                     // Objectives that reward candidates accept images without captions.
                     let captions = images[image as usize].captions.len().max(1) as u64;
-                    let caption = epoch.wrapping_add(seeds::combine(key, &[image])) % captions;
+                    let caption = epoch.wrapping_add(seeds::combine(permutation_key, &[image])) % captions;
                     Sample { image: image as usize, caption: caption as usize }
                 })
                 .collect(),
@@ -85,7 +86,7 @@ impl Trainer {
     }
 }
 
-/// Numbers a split's pairs of image and caption.
+/// The pairs of image and caption of the training split, numbered image by image.
 pub struct CaptionPairs {
     /// The number of the first pair of each image; the last element is the number of all pairs.
     first_pairs: Vec<u64>,

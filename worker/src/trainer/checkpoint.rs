@@ -1,7 +1,8 @@
-//! Loads checkpoints. A checkpoint is a model folder ([`weights::model_folder`]) with the rest of
-//! the training state: a safetensors file for each of the run's own models, `optimizer.safetensors`
-//! (both moments of Adam) and `state.json` ([`CheckpointMetadata`], which identifies the state).
-//! [`checkpoint_store`] stores checkpoints and detects damage.
+//! Loads the training state from checkpoints. A checkpoint is a model folder
+//! ([`weights::model_folder`]) with the rest of the training state: a safetensors file for each of
+//! the run's own models, `optimizer.safetensors` (both moments of Adam) and `state.json`
+//! ([`CheckpointMetadata`], which identifies the checkpoint). [`checkpoint_store`] stores
+//! checkpoints and detects damage.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,16 +15,16 @@ use tch::Tensor;
 use tokenizer::Vocabulary;
 use weights::Archive;
 
-use super::state::TrainingState;
-use super::{DirectiveError, Trainer};
+use super::DirectiveError;
+use super::training_state::TrainingState;
 use crate::collective::CollectiveError;
-use crate::models::WeightSources;
-use crate::tensors;
+use crate::run_models::WeightSources;
+use crate::tensor_conversion;
 
 /// The file with both moments of Adam.
-pub const OPTIMIZER: &str = "optimizer.safetensors";
-/// The prefixes of the moments' tensor names.
-pub const MOMENTS: [&str; 2] = ["first", "second"];
+pub const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+/// The prefixes of the moments' tensor names in [`OPTIMIZER_FILE`].
+pub const MOMENT_PREFIXES: [&str; 2] = ["first", "second"];
 
 /// The metadata in the model folder `folder`; none if it is not a checkpoint.
 #[must_use]
@@ -31,41 +32,45 @@ pub fn checkpoint_metadata(folder: &Path) -> Option<CheckpointMetadata> {
     serde_json::from_slice(&std::fs::read(folder.join(METADATA_FILE)).ok()?).ok()
 }
 
-/// Why a checkpoint is not the one from which the generation starts; none if it is. Checksums do
-/// not detect a folder that was replaced by another checkpoint.
-fn metadata_mismatch(metadata: &CheckpointMetadata, order: &v1::Rendezvous) -> Option<String> {
+/// Why a checkpoint is not the one from which the generation starts; none if it is. The checksums
+/// in a folder also match if the folder was replaced by the folder of another checkpoint.
+fn metadata_mismatch(metadata: &CheckpointMetadata, directive: &v1::Rendezvous) -> Option<String> {
     let CheckpointMetadata { run_id, checkpoint, stage, step, parameters_sha256, .. } = metadata;
-    let expected = order.position.unwrap_or_default();
-    if *run_id != order.checkpoint_run_id {
+    let expected = directive.position.unwrap_or_default();
+    if *run_id != directive.checkpoint_run_id {
         return Some(format!("it is of another run: {run_id}"));
     }
-    if *checkpoint != order.checkpoint {
+    if *checkpoint != directive.checkpoint {
         return Some(format!("it was saved as {checkpoint}"));
     }
     if (*stage, *step) != (expected.stage, expected.step) {
         let v1::Position { stage: expected_stage, step: expected_step, .. } = expected;
         return Some(format!("it has stage {stage} step {step}, not stage {expected_stage} step {expected_step}"));
     }
-    let sha256 = &order.checkpoint_sha256;
+    let sha256 = &directive.checkpoint_sha256;
     (parameters_sha256 != sha256)
         .then(|| format!("its parameters have SHA-256 {parameters_sha256}, the journal has {sha256}"))
 }
 
-impl Trainer {
-    /// Loads the state from the checkpoint that `order` names. A damaged or wrong checkpoint leaves
-    /// the present state unchanged.
-    pub(super) fn load_checkpoint(&mut self, order: &v1::Rendezvous) -> Result<(), DirectiveError> {
-        let name = &order.checkpoint;
-        let fetched = fetch(&self.checkpoints, name)?;
-        let metadata = self.checkpoints.metadata(name).map_err(|error| directive_error(name, error))?;
-        if let Some(reason) = metadata_mismatch(&metadata, order) {
-            return Err(DirectiveError::DamagedCheckpoint { checkpoint: name.clone(), reason });
-        }
-        restore(&mut self.state, &self.run, &self.sources, fetched.path(), &metadata)
-            .with_context(|| format!("cannot use checkpoint {name}"))?;
-        tracing::info!(name, "checkpoint loaded");
-        Ok(())
+/// Loads the training state from the checkpoint that `directive` names. A damaged or wrong
+/// checkpoint leaves `state` unchanged.
+pub(super) fn load_checkpoint(
+    state: &mut TrainingState,
+    run: &RunFile,
+    weight_sources: &WeightSources,
+    checkpoints: &Checkpoints,
+    directive: &v1::Rendezvous,
+) -> Result<(), DirectiveError> {
+    let name = &directive.checkpoint;
+    let fetched = fetch_checkpoint(checkpoints, name)?;
+    let metadata = checkpoints.metadata(name).map_err(|error| directive_error(name, error))?;
+    if let Some(reason) = metadata_mismatch(&metadata, directive) {
+        return Err(DirectiveError::DamagedCheckpoint { checkpoint: name.clone(), reason });
     }
+    restore_state(state, run, weight_sources, fetched.path(), &metadata)
+        .with_context(|| format!("cannot use checkpoint {name}"))?;
+    tracing::info!(name, "checkpoint loaded");
+    Ok(())
 }
 
 /// The corpus vocabulary of a run's newest readable checkpoint; none if the run has no corpus
@@ -93,7 +98,7 @@ pub fn saved_vocabulary(run: &RunFile, checkpoints: &Checkpoints) -> Result<Opti
 }
 
 /// Fetches the checkpoint `name` and verifies its checksums.
-fn fetch(checkpoints: &Checkpoints, name: &str) -> Result<VerifiedCheckpoint, DirectiveError> {
+fn fetch_checkpoint(checkpoints: &Checkpoints, name: &str) -> Result<VerifiedCheckpoint, DirectiveError> {
     checkpoints.read(name).map_err(|error| directive_error(name, error))
 }
 
@@ -110,29 +115,31 @@ fn directive_error(name: &str, error: checkpoint_store::Error) -> DirectiveError
 
 /// Loads the checkpoint in `folder` into `state`. If it does not fit, `state` has no position
 /// afterwards.
-fn restore(
+fn restore_state(
     state: &mut TrainingState,
     run: &RunFile,
-    sources: &WeightSources,
+    weight_sources: &WeightSources,
     folder: &Path,
     metadata: &CheckpointMetadata,
 ) -> Result<()> {
     let models = weights::model_folder::ModelFolder::open(folder)?;
-    if models.manifest().vocabulary != sources.captioner_vocabulary.to_manifest() {
+    if models.manifest().vocabulary != weight_sources.captioner_vocabulary.to_manifest() {
         bail!("it was saved with another vocabulary");
     }
     let stage = run.stages.get(metadata.stage as usize).filter(|stage| stage.name == metadata.stage_name);
     let objective = stage.ok_or_else(|| anyhow!("the run has no stage {}", metadata.stage_name))?.objective;
     state.enter_stage(run, metadata.stage as usize);
     for (model, parameters) in state.own_models() {
-        let values = read_tensors(&folder.join(file_name(model)))?;
-        parameters.load(&values).with_context(|| file_name(model))?;
+        let values = read_tensors(&folder.join(model_file_name(model)))?;
+        parameters.load(&values).with_context(|| model_file_name(model))?;
     }
-    let mut moments = read_tensors(&folder.join(OPTIMIZER))?;
+    let mut moments = read_tensors(&folder.join(OPTIMIZER_FILE))?;
     let parameters = state.trained_parameters(objective);
-    for (moment, buffer) in MOMENTS.into_iter().zip([&state.optimizer.first_moment, &state.optimizer.second_moment]) {
+    for (moment, buffer) in
+        MOMENT_PREFIXES.into_iter().zip([&state.optimizer.first_moment, &state.optimizer.second_moment])
+    {
         let copied = parameters.copy_into_trained_layout(buffer, &take_prefix(&mut moments, moment));
-        copied.context(OPTIMIZER)?;
+        copied.context(OPTIMIZER_FILE)?;
     }
     let (sha256, expected) = (state.parameters_sha256(), &metadata.parameters_sha256);
     if sha256 != *expected {
@@ -143,7 +150,7 @@ fn restore(
 }
 
 /// The file name of one of the run's own models.
-pub fn file_name(model: &str) -> String {
+pub fn model_file_name(model: &str) -> String {
     format!("{model}.safetensors")
 }
 
@@ -161,7 +168,7 @@ fn take_prefix(tensors: &mut BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let archive = Archive::open(path)?;
-    Ok(tensors::from_weights(archive.tensors()))
+    Ok(tensor_conversion::from_weights(archive.tensors()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use config::{Change, Mutability, RunFile};
 use proto::v1;
 
-use crate::collective::Flag;
+use crate::collective::StopFlag;
 use crate::protocol::CheckedDirective;
 
 /// A command of the session to the training thread.
@@ -36,16 +36,16 @@ pub fn is_applied_in_place(Change { key, mutability, .. }: &Change) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct GenerationFlags {
     /// Release the generation at once.
-    pub abandon: Flag,
+    pub abandon: StopFlag,
     /// Release the generation after the step in flight.
-    pub halt: Flag,
+    pub halt: StopFlag,
 }
 
 /// The content of heartbeats: written by the training thread, read by the session.
 #[derive(Clone, Default)]
-pub struct Progress(Arc<Mutex<v1::Heartbeat>>);
+pub struct TrainingProgress(Arc<Mutex<v1::Heartbeat>>);
 
-impl Progress {
+impl TrainingProgress {
     /// The latest heartbeat.
     #[must_use]
     pub fn heartbeat(&self) -> v1::Heartbeat {

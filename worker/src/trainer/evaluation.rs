@@ -1,39 +1,40 @@
-//! The Evaluate directive: captions images of the validation split.
+//! The Evaluate directive: captions this rank's images of the validation split, and scores the
+//! captions.
 
 use config::Objective;
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 
 use super::{DirectiveError, Trainer};
-use crate::caption_evaluator::{CaptionEvaluator, CaptionSource};
+use crate::split_evaluation::{EvaluatedCaptions, SplitEvaluation};
 
 impl Trainer {
     /// Captions the ranges of the validation split that are assigned to this worker, and reports
     /// each when it is done. After a stage that trained the evaluator, evaluates the reference
     /// captions instead.
-    pub(super) fn evaluate(&self, generation: u64, order: &v1::Evaluate) -> Result<(), DirectiveError> {
-        let stage = self.state.position.unwrap_or_default().stage as usize;
-        let evaluator = CaptionEvaluator {
+    pub(super) fn evaluate(&self, generation: u64, directive: &v1::Evaluate) -> Result<(), DirectiveError> {
+        let stage = self.training_state.position.unwrap_or_default().stage as usize;
+        let split_evaluation = SplitEvaluation {
             run: &self.run,
-            models: &self.state.models,
-            sources: &self.sources,
+            models: &self.training_state.models,
+            weight_sources: &self.weight_sources,
             data: &self.data,
             split: Split::Validation,
             scenes: self.scenes.as_ref(),
             captions: match self.run.stages[stage].objective {
-                Objective::Contrastive => CaptionSource::References,
-                _ => CaptionSource::Captioner,
+                Objective::Contrastive => EvaluatedCaptions::References,
+                _ => EvaluatedCaptions::Captioner,
             },
         };
-        let ranges = order.ranges.iter().map(|range| range.begin as usize..range.end as usize);
-        let (mut remaining_ranges, mut skipped) = (order.ranges.len(), 0);
+        let ranges = directive.ranges.iter().map(|range| range.begin as usize..range.end as usize);
+        let (mut remaining_ranges, mut skipped) = (directive.ranges.len(), 0);
         for (range, batch) in self.loader.load_ranges(Split::Validation, ranges) {
             self.check_abandoned()?;
             let batch = batch?;
             skipped += batch.skipped;
-            let items = evaluator.evaluate_batch(&batch);
+            let items = split_evaluation.evaluate_batch(&batch);
             let range = Some(v1::ImageRange { begin: range.start as u64, end: range.end as u64 });
-            let evaluation = order.evaluation;
+            let evaluation = directive.evaluation;
             let messages = proto::split_items(items);
             let last = messages.len() - 1;
             for (index, items) in messages.into_iter().enumerate() {

@@ -6,19 +6,31 @@
 //!     | <----------------- reports ------- | Ready, StepDone, EvaluationItems, ..., Idle
 //!     | -- abandon.raise() --------------> | interrupts a wait in the collective
 //!     | -- halt.raise() -----------------> | ends the generation after the step in flight
-//!     |                                    | -- Save{snapshot} --> saver (a thread)
-//!     | <-- CheckpointDone, CheckpointFailed ------------------------ |
+//!     |                                    | -- SaveRequest --> checkpoint saver (a thread)
+//!     | <-- reports: CheckpointDone, CheckpointFailed ------------- |
 //! ```
+//!
+//! | file | content |
+//! |---|---|
+//! | `commands` | the session's commands to the thread, its stop flags, and the thread's progress |
+//! | `step` | a training step: losses, all-reduce, update |
+//! | `batches` | which samples a step has, and prefetching |
+//! | `evaluation` | the Evaluate directive |
+//! | `training_state` | parameters, optimizer moments and position, and their synchronization between ranks |
+//! | `snapshot` | a copy of the training state, which is written while training continues |
+//! | `checkpoint_saver` | the thread that writes snapshots as checkpoints |
+//! | `checkpoint` | loads checkpoints |
+//! | `reachability` | whether the other workers of a generation can be reached |
 
 mod batches;
 mod checkpoint;
+mod checkpoint_saver;
 mod commands;
 mod evaluation;
 mod reachability;
-mod saver;
 mod snapshot;
-mod state;
 mod step;
+mod training_state;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -30,33 +42,33 @@ use caption_metrics::cider::CiderReward;
 use checkpoint_store::{Checkpoints, JournalHead, SampleSequence};
 use config::{Objective, Reward, RunFile, Stage};
 use dataset::{DataSet, Split};
-use object_io::Access;
-use proto::v1::{self, directive::Directive as Kind, worker_message::Message};
+use object_storage::Access;
+use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
 use tch::Device;
 use tokenizer::MAX_TOKEN_BYTES;
 
 use crate::captioner::GenerationConfig;
-use crate::collective::{Collective, CollectiveError, Flag, RendezvousParameters};
-use crate::data::{BatchSource, Loader};
+use crate::collective::{Collective, CollectiveError, RendezvousParameters, StopFlag};
+use crate::data::{BatchSource, DataLoader};
 use crate::errors;
-use crate::feature_source;
-use crate::memory;
-use crate::models::{self, WeightSources};
+use crate::feature_stores;
+use crate::host_memory;
+use crate::run_models::{self, WeightSources};
 use batches::{CaptionPairs, PrefetchedBatches};
 pub use checkpoint::checkpoint_metadata;
-pub use commands::{GenerationFlags, Progress, TrainerCommand, is_applied_in_place};
-pub use saver::PendingSaves;
-use saver::{Save, Saver};
+pub use checkpoint_saver::PendingSaves;
+use checkpoint_saver::{CheckpointSaver, SaveRequest};
+pub use commands::{GenerationFlags, TrainerCommand, TrainingProgress, is_applied_in_place};
 use snapshot::{CheckpointOrigin, Snapshot};
-use state::TrainingState;
+use training_state::TrainingState;
 
 /// How long a rank waits for the other ranks in a rendezvous.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Number of threads that decode and preprocess batches.
 const LOADING_THREADS: usize = 2;
 
-/// The channel for reports to the session.
-pub type Reports = tokio::sync::mpsc::Sender<Message>;
+/// The sending side of the channel for reports to the session.
+pub type ReportSender = tokio::sync::mpsc::Sender<Message>;
 
 /// Why a directive was not completed.
 enum DirectiveError {
@@ -95,7 +107,7 @@ pub enum TrainerExit {
     Failed(String),
 }
 
-/// Models, data, and the collective of the current generation.
+/// The training thread: models, data, and the collective of the current generation.
 pub struct Trainer {
     run: RunFile,
     /// The run's id.
@@ -105,26 +117,26 @@ pub struct Trainer {
     data: Arc<DataSet>,
     caption_pairs: CaptionPairs,
     scenes: Option<synthetic_data::Scenes>,
-    sources: WeightSources,
+    weight_sources: WeightSources,
     /// CIDEr-D with the document frequencies of the training captions, if a stage rewards it.
     cider: Option<CiderReward>,
-    loader: Loader,
+    loader: DataLoader,
     prefetched_batches: PrefetchedBatches,
     /// A stage, and the start of its current sequence of samples. The sequences of other stages
     /// start at step 0.
     sequence_start: (u32, v1::SequenceStart),
-    state: TrainingState,
+    training_state: TrainingState,
     collective: Option<Box<dyn Collective>>,
-    abandon: Flag,
-    halt: Flag,
+    abandon: StopFlag,
+    halt: StopFlag,
     /// When the last step ended, if the thread has only waited since.
     idle_since: Option<Instant>,
     /// The number of the last generation that this worker has released.
     released_generation: u64,
-    progress: Progress,
-    reports: Reports,
+    progress: TrainingProgress,
+    reports: ReportSender,
     checkpoints: Arc<Checkpoints>,
-    saver: Saver,
+    checkpoint_saver: CheckpointSaver,
 }
 
 impl Trainer {
@@ -137,8 +149,8 @@ impl Trainer {
         run_id: String,
         device: Device,
         host: IpAddr,
-        progress: Progress,
-        reports: Reports,
+        progress: TrainingProgress,
+        reports: ReportSender,
     ) -> anyhow::Result<Self> {
         let data = Arc::new(DataSet::load_for(&run)?);
         let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose()?;
@@ -147,22 +159,27 @@ impl Trainer {
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
         let vocabulary = match checkpoint::saved_vocabulary(&run, &checkpoints)? {
             Some(vocabulary) => vocabulary,
-            None => models::initial_vocabulary(&run, captions),
+            None => run_models::initial_vocabulary(&run, captions),
         };
-        let sources = WeightSources::open(&run, vocabulary)?;
-        let state = TrainingState::new(&run, &sources, device)?;
-        run.check_positions(state.models.captioner.config().positions)?;
+        let weight_sources = WeightSources::open(&run, vocabulary)?;
+        let training_state = TrainingState::new(&run, &weight_sources, device)?;
+        run.check_positions(training_state.models.captioner.config().positions)?;
         let max_caption_bytes = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
-        let embedding_width = sources.embedding_width(&state.models);
+        let embedding_width = weight_sources.embedding_width(&training_state.models);
         data.check_evaluation(embedding_width, max_caption_bytes)?;
-        let stores = feature_source::open_stores(&run, &data, &sources, &state.models)?;
+        let feature_stores = feature_stores::open_stores(&run, &data, &weight_sources, &training_state.models)?;
         let skip_corrupt = run.data.skip_corrupt;
-        let source = BatchSource { data: Arc::clone(&data), sizes: state.models.image_sizes(), stores, skip_corrupt };
-        let cider = run.stages.iter().any(rewards_cider).then(|| {
+        let source = BatchSource {
+            data: Arc::clone(&data),
+            sizes: training_state.models.image_sizes(),
+            feature_stores,
+            skip_corrupt,
+        };
+        let cider = run.stages.iter().any(has_cider_reward).then(|| {
             CiderReward::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
         let caption_pairs = CaptionPairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
-        let saver = Saver::start(Arc::clone(&checkpoints), reports.clone());
+        let checkpoint_saver = CheckpointSaver::start(Arc::clone(&checkpoints), reports.clone());
         progress.set_phase(v1::Phase::Idle);
         Ok(Self {
             run,
@@ -172,28 +189,28 @@ impl Trainer {
             data,
             caption_pairs,
             scenes,
-            sources,
+            weight_sources,
             cider,
-            loader: Loader::new(source, LOADING_THREADS),
+            loader: DataLoader::new(source, LOADING_THREADS),
             prefetched_batches: PrefetchedBatches::default(),
             sequence_start: (0, v1::SequenceStart::default()),
-            state,
+            training_state,
             collective: None,
-            abandon: Flag::default(),
-            halt: Flag::default(),
+            abandon: StopFlag::default(),
+            halt: StopFlag::default(),
             idle_since: None,
             released_generation: 0,
             progress,
             reports,
             checkpoints,
-            saver,
+            checkpoint_saver,
         })
     }
 
     /// The handle with which the session waits for saves before the process ends.
     #[must_use]
     pub fn pending_saves(&self) -> PendingSaves {
-        self.saver.pending_saves().clone()
+        self.checkpoint_saver.pending_saves().clone()
     }
 
     /// The description of the data and of the models' sources, for the coordinator.
@@ -206,7 +223,7 @@ impl Trainer {
             training_fingerprint: self.data.training_sha256(),
             validation_images: self.data.split(Split::Validation).len() as u64,
             validation_fingerprint: self.data.validation_sha256(),
-            models_fingerprint: self.sources.fingerprint(),
+            models_fingerprint: self.weight_sources.fingerprint(),
         }
     }
 
@@ -217,24 +234,24 @@ impl Trainer {
             let (directive, flags) = match command {
                 TrainerCommand::Execute { directive, flags } => (directive, flags),
                 TrainerCommand::ApplySettings(run) => {
-                    self.state.configure_optimizer(&run);
+                    self.training_state.configure_optimizer(&run);
                     self.run = *run;
                     continue;
                 }
             };
             let (generation, kind) = directive.into_parts();
-            if generation <= self.released_generation && !matches!(kind, Kind::Abandon(_)) {
+            if generation <= self.released_generation && !matches!(kind, DirectiveKind::Abandon(_)) {
                 continue;
             }
-            if let Kind::Rendezvous(_) = &kind {
+            if let DirectiveKind::Rendezvous(_) = &kind {
                 (self.abandon, self.halt) = (flags.abandon, flags.halt);
             }
-            if !matches!(kind, Kind::Train(_)) {
+            if !matches!(kind, DirectiveKind::Train(_)) {
                 self.idle_since = None;
             }
             match self.execute(generation, kind) {
                 Ok(false) => {}
-                Ok(true) => return TrainerExit::Finished(self.state.parameters_sha256()),
+                Ok(true) => return TrainerExit::Finished(self.training_state.parameters_sha256()),
                 Err(DirectiveError::Collective(CollectiveError::Abandoned)) => self.release_generation(generation),
                 Err(DirectiveError::Halted) => {
                     self.release_generation(generation);
@@ -267,117 +284,123 @@ impl Trainer {
     }
 
     /// Executes one directive. Returns true when the run is complete.
-    fn execute(&mut self, generation: u64, kind: Kind) -> Result<bool, DirectiveError> {
+    fn execute(&mut self, generation: u64, kind: DirectiveKind) -> Result<bool, DirectiveError> {
         match kind {
-            Kind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
-            Kind::Train(window) => self.train(generation, &window)?,
-            Kind::Evaluate(order) => {
+            DirectiveKind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
+            DirectiveKind::Train(window) => self.train(generation, &window)?,
+            DirectiveKind::Evaluate(directive) => {
                 self.progress.set_phase(v1::Phase::Evaluate);
-                self.evaluate(generation, &order)?;
-                memory::trim();
+                self.evaluate(generation, &directive)?;
+                host_memory::trim();
             }
-            Kind::Checkpoint(v1::Checkpoint { checkpoint, name, journal }) => {
+            DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint, name, journal }) => {
                 self.progress.set_phase(v1::Phase::Checkpoint);
                 let is_writer = self.collective()?.rank() == 0;
                 let origin = is_writer.then(|| self.checkpoint_origin(generation, journal.unwrap_or_default()));
-                let snapshot = Snapshot::take(&self.state, &self.run, &self.sources, origin)?;
-                self.saver.save(Save { generation, checkpoint, name, snapshot })?;
+                let snapshot = Snapshot::take(&self.training_state, &self.run, &self.weight_sources, origin)?;
+                self.checkpoint_saver.save(SaveRequest { generation, checkpoint, name, snapshot })?;
             }
-            Kind::Advance(v1::Advance { stage }) => {
-                self.state.enter_stage(&self.run, stage as usize);
+            DirectiveKind::Advance(v1::Advance { stage }) => {
+                self.training_state.enter_stage(&self.run, stage as usize);
                 self.record_position(generation);
                 self.send_report(Message::Advanced(v1::Advanced { generation, stage }));
             }
-            Kind::Abandon(_) => {
+            DirectiveKind::Abandon(_) => {
                 self.release_generation(generation);
                 self.report_idle(generation);
             }
-            Kind::Finish(_) => {
+            DirectiveKind::Finish(_) => {
                 // The coordinator does not read reports after Finished.
-                self.saver.pending_saves().wait();
+                self.checkpoint_saver.pending_saves().wait();
                 self.send_report(Message::Finished(v1::Finished {}));
                 return Ok(true);
             }
             // The session handles these.
-            Kind::Leave(_) | Kind::Halt(_) => {}
+            DirectiveKind::Leave(_) | DirectiveKind::Halt(_) => {}
         }
         Ok(false)
     }
 
-    /// The origin of a checkpoint of the present state.
+    /// When and by which run a checkpoint of the present training state is saved.
     fn checkpoint_origin(
         &self,
         generation: u64,
         v1::JournalHead { sequence, hash }: v1::JournalHead,
     ) -> CheckpointOrigin {
-        let stage = self.state.position.unwrap_or_default().stage;
+        let stage = self.training_state.position.unwrap_or_default().stage;
         let v1::SequenceStart { step, epoch } = self.sequence_start(stage);
         CheckpointOrigin {
             run_id: self.run_id.clone(),
             generation,
-            journal: JournalHead { sequence, hash },
+            journal: JournalHead { record_number: sequence, hash },
             sequence: SampleSequence { step, epoch },
         }
     }
 
-    /// Forms a generation: connects to the other ranks, and synchronizes the state.
-    fn rendezvous(&mut self, generation: u64, order: &v1::Rendezvous) -> Result<(), DirectiveError> {
+    /// Forms a generation: connects to the other ranks, and synchronizes the training state.
+    fn rendezvous(&mut self, generation: u64, directive: &v1::Rendezvous) -> Result<(), DirectiveError> {
         self.progress.set_phase(v1::Phase::Rendezvous);
-        let (rank, world_size) = (order.rank as usize, order.world_size as usize);
+        let (rank, world_size) = (directive.rank as usize, directive.world_size as usize);
         // `protocol` guarantees that a Rendezvous has a position.
-        let position = order.position.unwrap_or_default();
-        let sequence_start = (position.stage, order.sequence_start.unwrap_or_default());
+        let position = directive.position.unwrap_or_default();
+        let sequence_start = (position.stage, directive.sequence_start.unwrap_or_default());
         if self.sequence_start != sequence_start {
             self.sequence_start = sequence_start;
             self.prefetched_batches = PrefetchedBatches::default();
         }
         self.collective = None;
-        let unreachable = reachability::unreachable_peers(&order.peers);
+        let unreachable = reachability::unreachable_peers(&directive.peers);
         if !unreachable.is_empty() {
             return Err(DirectiveError::UnreachablePeers(unreachable));
         }
         let parameters = RendezvousParameters {
-            store_address: &order.store_address,
+            tcp_store_address: &directive.store_address,
             generation,
-            term: order.term,
+            term: directive.term,
             rank,
             world_size,
             timeout: RENDEZVOUS_TIMEOUT,
             abandon: self.abandon.clone(),
         };
         let collective = parameters.connect(self.device, self.host)?;
-        let source_rank = match (order.source_rank, order.checkpoint.as_str()) {
+        let source_rank = match (directive.source_rank, directive.checkpoint.as_str()) {
             (Some(source_rank), _) => source_rank as usize,
             (None, "") => {
-                if !self.state.is_initial {
-                    self.state = TrainingState::new(&self.run, &self.sources, self.device)?;
+                if !self.training_state.is_initial {
+                    self.training_state = TrainingState::new(&self.run, &self.weight_sources, self.device)?;
                 }
                 0
             }
             (None, _) => {
                 if rank == 0 {
-                    self.load_checkpoint(order)?;
+                    checkpoint::load_checkpoint(
+                        &mut self.training_state,
+                        &self.run,
+                        &self.weight_sources,
+                        &self.checkpoints,
+                        directive,
+                    )?;
                 }
                 0
             }
         };
-        if let Err(error) = self.state.synchronize(&self.run, position, source_rank, collective.as_ref()) {
-            if self.state.position.is_none() {
-                // The failed broadcast may still write to the tensors of the old state.
-                self.state = TrainingState::new(&self.run, &self.sources, self.device)?;
+        if let Err(error) = self.training_state.synchronize(&self.run, position, source_rank, collective.as_ref()) {
+            if self.training_state.position.is_none() {
+                // The failed broadcast may still write to the tensors of the old training state.
+                self.training_state = TrainingState::new(&self.run, &self.weight_sources, self.device)?;
             }
             return Err(error.into());
         }
         self.collective = Some(collective);
         self.record_position(generation);
         tracing::info!(generation, rank, world_size, stage = position.stage, step = position.step, "generation formed");
-        self.send_report(Message::Ready(v1::Ready { generation, position: self.state.position }));
+        self.send_report(Message::Ready(v1::Ready { generation, position: self.training_state.position }));
         Ok(())
     }
 
     /// Executes the steps of a Train directive.
     fn train(&mut self, generation: u64, window: &v1::Train) -> Result<(), DirectiveError> {
-        let position = self.state.position.unwrap_or_default();
+        let position = self.training_state.position.unwrap_or_default();
         if window.stage != position.stage || window.first_step != position.step {
             let reason = format!("the directive {window:?} does not start at the worker's position {position:?}");
             return Err(CollectiveError::Failed(reason).into());
@@ -413,23 +436,23 @@ impl Trainer {
     /// Reports that this worker has released a generation. No more reports on it follow, except on
     /// a checkpoint that is being saved.
     fn report_idle(&self, generation: u64) {
-        let (position, saving) = (self.state.position, self.saver.pending_saves().latest());
+        let (position, saving) = (self.training_state.position, self.checkpoint_saver.pending_saves().latest());
         self.send_report(Message::Idle(v1::Idle { generation, position, saving }));
     }
 
     fn release_generation(&mut self, generation: u64) {
         self.collective = None;
         self.released_generation = self.released_generation.max(generation);
-        // There is no position if the synchronization of the state was interrupted.
-        self.progress.update(|heartbeat| heartbeat.position = self.state.position);
+        // The training state has no position if its synchronization was interrupted.
+        self.progress.update(|heartbeat| heartbeat.position = self.training_state.position);
     }
 
-    /// Records that the state was last changed in `generation`.
+    /// Records that the training state was last changed in `generation`.
     fn record_position(&mut self, generation: u64) {
-        if let Some(position) = &mut self.state.position {
+        if let Some(position) = &mut self.training_state.position {
             position.generation = generation;
         }
-        self.progress.update(|heartbeat| heartbeat.position = self.state.position);
+        self.progress.update(|heartbeat| heartbeat.position = self.training_state.position);
     }
 
     fn send_report(&self, message: Message) {
@@ -439,12 +462,12 @@ impl Trainer {
     }
 
     fn generation_config(&self) -> GenerationConfig {
-        GenerationConfig::new(&self.run.decoding, &self.sources.captioner_vocabulary)
+        GenerationConfig::new(&self.run.decoding, &self.weight_sources.captioner_vocabulary)
     }
 }
 
 /// Whether the reward of a stage includes CIDEr-D.
-fn rewards_cider(stage: &Stage) -> bool {
+fn has_cider_reward(stage: &Stage) -> bool {
     let rewards = match stage.objective {
         Objective::Dico => &stage.dico.reward,
         Objective::Scst => &stage.scst.reward,

@@ -1,5 +1,5 @@
-//! A snapshot: a copy of the state between two steps, which the saver hashes and writes while
-//! training continues.
+//! A snapshot: a copy of the training state between two steps, which the saver hashes and writes
+//! while training continues.
 //!
 //! Training waits only for the copy in memory. For the paper's captioner (with its reference and
 //! both moments) and a trained evaluator, 1.4 GB, the copy took 0.8 s on a busy CPU. Hashing takes
@@ -13,23 +13,23 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use weights::model_folder;
 
-use super::checkpoint::{MOMENTS, OPTIMIZER, file_name};
-use super::state::TrainingState;
-use crate::models::WeightSources;
-use crate::tensors;
+use super::checkpoint::{MOMENT_PREFIXES, OPTIMIZER_FILE, model_file_name};
+use super::training_state::TrainingState;
+use crate::run_models::WeightSources;
+use crate::tensor_conversion;
 
 /// The number of elements that are converted to bytes at a time.
 const CHUNK_ELEMENTS: i64 = 1 << 20;
 
-/// The copy of a state.
+/// A copy of the training state.
 pub struct Snapshot {
     /// The parameters of the run's own models, in order.
-    models: Vec<TensorFile>,
+    models: Vec<SafetensorsContent>,
     /// The other files of a checkpoint; only on the rank that writes it.
-    other_files: Option<OtherFiles>,
+    non_model_files: Option<NonModelFiles>,
 }
 
-/// The origin of a checkpoint, for its metadata.
+/// When and by which run a checkpoint is saved, for its metadata.
 #[derive(Clone)]
 pub struct CheckpointOrigin {
     /// The run's id.
@@ -42,16 +42,16 @@ pub struct CheckpointOrigin {
     pub sequence: SampleSequence,
 }
 
-/// A safetensors file.
-struct TensorFile {
+/// The content of a safetensors file before it is written.
+struct SafetensorsContent {
     name: String,
     header: Vec<u8>,
     buffers: Vec<Tensor>,
 }
 
 /// The files of a checkpoint besides the models.
-struct OtherFiles {
-    moments: TensorFile,
+struct NonModelFiles {
+    moments: SafetensorsContent,
     manifest: Vec<u8>,
     metadata: CheckpointMetadata,
 }
@@ -64,24 +64,29 @@ impl Snapshot {
     pub fn take(
         state: &TrainingState,
         run: &RunFile,
-        sources: &WeightSources,
+        weight_sources: &WeightSources,
         origin: Option<CheckpointOrigin>,
     ) -> Result<Self> {
         let models = state.own_models().map(|(model, parameters)| {
             let header = weights::safetensors_header(names_and_shapes(parameters.named_parameters(), ""))?;
-            anyhow::Ok(TensorFile { name: file_name(model), header, buffers: vec![copy_to_cpu(parameters.flat())] })
+            anyhow::Ok(SafetensorsContent {
+                name: model_file_name(model),
+                header,
+                buffers: vec![copy_to_cpu(parameters.flat())],
+            })
         });
         let models = models.collect::<Result<_>>()?;
         let Some(CheckpointOrigin { run_id, generation, journal, sequence }) = origin else {
-            return Ok(Self { models, other_files: None });
+            return Ok(Self { models, non_model_files: None });
         };
         let position = state.position.unwrap_or_default();
         let stage = &run.stages[position.stage as usize];
         let parameters = state.trained_parameters(stage.objective);
-        let names =
-            MOMENTS.into_iter().flat_map(|moment| names_and_shapes(parameters.named_trained_parameters(), moment));
-        let moments = TensorFile {
-            name: OPTIMIZER.to_owned(),
+        let names = MOMENT_PREFIXES
+            .into_iter()
+            .flat_map(|moment| names_and_shapes(parameters.named_trained_parameters(), moment));
+        let moments = SafetensorsContent {
+            name: OPTIMIZER_FILE.to_owned(),
             header: weights::safetensors_header(names)?,
             buffers: vec![copy_to_cpu(&state.optimizer.first_moment), copy_to_cpu(&state.optimizer.second_moment)],
         };
@@ -98,15 +103,15 @@ impl Snapshot {
             journal,
             sequence,
         };
-        let manifest = sources.manifest(&state.models).to_json()?;
-        Ok(Self { models, other_files: Some(OtherFiles { moments, manifest, metadata }) })
+        let manifest = weight_sources.manifest(&state.models).to_json()?;
+        Ok(Self { models, non_model_files: Some(NonModelFiles { moments, manifest, metadata }) })
     }
 
     /// The SHA-256 of all parameters of the run's own models, equal to
     /// [`TrainingState::parameters_sha256`] when the snapshot was taken.
     pub fn parameters_sha256(&self) -> String {
         let mut hash = Sha256::new();
-        self.models.iter().flat_map(TensorFile::tensor_bytes).for_each(|bytes| hash.update(bytes));
+        self.models.iter().flat_map(SafetensorsContent::tensor_bytes).for_each(|bytes| hash.update(bytes));
         format!("{:x}", hash.finalize())
     }
 
@@ -115,7 +120,7 @@ impl Snapshot {
     /// # Errors
     /// It cannot be written; then no file of it remains.
     pub fn write(&self, checkpoints: &Checkpoints, name: &str, parameters_sha256: &str) -> Result<()> {
-        let Some(OtherFiles { moments, manifest, metadata }) = &self.other_files else { return Ok(()) };
+        let Some(NonModelFiles { moments, manifest, metadata }) = &self.non_model_files else { return Ok(()) };
         let (checkpoint, parameters_sha256) = (name.to_owned(), parameters_sha256.to_owned());
         let metadata = CheckpointMetadata { checkpoint, parameters_sha256, ..metadata.clone() };
         let metadata = serde_json::to_vec_pretty(&metadata).context(METADATA_FILE)?;
@@ -130,13 +135,15 @@ impl Snapshot {
     }
 }
 
-impl TensorFile {
+impl SafetensorsContent {
     /// The buffers as bytes, in chunks.
     fn tensor_bytes(&self) -> impl Iterator<Item = Vec<u8>> {
         self.buffers.iter().flat_map(|buffer| {
             let length = buffer.numel() as i64;
             let starts = (0..length).step_by(CHUNK_ELEMENTS as usize);
-            starts.map(move |start| tensors::bytes(&buffer.narrow(0, start, CHUNK_ELEMENTS.min(length - start))))
+            starts.map(move |start| {
+                tensor_conversion::to_bytes(&buffer.narrow(0, start, CHUNK_ELEMENTS.min(length - start)))
+            })
         })
     }
 }

@@ -7,21 +7,21 @@ use std::time::Instant;
 use config::{Objective, Precision, Reward, Stage};
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
-use statistics::Summary;
+use summary_statistics::Summary;
 use tch::{Kind, Tensor};
 
-use super::state::TrainingState;
+use super::training_state::TrainingState;
 use super::{DirectiveError, Trainer};
-use crate::captioner::Captions;
+use crate::captioner::CaptionBatch;
 use crate::collective::{Collective, CollectiveError};
 use crate::data::{Batch, Sample};
-use crate::models::Evaluator;
-use crate::nn::{DropoutMode, Gradient};
-use crate::objective::candidates::{CandidateDropout, ImageBatch, ObjectiveContext};
+use crate::nn::{DropoutMode, GradientBuffer};
+use crate::objective::candidates::{CandidateDropout, EncodedImages, ObjectiveContext};
 use crate::objective::reward::{EvaluatorReward, RewardModel};
-use crate::objective::{Example, LossOutput, contrastive, cross_entropy, dico, scst};
+use crate::objective::{CandidateExample, LossOutput, contrastive, cross_entropy, dico, scst};
 use crate::optimizer::{AveragedGradient, learning_rate_factor};
 use crate::phase_timer::{PhaseTimer, StepPhase};
+use crate::run_models::Evaluator;
 use crate::seeds;
 
 impl Trainer {
@@ -29,7 +29,7 @@ impl Trainer {
     /// requested that the generation ends after this step.
     pub(super) fn train_step(&mut self, generation: u64, window: &v1::Train) -> Result<bool, DirectiveError> {
         let started_at = Instant::now();
-        let position = self.state.position.unwrap_or_default();
+        let position = self.training_state.position.unwrap_or_default();
         self.check_abandoned()?;
         let timer = PhaseTimer::default();
         timer.add(StepPhase::Wait, self.idle_since.take().map_or(0.0, |since| (started_at - since).as_secs_f64()));
@@ -48,8 +48,8 @@ impl Trainer {
         let rank = self.collective()?.rank();
         // Dropout depends only on seed, stage, step and rank, so that a resumed run draws the same
         // masks as an uninterrupted one.
-        let numbers = [u64::from(position.stage), position.step, rank as u64];
-        tch::manual_seed(seeds::combine(self.run.seed, &numbers) as i64);
+        let seed_numbers = [u64::from(position.stage), position.step, rank as u64];
+        tch::manual_seed(seeds::combine(self.run.seed, &seed_numbers) as i64);
         let totals = self.forward_backward(position.stage as usize, &batch, &timer)?;
 
         self.progress.set_phase(v1::Phase::AllReduce);
@@ -58,10 +58,10 @@ impl Trainer {
 
         let step = position.step + 1;
         let update = self.optimizer_step(position.stage as usize, step, &gradient, &totals)?;
-        self.state.position = Some(v1::Position { step, ..position });
+        self.training_state.position = Some(v1::Position { step, ..position });
         self.record_position(generation);
         let seconds = started_at.elapsed().as_secs_f64();
-        self.report(CompletedStep {
+        self.report_step(CompletedStep {
             rank,
             samples: batch.samples.len() as u32,
             totals,
@@ -74,11 +74,11 @@ impl Trainer {
     }
 
     /// Reports a completed step.
-    fn report(&mut self, step: CompletedStep) {
+    fn report_step(&mut self, step: CompletedStep) {
         let CompletedStep { rank, samples, totals, update, seconds, all_reduce_seconds, phase_seconds } = step;
-        let example = totals.example.filter(|example| rank == 0 && is_finite(example));
+        let example = totals.example.filter(|example| rank == 0 && has_finite_values(example));
         let report = v1::StepDone {
-            position: self.state.position,
+            position: self.training_state.position,
             loss_sum: totals.loss_sum,
             loss_weight: totals.weight,
             samples,
@@ -96,7 +96,7 @@ impl Trainer {
     }
 
     /// Converts an example for the report.
-    fn example_report(&self, Example { image, candidates }: Example) -> v1::Example {
+    fn example_report(&self, CandidateExample { image, candidates }: CandidateExample) -> v1::Example {
         let candidate = |(caption, reward, gamma)| v1::Candidate { caption, reward, gamma };
         let image = self.data.split(Split::Train)[image].name.clone();
         v1::Example { image, candidates: candidates.into_iter().map(candidate).collect() }
@@ -107,7 +107,7 @@ impl Trainer {
     /// except for the contrastive objective, in which all ranks exchange embeddings.
     fn forward_backward(&self, stage: usize, batch: &Batch, timer: &PhaseTimer) -> Result<LossTotals, DirectiveError> {
         let settings = &self.run.stages[stage];
-        let gradient = self.state.trained_parameters(settings.objective).gradient();
+        let gradient = self.training_state.trained_parameters(settings.objective).gradient();
         _ = gradient.expect("the stage's model is in training").values.zero_();
         let mut totals = LossTotals::default();
         for micro_batch in micro_batches(settings, batch.samples.len()) {
@@ -125,15 +125,15 @@ impl Trainer {
 
     /// Sums gradient, weight and halt flag over all ranks. `weight` is this rank's.
     fn all_reduce(&mut self, stage: usize, weight: f64) -> Result<ReducedGradient, DirectiveError> {
-        let parameters = self.state.trained_parameters(self.run.stages[stage].objective);
+        let parameters = self.training_state.trained_parameters(self.run.stages[stage].objective);
         let mut gradient = parameters.gradient().expect("the stage's model is in training");
-        // The halt flag is reduced with the gradient, so that all ranks learn of it in the same
+        // The halt flag is reduced with the gradient, so that all ranks stop after the same
         // step.
         let halt_flag = if self.halt.is_raised() { 1.0 } else { 0.0 };
         gradient.extra.copy_(&Tensor::from_slice(&[weight, halt_flag]));
         let started_at = Instant::now();
         if let Err(error) = all_reduce_gradient(&mut gradient, self.collective()?, self.run.gradient_dtype) {
-            self.state.reallocate_gradients();
+            self.training_state.reallocate_gradients();
             return Err(error.into());
         }
         let seconds = started_at.elapsed().as_secs_f64();
@@ -153,7 +153,7 @@ impl Trainer {
         step: u64,
         gradient: &ReducedGradient,
         totals: &LossTotals,
-    ) -> Result<Update, DirectiveError> {
+    ) -> Result<UpdateReport, DirectiveError> {
         let stage = &self.run.stages[stage];
         let learning_rate = stage.optimizer.learning_rate * learning_rate_factor(&stage.schedule, step, stage.steps);
         // All ranks have the same sum, so they agree on whether there is an update.
@@ -166,14 +166,14 @@ impl Trainer {
             )));
         }
         match average {
-            Some(average) => self.state.apply_update(stage.objective, &average, step, learning_rate),
+            Some(average) => self.training_state.apply_update(stage.objective, &average, step, learning_rate),
             None => tracing::warn!(
                 stage = stage.name,
                 step,
                 "the step changes nothing: no image of its batch could be decoded"
             ),
         }
-        Ok(Update { learning_rate, gradient_norm })
+        Ok(UpdateReport { learning_rate, gradient_norm })
     }
 
     /// Forward pass: the loss of the samples `range`.
@@ -189,11 +189,13 @@ impl Trainer {
         match settings.objective {
             Objective::Contrastive => self.contrastive_loss(settings, batch, range),
             Objective::CrossEntropy => {
-                let vocabulary = &self.sources.captioner_vocabulary;
+                let vocabulary = &self.weight_sources.captioner_vocabulary;
                 let max_length = self.run.captioner.max_target_length as usize;
-                let texts = self.captions(batch, range.clone()).map(|text| vocabulary.encode_target(text, max_length));
-                let captions = Captions::new(&texts.collect::<Vec<_>>(), 1, self.device);
-                let models = &self.state.models;
+                let texts = self
+                    .reference_captions(batch, range.clone())
+                    .map(|text| vocabulary.encode_target(text, max_length));
+                let captions = CaptionBatch::new(&texts.collect::<Vec<_>>(), 1, self.device);
+                let models = &self.training_state.models;
                 let hidden = timer.time(StepPhase::Vision, || models.hidden_states(batch, range));
                 Ok(cross_entropy::compute_loss(&models.captioner, &hidden, &captions, mode))
             }
@@ -202,7 +204,7 @@ impl Trainer {
     }
 
     /// The reference captions of the samples `range`.
-    fn captions<'a>(&'a self, batch: &'a Batch, range: Range<usize>) -> impl Iterator<Item = &'a str> {
+    fn reference_captions<'a>(&'a self, batch: &'a Batch, range: Range<usize>) -> impl Iterator<Item = &'a str> {
         let caption = |sample: &Sample| &self.data.split(Split::Train)[sample.image].captions[sample.caption];
         batch.samples[range].iter().map(caption).map(String::as_str)
     }
@@ -213,8 +215,8 @@ impl Trainer {
         batch: &Batch,
         range: Range<usize>,
     ) -> Result<LossOutput, DirectiveError> {
-        let (models, vocabulary) = (&self.state.models, self.sources.evaluator_vocabulary());
-        let evaluator = &models.evaluator;
+        let (models, vocabulary) = (&self.training_state.models, self.weight_sources.evaluator_vocabulary());
+        let evaluator = &models.primary_clip;
         let max_length = evaluator.config().text.context_length;
         let encode = |text: &str| vocabulary.encode(text, max_length);
         let no_embeddings = || Tensor::zeros([0, evaluator.config().embedding as i64], (Kind::Float, self.device));
@@ -227,17 +229,14 @@ impl Trainer {
             _ => evaluator.image_embeddings(&evaluator.vision.hidden_states(pixels)),
         };
         let config::Contrastive { generated_images, generated_captions, .. } = settings.contrastive;
-        let texts: Vec<Vec<i64>> = self.captions(batch, range.clone()).map(encode).collect();
-        let pairs = contrastive::Pairs {
+        let texts: Vec<Vec<i64>> = self.reference_captions(batch, range.clone()).map(encode).collect();
+        let pairs = contrastive::ContrastivePairs {
             tokens: texts.iter().map(|text| text.len() as u64).sum(),
             images: embed_images(&models.evaluator_pixels(batch, range.clone())?),
             texts: embed_texts(&texts),
             generated_images: match generated_images {
                 0.0 => None,
-                weight => Some((
-                    embed_images(&models.generated_pixels(batch, range.clone())?),
-                    weight,
-                )),
+                weight => Some((embed_images(&models.generated_pixels(batch, range.clone())?), weight)),
             },
             generated_texts: match generated_captions {
                 0.0 => None,
@@ -260,7 +259,7 @@ impl Trainer {
     /// The dropout while this step's candidates are generated; none if it is disabled.
     fn candidate_dropout(&self) -> Option<CandidateDropout> {
         let probability = self.run.captioner.dropout;
-        let v1::Position { stage, step, .. } = self.state.position.unwrap_or_default();
+        let v1::Position { stage, step, .. } = self.training_state.position.unwrap_or_default();
         let seed = seeds::combine(seeds::derive(self.run.seed, "candidates"), &[u64::from(stage), step]);
         (self.run.decoding.candidate_dropout && probability > 0.0).then_some(CandidateDropout { probability, seed })
     }
@@ -274,12 +273,12 @@ impl Trainer {
         mode: DropoutMode,
         timer: &PhaseTimer,
     ) -> LossOutput {
-        let TrainingState { models, reference, .. } = &self.state;
+        let TrainingState { models, reference, .. } = &self.training_state;
         let rewards = match settings.objective {
             Objective::Scst => &settings.scst.reward,
             _ => &settings.dico.reward,
         };
-        let reward_evaluators = self.sources.evaluators.iter().filter(|evaluator| {
+        let reward_evaluators = self.weight_sources.evaluators.iter().filter(|evaluator| {
             let weight = rewards.get(&Reward::Evaluator(evaluator.name.clone()));
             weight.is_some_and(|weight| *weight != 0.0)
         });
@@ -290,7 +289,7 @@ impl Trainer {
         let context = ObjectiveContext {
             reference: reference.as_ref().expect("a stage with rewards has a reference"),
             reward_model,
-            vocabulary: &self.sources.captioner_vocabulary,
+            vocabulary: &self.weight_sources.captioner_vocabulary,
             generation: self.generation_config(),
             candidate_dropout: self.candidate_dropout(),
             timer,
@@ -299,7 +298,7 @@ impl Trainer {
         let embed = |evaluator: &&Evaluator| models.embeddings(batch, range.clone(), &hidden, evaluator.clip_index);
         let embeddings: Vec<Tensor> = timer.time(StepPhase::Vision, || reward_evaluators.iter().map(embed).collect());
         let image_indices: Vec<usize> = batch.samples[range].iter().map(|sample| sample.image).collect();
-        let images = ImageBatch { hidden: &hidden, embeddings: &embeddings, indices: &image_indices };
+        let images = EncodedImages { hidden: &hidden, embeddings: &embeddings, indices: &image_indices };
         match settings.objective {
             Objective::Scst => scst::compute_loss(&models.captioner, &images, &context, &settings.scst, mode),
             _ => dico::compute_loss(&models.captioner, &images, &context, &settings.dico, mode),
@@ -308,7 +307,7 @@ impl Trainer {
 }
 
 /// Whether all numbers of an example are finite. Other examples are not reported.
-fn is_finite(example: &Example) -> bool {
+fn has_finite_values(example: &CandidateExample) -> bool {
     example.candidates.iter().all(|(_, reward, gamma)| reward.is_finite() && gamma.is_finite())
 }
 
@@ -324,11 +323,11 @@ fn micro_batches(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
 
 /// Sums a gradient and its extra values over all ranks, with the gradient in `gradient_dtype`.
 fn all_reduce_gradient(
-    gradient: &mut Gradient,
+    gradient: &mut GradientBuffer,
     collective: &dyn Collective,
     gradient_dtype: Precision,
 ) -> Result<(), CollectiveError> {
-    let Gradient { buffer, values, extra } = gradient;
+    let GradientBuffer { buffer, values, extra } = gradient;
     match gradient_dtype {
         Precision::F32 => collective.all_reduce(buffer),
         Precision::Bf16 => {
@@ -351,8 +350,8 @@ struct ReducedGradient {
     seconds: f64,
 }
 
-/// The settings and the gradient norm of an update.
-struct Update {
+/// The learning rate and the gradient norm of an update, for the step's report.
+struct UpdateReport {
     learning_rate: f64,
     /// Before clipping; 0 if there was no update.
     gradient_norm: f64,
@@ -364,7 +363,7 @@ struct CompletedStep {
     /// Number of samples of this rank's share.
     samples: u32,
     totals: LossTotals,
-    update: Update,
+    update: UpdateReport,
     seconds: f64,
     all_reduce_seconds: f64,
     phase_seconds: HashMap<String, f64>,
@@ -376,7 +375,7 @@ struct LossTotals {
     loss_sum: f64,
     weight: f64,
     tokens: u64,
-    example: Option<Example>,
+    example: Option<CandidateExample>,
     summaries: BTreeMap<&'static str, Summary>,
 }
 
@@ -397,7 +396,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::nn::Builder;
+    use crate::nn::ParameterBuilder;
 
     /// Rank 0 of three ranks with identical tensors.
     struct IdenticalRanks;
@@ -429,7 +428,7 @@ mod tests {
     fn bf16_gradients_are_reduced_with_exact_weights() {
         let values = [1.0_f32, 0.003_141_592_7, -123_456.0];
         let reduced = |gradient_dtype| {
-            let mut builder = Builder::new(1, Device::Cpu);
+            let mut builder = ParameterBuilder::new(1, Device::Cpu);
             _ = builder.normal("vector", &[3], 1.0);
             let mut parameters = builder.finish();
             parameters.start_training(|_| true);
@@ -449,9 +448,9 @@ mod tests {
 
     #[test]
     fn an_example_with_a_value_that_is_not_finite_is_not_reported() {
-        let example = |reward, gamma| Example { image: 0, candidates: vec![(String::new(), reward, gamma)] };
-        assert!(is_finite(&example(1.0, 0.0)));
+        let example = |reward, gamma| CandidateExample { image: 0, candidates: vec![(String::new(), reward, gamma)] };
+        assert!(has_finite_values(&example(1.0, 0.0)));
         let invalid = [(f64::NAN, 0.0), (f64::INFINITY, 0.0), (1.0, f64::NAN), (1.0, f64::NEG_INFINITY)];
-        assert!(invalid.into_iter().all(|(reward, gamma)| !is_finite(&example(reward, gamma))));
+        assert!(invalid.into_iter().all(|(reward, gamma)| !has_finite_values(&example(reward, gamma))));
     }
 }

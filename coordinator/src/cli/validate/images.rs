@@ -8,17 +8,18 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context, bail};
 use dataset::{BadImage, DataSet, Split};
-use feature_store::Store;
+use image_features::Store;
 use serde_json::{Value, json};
 
 /// Maximal number of images of each split that are decoded without `--decode-all`.
 const MAX_SAMPLED_IMAGES: usize = 1_000;
-/// Minimal number of decoding threads, also with fewer cores: some wait for disks and servers.
+/// Minimal number of decoding threads, even on a machine with fewer cores, because threads wait for
+/// disks and servers.
 const MIN_THREADS: usize = 8;
 
 /// The result of the check of a run's images.
 pub struct Images {
-    /// The data without images that are known to be bad before they are decoded.
+    /// The data set without the images that are missing or whose header or end is damaged.
     pub data: DataSet,
     /// All images that cannot be used.
     bad: Vec<BadImage>,
@@ -64,8 +65,8 @@ impl Images {
             location: self.data.location(item),
             problem: problem.to_owned(),
         });
-        let known: HashSet<&str> = self.bad.iter().map(|bad| bad.location.as_str()).collect();
-        let new: Vec<BadImage> = bad.filter(|bad| !known.contains(bad.location.as_str())).collect();
+        let listed: HashSet<&str> = self.bad.iter().map(|bad| bad.location.as_str()).collect();
+        let new: Vec<BadImage> = bad.filter(|bad| !listed.contains(bad.location.as_str())).collect();
         self.bad.extend(new);
     }
 

@@ -8,13 +8,13 @@ use tokenizer::Vocabulary;
 
 /// Describes caption lengths and batch sizes, in lines for people.
 pub fn describe_sizes(file: &RunFile, data: &DataSet, vocabulary: &Vocabulary) -> Vec<String> {
-    let (target, search) = (file.captioner.max_target_length, file.decoding.max_length);
+    let (max_target, max_generated) = (file.captioner.max_target_length, file.decoding.max_length);
     let captions: Vec<&str> =
         data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str).collect();
-    let [longer_than_target, longer_than_search] = count_longer(&captions, vocabulary, [target, search]);
+    let [longer_than_target, longer_than_generated] = count_longer(&captions, vocabulary, [max_target, max_generated]);
     let lengths = format!(
-        "captions: {longer_than_target} of {} training captions are longer than captioner.max_target_length ({target} tokens; \
-         training truncates them), {longer_than_search} are longer than decoding.max_length ({search} tokens; no generated \
+        "captions: {longer_than_target} of {} training captions are longer than captioner.max_target_length ({max_target} tokens; \
+         training truncates them), {longer_than_generated} are longer than decoding.max_length ({max_generated} tokens; no generated \
          caption is longer)",
         captions.len()
     );

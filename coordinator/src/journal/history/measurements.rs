@@ -1,23 +1,24 @@
-//! Queries for reports: steps, evaluations with their captions, and checkpoints. They leave out
-//! what was given up.
+//! Queries for the report and the TensorBoard export: steps, evaluations with their captions, and
+//! checkpoints. The results leave out steps that were given up, with their evaluations and
+//! checkpoints.
 
 use std::collections::BTreeMap;
 
+use catalogue::names;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Deserialize;
-use statistics::names;
 
 use super::History;
 use crate::{
     journal::{
         Error,
-        queries::{IS_CURRENT, IS_PASSED_OVER, is_shown_sql, parse_metrics, read_position, read_u64},
+        queries::{IS_CURRENT, IS_LAST_UNSELECTED, is_shown_sql, parse_metrics, read_position, read_u64},
     },
     run::{WorkerId, plan::Position},
 };
 
 /// Distributions that are reported by their quantiles, with the names of the quantiles.
-const QUANTILES: [(&str, [&str; 5]); 2] = [
+const QUANTILE_NAMES: [(&str, [&str; 5]); 2] = [
     (
         names::REWARD_CHOSEN,
         ["reward_chosen_p05", "reward_chosen_p25", "reward_chosen_p50", "reward_chosen_p75", "reward_chosen_p95"],
@@ -34,7 +35,7 @@ const QUANTILES: [(&str, [&str; 5]); 2] = [
     ),
 ];
 /// Distributions that are reported by their means.
-const MEANS: [&str; 6] = [
+const MEAN_NAMES: [&str; 6] = [
     names::REWARD_MARGIN,
     names::IMPLICIT_ACCURACY,
     names::KL,
@@ -46,7 +47,7 @@ const MEANS: [&str; 6] = [
 /// A step and its finite measurements, by name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MeasuredStep {
-    /// The point that the step reached.
+    /// The position that the step reached.
     pub position: Position,
     /// The generation that trained it.
     pub generation: u64,
@@ -63,9 +64,9 @@ pub struct MeasuredStep {
 /// An evaluation and its scores.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// The state that was evaluated.
+    /// The position at which the captioner was evaluated.
     pub position: Position,
-    /// The last generation that took part.
+    /// The last generation that generated captions for it.
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
@@ -86,10 +87,10 @@ pub struct Caption {
     pub scores: BTreeMap<String, f64>,
 }
 
-/// A checkpoint that was not deleted.
+/// A checkpoint that was not deleted, with the columns that the report shows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Checkpoint {
-    /// The position of its state.
+pub struct ReportedCheckpoint {
+    /// The position at which it was saved.
     pub position: Position,
     /// Its name.
     pub name: String,
@@ -97,8 +98,8 @@ pub struct Checkpoint {
     pub parameters_sha256: String,
     /// When it was complete, in Unix seconds.
     pub at: f64,
-    /// Whether the run may resume from it. False for the last state of a stage that ended with an
-    /// earlier state: that checkpoint is kept only for the user.
+    /// Whether the run may resume from it. False for the last checkpoint of a stage that ended with
+    /// an earlier one: the last checkpoint is kept only for the user.
     pub is_current: bool,
 }
 
@@ -188,13 +189,13 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, Error> {
+    pub fn checkpoints(&self) -> Result<Vec<ReportedCheckpoint>, Error> {
         let query = format!(
             "SELECT stage, step, name, parameters_sha256, at, {IS_CURRENT} FROM checkpoints AS own
-            WHERE deleted IS NULL AND ({IS_CURRENT} OR {IS_PASSED_OVER}) ORDER BY stage, step"
+            WHERE deleted IS NULL AND ({IS_CURRENT} OR {IS_LAST_UNSELECTED}) ORDER BY stage, step"
         );
         self.query_all(&query, |row| {
-            Ok(Checkpoint {
+            Ok(ReportedCheckpoint {
                 position: read_position(row, 0)?,
                 name: row.get(2)?,
                 parameters_sha256: row.get(3)?,
@@ -222,31 +223,31 @@ impl History {
         Ok(self.connection.query_row("SELECT created FROM run", [], |row| row.get(0))?)
     }
 
-    /// The earliest position beyond which history was given up since `cursor`; `None` if none was.
-    /// Advances `cursor`.
+    /// The earliest position beyond which steps were given up since `cursor`; `None` if no steps
+    /// were. Advances `cursor`.
     ///
     /// # Errors
     /// SQLite cannot read it.
     pub fn given_up_since(&self, cursor: &mut LineageCursor) -> Result<Option<Position>, Error> {
         let query = "SELECT count(*) FROM generations UNION ALL SELECT count(*) FROM events WHERE kind = 'stage_ended'";
         let counts = self.query_all(query, |row| read_u64(row, 0))?;
-        let now = LineageCursor { generations: counts[0], ends: counts[1] };
+        let now = LineageCursor { generations: counts[0], ended_stages: counts[1] };
         let before = std::mem::replace(cursor, now);
         let query = "SELECT stage, step FROM (SELECT stage, step FROM generations ORDER BY number LIMIT -1 OFFSET ?)
             UNION ALL SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM (
                 SELECT detail_json FROM events WHERE kind = 'stage_ended' ORDER BY rowid LIMIT -1 OFFSET ?)
             ORDER BY 1, 2 LIMIT 1";
-        let before = params![before.generations.cast_signed(), before.ends.cast_signed()];
+        let before = params![before.generations.cast_signed(), before.ended_stages.cast_signed()];
         Ok(self.connection.query_row(query, before, |row| read_position(row, 0)).optional()?)
     }
 }
 
-/// A cursor of [`History::given_up_since`]: the numbers of generations and of ended stages. Each of
-/// them may have given up history.
+/// A cursor of [`History::given_up_since`]: the numbers of generations and of ended stages that the
+/// caller has seen. Steps may be given up at the start of a generation and at the end of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineageCursor {
     generations: u64,
-    ends: u64,
+    ended_stages: u64,
 }
 
 fn read_step(row: &Row<'_>) -> rusqlite::Result<MeasuredStep> {
@@ -257,12 +258,12 @@ fn read_step(row: &Row<'_>) -> rusqlite::Result<MeasuredStep> {
         serde_json::from_str(&row.get::<_, String>(11)?).unwrap_or_default();
     summaries.retain(|_, distribution| distribution.count > 0);
     let mut training_metrics = vec![("loss", number(5)?), ("learning_rate", number(6)?), ("gradient_norm", number(7)?)];
-    for (name, quantiles) in QUANTILES {
+    for (name, quantiles) in QUANTILE_NAMES {
         if let Some(Distribution { p05, p25, p50, p75, p95, .. }) = summaries.get(name) {
             training_metrics.extend(quantiles.into_iter().zip([*p05, *p25, *p50, *p75, *p95]));
         }
     }
-    training_metrics.extend(MEANS.into_iter().filter_map(|name| Some((name, summaries.get(name)?.mean))));
+    training_metrics.extend(MEAN_NAMES.into_iter().filter_map(|name| Some((name, summaries.get(name)?.mean))));
     let speed_metrics = vec![
         ("images_per_second", images_per_second),
         ("step_seconds", seconds),

@@ -7,48 +7,51 @@ use proto::v1;
 use sha2::{Digest, Sha256};
 
 use super::{
-    MAX_NAME_BYTES, Machine, Member, Membership,
+    MAX_JOIN_TEXT_BYTES, Machine, Member, Membership,
     reservations::{self, Reservation},
 };
 use crate::run::{Refusal, RefusalKind, Time, WorkerId};
 
-/// The settings of the run for joins.
+/// The settings of the run that apply to workers that join.
 #[derive(Clone, Copy, Debug)]
 pub struct JoinSettings {
     /// `workers.max`.
     pub max_workers: u32,
     /// The heartbeat interval of workers.
     pub heartbeat_interval: Duration,
-    /// A holder that sent no message for this long counts as failed.
+    /// A member that sent no message for this long counts as failed.
     pub heartbeat_timeout: Duration,
 }
 
-/// The SHA-256 digest of a session token or key. The time to compare two digests reveals nothing
-/// about the secrets, so a client cannot guess a token byte by byte.
+/// The SHA-256 digest of a join key. A join key is a random text that identifies one attempt to
+/// join through all its requests: the request's idempotency key, or a key that the coordinator
+/// generates for a request without one. It is also the secret part of the session token (`<worker
+/// id>.<join key>`). The time to compare two digests reveals nothing about the join keys, so a
+/// client cannot guess a session token byte by byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SecretDigest([u8; 32]);
+pub(super) struct JoinKeyDigest([u8; 32]);
 
-impl SecretDigest {
-    pub fn new(secret: &str) -> Self {
-        Self(Sha256::digest(secret).into())
+impl JoinKeyDigest {
+    pub fn of(join_key: &str) -> Self {
+        Self(Sha256::digest(join_key).into())
     }
 }
 
-/// The worker that has an id: a member, or a worker with a reservation.
+/// The worker that has an id: a member, or a worker with a reservation of it.
 pub(super) struct IdHolder<'a> {
     machine: &'a Machine,
     last_message_at: Time,
     state: HolderState,
 }
 
-/// The state of the holder of an id.
+/// Whether the holder of an id loads, is a member, or leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HolderState {
     /// It has a reservation, and loads data and models.
     Loading,
     /// It is a member.
     Active,
-    /// It is a member that has announced to leave.
+    /// It is a member that has announced that it leaves.
     Leaving,
 }
 
@@ -76,83 +79,85 @@ impl Member {
 }
 
 impl Membership {
-    /// Reserves an id for a worker at `address`, or renews the reservation of the request's key.
-    /// Returns the id, and the token that [`attach`](Self::attach) takes. `token` is the key of a
-    /// request that has none.
+    /// Reserves an id for a worker at `address`, or renews the reservation that an earlier request
+    /// with the same idempotency key made. Returns the id, and the session token that
+    /// [`attach`](Self::attach) takes. `generated_join_key` replaces a missing idempotency key.
     pub fn reserve(
         &mut self,
         now: Time,
         address: IpAddr,
         request: &v1::JoinRequest,
-        token: String,
+        generated_join_key: String,
         settings: &JoinSettings,
     ) -> Result<(WorkerId, String), Refusal> {
         check_request(request)?;
         let v1::JoinRequest { host, version, device, idempotency_key, .. } = request;
         let machine = Machine { host: host.clone(), version: version.clone(), device: device.clone() };
-        let secret = if idempotency_key.is_empty() { token } else { idempotency_key.clone() };
-        let key = SecretDigest::new(&secret);
+        let join_key = if idempotency_key.is_empty() { generated_join_key } else { idempotency_key.clone() };
+        let digest = JoinKeyDigest::of(&join_key);
         let requested_id = request.worker_id.map(WorkerId);
-        let worker_id = match self.renew_reservation(now, requested_id, key, &machine, settings) {
+        let worker_id = match self.renew_reservation(now, requested_id, digest, &machine, settings) {
             Some(worker_id) => worker_id,
             None => {
                 let waited = Duration::from_millis(request.waited_ms);
                 let is_alive =
                     |holder: &IdHolder<'_>| holder.is_alive_and_stays(now, waited, settings.heartbeat_interval);
                 self.check_device_type(&machine, is_alive)?;
-                let found = self.find_free_id(now, address, request, key, settings);
-                match &found {
-                    // A worker without an idempotency key is not recognised when it retries.
+                let unassigned_id = self.find_unassigned_id(now, address, request, digest, settings);
+                match &unassigned_id {
+                    // Without an idempotency key the worker is not recognised when it retries, so
+                    // it cannot have a position in the queue.
                     Err(refusal) if refusal.kind == RefusalKind::RetryLater && !idempotency_key.is_empty() => {
-                        self.wait_queue.enqueue(now, key, address, requested_id);
+                        self.wait_queue.enqueue(now, digest, address, requested_id);
                     }
-                    _ => self.wait_queue.remove(key),
+                    _ => self.wait_queue.remove(digest),
                 }
-                let worker_id = found?;
-                self.reservations.insert(worker_id, Reservation::new(now, key, address, machine, settings));
+                let worker_id = unassigned_id?;
+                self.reservations.insert(worker_id, Reservation::new(now, digest, address, machine, settings));
                 worker_id
             }
         };
-        // The token contains the id, so the reservation is found without a search.
-        Ok((worker_id, format!("{worker_id}.{secret}")))
+        // The session token contains the id, so the reservation is found without a search.
+        Ok((worker_id, format!("{worker_id}.{join_key}")))
     }
 
     /// The id that is reserved under a session token.
-    pub(super) fn find_reservation(&self, token: &str) -> Option<WorkerId> {
-        let (worker_id, secret) = token.split_once('.')?;
-        self.reservations.find(Some(WorkerId(worker_id.parse().ok()?)), SecretDigest::new(secret))
+    pub(super) fn find_reservation(&self, session_token: &str) -> Option<WorkerId> {
+        let (worker_id, join_key) = session_token.split_once('.')?;
+        self.reservations.find(Some(WorkerId(worker_id.parse().ok()?)), JoinKeyDigest::of(join_key))
     }
 
-    /// Renews the reservation of a key, if there is one; returns its id. A reservation older than
-    /// [`MAX_CONTENDED_AGE`](reservations::MAX_CONTENDED_AGE) ends instead:
-    /// [`find_free_id`](Self::find_free_id) grants it again, unless other workers come first.
+    /// Renews the reservation of a join key, if there is one; returns its id. A reservation older
+    /// than [`MAX_CONTENDED_AGE`](reservations::MAX_CONTENDED_AGE) ends instead:
+    /// [`find_unassigned_id`](Self::find_unassigned_id) then assigns the same id again, unless
+    /// workers in the queue come first.
     fn renew_reservation(
         &mut self,
         now: Time,
         requested_id: Option<WorkerId>,
-        key: SecretDigest,
+        join_key: JoinKeyDigest,
         machine: &Machine,
         settings: &JoinSettings,
     ) -> Option<WorkerId> {
-        let worker_id = self.reservations.find(requested_id, key)?;
+        let worker_id = self.reservations.find(requested_id, join_key)?;
         let reservation = self.reservations.get_mut(worker_id)?;
         if now.saturating_sub(reservation.reserved_at) < reservations::MAX_CONTENDED_AGE {
             reservation.renew(now, machine.clone(), settings);
             return Some(worker_id);
         }
         self.reservations.remove(worker_id);
-        self.min_free_id = self.min_free_id.min(worker_id);
+        self.min_unassigned_id = self.min_unassigned_id.min(worker_id);
         None
     }
 
-    /// The requested id, or else the lowest free one, if the run admits another worker and no
+    /// The requested id, or else the lowest unassigned id, if the run admits another worker and no
     /// worker in the queue comes first.
-    fn find_free_id(
+    fn find_unassigned_id(
         &mut self,
         now: Time,
         address: IpAddr,
         request: &v1::JoinRequest,
-        key: SecretDigest,
+        join_key: JoinKeyDigest,
         settings: &JoinSettings,
     ) -> Result<WorkerId, Refusal> {
         let retry_later = |reason| Err(Refusal::new(RefusalKind::RetryLater, reason));
@@ -180,8 +185,8 @@ impl Membership {
             return Err(Refusal::new(kind, reason));
         }
         let max = settings.max_workers;
-        let free_count = (max as usize).saturating_sub(self.reservations.len() + self.members.len());
-        if free_count == 0 {
+        let remaining_count = (max as usize).saturating_sub(self.reservations.len() + self.members.len());
+        if remaining_count == 0 {
             let all_alive = self.members.values().all(|member| is_alive(&member.as_holder()));
             let (kind, state) = match self.reservations.is_empty() && all_alive {
                 true => (RefusalKind::ResourceExhausted, "that many workers have joined".to_owned()),
@@ -201,20 +206,20 @@ impl Membership {
                  of them has attached"
             ));
         }
-        let ahead = self.requests_ahead_of(key, address);
-        if ahead.len() >= free_count || requested_id.is_some_and(|id| ahead.contains(&Some(id))) {
+        let ahead = self.requested_ids_ahead_of(join_key, address);
+        if ahead.len() >= remaining_count || requested_id.is_some_and(|id| ahead.contains(&Some(id))) {
             return retry_later(format!("{} workers in the queue come first", ahead.len()));
         }
-        let worker_id = requested_id.or_else(|| self.lowest_free_id(&ahead));
+        let worker_id = requested_id.or_else(|| self.lowest_unassigned_id(&ahead));
         worker_id.ok_or_else(|| Refusal::new(RefusalKind::ResourceExhausted, "all worker ids are taken".into()))
     }
 
-    /// The requested ids (none: any id) of the workers in the queue that come before this one and
-    /// could get an id now.
-    fn requests_ahead_of(&self, key: SecretDigest, address: IpAddr) -> Vec<Option<WorkerId>> {
-        let reservations = |address| self.reservations.count_of(address);
+    /// The requested ids (none: any id) of the workers in the queue that come before this worker
+    /// and could get an id now.
+    fn requested_ids_ahead_of(&self, join_key: JoinKeyDigest, address: IpAddr) -> Vec<Option<WorkerId>> {
+        let reservation_count = |address| self.reservations.count_of(address);
         let is_available = |requested: &Option<WorkerId>| requested.is_none_or(|id| self.holder_of(id).is_none());
-        let ahead = self.wait_queue.ahead_of(key, address, reservations);
+        let ahead = self.wait_queue.ahead_of(join_key, address, reservation_count);
         ahead.map(|waiting| waiting.requested_id).filter(is_available).collect()
     }
 
@@ -223,17 +228,19 @@ impl Membership {
         member.or_else(|| self.reservations.get(worker_id).map(Reservation::as_holder))
     }
 
-    /// The lowest free id that is not in `requested`.
-    fn lowest_free_id(&mut self, requested: &[Option<WorkerId>]) -> Option<WorkerId> {
+    /// The lowest unassigned id that is not in `reserved_for_queue`.
+    fn lowest_unassigned_id(&mut self, reserved_for_queue: &[Option<WorkerId>]) -> Option<WorkerId> {
         let ids_from = |first: WorkerId| (first.0..config::MAX_WORKERS).map(WorkerId);
-        let is_free = |id: &WorkerId| self.reservations.get(*id).is_none() && !self.members.contains_key(id);
-        self.min_free_id = ids_from(self.min_free_id).find(is_free)?;
-        ids_from(self.min_free_id).find(|id| is_free(id) && !requested.contains(&Some(*id)))
+        let is_unassigned = |id: &WorkerId| self.reservations.get(*id).is_none() && !self.members.contains_key(id);
+        self.min_unassigned_id = ids_from(self.min_unassigned_id).find(is_unassigned)?;
+        ids_from(self.min_unassigned_id).find(|id| is_unassigned(id) && !reserved_for_queue.contains(&Some(*id)))
     }
 
-    /// Devices of different types give results that differ in the last bits, so members would not
-    /// hold identical states. All members have the same type of device, so the first one represents
-    /// all. Workers that load are checked again when they [attach](Self::attach).
+    /// Refuses a worker whose device is of another type than the members' devices. Devices of
+    /// different types give results that differ in the last bits, so the members would not hold
+    /// identical parameters. All members have the same type of device, so the comparison with the
+    /// first member is enough. Workers that load are checked again when they
+    /// [attach](Self::attach).
     pub(super) fn check_device_type(
         &self,
         machine: &Machine,
@@ -256,13 +263,13 @@ impl Membership {
     }
 }
 
-/// Checks the sizes and values of a request.
+/// Checks the lengths and values of the fields of a join request.
 fn check_request(request: &v1::JoinRequest) -> Result<(), Refusal> {
     let refuse = |reason| Err(Refusal::new(RefusalKind::InvalidArgument, reason));
     let v1::JoinRequest { host, version, device, idempotency_key, .. } = request;
-    if [host, version, device, idempotency_key].into_iter().any(|name| name.len() > MAX_NAME_BYTES) {
+    if [host, version, device, idempotency_key].into_iter().any(|name| name.len() > MAX_JOIN_TEXT_BYTES) {
         return refuse(format!(
-            "host, version, device and idempotency_key must not be longer than {MAX_NAME_BYTES} bytes"
+            "host, version, device and idempotency_key must not be longer than {MAX_JOIN_TEXT_BYTES} bytes"
         ));
     }
     if [host, version, device].into_iter().any(|name| name.contains(char::is_control)) {

@@ -1,4 +1,4 @@
-//! Members: workers with an open stream.
+//! Members: workers with an attached session.
 
 use proto::v1;
 
@@ -10,11 +10,11 @@ const SPEED_SMOOTHING: f64 = 0.2;
 /// The state of a member with respect to generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
-    /// Available for the next generation.
+    /// It is in no generation, and available for the next one.
     Idle,
-    /// Member of this generation.
+    /// It is in this generation.
     InGeneration(u64),
-    /// Ordered to release this generation, and has not confirmed that yet.
+    /// It was ordered to release this generation, and has not reported `Idle` yet.
     Releasing {
         /// The generation.
         generation: u64,
@@ -41,21 +41,24 @@ impl Machine {
     }
 }
 
-/// A worker with an open stream. It is removed when the stream closes, when it leaves, or when it
-/// is evicted.
+/// A worker with an attached session. It is removed when the session closes, when it leaves, or
+/// when it is evicted.
 #[derive(Clone, Debug)]
 pub struct Member {
-    /// The id of its stream.
+    /// Its session.
     pub session: SessionId,
     /// The machine that it runs on.
     pub machine: Machine,
-    /// The address (host:port) of the rendezvous store that it serves.
-    pub store_address: String,
+    /// The address (host:port) of the TCPStore that it serves: the key-value store of
+    /// `torch.distributed`, through which the ranks of a generation find each other. The members
+    /// use the store of rank 0.
+    pub tcp_store_address: String,
     /// Its state with respect to generations.
     pub state: MemberState,
-    /// The activity that its last heartbeat names.
+    /// Its activity, from its last heartbeat.
     pub phase: v1::Phase,
-    /// The position of the training state that it holds.
+    /// The position of the training state (parameters and optimizer) that it holds; none if it has
+    /// no training state of this run.
     pub position: Option<v1::Position>,
     /// The position in its last heartbeat.
     heartbeat_position: Option<v1::Position>,
@@ -68,29 +71,30 @@ pub struct Member {
     /// Whether other members cannot reach it, although it alone holds the furthest state. It then
     /// forms a generation of its own, which only saves that state.
     pub is_isolated: bool,
-    /// Samples per second that it computes: a moving average over its steps; none before the first.
+    /// Samples per second that it computes, without the all-reduce: a moving average over its
+    /// steps; none before the first step.
     pub speed: Option<f64>,
-    /// The throughput of the last step that it reported.
-    pub rates: Rates,
+    /// Its throughput in the last step that it reported; zeros before its first step.
+    pub throughput: MemberThroughput,
 }
 
-/// The throughput of a member in one step.
+/// The throughput of a member in the last step that it reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Rates {
+pub struct MemberThroughput {
     /// Images per second.
-    pub images: f64,
+    pub images_per_second: f64,
     /// Tokens per second.
-    pub tokens: f64,
+    pub tokens_per_second: f64,
     /// The duration of the step without the all-reduce, in seconds.
     pub compute_seconds: f64,
 }
 
 impl Member {
-    pub(super) fn new(now: Time, session: SessionId, machine: Machine, store_address: String) -> Self {
+    pub(super) fn new(now: Time, session: SessionId, machine: Machine, tcp_store_address: String) -> Self {
         Self {
             session,
             machine,
-            store_address,
+            tcp_store_address,
             state: MemberState::Idle,
             phase: v1::Phase::Idle,
             position: None,
@@ -100,7 +104,7 @@ impl Member {
             leave_reason: None,
             is_isolated: false,
             speed: None,
-            rates: Rates::default(),
+            throughput: MemberThroughput::default(),
         }
     }
 
@@ -115,8 +119,11 @@ impl Member {
     pub fn record_step_timing(&mut self, step: &v1::StepDone) {
         let compute_seconds = (step.seconds - step.all_reduce_seconds).max(0.0);
         let per_second = |count: f64| if step.seconds > 0.0 { count / step.seconds } else { 0.0 };
-        let (images, tokens) = (per_second(step.samples.into()), per_second(step.tokens as f64));
-        self.rates = Rates { images, tokens, compute_seconds };
+        self.throughput = MemberThroughput {
+            images_per_second: per_second(step.samples.into()),
+            tokens_per_second: per_second(step.tokens as f64),
+            compute_seconds,
+        };
         let newest = f64::from(step.samples) / compute_seconds;
         if newest.is_finite() && newest > 0.0 {
             let smooth = |average: f64| average + SPEED_SMOOTHING * (newest - average);

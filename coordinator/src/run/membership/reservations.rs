@@ -1,14 +1,18 @@
 //! Reservations: ids of workers that load data and models, and have not attached yet.
 //!
-//! A reservation costs its holder one request, so a client could take all ids of a run. Three
-//! limits prevent that: a reservation lasts for seconds unless it is renewed, one address has few
-//! at a time, and a reservation is not renewed for long while workers with fewer reservations wait.
+//! A client can make a reservation with a single request, so one client could reserve all ids of a
+//! run and keep all workers out. Three limits prevent that:
+//!
+//! - A reservation lasts for seconds unless it is renewed.
+//! - An IP address has at most [`MAX_RESERVATIONS_PER_ADDRESS`] reservations at a time.
+//! - A reservation older than [`MAX_CONTENDED_AGE`] is not renewed while workers at addresses with
+//!   fewer reservations wait.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use super::{
     Machine,
-    join::{JoinSettings, SecretDigest},
+    join::{JoinKeyDigest, JoinSettings},
 };
 use crate::run::{Time, WorkerId};
 
@@ -17,7 +21,7 @@ use crate::run::{Time, WorkerId};
 pub const MAX_RESERVATIONS_PER_ADDRESS: usize = 32;
 /// Age from which a reservation is only renewed if no worker in the queue comes first. Most workers
 /// load in less time. A worker that loses its reservation joins again when it has loaded, and waits
-/// for the next free id.
+/// for the next unassigned id.
 pub const MAX_CONTENDED_AGE: Duration = Duration::from_secs(300);
 /// Minimal lifetime of a reservation without renewal.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
@@ -28,8 +32,8 @@ const LIFETIME_HEARTBEATS: u32 = 5;
 /// The reservation of a worker that has not attached yet.
 #[derive(Clone, Debug)]
 pub struct Reservation {
-    /// The digest of the idempotency key of its join.
-    pub key: SecretDigest,
+    /// The digest of the join key of the request that made it.
+    pub join_key: JoinKeyDigest,
     /// The address of the worker that made it.
     pub address: IpAddr,
     /// The worker's description of its machine.
@@ -44,12 +48,12 @@ pub struct Reservation {
 
 impl Reservation {
     /// A reservation that is made now.
-    pub fn new(now: Time, key: SecretDigest, address: IpAddr, machine: Machine, settings: &JoinSettings) -> Self {
+    pub fn new(now: Time, join_key: JoinKeyDigest, address: IpAddr, machine: Machine, settings: &JoinSettings) -> Self {
         let expires_at = now.saturating_add(lifetime(settings));
-        Self { key, address, machine, reserved_at: now, renewed_at: now, expires_at }
+        Self { join_key, address, machine, reserved_at: now, renewed_at: now, expires_at }
     }
 
-    /// Renews it.
+    /// Starts its lifetime again. The machine is the worker's latest description.
     pub fn renew(&mut self, now: Time, machine: Machine, settings: &JoinSettings) {
         let expires_at = now.saturating_add(lifetime(settings));
         (self.machine, self.renewed_at, self.expires_at) = (machine, now, expires_at);
@@ -66,8 +70,8 @@ fn lifetime(settings: &JoinSettings) -> Duration {
 #[derive(Debug, Default)]
 pub struct Reservations {
     by_id: BTreeMap<WorkerId, Reservation>,
-    /// Number of reservations of each address; addresses without any are absent.
-    by_address: BTreeMap<IpAddr, usize>,
+    /// Number of reservations of each address; addresses without reservations are absent.
+    count_by_address: BTreeMap<IpAddr, usize>,
 }
 
 impl Reservations {
@@ -93,38 +97,38 @@ impl Reservations {
 
     /// Number of reservations of an address.
     pub fn count_of(&self, address: IpAddr) -> usize {
-        self.by_address.get(&address).copied().unwrap_or_default()
+        self.count_by_address.get(&address).copied().unwrap_or_default()
     }
 
-    /// The id that is reserved under a key; only `requested_id` is considered, if it is given.
-    pub fn find(&self, requested_id: Option<WorkerId>, key: SecretDigest) -> Option<WorkerId> {
-        let has_key = |reservation: &Reservation| reservation.key == key;
+    /// The id that is reserved under a join key; only `requested_id` is considered, if it is given.
+    pub fn find(&self, requested_id: Option<WorkerId>, join_key: JoinKeyDigest) -> Option<WorkerId> {
+        let has_key = |reservation: &Reservation| reservation.join_key == join_key;
         match requested_id {
             Some(worker_id) => self.get(worker_id).is_some_and(has_key).then_some(worker_id),
             None => self.by_id.iter().find(|(_, reservation)| has_key(reservation)).map(|(worker_id, _)| *worker_id),
         }
     }
 
-    /// Reserves a free id.
+    /// Reserves an unassigned id.
     pub fn insert(&mut self, worker_id: WorkerId, reservation: Reservation) {
-        *self.by_address.entry(reservation.address).or_default() += 1;
+        *self.count_by_address.entry(reservation.address).or_default() += 1;
         self.by_id.insert(worker_id, reservation);
     }
 
     /// Ends a reservation.
     pub fn remove(&mut self, worker_id: WorkerId) -> Option<Reservation> {
         let reservation = self.by_id.remove(&worker_id)?;
-        if let Some(count) = self.by_address.get_mut(&reservation.address) {
+        if let Some(count) = self.count_by_address.get_mut(&reservation.address) {
             *count -= 1;
             if *count == 0 {
-                self.by_address.remove(&reservation.address);
+                self.count_by_address.remove(&reservation.address);
             }
         }
         Some(reservation)
     }
 
     /// Ends reservations that were not renewed in time; returns the lowest id among them.
-    pub fn expire(&mut self, now: Time) -> Option<WorkerId> {
+    pub fn remove_expired(&mut self, now: Time) -> Option<WorkerId> {
         let is_expired = |(_, reservation): &(&WorkerId, &Reservation)| now >= reservation.expires_at;
         let expired: Vec<WorkerId> = self.by_id.iter().filter(is_expired).map(|(worker_id, _)| *worker_id).collect();
         expired.iter().for_each(|worker_id| _ = self.remove(*worker_id));

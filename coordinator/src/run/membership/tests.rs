@@ -1,4 +1,4 @@
-//! Joining, reservations and stalls of a few workers.
+//! Joins, reservations and stalls of a few workers.
 
 use std::net::IpAddr;
 
@@ -16,17 +16,21 @@ fn request(worker_id: Option<u32>, host: &str) -> v1::JoinRequest {
     v1::JoinRequest { worker_id, host: host.into(), ..Default::default() }
 }
 
-/// The request of a worker, identified by its key, that has waited for `waited` seconds.
-fn join(worker_id: Option<u32>, key: &str, waited: u64) -> v1::JoinRequest {
-    v1::JoinRequest { idempotency_key: key.into(), waited_ms: 1000 * waited, ..request(worker_id, "node-a") }
+/// The request of a worker, identified by its join key, that has waited for `waited_seconds`.
+fn join(worker_id: Option<u32>, join_key: &str, waited_seconds: u64) -> v1::JoinRequest {
+    v1::JoinRequest {
+        idempotency_key: join_key.into(),
+        waited_ms: 1000 * waited_seconds,
+        ..request(worker_id, "node-a")
+    }
 }
 
 fn reserve(members: &mut Membership, now: u64, request: &v1::JoinRequest) -> Result<(WorkerId, String), Refusal> {
-    members.reserve(Duration::from_secs(now), LOCALHOST, request, "token".into(), &SETTINGS)
+    members.reserve(Duration::from_secs(now), LOCALHOST, request, "generated".into(), &SETTINGS)
 }
 
-fn attach(members: &mut Membership, now: u64, session: u64, token: &str) -> Result<WorkerId, Refusal> {
-    members.attach(Duration::from_secs(now), SessionId(session), token, "node-a:1".into())
+fn attach(members: &mut Membership, now: u64, session: u64, session_token: &str) -> Result<WorkerId, Refusal> {
+    members.attach(Duration::from_secs(now), SessionId(session), session_token, "node-a:1".into())
 }
 
 #[test]
@@ -42,18 +46,18 @@ fn names_with_control_characters_are_refused() {
             let kind = reserve(&mut members, 0, &request).unwrap_err().kind;
             assert_eq!(kind, RefusalKind::InvalidArgument, "{name:?}");
         }
-        let (_, token) = reserve(&mut members, 0, &v1::JoinRequest::default()).unwrap();
-        let attached = members.attach(Time::ZERO, SessionId(1), &token, format!("{name}:1"));
+        let (_, session_token) = reserve(&mut members, 0, &v1::JoinRequest::default()).unwrap();
+        let attached = members.attach(Time::ZERO, SessionId(1), &session_token, format!("{name}:1"));
         assert_eq!(attached.unwrap_err().kind, RefusalKind::InvalidArgument, "{name:?}");
         members = Membership::default();
     }
 }
 
 #[test]
-fn ids_are_assigned_from_the_lowest_free_one() {
+fn the_lowest_unassigned_id_is_assigned_first() {
     let mut members = Membership::default();
-    let mut reserve = |worker_id, token: &str| {
-        members.reserve(Time::ZERO, LOCALHOST, &request(worker_id, "a"), token.into(), &SETTINGS)
+    let mut reserve = |worker_id, join_key: &str| {
+        members.reserve(Time::ZERO, LOCALHOST, &request(worker_id, "a"), join_key.into(), &SETTINGS)
     };
     assert_eq!(reserve(Some(1), "t1"), Ok((WorkerId(1), "1.t1".into())));
     assert_eq!(reserve(None, "t0"), Ok((WorkerId(0), "0.t0".into())));
@@ -62,35 +66,35 @@ fn ids_are_assigned_from_the_lowest_free_one() {
 }
 
 #[test]
-fn an_id_is_never_taken_from_a_worker_that_is_loading() {
+fn a_worker_that_is_loading_keeps_its_id() {
     let mut members = Membership::default();
-    let (worker_id, token) = reserve(&mut members, 0, &join(Some(4), "first", 0)).unwrap();
-    assert_eq!((worker_id, token.as_str()), (WorkerId(4), "4.first"));
-    // The second worker runs on the same host, as when a loop in a shell starts several with one
-    // id.
+    let (worker_id, session_token) = reserve(&mut members, 0, &join(Some(4), "first", 0)).unwrap();
+    assert_eq!((worker_id, session_token.as_str()), (WorkerId(4), "4.first"));
+    // A second worker on the same host requests the same id, for example because a shell loop
+    // starts several workers with one id.
     let refused = reserve(&mut members, 0, &join(Some(4), "second", 0)).unwrap_err();
     assert_eq!(refused.kind, RefusalKind::RetryLater);
     assert!(refused.reason.contains("worker id 4 is taken") && refused.reason.contains("node-a"), "{refused:?}");
     assert_eq!(attach(&mut members, 0, 1, "4.second").unwrap_err().kind, RefusalKind::Unauthenticated);
-    // The holder renews its reservation while it loads; the other worker waits until it is a
-    // member.
+    // The first worker renews its reservation while it loads. The second worker waits until the
+    // first one is a member.
     for now in 1..=3 {
-        assert_eq!(reserve(&mut members, now, &join(Some(4), "first", 0)), Ok((WorkerId(4), token.clone())));
+        assert_eq!(reserve(&mut members, now, &join(Some(4), "first", 0)), Ok((WorkerId(4), session_token.clone())));
     }
     let refused = reserve(&mut members, 3, &join(Some(4), "second", 3)).unwrap_err();
     assert!(refused.kind == RefusalKind::RetryLater && refused.reason.contains("is loading"), "{refused:?}");
-    assert_eq!(attach(&mut members, 4, 1, &token), Ok(WorkerId(4)));
+    assert_eq!(attach(&mut members, 4, 1, &session_token), Ok(WorkerId(4)));
     let refused = reserve(&mut members, 4, &join(Some(4), "second", 4)).unwrap_err();
     assert_eq!(refused.kind, RefusalKind::AlreadyExists);
-    // A token works once.
-    assert_eq!(attach(&mut members, 4, 2, &token).unwrap_err().kind, RefusalKind::Unauthenticated);
+    // A session token works once.
+    assert_eq!(attach(&mut members, 4, 2, &session_token).unwrap_err().kind, RefusalKind::Unauthenticated);
 }
 
 #[test]
-fn a_worker_waits_for_an_id_until_the_holder_is_alive_for_certain_or_removed() {
+fn a_worker_waits_for_an_id_until_its_holder_is_proved_alive_or_removed() {
     let mut members = Membership::default();
-    let token = reserve(&mut members, 0, &join(Some(4), "holder", 0)).unwrap().1;
-    attach(&mut members, 0, 1, &token).unwrap();
+    let session_token = reserve(&mut members, 0, &join(Some(4), "holder", 0)).unwrap().1;
+    attach(&mut members, 0, 1, &session_token).unwrap();
     let join_again = |members: &mut Membership, now, waited| {
         reserve(members, now, &join(Some(4), "other", waited)).map_err(|refusal| (refusal.kind, refusal.reason))
     };
@@ -117,11 +121,11 @@ fn a_worker_waits_for_an_id_until_the_holder_is_alive_for_certain_or_removed() {
 }
 
 #[test]
-fn a_worker_waits_for_a_full_run_while_a_member_may_be_dead() {
+fn a_worker_waits_for_a_place_in_a_full_run_while_a_member_may_be_dead() {
     let mut members = Membership::default();
     for number in 0..3 {
-        let token = reserve(&mut members, 0, &join(None, &format!("holder {number}"), 0)).unwrap().1;
-        attach(&mut members, 0, number, &token).unwrap();
+        let session_token = reserve(&mut members, 0, &join(None, &format!("holder {number}"), 0)).unwrap().1;
+        attach(&mut members, 0, number, &session_token).unwrap();
     }
     let receive_messages = |members: &mut Membership, ids: &[u32], now| {
         ids.iter().for_each(|id| members.get_mut(WorkerId(*id)).unwrap().last_message_at = Duration::from_secs(now));
@@ -140,7 +144,7 @@ fn a_worker_waits_for_a_full_run_while_a_member_may_be_dead() {
 }
 
 #[test]
-fn a_join_whose_answer_was_lost_gets_the_same_id() {
+fn a_repeated_join_request_gets_the_same_id() {
     let mut members = Membership::default();
     let first = reserve(&mut members, 0, &join(None, "key", 0)).unwrap();
     assert_eq!(reserve(&mut members, 1, &join(None, "key", 0)), Ok(first.clone()));
@@ -151,9 +155,9 @@ fn a_join_whose_answer_was_lost_gets_the_same_id() {
 #[test]
 fn all_members_have_the_same_type_of_device() {
     let mut members = Membership::default();
-    let reserve = |members: &mut Membership, worker_id, device: &str, token: &str, waited_ms| {
+    let reserve = |members: &mut Membership, worker_id, device: &str, join_key: &str, waited_ms| {
         let request = v1::JoinRequest { device: device.into(), waited_ms, ..request(worker_id, "node-a") };
-        members.reserve(Time::ZERO, LOCALHOST, &request, token.into(), &SETTINGS)
+        members.reserve(Time::ZERO, LOCALHOST, &request, join_key.into(), &SETTINGS)
     };
     // The first worker was started by mistake, and is replaced.
     reserve(&mut members, Some(0), "cpu", "first", 0).unwrap();
@@ -161,7 +165,7 @@ fn all_members_have_the_same_type_of_device() {
     assert_eq!(reserve(&mut members, None, "cuda:0", "second", 0).unwrap_err().kind, RefusalKind::RetryLater);
     members.remove(WorkerId(0));
     reserve(&mut members, Some(0), "cuda:0", "second", 0).unwrap();
-    // Both load; the first of them to attach determines the type for the run.
+    // Both workers load; the worker that attaches first determines the device type of the run.
     reserve(&mut members, Some(1), "cpu", "another", 0).unwrap();
     attach(&mut members, 0, 2, "0.second").unwrap();
     assert_eq!(attach(&mut members, 0, 3, "1.another").unwrap_err().kind, RefusalKind::DeviceMismatch);
@@ -179,7 +183,7 @@ fn reservations_that_are_not_renewed_expire() {
     reserve(&mut members, 0, &join(Some(0), "loads", 0)).unwrap();
     reserve(&mut members, 0, &join(Some(1), "dies", 0)).unwrap();
     reserve(&mut members, 9, &join(Some(0), "loads", 0)).unwrap();
-    members.expire(Duration::from_secs(10));
+    members.remove_expired(Duration::from_secs(10));
     assert_eq!(reserve(&mut members, 10, &join(Some(0), "other", 0)).unwrap_err().kind, RefusalKind::RetryLater);
     assert_eq!(reserve(&mut members, 10, &join(Some(1), "other", 0)).unwrap().0, WorkerId(1));
 }

@@ -41,9 +41,9 @@ pub enum SimEvent {
     JoinRequest { worker: ProcessId, request: RequestId, join: v1::JoinRequest },
     /// The response to a join request reaches the worker.
     JoinResponse { worker: ProcessId, request: RequestId, response: Result<v1::JoinResponse, RefusalKind> },
-    /// A packet reaches the coordinator on a session's stream.
+    /// A packet reaches the coordinator in a session.
     ToCoordinator { session: SessionId, packet: PacketToCoordinator },
-    /// A packet reaches a worker on a session's stream.
+    /// A packet reaches a worker in a session.
     ToWorker { session: SessionId, packet: PacketToWorker },
     /// A worker's connection wakes up.
     ConnectionWakeUp { worker: ProcessId, reason: WakeReason },
@@ -61,7 +61,7 @@ pub enum SimEvent {
     StopFaults,
 }
 
-/// The treatment of trace lines: one line for each event and each record.
+/// What is done with the trace: a line for each event and each record.
 pub enum Trace {
     Off,
     /// Prints each line.
@@ -73,14 +73,15 @@ pub enum Trace {
 /// A simulated cluster. Its `impl` blocks are in the files of the parts that they simulate.
 pub struct Cluster {
     pub scenario: Scenario,
-    /// The source of all random choices.
+    /// The random number generator of all random choices.
     pub rng: ChaCha8Rng,
     pub queue: EventQueue<SimEvent>,
     pub trace: Trace,
     /// The number of executed events.
-    pub events: u64,
+    pub event_count: u64,
     /// The last id of a request or session.
     last_id: u64,
+    /// The id of the worker process that started last.
     pub last_process_id: u64,
     pub coordinator: Coordinator,
     pub network: Network,
@@ -94,6 +95,7 @@ pub struct Cluster {
     pub invariants: Invariants,
     /// The worker and the images of each captioned range, in the order of captioning.
     pub captioned_ranges: Vec<(ProcessId, ImageRange)>,
+    /// The outcome of the run; none while it continues.
     pub outcome: Option<Outcome>,
     /// The run's id.
     pub run_id: String,
@@ -122,7 +124,7 @@ impl Cluster {
             rng,
             queue: EventQueue::default(),
             trace,
-            events: 0,
+            event_count: 0,
             last_id: 0,
             last_process_id: 0,
             coordinator: Coordinator::new(),
@@ -169,7 +171,7 @@ impl Cluster {
     /// Executes the next event that is due by `until`. Returns whether there was one.
     pub fn step(&mut self, until: Time) -> bool {
         let Some(event) = self.queue.pop_until(until) else { return false };
-        self.events += 1;
+        self.event_count += 1;
         self.trace(format_args!("{event:?}"));
         self.dispatch(event);
         true

@@ -1,8 +1,9 @@
 //! Simulated collectives. The members of a generation complete its rounds together: the first round
 //! is the rendezvous, each later one an all-reduce.
 //!
-//! A round is complete once all members have entered it. Each member notices that at its own time.
-//! If a member fails in between, some members apply the step and others do not.
+//! A round is complete once all members have entered it. The members notice the completion at
+//! different times. If a member fails between these times, some members apply the step and others
+//! do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 

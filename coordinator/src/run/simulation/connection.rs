@@ -12,7 +12,7 @@ use super::{
 };
 use crate::run::{RefusalKind, RequestId, SessionId, Time};
 
-/// The bounds of the delay between attempts to join.
+/// Bounds of the delay between two attempts to join.
 const MIN_BACK_OFF: Time = Time::from_millis(100);
 const MAX_BACK_OFF: Time = Time::from_secs(5);
 /// The time after which a worker that is not admitted exits.
@@ -30,7 +30,7 @@ impl Cluster {
     pub fn start_joining(&mut self, id: ProcessId) {
         let now = self.queue.now();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        (worker.joining_since, worker.back_off, worker.id_held_since) = (now, Time::ZERO, None);
+        (worker.joining_since, worker.back_off, worker.retry_later_since) = (now, Time::ZERO, None);
         self.send_join_request(id);
     }
 
@@ -45,7 +45,7 @@ impl Cluster {
             worker_id: worker.worker_id,
             host: worker.host.clone(),
             idempotency_key: format!("{id:?} since {:?}", worker.joining_since),
-            waited_ms: worker.id_held_since.map_or(0, |since| (now - since).as_millis() as u64),
+            waited_ms: worker.retry_later_since.map_or(0, |since| (now - since).as_millis() as u64),
             ..Default::default()
         };
         if !is_lost {
@@ -87,17 +87,17 @@ impl Cluster {
             return;
         }
         match response {
-            Ok(admission) => {
-                worker.worker_id = Some(admission.worker_id);
+            Ok(response) => {
+                worker.worker_id = Some(response.worker_id);
                 match worker.forges_run_id {
-                    true => worker.run_id = admission.run_id,
-                    false if worker.run_id != admission.run_id => worker.reset_for_run(admission.run_id),
+                    true => worker.run_id = response.run_id,
+                    false if worker.run_id != response.run_id => worker.reset_for_run(response.run_id),
                     false => {}
                 }
                 if worker.is_loaded {
-                    self.attach(id, admission.session_token);
+                    self.attach(id, response.session_token);
                 } else {
-                    worker.connection = ConnectionState::Loading { token: admission.session_token };
+                    worker.connection = ConnectionState::Loading { session_token: response.session_token };
                     let duration = Time::from_millis(self.rng.random_range(50..self.scenario.max_loading_ms));
                     self.queue.schedule_after(
                         duration,
@@ -105,8 +105,9 @@ impl Cluster {
                     );
                 }
             }
-            // If this worker's own lost session still has the id, the coordinator frees it within
-            // the heartbeat timeout. Otherwise another worker has it.
+            // A worker that joins again may be refused because the coordinator has not noticed yet
+            // that its earlier session is lost. If it is still refused after twice the heartbeat
+            // timeout, another worker has the id.
             Err(RefusalKind::AlreadyExists) if worker.is_loaded => {
                 if self.queue.now() - worker.joining_since >= 2 * self.scenario.heartbeat_timeout() {
                     worker.worker_id = worker.requested_worker_id;
@@ -114,7 +115,7 @@ impl Cluster {
                 self.retry_join_later(id);
             }
             Err(RefusalKind::RetryLater) => {
-                worker.id_held_since.get_or_insert(self.queue.now());
+                worker.retry_later_since.get_or_insert(self.queue.now());
                 self.retry_join_later(id);
             }
             Err(RefusalKind::Unavailable) => self.retry_join_later(id),
@@ -144,13 +145,13 @@ impl Cluster {
     }
 
     /// Opens a session: sends the state that the worker holds, and unsent reports.
-    fn attach(&mut self, id: ProcessId, token: String) {
+    fn attach(&mut self, id: ProcessId, session_token: String) {
         let session = SessionId(self.next_id());
         self.open_session(session, id);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.connection = ConnectionState::Attached(session);
         let attach = v1::Attach {
-            session_token: token,
+            session_token,
             store_address: format!("{}:{}", worker.host, id.0),
             data_set: Some(data_set()),
             holds: worker.position,
@@ -171,19 +172,20 @@ impl Cluster {
         self.send_heartbeat(id, session);
     }
 
-    /// Handles a wake-up of the connection; one that does not fit its state is ignored.
+    /// Handles a wake-up of the connection. Ignores a wake-up that does not fit the connection's
+    /// state.
     pub fn handle_connection_wake_up(&mut self, id: ProcessId, reason: WakeReason) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         match (reason, &worker.connection) {
             (WakeReason::Join, ConnectionState::Disconnected) => self.send_join_request(id),
             (WakeReason::JoinTimeout(request), ConnectionState::Joining(pending)) if request == *pending => {
-                worker.id_held_since = None;
+                worker.retry_later_since = None;
                 self.retry_join_later(id);
             }
-            (WakeReason::Loaded, ConnectionState::Loading { token }) => {
-                let token = token.clone();
+            (WakeReason::Loaded, ConnectionState::Loading { session_token }) => {
+                let session_token = session_token.clone();
                 worker.is_loaded = true;
-                self.attach(id, token);
+                self.attach(id, session_token);
             }
             (WakeReason::ShutdownSignal, connection) => {
                 worker.is_leaving = true;
@@ -309,7 +311,7 @@ impl Cluster {
     /// Sends a report of the training thread, or stores it until the next session.
     pub fn report(&mut self, id: ProcessId, message: Message) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let is_last = match &message {
+        let is_last_message = match &message {
             Message::Finished(_) => true,
             Message::Failed(failed) => failed.fatal,
             _ => false,
@@ -321,8 +323,8 @@ impl Cluster {
                 }
                 self.send_to_coordinator(session, PacketToCoordinator::Message(message));
             }
-            // The report can be dropped: the state that the worker reports when it reconnects
-            // contains its steps.
+            // The report can be dropped: the worker reports its position when it joins again, which
+            // includes the step of the report.
             ConnectionState::Releasing(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.latest_generation) =>
             {
                 self.start_joining(id);
@@ -332,7 +334,7 @@ impl Cluster {
                 worker.unsent_reports.push(message)
             }
         }
-        if is_last {
+        if is_last_message {
             self.retire_worker(id);
         }
     }

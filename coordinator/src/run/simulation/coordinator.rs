@@ -22,7 +22,7 @@ use crate::{
     checkpoints,
     journal::{Journal, history::History},
     run::{
-        Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::Item, plan::Position,
+        Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::EvaluationItem, plan::Position,
         record::Record,
     },
 };
@@ -30,14 +30,13 @@ use crate::{
 /// The interval of ticks.
 const TICK_INTERVAL: Time = Time::from_millis(500);
 
-/// The coordinator: the process that runs at present, and what survives its crash.
+/// The coordinator: the process that runs at present, and the journal, which survives its crash.
 pub struct Coordinator {
     /// The state machine; none while no process runs.
     pub run: Option<Run>,
-    /// The number of the process: 1 for the first one.
+    /// The number of the coordinator process: 1 for the first one.
     pub incarnation: u64,
-    /// The run's clock: it advances by at most [`TICK_INTERVAL`] between two
-    /// events.
+    /// The run's clock: it advances by at most [`TICK_INTERVAL`] between two events.
     pub clock: Time,
     /// The time of the last event.
     last_event_at: Time,
@@ -49,7 +48,7 @@ pub struct Coordinator {
     deferred_events: Vec<SimEvent>,
     /// The records that survive a crash, and those since the last durable one.
     pub records: Vec<Record>,
-    /// The number of `records` that no crash can lose.
+    /// The number of `records` up to the last durable one: no crash can lose them.
     durable_count: usize,
     journal: Option<Journal>,
     /// The number of `records` that are in `journal`.
@@ -92,7 +91,7 @@ impl Cluster {
         *written_count = records.len();
         *durable_count = records.len();
         let mut restored = journal.restore().expect("the journal is intact");
-        // A real id is random; here it depends on the seed.
+        // The id of a real run is random. Here it depends on the seed.
         restored.run_id.clone_from(&self.run_id);
         let listing = self.list_checkpoints();
         checkpoints::reconcile(&self.scenario.file, &mut restored, listing);
@@ -187,7 +186,7 @@ impl Cluster {
         let is_blocked = self.coordinator.suspended_since.is_some() || self.coordinator.is_waiting_for_journal;
         let Some(run) = self.coordinator.run.as_ref().filter(|_| !is_blocked) else { return };
         if command == Command::Evaluate {
-            self.invariants.requested_evaluations.insert(run.next_state());
+            self.invariants.requested_evaluations.insert(run.end_of_granted_steps());
         }
         let request = RequestId(self.next_id());
         self.handle_event(Event::Control { request, command });
@@ -200,11 +199,11 @@ impl Cluster {
             return;
         }
         self.coordinator.pending_joins.insert(request, worker);
-        let token = format!("token {}", request.0);
-        self.handle_event(Event::Join { request, address: ip_address(&join.host), token, join });
+        let generated_join_key = format!("join key {}", request.0);
+        self.handle_event(Event::Join { request, address: ip_address(&join.host), generated_join_key, join });
     }
 
-    /// Handles a packet that reaches the coordinator on a session's stream.
+    /// Handles a packet that reaches the coordinator in a session.
     pub fn receive_from_worker(&mut self, session: SessionId, packet: PacketToCoordinator) {
         let incarnation = self.network.sessions.get(&session).map(|session| session.incarnation);
         if incarnation != Some(self.coordinator.incarnation) || self.coordinator.run.is_none() {
@@ -312,7 +311,7 @@ fn ip_address(host: &str) -> IpAddr {
     host.parse().unwrap_or_else(|_| (hasher.finish() as u32).to_be_bytes().into())
 }
 
-/// The state for which the captions of an evaluation were written.
+/// The state that an evaluation captioned.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CaptionedState {
     pub position: Position,
@@ -320,14 +319,17 @@ pub struct CaptionedState {
     pub digest: String,
 }
 
-/// Reads the captioned state from the captions. Asserts that all captions are of the same state,
-/// and that each decodable image has one caption.
-fn captioned_state(items: &[Item], image_stride: usize) -> CaptionedState {
+/// Reads from the captions which state they are of. Asserts that all captions are of the same
+/// state, and that each decodable image has one caption.
+fn captioned_state(items: &[EvaluationItem], image_stride: usize) -> CaptionedState {
     let images: Vec<Option<u64>> = items.iter().map(|item| item.image_id).collect();
-    let decodable =
-        |begin: u64| (begin..super::VALIDATION_IMAGES.min(begin + proto::EVALUATION_RANGE)).step_by(image_stride);
-    let expected =
-        (0..super::VALIDATION_IMAGES).step_by(proto::EVALUATION_RANGE as usize).flat_map(decodable).map(Some);
+    let decodable = |begin: u64| {
+        (begin..super::VALIDATION_IMAGES.min(begin + proto::IMAGES_PER_EVALUATION_RANGE)).step_by(image_stride)
+    };
+    let expected = (0..super::VALIDATION_IMAGES)
+        .step_by(proto::IMAGES_PER_EVALUATION_RANGE as usize)
+        .flat_map(decodable)
+        .map(Some);
     assert_eq!(images, expected.collect::<Vec<_>>(), "each decodable image has one caption");
     assert!(items.iter().all(|item| item.caption == items[0].caption), "all captions are of one state");
     let words: Vec<&str> = items[0].caption.split(' ').collect();

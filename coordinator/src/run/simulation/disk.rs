@@ -8,7 +8,7 @@ use rand::Rng;
 use super::{History, cluster::Cluster};
 use crate::run::{checkpoint::SaveInProgress, record::Record};
 
-/// The checkpoint storage.
+/// The storage of checkpoints. A seal marks a checkpoint as complete.
 #[derive(Debug, Default)]
 pub struct Disk {
     /// Sealed checkpoints by name.
@@ -19,8 +19,8 @@ pub struct Disk {
     pub is_full: bool,
     /// Checkpoints that can no longer be read.
     pub damaged: BTreeSet<String>,
-    /// Checkpoints that evicted workers have written since the coordinator's start, and that it did
-    /// not order.
+    /// Checkpoints that the running coordinator process did not order. Workers that were evicted,
+    /// or that an earlier process ordered to save, have written them since it started.
     unexpected: BTreeSet<String>,
 }
 
@@ -35,7 +35,8 @@ impl Cluster {
     /// Seals a checkpoint. Returns whether writing has succeeded.
     pub fn complete_checkpoint(&mut self, name: String, history: History) -> bool {
         let is_intact = self.disk.unsealed.remove(&name);
-        // If the coordinator has deleted files of it meanwhile, the writer may notice that or not.
+        // If the coordinator has deleted files of the checkpoint in the meantime, the writer may
+        // fail because of that, or may not notice it.
         if self.disk.is_full || (!is_intact && self.rng.random()) {
             return false;
         }
@@ -65,7 +66,8 @@ impl Cluster {
         assert!(existed || !is_recorded, "the recorded checkpoint {name} was not on disk when it was deleted");
     }
 
-    /// The listing for a coordinator that starts. It deletes checkpoints that it does not know.
+    /// The checkpoints on disk, for a coordinator that starts. The coordinator deletes those that
+    /// it does not know.
     pub fn list_checkpoints(&mut self) -> Listing {
         self.disk.unexpected.clear();
         let sealed = self.disk.checkpoints.keys().cloned().collect();

@@ -9,15 +9,15 @@ use crate::run::Time;
 #[derive(Debug)]
 pub struct EventQueue<E> {
     now: Time,
-    /// The number of events scheduled so far.
-    scheduled: u64,
+    /// The number of events that were scheduled so far.
+    scheduled_count: u64,
     /// Events by time and sequence number.
     events: BTreeMap<(Time, u64), E>,
 }
 
 impl<E> Default for EventQueue<E> {
     fn default() -> Self {
-        Self { now: Time::ZERO, scheduled: 0, events: BTreeMap::new() }
+        Self { now: Time::ZERO, scheduled_count: 0, events: BTreeMap::new() }
     }
 }
 
@@ -33,8 +33,8 @@ impl<E> EventQueue<E> {
 
     /// Schedules an event at `time`, or now if that has passed.
     pub fn schedule_at(&mut self, time: Time, event: E) {
-        self.scheduled += 1;
-        self.events.insert((time.max(self.now), self.scheduled), event);
+        self.scheduled_count += 1;
+        self.events.insert((time.max(self.now), self.scheduled_count), event);
     }
 
     /// Removes the next event that is due by `until`. If there is none, time advances to `until`.

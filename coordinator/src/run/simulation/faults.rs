@@ -19,7 +19,7 @@ use crate::run::{Command, Time, WorkerId};
 /// The time after which an operator kills a worker that hangs.
 const OPERATOR_DELAY: Time = Time::from_secs(900);
 
-/// A kind of fault. Most faults strike one worker, the victim.
+/// A kind of fault. Most faults affect one worker, the victim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A worker process is killed (SIGKILL).
@@ -126,8 +126,9 @@ impl Fault {
 pub struct Faults {
     /// Whether injection has ended.
     pub is_stopped: bool,
-    /// The number of faults that last until a repair, except for hangs.
-    pub unrepaired: u32,
+    /// The number of faults that are not repaired yet. Hangs are not counted: an operator repairs
+    /// them.
+    pub unrepaired_count: u32,
     /// The number of injected faults of each kind.
     pub counts: BTreeMap<Fault, u64>,
 }
@@ -175,7 +176,7 @@ impl Cluster {
             *self.faults.counts.entry(fault).or_default() += 1;
             self.inject_fault(fault, victim);
         }
-        self.record_disturbance();
+        self.restart_progress_timeout();
         self.schedule_next_fault();
     }
 
@@ -230,8 +231,10 @@ impl Cluster {
             }
             Fault::LoseJoins | Fault::DelayPackets => {
                 let network = &mut self.network;
-                *(if fault == Fault::LoseJoins { &mut network.loses_joins } else { &mut network.has_long_delays }) =
-                    true;
+                match fault {
+                    Fault::LoseJoins => network.loses_joins = true,
+                    _ => network.has_long_delays = true,
+                }
                 self.schedule_repair(fault, victim);
             }
             Fault::KillCoordinator => {
@@ -285,17 +288,17 @@ impl Cluster {
     fn schedule_repair(&mut self, fault: Fault, victim: ProcessId) {
         let max_ms = if self.rng.random_ratio(1, 8) { 80_000 } else { 6_000 };
         let duration = match fault {
-            // The coordinator should evict the worker long before.
+            // The coordinator should evict the worker long before that.
             Fault::HangTraining => OPERATOR_DELAY,
             _ => Time::from_millis(self.rng.random_range(50..max_ms)),
         };
-        self.faults.unrepaired += u32::from(fault != Fault::HangTraining);
+        self.faults.unrepaired_count += u32::from(fault != Fault::HangTraining);
         self.queue.schedule_after(duration, SimEvent::RepairFault(fault, victim));
     }
 
     /// Ends the effect of a fault.
     pub fn repair_fault(&mut self, fault: Fault, victim: ProcessId) {
-        self.faults.unrepaired -= u32::from(fault != Fault::HangTraining);
+        self.faults.unrepaired_count -= u32::from(fault != Fault::HangTraining);
         if let Some(worker) = self.workers.get_mut(&victim) {
             worker.repaired_at = self.queue.now();
         }
@@ -315,19 +318,19 @@ impl Cluster {
             }
             _ => fault.directions().iter().for_each(|direction| self.heal(victim, *direction)),
         }
-        self.record_disturbance();
+        self.restart_progress_timeout();
     }
 
     /// Ends the injection of faults. Repairs stay scheduled.
     pub fn stop_faults(&mut self) {
         self.faults.is_stopped = true;
         self.coordinator.actions_until_crash = None;
-        self.record_disturbance();
+        self.restart_progress_timeout();
     }
 
-    /// Restarts the time within which the run has to make progress.
-    fn record_disturbance(&mut self) {
-        self.invariants.undisturbed_since = self.queue.now();
+    /// Restarts the timeout within which the run has to make progress.
+    fn restart_progress_timeout(&mut self) {
+        self.invariants.last_fault_change_at = self.queue.now();
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 
-use super::{WORKER_ADDRESS, scripted::admitted_token};
-use crate::run::{Action, Event, Phase, RequestId, Run, SessionId, Time, record::RestoredRun, testing};
+use super::{WORKER_ADDRESS, scripted::session_token_of};
+use crate::run::{Action, Event, RequestId, Run, RunPhase, SessionId, Time, record::RestoredRun, testing};
 
 /// Messages of all kinds, with arbitrary numbers.
 fn arbitrary_message() -> impl Strategy<Value = Message> {
@@ -77,20 +77,20 @@ fn arbitrary_message() -> impl Strategy<Value = Message> {
 
 proptest! {
     #[test]
-    fn the_coordinator_survives_arbitrary_messages(
+    fn arbitrary_messages_do_not_crash_the_coordinator(
         messages in prop::collection::vec((0..4_u64, arbitrary_message(), any::<bool>()), 0..150),
     ) {
         let stages = vec![testing::stage("a", 2, 8, Some(1), Some(1)), testing::stage("b", 1, 8, None, None)];
         let mut run = Run::new(testing::run_file(stages), RestoredRun::default(), 0);
         let (mut sessions, mut last_session) = (vec![SessionId(0); 4], 0);
-        for (peer, message, is_valid) in messages {
-            let session = &mut sessions[peer as usize];
-            if run.members.worker_of(*session).is_none() {
+        for (worker, message, is_valid) in messages {
+            let session = &mut sessions[worker as usize];
+            if run.members.worker_id_of(*session).is_none() {
                 last_session += 1;
                 *session = SessionId(last_session);
                 let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-                let event = Event::Join { request: RequestId(last_session), address: WORKER_ADDRESS, token: last_session.to_string(), join };
-                let session_token = admitted_token(&run.on_event(Time::ZERO, event));
+                let event = Event::Join { request: RequestId(last_session), address: WORKER_ADDRESS, generated_join_key: last_session.to_string(), join };
+                let session_token = session_token_of(&run.on_event(Time::ZERO, event));
                 let store_address = "host:1".into();
                 let data_set = Some(v1::DataSet { validation_images: 70, ..Default::default() });
                 let attach = v1::Attach { session_token, store_address, data_set, ..Default::default() };
@@ -101,7 +101,7 @@ proptest! {
             let message = generation.map_or(message, |generation| {
                 let (number, start) = (generation.number, generation.start);
                 match run.phase {
-                    Phase::Waiting => Message::Idle(v1::Idle { generation: number, position: None, saving: None }),
+                    RunPhase::Waiting => Message::Idle(v1::Idle { generation: number, position: None, saving: None }),
                     _ => Message::Ready(v1::Ready { generation: number, position: Some(start.in_generation(number)) }),
                 }
             });

@@ -3,25 +3,33 @@
 //! The tests assert that the run still reaches its end, and trains on each sample once.
 //!
 //! ```text
-//!   seeds ------> scenario     parameters of a run, drawn from the seed
-//!     |      '--> faults       fault injection and repair
+//!   tests: seeds               runs with random scenarios and faults
+//!     |    scripted            one test for each scenario, without random faults
+//!     |    invalid_messages    messages that no correct worker sends (without a cluster)
+//!     |
+//!     | create
 //!     v
-//!   cluster <---- event_queue  events in virtual time
-//!     |---------- coordinator  state machine and journal; may crash between any two actions
-//!     |---------- network      sessions with ordered streams; delays, partitions, resets
-//!     |---------- worker       process: connection (joins, heartbeats, reconnects) and training
-//!     |---------- collective   rendezvous and all-reduce of a generation's members
-//!     |---------- saver        writes a worker's checkpoints while training continues
-//!     |---------- disk         checkpoint storage
-//!     '---------- invariants   assertions after each event
-//!   scripted                   tests of one scenario each, without random faults
-//!   invalid_messages           messages that no correct worker sends
+//!   cluster --- has ---------> scenario     the parameters of the run: run file, machines, speeds
+//!     |--- takes events from > event_queue  events in virtual time
+//!     |--- injects ----------> faults       fault injection and repair
+//!     |--- checks -----------> invariants   assertions after each event
+//!     |
+//!     | simulates
+//!     |---> coordinator   the state machine and its journal; may crash between any two actions
+//!     |---> network       sessions of two ordered streams each; delays, partitions, resets
+//!     |---> disk          the storage of checkpoints
+//!     '---> worker        a worker process, which consists of:
+//!             |---> connection   joins, heartbeats, reconnects
+//!             |---> training     the training thread, which executes directives
+//!             |---> collective   the rendezvous and all-reduces of a generation's members
+//!             '---> saver        writes checkpoints while training continues
 //! ```
 //!
-//! The state of a simulated worker is the list of its updates. A worker applies an update only
-//! after all members of the generation have entered the all-reduce. Captions name their state, and
-//! scores depend on the position of the state alone. Sequential code can therefore compute the step
-//! with which a stage must end ([`scenario::Scenario::expected_best_step`]).
+//! The training state of a simulated worker is its [`History`]: the list of the updates that it has
+//! applied. A worker applies an update only after all members of the generation have entered the
+//! all-reduce. The text of a caption names the state that it was computed from. Scores depend only
+//! on the position of the state. Therefore sequential code can compute the step with which a stage
+//! must end ([`scenario::Scenario::expected_best_step`]).
 
 mod cluster;
 mod collective;
@@ -44,7 +52,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::plan::Position;
 
-/// The address of workers in tests in which it does not matter.
+/// The IP address of workers in tests that do not depend on it.
 const WORKER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// The number of validation images: three ranges (0..50, 50..100, 100..120).
@@ -61,11 +69,11 @@ struct Update {
     generation: u64,
 }
 
-/// A state of the parameters: all updates that led to it.
+/// The training state of a simulated worker: all updates that led to it, in order.
 type History = Vec<Update>;
 
-/// A pseudo-random score in 0..7 of the state at a position. The salt selects the metric and varies
-/// between scenarios.
+/// The score of the state at a position: a pseudo-random integer in 0..7. Different salts give
+/// different scores, for different metrics and scenarios.
 fn score(salt: u64, position: Position) -> f64 {
     let mixed = (position.step + 31 * u64::from(position.stage) + 1).wrapping_mul(salt | 1);
     ((mixed ^ (mixed >> 7)) % 7) as f64

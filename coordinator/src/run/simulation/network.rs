@@ -1,9 +1,9 @@
-//! The simulated network: sessions between workers and the coordinator, each of two ordered
-//! streams, as with TCP.
+//! The simulated network: sessions between workers and the coordinator. Each session consists of
+//! two ordered streams, one for each direction, like a TCP connection.
 //!
-//! A stream can be delayed, held up by a partition, or reset with all packets in flight. Packets of
-//! an old session may arrive after the worker has joined again. A join is a separate call: its
-//! request or response may be lost.
+//! Packets of a stream can be delayed, can be held until a partition ends, or can be lost in a
+//! reset. Packets of an old session may arrive after the worker has joined again. A join is a
+//! separate call: its request or its response may be lost.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,18 +27,22 @@ pub enum Direction {
     BetweenWorkers,
 }
 
-/// A packet from a worker to the coordinator, on a session's stream.
+/// A packet from a worker to the coordinator in a session.
 #[derive(Debug)]
 pub enum PacketToCoordinator {
+    /// The first message of the session.
     Attach(v1::Attach),
+    /// A later message.
     Message(Message),
+    /// The worker has closed the session.
     End,
 }
 
-/// A packet from the coordinator to a worker, on a session's stream.
+/// A packet from the coordinator to a worker in a session.
 #[derive(Debug)]
 pub enum PacketToWorker {
     Directive(Box<v1::Directive>),
+    /// The coordinator has closed the session; with an error if it refuses the worker.
     End(Option<RefusalKind>),
 }
 
@@ -59,11 +63,11 @@ impl<P> Default for Stream<P> {
     }
 }
 
-/// A session: the stream pair of a worker and a coordinator process.
+/// A session between a worker process and a coordinator process.
 #[derive(Debug)]
 pub struct Session {
     pub worker: ProcessId,
-    /// The incarnation of the coordinator that the session belongs to.
+    /// The number of the coordinator process that the session belongs to.
     pub incarnation: u64,
     to_coordinator: Stream<PacketToCoordinator>,
     to_worker: Stream<PacketToWorker>,
@@ -152,8 +156,8 @@ impl Cluster {
         }
     }
 
-    /// Resets a session: all packets in flight are lost. Each side notices the end of its stream
-    /// only if its flag is set.
+    /// Resets a session: all packets in flight are lost. The coordinator and the worker notice it
+    /// only if their flag is set.
     pub fn reset_session(&mut self, session: SessionId, coordinator_notices: bool, worker_notices: bool) {
         let Some(Session { to_coordinator, to_worker, .. }) = self.network.sessions.get_mut(&session) else { return };
         (to_coordinator.is_reset, to_worker.is_reset) = (true, true);

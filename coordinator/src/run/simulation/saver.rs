@@ -1,5 +1,5 @@
 //! The saver of a simulated worker: hashes and writes copies of the state, one at a time, while
-//! training continues. It continues when the session ends, and the process waits for it.
+//! training continues. It continues when the session ends, and a process that exits waits for it.
 
 use std::collections::VecDeque;
 

@@ -1,6 +1,7 @@
 //! Simulated runs of many seeds. A seed determines all random choices of its run.
 //!
-//! `SEEDS` is the number of seeds (default 10,000). `SEED=n` runs only seed n and prints its events.
+//! `SEEDS` is the number of seeds (default 10,000). `SEED=n` runs only seed n and prints its
+//! events.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,7 +32,7 @@ use crate::{
 const DEFAULT_SEEDS: u64 = 10_000;
 /// The number of failed seeds after which no more seeds are run.
 const MAX_FAILURES: usize = 5;
-/// Every how many seeds one is run twice, to compare the runs.
+/// One of this many seeds is run twice, to compare the two runs.
 const REPEAT_INTERVAL: usize = 100;
 /// The virtual time within which each run has to finish.
 const MAX_VIRTUAL_TIME: Time = Time::from_secs(3_600);
@@ -63,9 +64,9 @@ const FORGED_GENERATION_OFFSET: u64 = 1_000;
 
 /// The numbers of workers that have joined a run with a state of another run.
 struct FormerWorkerCounts {
-    /// Workers that name the run of their state.
+    /// Workers that report correctly which run their state belongs to.
     honest: u64,
-    /// Workers that claim a state of this run, in a generation that never existed.
+    /// Workers that claim that their state belongs to this run, to a generation that never existed.
     forging: u64,
 }
 
@@ -75,7 +76,7 @@ fn run_with_former_workers(seed: u64, trace: Trace) -> FormerWorkerCounts {
     let mut former = Cluster::new(seed, Trace::Off, Scenario::random);
     former.start_workers_and_faults();
     let events = former.rng.random_range(0..3_000);
-    while former.outcome.is_none() && former.events < events && former.step(MAX_VIRTUAL_TIME) {}
+    while former.outcome.is_none() && former.event_count < events && former.step(MAX_VIRTUAL_TIME) {}
 
     let mut cluster = Cluster::new(!seed, trace, Scenario::random);
     // At most one former worker for each machine.
@@ -95,22 +96,23 @@ fn run_with_former_workers(seed: u64, trace: Trace) -> FormerWorkerCounts {
     let [honest, forging] = [false, true].map(|forges_run_id| count_with_state(&cluster.former_workers, forges_run_id));
     cluster.start_workers_and_faults();
     run_to_end(&mut cluster);
-    // The rest of `former_workers` has not joined.
+    // The workers that are still in `former_workers` have not joined.
     FormerWorkerCounts {
         honest: honest - count_with_state(&cluster.former_workers, false),
         forging: forging - count_with_state(&cluster.former_workers, true),
     }
 }
 
-/// Restores an older copy of a seed's journal, and runs from it to the end. Returns the number of
-/// refused states, which the copy does not know. None if checkpoints on disk show that the copy is
-/// old, so that a coordinator would refuse it.
+/// Restores an older copy of a seed's journal, and continues the run from it to the end. Returns
+/// the number of training states that the coordinator refused, because the copy does not have their
+/// generations. None if checkpoints on disk are newer than the copy, so that a coordinator would
+/// refuse to start with it.
 fn run_from_backup(seed: u64, trace: Trace) -> Option<u64> {
     let mut cluster = Cluster::new(seed, Trace::Off, Scenario::random);
     cluster.start_workers_and_faults();
     let (events_before_backup, lost_events) = (cluster.rng.random_range(0..2_000), cluster.rng.random_range(1..1_000));
     let run_until = |cluster: &mut Cluster, events: u64| {
-        while cluster.outcome.is_none() && cluster.events < events && cluster.step(MAX_VIRTUAL_TIME) {}
+        while cluster.outcome.is_none() && cluster.event_count < events && cluster.step(MAX_VIRTUAL_TIME) {}
     };
     run_until(&mut cluster, events_before_backup);
     let backup = cluster.back_up_journal();
@@ -129,7 +131,7 @@ fn run_from_backup(seed: u64, trace: Trace) -> Option<u64> {
 pub fn recorded_history(seed: u64, events: u64) -> History {
     let mut cluster = Cluster::new(seed, Trace::Off, Scenario::random);
     cluster.start_workers_and_faults();
-    while cluster.outcome.is_none() && cluster.events < events && cluster.step(MAX_VIRTUAL_TIME) {}
+    while cluster.outcome.is_none() && cluster.event_count < events && cluster.step(MAX_VIRTUAL_TIME) {}
     cluster.take_history()
 }
 
@@ -137,7 +139,7 @@ pub fn recorded_history(seed: u64, events: u64) -> History {
 fn fingerprint(seed: u64) -> (u64, u64) {
     let cluster = run_seed(seed, Trace::Hash(DefaultHasher::new()));
     let Trace::Hash(hasher) = cluster.trace else { unreachable!("the trace is hashed") };
-    (cluster.events, hasher.finish())
+    (cluster.event_count, hasher.finish())
 }
 
 /// Totals over all seeds.
@@ -148,11 +150,11 @@ struct Totals {
     virtual_seconds: u64,
     coordinators: u64,
     generations: u64,
-    trained: u64,
-    given_up: u64,
-    committed: u64,
-    missing: u64,
-    committed_twice: u64,
+    steps_trained: u64,
+    steps_given_up: u64,
+    steps_committed: u64,
+    steps_missing: u64,
+    steps_committed_twice: u64,
     evaluations: u64,
     checkpoints: u64,
     faults: BTreeMap<Fault, u64>,
@@ -161,17 +163,17 @@ struct Totals {
 impl Totals {
     fn add(&mut self, cluster: &Cluster) {
         self.seeds += 1;
-        self.events += cluster.events;
+        self.events += cluster.event_count;
         self.virtual_seconds += cluster.queue.now().as_secs();
         self.coordinators += cluster.coordinator.incarnation;
         self.generations += cluster.invariants.generations_formed;
         let planned: BTreeSet<Position> = cluster.steps_to(cluster.run_end()).into_iter().collect();
         let committed: BTreeSet<Position> = cluster.invariants.committed.iter().map(|update| update.position).collect();
-        self.committed += committed.len() as u64;
-        self.missing += (&planned - &committed).len() as u64;
-        self.committed_twice += (cluster.invariants.committed.len() - committed.len()) as u64;
-        self.trained += cluster.invariants.steps_trained;
-        self.given_up += cluster.invariants.steps_given_up;
+        self.steps_committed += committed.len() as u64;
+        self.steps_missing += (&planned - &committed).len() as u64;
+        self.steps_committed_twice += (cluster.invariants.committed.len() - committed.len()) as u64;
+        self.steps_trained += cluster.invariants.steps_trained;
+        self.steps_given_up += cluster.invariants.steps_given_up;
         self.checkpoints += cluster.disk.checkpoints.len() as u64;
         self.evaluations += cluster.invariants.evaluated.len() as u64;
         for (fault, count) in &cluster.faults.counts {
@@ -183,14 +185,18 @@ impl Totals {
 impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seeds, events, virtual_seconds, coordinators, generations, .. } = self;
-        let Self { trained, given_up, committed, missing, committed_twice, evaluations, checkpoints, .. } = self;
+        let Self { steps_trained, steps_given_up, steps_committed, steps_missing, steps_committed_twice, .. } = self;
+        let Self { evaluations, checkpoints, .. } = self;
         writeln!(f, "{seeds} seeds, {events} events in {virtual_seconds} virtual seconds")?;
         writeln!(f, "{coordinators} coordinators, {generations} generations")?;
         writeln!(
             f,
-            "{trained} steps trained, {given_up} of them given up after a failure, a rollback or model selection"
+            "{steps_trained} steps trained, {steps_given_up} of them given up after a failure, a rollback or model selection"
         )?;
-        writeln!(f, "{committed} steps committed in the end, {missing} missing, {committed_twice} committed twice")?;
+        writeln!(
+            f,
+            "{steps_committed} steps committed in the end, {steps_missing} missing, {steps_committed_twice} committed twice"
+        )?;
         writeln!(f, "{evaluations} evaluations, {checkpoints} checkpoints in the end")?;
         let faults: Vec<String> = self.faults.iter().map(|(fault, count)| format!("{fault:?} {count}")).collect();
         write!(f, "faults: {}", faults.join(", "))

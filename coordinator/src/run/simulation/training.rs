@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use proto::{v1, v1::directive::Directive, v1::worker_message::Message};
 use rand::Rng;
-use statistics::Summary;
+use summary_statistics::Summary;
 
 use super::{
     ProcessId, Update,
@@ -24,7 +24,8 @@ const RENDEZVOUS_TIMEOUT: Time = Time::from_secs(60);
 /// The time after which a connection attempt to an unreachable peer fails.
 const PEER_CHECK_TIMEOUT: Time = Time::from_secs(2);
 
-/// A hash of a state. It serves as the hash of the parameters, and as a part of captions.
+/// A hash of a training state. It is reported as the hash of the parameters, and is a part of
+/// captions.
 pub fn digest(history: &[Update]) -> String {
     let mut hasher = DefaultHasher::new();
     history.hash(&mut hasher);
@@ -166,7 +167,7 @@ impl Cluster {
             Activity::Idle => {}
             Activity::CheckingPeers(rendezvous) => self.enter_rendezvous(id, generation, rendezvous),
             Activity::ReceivingState(rendezvous) if reason == WakeReason::CollectiveFailed => {
-                // Its own state may have been overwritten in part.
+                // The failed copy may have overwritten a part of the worker's own state.
                 if rendezvous.source_rank != Some(rendezvous.rank) && self.rng.random() {
                     worker.position = None;
                 }
@@ -203,7 +204,8 @@ impl Cluster {
                     ("the checkpoint is damaged".to_owned(), rendezvous.checkpoint.clone());
                 self.report_failure(id, v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
             } else if let Some(worker) = self.workers.get_mut(&id) {
-                // Rank 0 could not read the checkpoint; wait until it releases the collective.
+                // Rank 0 could not read the checkpoint. This worker waits until rank 0 releases the
+                // collective.
                 worker.activity = Activity::ReceivingState(rendezvous.clone());
             }
             return;

@@ -17,11 +17,13 @@ use crate::run::{RequestId, SessionId, Time};
 /// A worker process, from its start to its end.
 #[derive(Debug)]
 pub struct Worker {
+    /// The host name, which is also its address.
     pub host: String,
     /// The worker id that it was started with.
     pub requested_worker_id: Option<u32>,
     /// The worker id that the coordinator assigned.
     pub worker_id: Option<u32>,
+    /// The state of the connection to the coordinator.
     pub connection: ConnectionState,
     /// Whether data and models are loaded. If so, it joins under its previous worker id.
     pub is_loaded: bool,
@@ -29,11 +31,13 @@ pub struct Worker {
     pub joining_since: Time,
     /// The delay before the next attempt to join.
     pub back_off: Time,
-    /// The time of the first refusal because its worker id is held.
-    pub id_held_since: Option<Time>,
+    /// The time of the first answer that told it to retry later, because its worker id is taken or
+    /// the run is full.
+    pub retry_later_since: Option<Time>,
 
     /// Directives that the training thread has not begun.
     pub directives: VecDeque<v1::Directive>,
+    /// The activity of the training thread.
     pub activity: Activity,
     /// Reports that wait for a session.
     pub unsent_reports: Vec<Message>,
@@ -45,13 +49,13 @@ pub struct Worker {
     pub term: u64,
     /// The last abandoned generation; earlier ones are abandoned, too.
     pub abandoned_up_to: u64,
-    /// The generation that it is to release after the step in flight.
+    /// The generation that it will release after the step in flight; 0 if none.
     pub halted_generation: u64,
     /// Whether its process has received a shutdown signal.
     pub is_leaving: bool,
     /// The last released generation; earlier ones are released, too.
     pub released_up_to: u64,
-    /// The generation of whose collective it is a member.
+    /// The generation that it takes part in: it is a member of that generation's collective.
     pub generation: Option<u64>,
     /// The number of directives of that generation that it has begun.
     pub directives_begun: usize,
@@ -61,11 +65,11 @@ pub struct Worker {
     pub share: (u32, u32),
     /// Its rank in that generation.
     pub rank: u32,
-    /// The time that it computed its last step.
+    /// The duration of its last step without the all-reduce.
     pub compute_time: Time,
-    /// The position of its state; none if it has none.
+    /// The position of its training state; none if it has no state.
     pub position: Option<v1::Position>,
-    /// Its state.
+    /// Its training state.
     pub history: History,
     /// The id of the run to which its state belongs; empty before it has joined a run.
     pub run_id: String,
@@ -91,9 +95,9 @@ pub enum ConnectionState {
     Disconnected,
     /// Waits for the response to this join request.
     Joining(RequestId),
-    /// Is admitted, and loads data and models.
-    Loading { token: String },
-    /// Has a session.
+    /// Has a reservation, and loads data and models.
+    Loading { session_token: String },
+    /// Has this session.
     Attached(SessionId),
     /// Has lost this session; the training thread has not released its generation yet.
     Releasing(SessionId),
@@ -158,7 +162,7 @@ impl Worker {
             is_loaded: false,
             joining_since: Time::ZERO,
             back_off: Time::ZERO,
-            id_held_since: None,
+            retry_later_since: None,
             directives: VecDeque::new(),
             activity: Activity::Idle,
             wake_up: 0,
@@ -187,7 +191,7 @@ impl Worker {
         }
     }
 
-    /// Drops its state, to start again in this run without one.
+    /// Discards its training state, to take part in this run from the beginning.
     pub fn reset_for_run(&mut self, run_id: String) {
         (self.position, self.history, self.forges_run_id) = (None, History::new(), false);
         (self.latest_generation, self.term, self.abandoned_up_to, self.halted_generation, self.released_up_to) =
@@ -228,7 +232,8 @@ impl Cluster {
         self.last_process_id += 1;
         let id = ProcessId(self.last_process_id);
         let step_duration = self.scenario.step_duration;
-        // Some former workers thus join when others have trained for long.
+        // Because of the random choice, some former workers join only when others have trained for
+        // a long time.
         let takes_former_state = !self.former_workers.is_empty() && self.rng.random();
         let worker = match self.former_workers.pop_if(|_| takes_former_state) {
             Some(worker) => worker.with_former_state(host, requested_worker_id),
@@ -239,7 +244,7 @@ impl Cluster {
         id
     }
 
-    /// Ends a worker process in order: its saver first completes its saves.
+    /// Ends a worker process without a failure: its saver completes its saves before.
     pub fn retire_worker(&mut self, id: ProcessId) {
         let saves = self.savers.remove(&id);
         self.end_worker(id, false);

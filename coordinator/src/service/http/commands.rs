@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 use super::{AppState, HttpError, limits::RequestBody};
 use crate::{
     run::{Command, WorkerId},
-    service::{acceptor::Peer, auth::bearer_token, driver::Input, refusals::Reason},
+    service::{acceptor::Peer, auth::bearer_token, driver::DriverInput, refusals::RefusalReason},
 };
 
 /// Parses a command from the body of a request.
@@ -41,7 +41,7 @@ const COMMANDS: [(&str, ParseCommand); 5] = [
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DrainBody {
-    /// The worker's id.
+    /// The worker id.
     rank: u32,
 }
 
@@ -70,32 +70,32 @@ async fn send_command(
     app_state: &AppState,
     parse: ParseCommand,
     request: Request,
-) -> Result<impl IntoResponse + use<>, (Reason, HttpError)> {
+) -> Result<impl IntoResponse + use<>, (RefusalReason, HttpError)> {
     let refuse = |reason, code, message: &str| (reason, HttpError::new(code, message));
     let Some(admin) = &app_state.tokens.admin else {
         let message = "a coordinator without an admin token accepts no commands over HTTP: serve with --admin-token-file \
                        or DICO_ADMIN_TOKEN";
-        return Err(refuse(Reason::AdminToken, StatusCode::FORBIDDEN, message));
+        return Err(refuse(RefusalReason::WrongAdminToken, StatusCode::FORBIDDEN, message));
     };
     if !bearer_token(request.headers()).is_some_and(|presented| admin.matches(presented)) {
         let message = "this coordinator requires its admin token, from its --admin-token-file or DICO_ADMIN_TOKEN";
-        return Err(refuse(Reason::AdminToken, StatusCode::UNAUTHORIZED, message));
+        return Err(refuse(RefusalReason::WrongAdminToken, StatusCode::UNAUTHORIZED, message));
     }
     let RequestBody(body) = RequestBody::from_request(request, &()).await.map_err(|error| match error.code {
-        StatusCode::REQUEST_TIMEOUT => (Reason::Timeout, error),
-        StatusCode::PAYLOAD_TOO_LARGE => (Reason::Oversized, error),
-        _ => (Reason::Malformed, error),
+        StatusCode::REQUEST_TIMEOUT => (RefusalReason::BodyTimeout, error),
+        StatusCode::PAYLOAD_TOO_LARGE => (RefusalReason::OversizedMessage, error),
+        _ => (RefusalReason::UndecodableMessage, error),
     })?;
-    let command = parse(&body).map_err(|error| (Reason::Malformed, error))?;
-    let over = || Status::unavailable("the coordinator is shutting down");
+    let command = parse(&body).map_err(|error| (RefusalReason::UndecodableMessage, error))?;
+    let shutting_down = || Status::unavailable("the coordinator is shutting down");
     let send = async {
         let (reply, answer) = oneshot::channel();
-        app_state.driver.send(Input::Control { command, reply }).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())?
+        app_state.driver.send(DriverInput::Control { command, reply }).await.map_err(|_| shutting_down())?;
+        answer.await.map_err(|_| shutting_down())?
     };
     let message = send.await.map_err(|status: Status| {
         let path = format!("/{}/Control", admin_server::SERVICE_NAME);
-        refuse(Reason::from_call_status(&path, status.code()), http_code(status.code()), status.message())
+        refuse(RefusalReason::from_call_status(&path, status.code()), http_code(status.code()), status.message())
     })?;
     Ok(Json(json!({ "message": message })))
 }

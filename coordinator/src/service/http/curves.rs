@@ -6,17 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use catalogue::names;
 use serde::Serialize;
-use statistics::names;
 
 use crate::{
+    buckets::{Aggregate, Bucket, Buckets, Merge},
     journal::{
         Error,
         browse::{Distribution, RecordedStep, STEP_SCALARS},
         history::History,
     },
     run::{
-        lineage::{Lineage, Selection, StateFate},
+        lineage::{Lineage, ModelSelection, StateFate},
         plan::Position,
     },
 };
@@ -30,15 +31,17 @@ const QUANTILE_DISTRIBUTIONS: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_R
 const QUANTILES: [&str; 5] = ["p05", "p25", "p50", "p75", "p95"];
 /// The number of series: a step's scalars, the means of its distributions, and some quantiles.
 const SERIES_COUNT: usize =
-    STEP_SCALARS.len() + names::TRAINING_METRICS.len() + QUANTILE_DISTRIBUTIONS.len() * QUANTILES.len();
+    STEP_SCALARS.len() + catalogue::TRAINING_METRICS.len() + QUANTILE_DISTRIBUTIONS.len() * QUANTILES.len();
 
 /// The name of a series, and whether it has minimum and maximum, which series of quantiles do not.
 fn series_name(series: usize) -> (String, bool) {
     match (STEP_SCALARS.get(series), series.checked_sub(STEP_SCALARS.len())) {
         (Some(number), _) => ((*number).to_owned(), true),
-        (None, Some(mean)) if mean < names::TRAINING_METRICS.len() => (names::TRAINING_METRICS[mean].to_owned(), true),
+        (None, Some(mean)) if mean < catalogue::TRAINING_METRICS.len() => {
+            (catalogue::TRAINING_METRICS[mean].to_owned(), true)
+        }
         (None, _) => {
-            let quantile = series - STEP_SCALARS.len() - names::TRAINING_METRICS.len();
+            let quantile = series - STEP_SCALARS.len() - catalogue::TRAINING_METRICS.len();
             let (distribution, quantile) =
                 (QUANTILE_DISTRIBUTIONS[quantile / QUANTILES.len()], QUANTILES[quantile % QUANTILES.len()]);
             (format!("{distribution}.{quantile}"), false)
@@ -49,7 +52,7 @@ fn series_name(series: usize) -> (String, bool) {
 /// The values of a step, in the order of the series.
 fn series_values(step: &RecordedStep) -> [Option<f64>; SERIES_COUNT] {
     let distribution = |name: &str| step.summaries.get(name);
-    let means = names::TRAINING_METRICS.into_iter().map(|name| distribution(name)?.mean);
+    let means = catalogue::TRAINING_METRICS.into_iter().map(|name| distribution(name)?.mean);
     let quantiles = QUANTILE_DISTRIBUTIONS.into_iter().flat_map(|name| match distribution(name) {
         Some(Distribution { p05, p25, p50, p75, p95, .. }) => [*p05, *p25, *p50, *p75, *p95],
         None => [None; QUANTILES.len()],
@@ -58,111 +61,53 @@ fn series_values(step: &RecordedStep) -> [Option<f64>; SERIES_COUNT] {
     std::array::from_fn(|_| values.next().flatten())
 }
 
-/// The aggregate of one series in a bucket.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct BucketAggregate {
-    count: u32,
-    sum: f64,
-    min: f64,
-    max: f64,
-}
-
-impl BucketAggregate {
-    fn from_value(value: Option<f64>) -> Self {
-        value.map_or_else(Self::default, |value| Self { count: 1, sum: value, min: value, max: value })
-    }
-
-    fn merge(&mut self, other: &Self) {
-        if self.count == 0 {
-            *self = *other;
-        } else if other.count > 0 {
-            self.count += other.count;
-            self.sum += other.sum;
-            self.min = self.min.min(other.min);
-            self.max = self.max.max(other.max);
-        }
-    }
-
-    fn mean(&self) -> f64 {
-        self.sum / f64::from(self.count)
-    }
-}
-
-/// The aggregate of consecutive steps.
+/// The values of consecutive steps.
 #[derive(Clone, Debug, PartialEq)]
-struct Bucket {
-    /// The first and the last step.
-    first: u64,
-    last: u64,
+struct StepValues {
     /// When the last step was recorded.
     at: f64,
     /// The aggregates, in the order of the series.
-    aggregates: [BucketAggregate; SERIES_COUNT],
+    aggregates: [Aggregate; SERIES_COUNT],
 }
 
-impl Bucket {
-    fn from_step(step: &RecordedStep) -> Self {
-        let Position { step: number, .. } = step.position;
-        Self {
-            first: number,
-            last: number,
-            at: step.at,
-            aggregates: series_values(step).map(BucketAggregate::from_value),
-        }
+impl StepValues {
+    fn of_step(step: &RecordedStep) -> Self {
+        Self { at: step.at, aggregates: series_values(step).map(Aggregate::of) }
     }
+}
 
+impl Merge for StepValues {
     fn merge(&mut self, later: &Self) {
-        (self.last, self.at) = (later.last, later.at);
+        self.at = later.at;
         self.aggregates.iter_mut().zip(&later.aggregates).for_each(|(aggregate, other)| aggregate.merge(other));
-    }
-
-    /// The index of the bucket of this size that the first step belongs to.
-    fn index(&self, bucket_size: u64) -> u64 {
-        self.first.saturating_sub(1) / bucket_size
     }
 }
 
 /// The curves of a stage.
 #[derive(Clone, Debug)]
 struct StageCurves {
-    /// The maximal number of steps per bucket.
-    bucket_size: u64,
-    buckets: Vec<Bucket>,
+    buckets: Buckets<StepValues>,
     /// The last steps, each in its own bucket.
-    recent: VecDeque<Bucket>,
+    recent: VecDeque<Bucket<StepValues>>,
 }
 
 impl StageCurves {
     fn new() -> Self {
-        Self { bucket_size: 1, buckets: Vec::new(), recent: VecDeque::new() }
+        Self { buckets: Buckets::new(MAX_BUCKETS), recent: VecDeque::new() }
     }
 
-    fn add_step(&mut self, step: Bucket) {
+    fn add_step(&mut self, step: u64, values: StepValues) {
         if self.recent.len() == MAX_BUCKETS {
             self.recent.pop_front();
         }
-        self.recent.push_back(step.clone());
-        self.push_or_merge(step);
-        while self.buckets.len() > MAX_BUCKETS {
-            self.bucket_size *= 2;
-            for bucket in std::mem::take(&mut self.buckets) {
-                self.push_or_merge(bucket);
-            }
-        }
-    }
-
-    fn push_or_merge(&mut self, bucket: Bucket) {
-        match self.buckets.last_mut() {
-            Some(last) if last.index(self.bucket_size) == bucket.index(self.bucket_size) => last.merge(&bucket),
-            _ => self.buckets.push(bucket),
-        }
+        self.recent.push_back(Bucket::of_step(step, values.clone()));
+        self.buckets.add_step(step, values);
     }
 
     /// Removes all steps beyond `step`, and each bucket that contains one of them. Returns the last
     /// remaining step.
     fn truncate(&mut self, step: u64) -> u64 {
-        self.buckets.retain(|bucket| bucket.last <= step);
-        let last_step = self.buckets.last().map_or(0, |bucket| bucket.last);
+        let last_step = self.buckets.truncate(step);
         self.recent.retain(|bucket| bucket.last <= last_step);
         last_step
     }
@@ -238,7 +183,7 @@ pub struct CurveUpdate {
     /// The starts of generations and the ends of stages: where the history may branch.
     pub branch_points: BTreeSet<(u64, Position)>,
     /// The stages that ended with their best state.
-    pub selections: BTreeSet<Selection>,
+    pub selections: BTreeSet<ModelSelection>,
     /// Steps beyond the last step that was read.
     pub steps: Vec<RecordedStep>,
 }
@@ -295,7 +240,7 @@ impl Curves {
                 self.stages
                     .entry(step.position.stage)
                     .or_insert_with(StageCurves::new)
-                    .add_step(Bucket::from_step(&step));
+                    .add_step(step.position.step, StepValues::of_step(&step));
                 self.version.steps += 1;
             }
         }
@@ -314,9 +259,9 @@ impl Curves {
     pub fn delta(&self, stage: u32, range: StepRange, cursor: CurveCursor) -> CurveDelta {
         let empty = StageCurves::new();
         let curves = self.stages.get(&stage).unwrap_or(&empty);
-        let bucket_size = if range == StepRange::Full { curves.bucket_size } else { 1 };
-        let mut buckets: Vec<&Bucket> = match range {
-            StepRange::Full => curves.buckets.iter().collect(),
+        let bucket_size = if range == StepRange::Full { curves.buckets.bucket_size() } else { 1 };
+        let mut buckets: Vec<&Bucket<StepValues>> = match range {
+            StepRange::Full => curves.buckets.as_slice().iter().collect(),
             StepRange::Recent => curves.recent.iter().collect(),
         };
         // A delta begins with the client's last bucket. If that does not exist, the answer is full.
@@ -324,9 +269,9 @@ impl Curves {
         let delta_start = buckets.iter().position(|bucket| is_same_version && bucket.first == cursor.from_step);
         let is_delta = delta_start.is_some();
         buckets.drain(..delta_start.unwrap_or(0));
-        let column = |series: usize, statistic: fn(&BucketAggregate) -> f64| {
-            let value = |bucket: &&Bucket| {
-                let aggregate = &bucket.aggregates[series];
+        let column = |series: usize, statistic: fn(&Aggregate) -> f64| {
+            let value = |bucket: &&Bucket<StepValues>| {
+                let aggregate = &bucket.content.aggregates[series];
                 (aggregate.count > 0).then(|| statistic(aggregate) as f32).filter(|value| value.is_finite())
             };
             buckets.iter().map(value).collect::<Vec<_>>()
@@ -334,7 +279,7 @@ impl Curves {
         let columns = |series: usize| {
             let (name, has_extremes) = series_name(series);
             let extreme = |statistic| (has_extremes && bucket_size > 1).then(|| column(series, statistic));
-            let mean = column(series, BucketAggregate::mean);
+            let mean = column(series, Aggregate::mean);
             let has_values = mean.iter().any(Option::is_some);
             has_values.then(|| {
                 (
@@ -351,7 +296,7 @@ impl Curves {
             is_delta,
             first: buckets.iter().map(|bucket| bucket.first).collect(),
             last: buckets.iter().map(|bucket| bucket.last).collect(),
-            at: buckets.iter().map(|bucket| bucket.at).collect(),
+            at: buckets.iter().map(|bucket| bucket.content.at).collect(),
             series: (0..SERIES_COUNT).filter_map(columns).collect(),
         }
     }

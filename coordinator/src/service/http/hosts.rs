@@ -1,10 +1,11 @@
-//! Checks the head of each request first: its `Host`, and headers that must not be repeated.
+//! Checks the head of each request before all else: its `Host`, and headers that must not be
+//! repeated.
 //!
 //! A web site can make its own host name resolve to a loopback address (DNS rebinding). A browser
-//! on this machine then lets scripts of that site read the page, captions and images. The browser
-//! sends the site's name as `Host`, so a coordinator that listens on the loopback serves only names
-//! and addresses of the loopback. A coordinator that listens on another address cannot know its own
-//! names, and serves all.
+//! on this machine then lets scripts of that site read the web page, captions and images. The
+//! browser sends the site's name as `Host`. So a coordinator that listens on the loopback accepts
+//! only names and addresses of the loopback. A coordinator that listens on another address cannot
+//! know its own names, and accepts all.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,11 +24,11 @@ use axum::{
 use super::HttpError;
 use crate::service::{
     acceptor::Peer,
-    refusals::{Reason, Refusals},
+    refusals::{RefusalReason, Refusals},
 };
 
-/// Headers that a request must not repeat: of two values, a proxy could use one, and this server
-/// the other.
+/// Headers that a request must not repeat: if there were two values, a proxy could use one, and
+/// this server the other.
 const UNIQUE_HEADERS: [axum::http::HeaderName; 3] = [HOST, AUTHORIZATION, CONTENT_LENGTH];
 /// Maximal number of characters of a refused `Host` in the error; DNS names have at most 253.
 const MAX_HOST_LENGTH_IN_ERROR: usize = 253;
@@ -35,7 +36,8 @@ const MAX_HOST_LENGTH_IN_ERROR: usize = 253;
 /// The values of `Host` that the server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllowedHosts {
-    /// Names and addresses of the loopback, with any port: a tunnel may begin at another port.
+    /// Names and addresses of the loopback, with any port: behind an SSH tunnel, the browser uses
+    /// another port.
     Loopback { port: u16 },
     /// Any name.
     All,
@@ -80,13 +82,14 @@ fn is_loopback(name: &str) -> bool {
 
 /// Checks the head of a request. If it is invalid, the error has the reason for the metrics and the
 /// answer.
-fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, HttpError)> {
-    let bad_request = |message: String| (Reason::Malformed, HttpError::new(StatusCode::BAD_REQUEST, message));
+fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (RefusalReason, HttpError)> {
+    let bad_request =
+        |message: String| (RefusalReason::UndecodableMessage, HttpError::new(StatusCode::BAD_REQUEST, message));
     let headers = request.headers();
     if let Some(repeated) = UNIQUE_HEADERS.into_iter().find(|name| headers.get_all(name).iter().nth(1).is_some()) {
         return Err(bad_request(format!("the request has more than one header {repeated}: send one")));
     }
-    let misdirected = |error| (Reason::Host, error);
+    let misdirected = |error| (RefusalReason::UnknownHost, error);
     match headers.get(HOST) {
         Some(name) => hosts.check(&String::from_utf8_lossy(name.as_bytes())).map_err(misdirected)?,
         // HTTP/1.0 does not require the header.
@@ -97,14 +100,14 @@ fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (Reason, HttpErro
     request.uri().authority().map_or(Ok(()), |authority| hosts.check(authority.as_str()).map_err(misdirected))
 }
 
-/// The state of [`check_head`].
+/// The data of the middleware [`check_head`].
 #[derive(Clone)]
 pub struct HeadCheck {
     pub hosts: AllowedHosts,
     pub refusals: Refusals,
 }
 
-/// Middleware that refuses requests with a wrong head.
+/// Middleware that refuses requests with a wrong `Host` or a repeated header.
 pub async fn check_head(
     State(head_check): State<HeadCheck>,
     Extension(peer): Extension<Peer>,

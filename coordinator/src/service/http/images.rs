@@ -35,6 +35,7 @@ pub struct Images {
     data: Data,
     /// Paths by image name. Read on the first request, because annotations can be large.
     paths: OnceCell<HashMap<String, PathBuf>>,
+    /// Limits the number of images that are read concurrently.
     permits: Semaphore,
 }
 
@@ -81,7 +82,7 @@ impl Images {
 /// The paths of the images by name. Logs an error if the annotations cannot be read; then there are
 /// no paths.
 async fn find_paths(data: Data) -> HashMap<String, PathBuf> {
-    let log_error = |error: &dyn Display| warn!(%error, "the page cannot show images of evaluations");
+    let log_error = |error: &dyn Display| warn!(%error, "the web page cannot show images of evaluations");
     match tokio::task::spawn_blocking(move || dataset::validation_files(&data)).await {
         Ok(Ok(paths)) => return paths,
         Ok(Err(error)) => log_error(&error),
@@ -121,7 +122,7 @@ pub async fn image(
     let name = name.ok_or_else(|| not_found("the evaluation has no image of this index".into()))?;
     let (media_type, bytes) =
         app_state.images.read(&name).await.map_err(|error| not_found(format!("{name}: {error}")))?;
-    // Cacheable: an evaluation does not change.
+    // The browser may cache the image, because an evaluation does not change.
     Ok(([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "private, max-age=3600")], bytes))
 }
 

@@ -14,14 +14,15 @@ const MAX_CONCURRENT_QUERIES: usize = 4;
 
 /// Runs queries on the journal.
 pub struct JournalReader {
-    state: PathBuf,
+    journal_folder: PathBuf,
+    /// Limits the number of concurrent queries.
     permits: Semaphore,
 }
 
 impl JournalReader {
-    /// A reader of the journal in the folder `state`.
-    pub fn new(state: PathBuf) -> Self {
-        Self { state, permits: Semaphore::new(MAX_CONCURRENT_QUERIES) }
+    /// A reader of the journal in this folder.
+    pub fn new(journal_folder: PathBuf) -> Self {
+        Self { journal_folder, permits: Semaphore::new(MAX_CONCURRENT_QUERIES) }
     }
 
     /// Runs a query.
@@ -34,8 +35,8 @@ impl JournalReader {
     ) -> Result<T, HttpError> {
         let unavailable = |message: String| HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message);
         let _permit = self.permits.acquire().await.map_err(|error| unavailable(error.to_string()))?;
-        let state = self.state.clone();
-        let result = tokio::task::spawn_blocking(move || query(&History::open(&state)?)).await;
+        let folder = self.journal_folder.clone();
+        let result = tokio::task::spawn_blocking(move || query(&History::open(&folder)?)).await;
         result.map_err(|error| unavailable(error.to_string()))?.map_err(|error| unavailable(error.to_string()))
     }
 }

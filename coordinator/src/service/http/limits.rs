@@ -1,6 +1,6 @@
 //! Limits of a request, and extractors that refuse a request with a JSON error.
 //!
-//! | part | limit | beyond it |
+//! | part | limit | if it is exceeded |
 //! |---|---|---|
 //! | headers, and the pause between two requests | 30 s, see [`server`](super::server) | the connection is closed |
 //! | body | [`BODY_TIMEOUT`], [`MAX_BODY_BYTES`] | 408, 413 |
@@ -21,15 +21,16 @@ use tokio::time;
 
 use super::HttpError;
 
-/// Maximal size of a request's body. The longest one names a worker.
+/// Maximal size of a request's body, in bytes. The longest valid body is that of `drain`, which has
+/// a worker id.
 pub const MAX_BODY_BYTES: usize = 1 << 10;
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request, with its body, may take until its response begins.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Middleware that ends a request whose response does not begin in time. The response itself is not
-/// limited: streams do not end.
+/// Middleware that ends a request whose response does not begin in time. The duration of the
+/// response has no limit, because streams do not end.
 pub async fn limit_response_time(request: Request, next: Next) -> Response {
     time::timeout(RESPONSE_TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
         let seconds = RESPONSE_TIMEOUT.as_secs();

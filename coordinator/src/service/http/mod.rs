@@ -1,15 +1,15 @@
 //! The HTTP server of the coordinator: metrics for Prometheus, liveness and readiness probes, and
-//! the page with its API.
+//! the web page with its API.
 //!
 //! | path | |
 //! |---|---|
 //! | `GET /metrics`, `/healthz`, `/readyz` | for Prometheus and probes |
-//! | `GET /`, `/page/...` | the page |
+//! | `GET /`, `/page/...` | the web page |
 //! | `GET /api/status` | the status of the run: [`status::Snapshot`] |
 //! | `GET /api/stream` | the same as server-sent events, twice a second |
 //! | `GET /api/history?stage=N&range=full` | the curves of a stage: [`curves::CurveDelta`]; `range=recent`: its last steps, one per bucket; `version`, `bucket_size` and `from_step`: the client's [cursor](curves::CurveCursor) |
 //! | `GET /api/events` | the last events, the newest first: `[{at, kind, detail}]` |
-//! | `GET /api/evaluations` | evaluations of states that were not given up: [`records::Evaluations`] |
+//! | `GET /api/evaluations` | evaluations of steps that were not given up: [`records::Evaluations`] |
 //! | `GET /api/captions?before=ID&after=ID&offset=0` | captions of two evaluations side by side: [`records::Captions`] |
 //! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
 //! | `POST /api/COMMAND` | a command of an operator: see [`commands`] |
@@ -17,6 +17,12 @@
 //! The body of every error is `{"error": "what happened, and what to do"}`, except that `/readyz`
 //! answers probes with a line of text. Times are Unix seconds. Only commands need a token. The size
 //! of every answer and the number of concurrent queries are limited.
+//!
+//! - `server`: connections. `limits`, `write_timeout`: time and size limits. `hosts`: the check of
+//!   `Host`.
+//! - `page`: the files of the web page.
+//! - `status`, `stream`, `curves`, `records`, `images`, `commands`: the paths below `/api`.
+//! - `journal_reader`: access to the journal for these paths.
 
 mod commands;
 mod curves;
@@ -52,8 +58,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
-use super::{auth::Tokens, driver::Input, refusals::Refusals};
-use crate::run::{Outcome, Run};
+use super::{auth::Tokens, driver::DriverInput, refusals::Refusals};
+use crate::run::{NotReady, Outcome, Run};
 use curves::{CurveCursor, Curves, StepRange};
 pub use hosts::AllowedHosts;
 use hosts::HeadCheck;
@@ -66,20 +72,15 @@ use stream::Viewers;
 /// The answer of the readiness probe.
 pub type Readiness = Result<(), NotReady>;
 
-/// Why the coordinator is not ready.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NotReady(pub String);
-
-/// Whether the run makes progress, or is complete.
+/// The readiness of the run: it is ready if it makes progress, or is complete.
 pub fn readiness_of(run: &Run) -> Readiness {
-    run.readiness().map_err(NotReady)
+    run.readiness()
 }
 
 /// The state that all handlers share.
 pub struct AppState {
     file: Arc<RunFile>,
-    driver: mpsc::Sender<Input>,
+    driver: mpsc::Sender<DriverInput>,
     tokens: Arc<Tokens>,
     refusals: Refusals,
     journal: JournalReader,
@@ -89,15 +90,16 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// The state for the run of a run file, whose journal is in the folder `state`.
+    /// The state for the run of a run file, whose journal is in `journal_folder`.
     pub fn new(
         file: RunFile,
-        state: std::path::PathBuf,
-        driver: mpsc::Sender<Input>,
+        journal_folder: std::path::PathBuf,
+        driver: mpsc::Sender<DriverInput>,
         tokens: Arc<Tokens>,
         refusals: Refusals,
     ) -> Self {
-        // Differs from the versions of earlier coordinators, which count up from their own start.
+        // The version counts up from the time of the start. So it differs from the versions of
+        // earlier coordinators, which started earlier.
         let version = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         Self {
             images: Images::new(file.data.clone()),
@@ -105,7 +107,7 @@ impl AppState {
             driver,
             tokens,
             refusals,
-            journal: JournalReader::new(state),
+            journal: JournalReader::new(journal_folder),
             curves: Mutex::new(Curves::new(version)),
             viewers: Viewers::default(),
         }
@@ -129,8 +131,9 @@ impl AppState {
     }
 }
 
-/// All routes. `/readyz` reports the readiness of the journal first, then that of the run. A worker
-/// that joins at this port by mistake finds the gRPC port in a header of `/healthz`.
+/// All routes. `/readyz` reports the readiness of the journal first, then that of the run. A header
+/// of `/healthz` has the gRPC port, for a worker that was started with the address of the HTTP port
+/// by mistake.
 pub fn routes(
     app_state: Arc<AppState>,
     metrics: PrometheusHandle,
@@ -157,7 +160,7 @@ pub fn routes(
         .route("/readyz", get(move || ready(readiness)))
         .nest("/api", api)
         .merge(page::routes())
-        .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "unknown path: the page is at /"))
+        .fallback(async || HttpError::new(StatusCode::NOT_FOUND, "unknown path: the web page is at /"))
         .method_not_allowed_fallback(async || {
             HttpError::new(
                 StatusCode::METHOD_NOT_ALLOWED,

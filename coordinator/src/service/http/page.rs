@@ -1,4 +1,6 @@
-//! The page's files, and the security headers of all answers.
+//! The files of the web page, and the security headers of all answers.
+
+use std::collections::BTreeMap;
 
 use axum::{
     Router,
@@ -6,9 +8,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use catalogue::{METRICS, STEP_VALUES};
+use serde_json::{Value, json};
 
-/// The page may only load its own files and call the coordinator. Scripts cannot insert strings as
-/// HTML.
+/// The web page may only load its own files and call the coordinator. Scripts cannot insert strings
+/// as HTML.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
@@ -17,9 +21,11 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 macro_rules! page_files {
     ($($path:literal: $media_type:expr, $file:literal;)*) => {
-        /// The routes of the page's files.
+        /// The routes of the web page's files.
         pub fn routes() -> Router {
-            Router::new()$(.route($path, get(async || page_file($media_type, include_str!(concat!("page/", $file))))))*
+            Router::new()
+                $(.route($path, get(async || page_file($media_type, include_str!(concat!("page/", $file))))))*
+                .route("/page/metrics.js", get(async || page_file(SCRIPT, metrics_script())))
         }
     };
 }
@@ -45,7 +51,16 @@ page_files! {
     "/page/workers.js": SCRIPT, "workers.js";
 }
 
-fn page_file(media_type: &'static str, text: &'static str) -> impl IntoResponse {
+/// The catalogue of metrics as a module: label and definition by name.
+fn metrics_script() -> String {
+    let metrics = METRICS.iter().map(|metric| (metric.name, metric.label, metric.definition));
+    let values = STEP_VALUES.iter().map(|value| (value.name, value.label, value.definition));
+    let entry = |(name, label, definition)| (name, json!({ "label": label, "definition": definition }));
+    let entries: BTreeMap<&str, Value> = metrics.chain(values).map(entry).collect();
+    format!("export const METRICS = {};\n", json!(entries))
+}
+
+fn page_file(media_type: &'static str, text: impl IntoResponse) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, media_type), (header::CACHE_CONTROL, "no-cache")], text)
 }
 

@@ -6,9 +6,9 @@ use std::{
 };
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use catalogue::Direction;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use statistics::names::{self, MetricDirection};
 
 use super::{AppState, HttpError, limits::QueryParameters};
 use crate::{
@@ -31,11 +31,12 @@ pub async fn events(State(app_state): State<Arc<AppState>>) -> Result<impl IntoR
     Ok(Json(events.into_iter().map(to_json).collect::<Vec<_>>()))
 }
 
-/// All evaluations in the order of the run.
+/// The last evaluations, in the order of the run.
 #[derive(Debug, Serialize)]
 pub struct Evaluations {
     evaluations: Vec<Evaluation>,
-    /// The better direction of each score: `higher` or `lower`. Scores without one are absent.
+    /// For each metric, whether a `higher` or a `lower` score is better. Metrics without a better
+    /// direction are absent.
     better: BTreeMap<String, &'static str>,
 }
 
@@ -46,7 +47,7 @@ struct Evaluation {
     step: u64,
     at: f64,
     metrics: BTreeMap<String, f64>,
-    /// Whether the state lies beyond the earlier state with which its stage ended.
+    /// Whether the stage ended with the checkpoint of an earlier step than this one.
     not_selected: bool,
 }
 
@@ -62,10 +63,10 @@ pub async fn evaluations(State(app_state): State<Arc<AppState>>) -> Result<impl 
         not_selected: recorded.fate == StateFate::NotSelected,
     };
     let names: BTreeSet<&String> = evaluations.iter().flat_map(|recorded| recorded.metrics.keys()).collect();
-    let better = names.into_iter().filter_map(|name| match names::metric_direction(name) {
-        MetricDirection::HigherIsBetter => Some((name.clone(), "higher")),
-        MetricDirection::LowerIsBetter => Some((name.clone(), "lower")),
-        MetricDirection::Neutral => None,
+    let better = names.into_iter().filter_map(|name| match catalogue::direction(name) {
+        Direction::HigherIsBetter => Some((name.clone(), "higher")),
+        Direction::LowerIsBetter => Some((name.clone(), "lower")),
+        Direction::Neutral => None,
     });
     let better = better.collect();
     let evaluations = evaluations.into_iter().map(to_evaluation).collect();

@@ -20,7 +20,7 @@ use super::write_timeout::WriteTimeout;
 use crate::service::{
     acceptor::Peer,
     fair_limit::FairLimit,
-    refusals::{Reason, Refusals},
+    refusals::{RefusalReason, Refusals},
 };
 
 /// Maximal number of open connections.
@@ -59,7 +59,7 @@ pub async fn serve(listener: TcpListener, routes: Router, refusals: Refusals, mu
             let message = format_args!(
                 "more than {MAX_CONNECTIONS} HTTP connections: closed the oldest of the address with the most"
             );
-            refusals.record(peer.0, Reason::Busy, message);
+            refusals.record(peer.0, RefusalReason::TooManyConnections, message);
             connection.abort();
         }
     }

@@ -1,4 +1,4 @@
-//! The status of the run as JSON, for the page and for scripts.
+//! The status of the run as JSON, for the web page and for scripts.
 
 use std::{
     sync::Arc,
@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::{sync::oneshot, time};
 
 use super::{AppState, HttpError, curves::CurvesVersion};
-use crate::{journal::browse::RowCounters, service::driver::Input};
+use crate::{journal::browse::RowCounters, service::driver::DriverInput};
 
 /// Time limit for the driver's answer: the driver may be waiting for its disk.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -35,7 +35,7 @@ pub struct Snapshot {
     step: u64,
     /// The number of steps of the stage.
     steps: u64,
-    /// The estimated seconds until the stage ends; none if unknown.
+    /// The estimated seconds until the stage ends; `None` if unknown.
     seconds_left: Option<f64>,
     loss: f64,
     reward: Option<f64>,
@@ -46,7 +46,7 @@ pub struct Snapshot {
     lag_seconds: f64,
     min_workers: u32,
     workers: usize,
-    /// The first members, by worker id.
+    /// The members with the lowest worker ids, at most `MAX_MEMBERS`.
     members: Vec<Member>,
     stages: Vec<Stage>,
     curves: CurvesVersion,
@@ -77,7 +77,7 @@ struct Stage {
     name: String,
     objective: Objective,
     steps: u64,
-    /// The metric by which the best state is selected.
+    /// The metric by which the best checkpoint is selected.
     metric: Option<String>,
 }
 
@@ -173,7 +173,7 @@ pub async fn snapshot(app_state: &Arc<AppState>) -> Result<Snapshot, HttpError> 
     let no_answer = || HttpError::new(StatusCode::SERVICE_UNAVAILABLE, "the coordinator does not answer: see /readyz");
     let request = async {
         let (reply, answer) = oneshot::channel();
-        app_state.driver.send(Input::Status { reply }).await.map_err(|_| no_answer())?;
+        app_state.driver.send(DriverInput::Status { reply }).await.map_err(|_| no_answer())?;
         answer.await.map_err(|_| no_answer())
     };
     let status = time::timeout(STATUS_TIMEOUT, request).await.map_err(|_| no_answer())??;

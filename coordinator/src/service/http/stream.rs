@@ -1,5 +1,5 @@
-//! Live updates of the page as server-sent events: one snapshot of the run per interval, sent to
-//! all viewers.
+//! Live updates of the web page as server-sent events. A viewer is an open web page. Each viewer
+//! gets one snapshot of the run per interval.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     service::{acceptor::Peer, fair_limit::StreamLimit},
 };
 
-/// Maximal number of open streams.
+/// Maximal number of viewers.
 const MAX_VIEWERS: usize = 64;
 /// Interval between snapshots.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(500);
@@ -33,13 +33,13 @@ const IDLE_INTERVALS: u32 = 20;
 /// Interval of keep-alive comments on a stream without updates.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// The last snapshot as JSON; none before the first one.
+/// The last snapshot as JSON; `None` before the first one.
 type SnapshotJson = Option<Arc<str>>;
 
 /// The open streams of viewers.
 pub struct Viewers {
     streams: StreamLimit,
-    /// None once the coordinator is shutting down.
+    /// The sender of snapshots; `None` once the coordinator is shutting down.
     snapshots: std::sync::Mutex<Option<watch::Sender<SnapshotJson>>>,
 }
 
@@ -51,9 +51,9 @@ impl Default for Viewers {
 }
 
 impl Viewers {
-    /// Calls `act` with the sender of snapshots, unless the coordinator is shutting down.
-    fn with_sender<T>(&self, act: impl FnOnce(&watch::Sender<SnapshotJson>) -> T) -> Option<T> {
-        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(act)
+    /// Calls `use_sender` with the sender of snapshots, unless the coordinator is shutting down.
+    fn with_sender<T>(&self, use_sender: impl FnOnce(&watch::Sender<SnapshotJson>) -> T) -> Option<T> {
+        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(use_sender)
     }
 
     /// Sends the last snapshot once more, with the run's outcome as its state.

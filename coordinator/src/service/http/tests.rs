@@ -24,9 +24,9 @@ use crate::{
     },
     run::{
         WorkerId,
-        captions::Item,
+        captions::EvaluationItem,
         plan::Position,
-        record::{EventKind, Record, Source},
+        record::{EventKind, Record, StateSource},
         statistics::StepStatistics,
         testing,
     },
@@ -45,7 +45,7 @@ struct TestServer {
     metrics: Metrics,
     shutdown_sender: watch::Sender<()>,
     /// Keeps the driver's channel open. The tests do not read it.
-    _driver_inputs: mpsc::Receiver<Input>,
+    _driver_inputs: mpsc::Receiver<DriverInput>,
     output: tempfile::TempDir,
 }
 
@@ -117,14 +117,14 @@ impl TestServer {
             members: vec![],
             cause: "start".into(),
             start: position,
-            source: Source::Seed,
+            source: StateSource::Seed,
         };
-        let item = |image: &str, caption: &str| Item {
+        let item = |image: &str, caption: &str| EvaluationItem {
             image: image.into(),
             caption: caption.into(),
             references: vec!["</script><script>alert(2)</script>".into()],
             scores: [("pac_s".to_owned(), 0.5)].into(),
-            ..Item::default()
+            ..EvaluationItem::default()
         };
         let evaluated = |step, caption: &str| Record::Evaluated {
             position: Position { stage: 0, step },
@@ -143,7 +143,7 @@ fn step_record(step: u64, generation: u64, loss: f64) -> Record {
         loss_weight: 1.0,
         samples: 8,
         seconds: 0.5,
-        summaries: [("kl".into(), (&statistics::Summary::of([loss / 2.0])).into())].into(),
+        summaries: [("kl".into(), (&summary_statistics::Summary::of([loss / 2.0])).into())].into(),
         ..v1::StepDone::default()
     };
     Record::Step(
@@ -153,7 +153,7 @@ fn step_record(step: u64, generation: u64, loss: f64) -> Record {
 
 fn generation_record(generation: u64, step: u64) -> Record {
     let start = Position { stage: 0, step };
-    Record::Formed { generation, term: 0, members: vec![], cause: "x".into(), start, source: Source::Seed }
+    Record::Formed { generation, term: 0, members: vec![], cause: "x".into(), start, source: StateSource::Seed }
 }
 
 fn read_journal(curves: &mut Curves, state: &Path) {
@@ -236,7 +236,8 @@ fn a_client_with_data_gets_only_later_data() {
     assert_eq!((&recent["is_delta"], &recent["first"][0]), (&false.into(), &89.into()));
 }
 
-/// A client that requests deltas, as the page's stage_curves.js does. It stores columns by name.
+/// A client that requests deltas, as the web page's stage_curves.js does. It stores columns by
+/// name.
 #[derive(Debug, Default)]
 struct Client {
     cursor: CurveCursor,
@@ -277,12 +278,12 @@ impl Client {
 /// All columns of an answer by name.
 fn columns(delta: &Value) -> BTreeMap<String, Vec<Value>> {
     let list = |value: &Value| value.as_array().unwrap().clone();
-    let own = ["first", "last", "at"].map(|name| (name.to_owned(), list(&delta[name])));
+    let bucket_columns = ["first", "last", "at"].map(|name| (name.to_owned(), list(&delta[name])));
     let series = delta["series"].as_object().unwrap().iter().flat_map(|(name, columns)| {
         let column = move |(statistic, column): (&String, &Value)| (format!("{name}.{statistic}"), list(column));
         columns.as_object().unwrap().iter().map(column)
     });
-    own.into_iter().chain(series).collect()
+    bucket_columns.into_iter().chain(series).collect()
 }
 
 proptest! {
@@ -329,7 +330,7 @@ proptest! {
 }
 
 #[test]
-fn steps_beyond_the_selected_state_are_shown() {
+fn steps_after_the_checkpoint_that_a_stage_ended_with_are_shown() {
     let folder = tempfile::tempdir().unwrap();
     let stages = vec![testing::stage("a", 12, 8, None, None), testing::stage("b", 12, 8, None, None)];
     let mut journal = Journal::open(folder.path(), &testing::run_file(stages)).unwrap();
@@ -365,7 +366,7 @@ fn steps_that_were_given_up_are_not_shown() {
     journal.write(&records).unwrap();
     read_journal(&mut curves, folder.path());
     let before = curves.version();
-    // The run goes back to step 1001, in the middle of a bucket of four. Later losses differ.
+    // The run rolls back to step 1001, in the middle of a bucket of four. Later losses differ.
     journal.write(&[generation_record(2, 1001), step_record(1002, 2, 5.0), step_record(1003, 2, 5.0)]).unwrap();
     read_journal(&mut curves, folder.path());
     assert!(curves.version().version > before.version);
@@ -395,7 +396,7 @@ async fn captions_with_markup_are_sent_as_json() {
     server.write_evaluations();
     let (code, list) = server.get("/api/evaluations").await;
     let ids: Vec<&str> =
-        list["evaluations"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+        list["evaluations"].as_array().unwrap().iter().map(|evaluation| evaluation["id"].as_str().unwrap()).collect();
     assert_eq!((code, ids), (200, vec!["0-0-1", "0-10-1"]));
     assert_eq!(list["better"]["cider"], "higher");
     let (code, head, body) = server.request("GET", "/api/captions?before=0-0-1&after=0-10-1", "", "").await;
@@ -419,7 +420,11 @@ async fn captions_with_markup_are_sent_as_json() {
 async fn the_number_and_size_of_shown_references_is_limited() {
     let mut server = TestServer::new(None).await;
     server.write_evaluations();
-    let item = Item { image: "1.jpg".into(), references: vec!["ü".repeat(30_000); 1_000], ..Item::default() };
+    let item = EvaluationItem {
+        image: "1.jpg".into(),
+        references: vec!["ü".repeat(30_000); 1_000],
+        ..EvaluationItem::default()
+    };
     let position = Position { stage: 0, step: 20 };
     let evaluated = Record::Evaluated { position, generation: 1, metrics: [].into(), items: vec![item] };
     server.journal.write(&[evaluated]).unwrap();
@@ -435,7 +440,7 @@ async fn only_images_of_evaluations_are_served() {
     server.write_evaluations();
     let (code, head, _) = server.request("GET", "/api/image?evaluation=0-10-1&index=1", "", "").await;
     assert!(code == 200 && head.contains("content-type: image/jpeg"), "{head}");
-    // A path outside of the folder, a missing file, a file that is no image, an unknown index.
+    // A path outside of the folder, a missing file, a file that is not an image, an unknown index.
     for (index, why) in [(0, "not in a folder"), (2, "gone.jpg"), (3, "neither JPEG"), (4, "no image of this index")] {
         let (code, answer) = server.get(&format!("/api/image?evaluation=0-10-1&index={index}")).await;
         let error = answer["error"].as_str().unwrap();
@@ -478,7 +483,7 @@ async fn commands_require_the_admin_token() {
         }
     }
     let admin = format!("authorization: Bearer {ADMIN_TOKEN}\r\n");
-    assert_eq!(server.request("POST", "/api/stop", &admin, "").await.0, 404, "the page has no such command");
+    assert_eq!(server.request("POST", "/api/stop", &admin, "").await.0, 404, "the HTTP API does not have this command");
     for body in ["", "{}", "{\"rank\": -1}", "{\"rank\": 1, \"x\": 2}", "[]"] {
         assert_eq!(server.request("POST", "/api/drain", &admin, body).await.0, 400, "{body}");
     }
@@ -543,7 +548,7 @@ async fn streams_are_limited_and_end_with_the_coordinator() {
 }
 
 #[tokio::test]
-async fn every_file_of_the_page_is_served_and_loads_nothing_else() {
+async fn every_file_of_the_web_page_is_served_and_loads_nothing_else() {
     let server = TestServer::new(None).await;
     let (code, head, html) = server.request("GET", "/", "", "").await;
     assert!(code == 200 && head.contains("text/html") && head.contains("trusted-types"), "{head}");

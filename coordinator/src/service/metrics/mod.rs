@@ -1,7 +1,7 @@
 //! Prometheus metrics of the run. Each coordinator has its own recorder in place of the global one,
 //! because tests run several coordinators in one process.
 
-mod catalogue;
+mod descriptions;
 mod workers;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,8 @@ use config::{GuardAction, RunFile};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use proto::v1::RunState;
-use statistics::{Summary, names};
+use catalogue::{METRICS, names};
+use summary_statistics::Summary;
 
 use super::refusals::Refusals;
 use crate::run::{
@@ -31,16 +32,6 @@ const STATES: [RunState; 6] =
 /// The quantiles of rewards that are exposed.
 const REWARD_QUANTILES: [(f64, &str); 5] =
     [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
-
-/// Summaries of a step whose means are exposed, with the names of their gauges.
-const MEAN_GAUGES: [(&str, &str); 6] = [
-    (names::REWARD_MARGIN, "dico_reward_margin"),
-    (names::IMPLICIT_ACCURACY, "dico_implicit_accuracy"),
-    (names::KL, "dico_kl"),
-    (names::GAMMA_ENTROPY, "dico_gamma_entropy"),
-    (names::CAPTION_LENGTH, "dico_caption_length"),
-    (names::REPETITION, "dico_repetition"),
-];
 
 /// All metrics of a coordinator.
 pub struct Metrics {
@@ -77,7 +68,7 @@ impl Metrics {
         });
         let recorder = builder.build_recorder();
         let worker_gauges = with_local_recorder(&recorder, || {
-            catalogue::describe();
+            descriptions::describe();
             gauge!("dico_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             gauge!("dico_workers_wanted").set(file.workers.min);
             // Initial values, so that alerts on the age of the last step and checkpoint work from
@@ -158,7 +149,7 @@ impl Metrics {
 
     /// Updates the metrics from the run's state.
     pub fn publish(&mut self, run: &Run) {
-        let (status, samples, best) = (run.status_summary(), run.samples_committed(), run.best());
+        let (status, samples, best) = (run.status_summary(), run.samples_committed(), run.best_state());
         let members = run.member_count();
         let Self { recorder, run: name, stage, best: last_metric, worker_gauges, .. } = self;
         with_local_recorder(&*recorder, || {
@@ -218,8 +209,9 @@ fn expose_step(step: &StepStatistics) {
         gauge!("dico_slowest_rank").set(worker_id.0);
         gauge!("dico_lag_seconds").set(seconds);
     }
-    for (summary, gauge) in MEAN_GAUGES {
-        if let Some(summary) = step.summaries.get(summary).filter(|summary| summary.count() > 0) {
+    for metric in &METRICS {
+        let summary = step.summaries.get(metric.name).filter(|summary| summary.count() > 0);
+        if let (Some(gauge), Some(summary)) = (metric.gauge, summary) {
             gauge!(gauge).set(summary.mean());
         }
     }

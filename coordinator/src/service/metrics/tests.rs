@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proto::v1;
 
-use super::{catalogue::Kind, *};
+use super::{descriptions::Kind, *};
 use crate::run::{Command, Event, RequestId, Time, WorkerId, record::RestoredRun, testing};
 
 const OPERATIONS_GUIDE: &str = include_str!("../../../../docs/operations.md");
@@ -25,12 +25,12 @@ fn the_operations_guide_lists_every_metric() {
         let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
         format!("| `{name}` | {} | {} | {meaning} |", kind_name(kind), labels.join(", ")).replace("||", "\\|\\|")
     };
-    let rows: Vec<String> = catalogue::ALL.into_iter().map(row).collect();
+    let rows: Vec<String> = descriptions::all().map(row).collect();
     assert_eq!(documented, rows, "docs/operations.md should have these rows:\n{}\n", rows.join("\n"));
 }
 
 #[test]
-fn every_exposed_metric_is_in_the_catalogue() {
+fn every_exposed_metric_is_described() {
     let file = testing::run_file(vec![testing::stage("a", 12, 8, None, None)]);
     let mut metrics = Metrics::new(&file);
     let _refusals = metrics.refusals();
@@ -45,10 +45,10 @@ fn every_exposed_metric_is_in_the_catalogue() {
     let exposed = metrics.handle().render();
     let types = exposed.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let types: BTreeSet<&str> = types.collect();
-    let catalogue: BTreeSet<String> =
-        catalogue::ALL.iter().map(|(name, kind, ..)| format!("{name} {}", kind_name(*kind))).collect();
+    let described: BTreeSet<String> =
+        descriptions::all().map(|(name, kind, ..)| format!("{name} {}", kind_name(kind))).collect();
     assert!(types.len() > 10, "{exposed}");
-    assert_eq!(types.iter().find(|metric| !catalogue.contains(**metric)), None);
+    assert_eq!(types.iter().find(|metric| !described.contains(**metric)), None);
     assert!(exposed.contains("dico_paused 1") && exposed.contains("dico_run_state{state=\"paused\"} 1"), "{exposed}");
 }
 

@@ -4,36 +4,36 @@ use std::collections::BTreeMap;
 
 use metrics::{Gauge, gauge};
 
-use crate::run::{Run, WorkerId, membership::Rates};
+use crate::run::{Run, WorkerId, membership::MemberThroughput};
 
 /// Only workers with ids below this limit have their own series, to bound the number of series.
-const MAX_WORKER_ID: WorkerId = WorkerId(256);
+const WORKER_ID_LIMIT: WorkerId = WorkerId(256);
 
-/// The gauges of all workers seen so far, with ids below [`MAX_WORKER_ID`].
+/// The gauges of all workers seen so far, with ids below [`WORKER_ID_LIMIT`].
 #[derive(Default)]
-pub struct WorkerGauges(BTreeMap<WorkerId, Gauges>);
+pub struct WorkerGauges(BTreeMap<WorkerId, MemberGauges>);
 
 /// The gauges of one worker.
-struct Gauges {
+struct MemberGauges {
     up: Gauge,
-    images: Gauge,
-    tokens: Gauge,
+    images_per_second: Gauge,
+    tokens_per_second: Gauge,
 }
 
-impl Gauges {
+impl MemberGauges {
     fn new(worker_id: WorkerId) -> Self {
         let gauge_of = |name: &'static str| gauge!(name, "rank" => worker_id.to_string());
         Self {
             up: gauge_of("dico_worker_up"),
-            images: gauge_of("dico_worker_images_per_second"),
-            tokens: gauge_of("dico_worker_tokens_per_second"),
+            images_per_second: gauge_of("dico_worker_images_per_second"),
+            tokens_per_second: gauge_of("dico_worker_tokens_per_second"),
         }
     }
 
-    fn set(&self, is_up: bool, rates: Rates) {
+    fn set(&self, is_up: bool, throughput: MemberThroughput) {
         self.up.set(f64::from(is_up));
-        self.images.set(rates.images);
-        self.tokens.set(rates.tokens);
+        self.images_per_second.set(throughput.images_per_second);
+        self.tokens_per_second.set(throughput.tokens_per_second);
     }
 }
 
@@ -41,13 +41,13 @@ impl WorkerGauges {
     /// Updates the gauges in the current recorder. Workers that have left have `up` 0 and no
     /// throughput.
     pub fn publish(&mut self, run: &Run) {
-        let members: BTreeMap<WorkerId, Rates> = run.members_below(MAX_WORKER_ID).collect();
-        for (worker_id, rates) in &members {
-            self.0.entry(*worker_id).or_insert_with(|| Gauges::new(*worker_id)).set(true, *rates);
+        let members: BTreeMap<WorkerId, MemberThroughput> = run.members_below(WORKER_ID_LIMIT).collect();
+        for (worker_id, throughput) in &members {
+            self.0.entry(*worker_id).or_insert_with(|| MemberGauges::new(*worker_id)).set(true, *throughput);
         }
         self.0
             .iter()
             .filter(|(worker_id, _)| !members.contains_key(worker_id))
-            .for_each(|(_, gauges)| gauges.set(false, Rates::default()));
+            .for_each(|(_, gauges)| gauges.set(false, MemberThroughput::default()));
     }
 }

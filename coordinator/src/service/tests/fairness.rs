@@ -8,7 +8,7 @@ use tonic::transport::Endpoint;
 
 use super::*;
 
-/// The address of the client with many connections. Other clients have 127.0.0.1.
+/// The address of a client that opens many connections. Other clients have the address 127.0.0.1.
 const ATTACKER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 async fn attacker_channel(coordinator: &TestCoordinator) -> Channel {

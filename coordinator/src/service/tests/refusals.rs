@@ -63,7 +63,7 @@ struct Fixture {
     directives: Streaming<v1::Directive>,
     /// The directive that the healthy worker has not answered yet.
     pending: v1::Directive,
-    /// The position of the healthy worker's state.
+    /// The last position that the healthy worker has reported.
     position: Option<v1::Position>,
 }
 
@@ -240,7 +240,7 @@ async fn a_flood_of_refusals_is_counted_and_its_log_lines_are_limited() {
         &["dico_refusals_total{reason=\"protocol_version\"} 100"],
     );
     let lines = log_lines();
-    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
     assert_eq!(
         (count("refused: the worker speaks protocol version 1"), count("the worker has to retry: worker id 7")),
         (20, 20)
@@ -251,7 +251,7 @@ async fn a_flood_of_refusals_is_counted_and_its_log_lines_are_limited() {
 async fn a_taken_worker_id_is_refused() {
     let fixture = Fixture::without_tls(Tokens::default()).await;
     let mut client = CoordinatorClient::new(fixture.channel().await);
-    // The first join has to be retried, which is no refusal.
+    // The first join has to be retried. That does not count as a refusal.
     client.join(join(Some(7))).await.unwrap_err();
     client.join(v1::JoinRequest { waited_ms: 60_000, ..join(Some(7)) }).await.unwrap_err();
     fixture.assert_refused("rank_taken", 1).await;
@@ -298,11 +298,11 @@ async fn a_checkpoint_name_with_a_path_is_refused() {
 async fn malformed_messages_are_refused() {
     let fixture = Fixture::without_tls(Tokens::default()).await;
     let garbage = vec![0xff; 9];
-    let attached = encoded_attach(fixture.channel().await).await;
+    let attach_bytes = encoded_attach(fixture.channel().await).await;
     // In a session before and after Attach, on one connection; and as a unary call.
     let channel = fixture.channel().await;
     assert_eq!(send_raw_in_session(channel.clone(), vec![garbage.clone()]).await.code(), Code::Internal);
-    assert_eq!(send_raw_in_session(channel.clone(), vec![attached, garbage.clone()]).await.code(), Code::Internal);
+    assert_eq!(send_raw_in_session(channel.clone(), vec![attach_bytes, garbage.clone()]).await.code(), Code::Internal);
     let mut grpc = Grpc::new(channel);
     grpc.ready().await.unwrap();
     let status = grpc.unary(Request::new(garbage), PathAndQuery::from_static(JOIN), RawCodec).await.unwrap_err();
@@ -313,9 +313,9 @@ async fn malformed_messages_are_refused() {
 #[tokio::test]
 async fn oversized_messages_are_refused() {
     let fixture = Fixture::without_tls(Tokens::default()).await;
-    let attached = encoded_attach(fixture.channel().await).await;
+    let attach_bytes = encoded_attach(fixture.channel().await).await;
     let large = vec![0; proto::MAX_BYTES_TO_COORDINATOR + 1];
-    let status = send_raw_in_session(fixture.channel().await, vec![attached, large.clone()]).await;
+    let status = send_raw_in_session(fixture.channel().await, vec![attach_bytes, large.clone()]).await;
     assert_eq!(status.code(), Code::OutOfRange);
     assert!(status.message().contains(&proto::MAX_BYTES_TO_COORDINATOR.to_string()), "{status}");
     let mut grpc = Grpc::new(fixture.channel().await);
@@ -326,7 +326,7 @@ async fn oversized_messages_are_refused() {
 }
 
 #[tokio::test]
-async fn a_disconnect_is_no_refusal() {
+async fn a_disconnect_is_not_counted_as_a_refusal() {
     let fixture = Fixture::without_tls(Tokens::default()).await;
     let channel = fixture.channel().await;
     let token = CoordinatorClient::new(channel.clone()).join(join(None)).await.unwrap().into_inner().session_token;
@@ -357,7 +357,7 @@ async fn wrong_admin_tokens_are_refused() {
     let fixture = Fixture::without_tls(Tokens { join: join.clone(), admin: admin.clone() }).await;
     for presented in [None, join.clone(), token("another-token-of-admins")] {
         let channel = fixture.channel_with(presented.as_ref()).await;
-        let status = AdminClient::new(channel).control(command(v1::Command::Resume)).await.unwrap_err();
+        let status = AdminClient::new(channel).control(control_request(v1::Command::Resume)).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
         assert!(status.message().contains("--admin-token-file"), "{status}");
     }

@@ -1,4 +1,4 @@
-//! The JSON formats of caption files.
+//! Parses the JSON formats of caption files.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -20,7 +20,7 @@ pub(super) enum FormatError {
     Json(#[from] serde_json::Error),
     #[error("the file has no captions")]
     NoCaptions,
-    /// Its field counts entries from 1.
+    /// The field is the number of the entry, from 1.
     #[error("entry {0} of the list is not {{\"image_id\": ID, \"caption\": TEXT}}")]
     NotAnAnnotation(usize),
     #[error("image {0:?} is listed twice; keep one")]
@@ -35,7 +35,7 @@ pub(super) enum FormatError {
     ImagesWithoutCaptions,
     #[error("unknown split `{0}`: expected one of `train`, `val`, `test`")]
     UnknownSplit(String),
-    /// Its field counts entries from 1.
+    /// The field is the number of the entry, from 1.
     #[error("entry {0} of `images` lacks `filename`, `split` or `sentences`")]
     IncompleteImage(usize),
     #[error("has no images of split `{0}`")]
@@ -48,13 +48,13 @@ pub(super) enum FormatError {
 pub(super) type CaptionsById = Vec<(String, Vec<String>)>;
 
 /// The content of a caption file.
-pub(super) enum Document {
-    List(Vec<Element>),
+pub(super) enum CaptionDocument {
+    List(Vec<ListElement>),
     /// The entries in order, with duplicate keys.
-    Map(Vec<(String, Value)>),
+    Map(Vec<(String, MapValue)>),
 }
 
-impl Document {
+impl CaptionDocument {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         if bytes.is_empty() {
@@ -79,31 +79,31 @@ impl Document {
     }
 }
 
-impl<'de> Deserialize<'de> for Document {
+impl<'de> Deserialize<'de> for CaptionDocument {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ListOrMap;
 
         impl<'de> Visitor<'de> for ListOrMap {
-            type Value = Document;
+            type Value = CaptionDocument;
 
             fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
                 formatter.write_str("captions by image, or COCO's annotations or results")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Document, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<CaptionDocument, A::Error> {
                 let mut elements = Vec::new();
                 while let Some(element) = list.next_element()? {
                     elements.push(element);
                 }
-                Ok(Document::List(elements))
+                Ok(CaptionDocument::List(elements))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Document, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<CaptionDocument, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(Document::Map(entries))
+                Ok(CaptionDocument::Map(entries))
             }
         }
 
@@ -111,24 +111,25 @@ impl<'de> Deserialize<'de> for Document {
     }
 }
 
-/// A value in a map.
+/// A value in the map of a caption file.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub(super) enum Value {
+pub(super) enum MapValue {
     Caption(String),
-    List(Vec<Element>),
+    List(Vec<ListElement>),
     /// Another field of COCO's annotations.
     Other(IgnoredAny),
 }
 
-/// An element of a list. `List` comes before `Annotation`, which serde could also read from a list.
+/// An element of a list in a caption file. `List` comes before `Annotation`, which serde could also
+/// read from a list.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub(super) enum Element {
+pub(super) enum ListElement {
     Caption(String),
     List(#[expect(dead_code, reason = "only its type matters")] Vec<IgnoredAny>),
     Annotation {
-        image_id: Id,
+        image_id: ImageId,
         caption: String,
         /// VizWiz's flags of captions that do not describe the image.
         #[serde(default)]
@@ -143,40 +144,40 @@ pub(super) enum Element {
 /// The id of an image.
 #[derive(Deserialize)]
 #[serde(untagged)]
-pub(super) enum Id {
+pub(super) enum ImageId {
     Text(String),
     Number(i64),
 }
 
-impl From<Id> for String {
-    fn from(id: Id) -> Self {
+impl From<ImageId> for String {
+    fn from(id: ImageId) -> Self {
         match id {
-            Id::Text(text) => text,
-            Id::Number(number) => number.to_string(),
+            ImageId::Text(text) => text,
+            ImageId::Number(number) => number.to_string(),
         }
     }
 }
 
 /// Takes the list of COCO's annotations out of a map that has one.
-pub(super) fn take_annotations(entries: &mut Vec<(String, Value)>) -> Option<Vec<Element>> {
-    let is_annotations = |(name, value): &(String, Value)| {
+pub(super) fn take_annotations(entries: &mut Vec<(String, MapValue)>) -> Option<Vec<ListElement>> {
+    let is_annotations = |(name, value): &(String, MapValue)| {
         name == "annotations"
-            && matches!(value, Value::List(elements) if !matches!(elements[..], [Element::Caption(_), ..]))
+            && matches!(value, MapValue::List(elements) if !matches!(elements[..], [ListElement::Caption(_), ..]))
     };
     match entries.iter().position(is_annotations).map(|index| entries.swap_remove(index).1) {
-        Some(Value::List(elements)) => Some(elements),
+        Some(MapValue::List(elements)) => Some(elements),
         _ => None,
     }
 }
 
 /// Groups COCO's annotations or results, each with its index in the list, by image.
 pub(super) fn group_annotations(
-    elements: impl IntoIterator<Item = (usize, Element)>,
+    elements: impl IntoIterator<Item = (usize, ListElement)>,
 ) -> Result<CaptionsById, FormatError> {
     let mut groups: CaptionsById = Vec::new();
     let mut positions = HashMap::new();
     for (index, element) in elements {
-        let Element::Annotation { image_id, caption, .. } = element else {
+        let ListElement::Annotation { image_id, caption, .. } = element else {
             return Err(FormatError::NotAnAnnotation(index + 1));
         };
         let id = String::from(image_id);
@@ -190,7 +191,7 @@ pub(super) fn group_annotations(
 }
 
 /// The captions of a map from ids to captions.
-pub(super) fn captions_of_map(entries: Vec<(String, Value)>) -> Result<CaptionsById, FormatError> {
+pub(super) fn captions_of_map(entries: Vec<(String, MapValue)>) -> Result<CaptionsById, FormatError> {
     let mut seen_ids = HashSet::new();
     let mut groups = Vec::with_capacity(entries.len());
     for (id, value) in entries {
@@ -198,12 +199,12 @@ pub(super) fn captions_of_map(entries: Vec<(String, Value)>) -> Result<CaptionsB
             return Err(FormatError::DuplicateImage(id));
         }
         let elements = match value {
-            Value::Caption(caption) => vec![Element::Caption(caption)],
-            Value::List(elements) => elements,
-            Value::Other(_) => return Err(FormatError::NoCaptionList(id)),
+            MapValue::Caption(caption) => vec![ListElement::Caption(caption)],
+            MapValue::List(elements) => elements,
+            MapValue::Other(_) => return Err(FormatError::NoCaptionList(id)),
         };
         let captions = elements.into_iter().map(|element| match element {
-            Element::Caption(caption) => Ok(single_line(&caption)),
+            ListElement::Caption(caption) => Ok(single_line(&caption)),
             _ => Err(FormatError::CaptionNotText(id.clone())),
         });
         let captions = captions.collect::<Result<_, _>>()?;

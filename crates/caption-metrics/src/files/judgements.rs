@@ -34,6 +34,7 @@ pub enum Judgements {
     Pairs(Vec<([JudgedCaption; 2], String)>),
 }
 
+/// The judgements of an image in the format of Flickr8k-Expert and Flickr8k-CF.
 #[derive(Deserialize)]
 struct ImageJudgements {
     image_path: String,
@@ -41,12 +42,14 @@ struct ImageJudgements {
     human_judgement: Vec<RatedCaption>,
 }
 
+/// A caption of [`ImageJudgements`]; the rating is absent if it is `NaN` or `null`.
 #[derive(Deserialize)]
 struct RatedCaption {
     caption: String,
     rating: Option<f64>,
 }
 
+/// An element of a list of rated captions.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RatedEntry {
@@ -57,6 +60,7 @@ struct RatedEntry {
     rating: Option<f64>,
 }
 
+/// An element of a list of pairs, with the index of the preferred caption.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PairEntry {
@@ -69,6 +73,7 @@ struct PairEntry {
     category: String,
 }
 
+/// The content of a file, in one of the formats.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum JudgementsFile {

@@ -6,21 +6,30 @@
 //! - COCO's annotations, `{"annotations": [{"image_id": ID, "caption": "..."}, ...], ...}`;
 //! - COCO's results, `[{"image_id": ID, "caption": "..."}, ...]`.
 //!
-//! References may also be Karpathy's `dataset_*.json`, of which one split is used.
+//! References may also be Karpathy's `dataset_*.json`. Then the references of one of its splits are
+//! used.
 //!
-//! Two data sets extend COCO's annotations. VizWiz marks captions as rejected or precanned: such
+//! Two data sets extend COCO's annotations. VizWiz marks captions as rejected or precanned: these
 //! references are left out. nocaps gives images a `domain`: each domain then also has scores.
 //!
 //! An ID is a string or an integer; `7` and `"7"` are the same. Line breaks and other control
-//! characters in captions become spaces: pycocoevalcap would read the rest as the next caption.
+//! characters in captions become spaces, because pycocoevalcap would read the text after a line
+//! break as the next caption.
 //!
 //! Files are UTF-8, with or without a byte-order mark. The path `-` is standard input.
 //!
-//! Each file may name an image by its id, its path or its file name. The first kind of name that
-//! matches all candidates is used.
+//! Each file may name an image by its id, its path or its file name. The kind of name that matches
+//! most candidates is used.
 //!
 //! The images with a candidate are scored, as in COCO's own evaluation of results. References of
 //! other images are left out, also of CIDEr's document frequencies.
+//!
+//! | module | content |
+//! |---|---|
+//! | `document` | parses the JSON formats |
+//! | `references` | the formats that only references have |
+//! | `name_matching` | matches the images of references and candidates |
+//! | `judgements` | human judgements of captions |
 
 mod document;
 pub mod judgements;
@@ -31,7 +40,7 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::Path;
 
-use self::document::{Document, FormatError};
+use self::document::{CaptionDocument, FormatError};
 pub use self::name_matching::ImageNames;
 use self::name_matching::{MatchedCaptions, match_images};
 pub use self::references::ReferenceImage;
@@ -57,7 +66,7 @@ pub struct CaptionSet {
 
 impl CaptionSet {
     /// Reads both files; one of them may be [`STDIN`]. `split` is the split of Karpathy's JSON with
-    /// the references, under any name that [`statistics::names::canonical_split`] knows; by default
+    /// the references, under any name that [`catalogue::names::canonical_split`] knows; by default
     /// `test`.
     ///
     /// # Errors
@@ -189,9 +198,9 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_document(path: &Path) -> Result<Document, Error> {
+fn read_document(path: &Path) -> Result<CaptionDocument, Error> {
     let bytes = read_bytes(path).map_err(|source| Error::file(display_path(path), source))?;
-    Document::parse(&bytes).map_err(|problem| Error::format(display_path(path), problem))
+    CaptionDocument::parse(&bytes).map_err(|problem| Error::format(display_path(path), problem))
 }
 
 /// Reads the candidate of each image, by the image's name in the file.

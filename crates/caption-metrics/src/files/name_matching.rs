@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// ImageNames of one image.
+/// The names of one image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageNames {
     /// The image's number, or its key in a file.
@@ -52,7 +52,7 @@ const SHORTENINGS: [Shortening; 3] = [
     Shortening { description: Some("file name without extension"), apply: file_stem },
 ];
 
-/// References and candidates with common names.
+/// References and candidates, with the names by which they were matched.
 pub(super) struct MatchedCaptions {
     /// The names of the images with references, in their order.
     pub names: Vec<String>,
@@ -64,8 +64,9 @@ pub(super) struct MatchedCaptions {
     pub examples: Vec<String>,
 }
 
-/// Chooses the kind of name and the shortening with which most candidates have references, the
-/// first of several. `name_kinds` are those of the references, at least one.
+/// Chooses the kind of name and the shortening with which most candidates have references. If
+/// several combinations match equally many, it chooses the first. `name_kinds` are those of the
+/// references, at least one.
 pub(super) fn match_images(mut name_kinds: Vec<NameKind>, candidates: HashMap<String, String>) -> MatchedCaptions {
     let (mut most_matches, mut best_kind, mut best_shortening) = (0, 0, &SHORTENINGS[0]);
     for shortening in &SHORTENINGS {

@@ -2,19 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 
+use catalogue::names::{self, NOCAPS_DOMAINS};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use statistics::names::{self, NOCAPS_DOMAINS};
 
 use super::document::{
-    CaptionsById, Document, Element, FormatError, Id, Value, captions_of_map, group_annotations, take_annotations,
+    CaptionDocument, CaptionsById, FormatError, ImageId, ListElement, MapValue, captions_of_map, group_annotations,
+    take_annotations,
 };
 use super::name_matching::{ImageNames, NameKind, name_kinds};
 use super::single_line;
 
 /// The split of Karpathy's JSON that is scored by default.
 const DEFAULT_SPLIT: &str = "test";
-/// Karpathy's split of validation images that are used for training.
+/// Karpathy's name of the split of those COCO validation images that are in none of his validation
+/// and test splits. They are used for training.
 const RESTVAL: &str = "restval";
 
 /// A flag of VizWiz: set if it is `true` or a number other than 0.
@@ -39,19 +41,19 @@ impl VizWizFlag {
 #[derive(Default, Deserialize)]
 pub(super) struct ImageEntry {
     #[serde(default)]
-    id: Option<Id>,
+    id: Option<ImageId>,
     #[serde(default)]
     file_name: Option<String>,
     #[serde(default)]
-    domain: Option<Id>,
+    domain: Option<ImageId>,
     #[serde(default)]
     filepath: Option<String>,
     #[serde(default)]
     filename: Option<String>,
     #[serde(default)]
-    cocoid: Option<Id>,
+    cocoid: Option<ImageId>,
     #[serde(default)]
-    imgid: Option<Id>,
+    imgid: Option<ImageId>,
     #[serde(default)]
     split: Option<String>,
     #[serde(default)]
@@ -88,54 +90,57 @@ pub(super) struct References {
     pub captions: Vec<Vec<String>>,
     /// The domain of each image, if it has one.
     pub domains: Vec<Option<&'static str>>,
-    /// The number of references left out because they are marked as rejected or precanned.
+    /// The number of references that were left out because VizWiz marks them as rejected or
+    /// precanned.
     pub excluded: usize,
 }
 
 impl References {
     /// The references in a file.
-    pub fn from_document(document: Document, split: Option<&str>) -> Result<Self, FormatError> {
+    pub fn from_document(document: CaptionDocument, split: Option<&str>) -> Result<Self, FormatError> {
         let without_split = |references: Result<Self, FormatError>| match split {
             Some(_) => Err(FormatError::NoSplits),
             None => references,
         };
         match document {
-            Document::List(elements) => without_split(Self::from_coco(elements, Vec::new())),
-            Document::Map(mut entries) => match (take_annotations(&mut entries), take_images(&mut entries)) {
+            CaptionDocument::List(elements) => without_split(Self::from_coco(elements, Vec::new())),
+            CaptionDocument::Map(mut entries) => match (take_annotations(&mut entries), take_images(&mut entries)) {
                 (Some(elements), images) => without_split(Self::from_coco(elements, images.unwrap_or_default())),
                 (None, Some(images)) if images.iter().any(|image| image.sentences.is_some()) => {
                     Self::from_karpathy(images, split.unwrap_or(DEFAULT_SPLIT))
                 }
                 (None, Some(_)) => Err(FormatError::ImagesWithoutCaptions),
                 (None, None) => without_split(captions_of_map(entries).and_then(|groups| {
-                    // Keys are ids or paths; the file does not tell which.
+                    // Keys are ids or paths, and the file does not say which, so they count as
+                    // both.
                     Self::from_captions(groups, 0, &|id| Some(id.to_owned()))
                 })),
             },
         }
     }
 
-    /// References from captions by id; `names` gives the path of an id, if it has one.
+    /// References from captions by id; `path_of` returns the path of the image with an id, if it
+    /// has a path.
     fn from_captions(
         groups: CaptionsById,
         excluded: usize,
-        names: &dyn Fn(&str) -> Option<String>,
+        path_of: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, FormatError> {
         if groups.is_empty() {
             return Err(FormatError::NoCaptions);
         }
-        let image_names = |id: &str| ImageNames { id: Some(id.to_owned()), name: None, path: names(id) };
+        let image_names = |id: &str| ImageNames { id: Some(id.to_owned()), name: None, path: path_of(id) };
         let images: Vec<ImageNames> = groups.iter().map(|(id, _)| image_names(id)).collect();
         let captions = groups.into_iter().map(|(_, captions)| captions).collect();
         let name_kinds = name_kinds(&images);
         Ok(Self { domains: vec![None; images.len()], images, name_kinds, captions, excluded })
     }
 
-    fn from_coco(elements: Vec<Element>, images: Vec<ImageEntry>) -> Result<Self, FormatError> {
+    fn from_coco(elements: Vec<ListElement>, images: Vec<ImageEntry>) -> Result<Self, FormatError> {
         let (mut excluded_ids, mut accepted) = (Vec::new(), Vec::with_capacity(elements.len()));
         for (index, element) in elements.into_iter().enumerate() {
             match element {
-                Element::Annotation { image_id, is_rejected, is_precanned, .. }
+                ListElement::Annotation { image_id, is_rejected, is_precanned, .. }
                     if is_rejected.is_set() || is_precanned.is_set() =>
                 {
                     excluded_ids.push(String::from(image_id));
@@ -155,8 +160,8 @@ impl References {
         let file_name = |id: &str| listed.get(id)?.file_name.clone();
         // Results have no list of images, but their ids may be file names.
         let own_id = |id: &str| Some(id.to_owned());
-        let names: &dyn Fn(&str) -> Option<String> = if listed.is_empty() { &own_id } else { &file_name };
-        Ok(Self { domains, ..Self::from_captions(groups, excluded, names)? })
+        let path_of: &dyn Fn(&str) -> Option<String> = if listed.is_empty() { &own_id } else { &file_name };
+        Ok(Self { domains, ..Self::from_captions(groups, excluded, path_of)? })
     }
 
     fn from_karpathy(entries: Vec<ImageEntry>, split: &str) -> Result<Self, FormatError> {
@@ -212,19 +217,20 @@ impl ImageEntry {
 
     /// The image's domain, if it is one of nocaps' domains.
     fn domain(&self) -> Option<&'static str> {
-        let Some(Id::Text(domain)) = &self.domain else { return None };
+        let Some(ImageId::Text(domain)) = &self.domain else { return None };
         NOCAPS_DOMAINS.into_iter().find(|name| *name == domain)
     }
 }
 
 /// Takes the list of images out of a map that has one.
-fn take_images(entries: &mut Vec<(String, Value)>) -> Option<Vec<ImageEntry>> {
-    let is_image_list = |(name, value): &(String, Value)| {
-        name == "images" && matches!(value, Value::List(elements) if matches!(elements[..], [Element::Image(_), ..]))
+fn take_images(entries: &mut Vec<(String, MapValue)>) -> Option<Vec<ImageEntry>> {
+    let is_image_list = |(name, value): &(String, MapValue)| {
+        name == "images"
+            && matches!(value, MapValue::List(elements) if matches!(elements[..], [ListElement::Image(_), ..]))
     };
-    let Value::List(elements) = entries.swap_remove(entries.iter().position(is_image_list)?).1 else { return None };
+    let MapValue::List(elements) = entries.swap_remove(entries.iter().position(is_image_list)?).1 else { return None };
     let image = |element| match element {
-        Element::Image(image) => *image,
+        ListElement::Image(image) => *image,
         _ => ImageEntry::default(),
     };
     Some(elements.into_iter().map(image).collect())

@@ -99,7 +99,7 @@ fn a_byte_order_mark_is_ignored() {
     assert_eq!(problem("\u{feff}", "{}"), "refs.json: the file is empty; expected JSON");
     for mark in [b"\xff\xfe{\0", b"\xfe\xff\0{"] {
         assert_eq!(
-            Document::parse(mark).err().map(|error| error.to_string()).as_deref(),
+            CaptionDocument::parse(mark).err().map(|error| error.to_string()).as_deref(),
             Some("the file is UTF-16; save it as UTF-8")
         );
     }

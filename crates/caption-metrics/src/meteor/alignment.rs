@@ -43,9 +43,9 @@ fn align_with_beam_width(
             hypothesis.mark_used();
             if position < hypothesis.next {
                 // Inside a match that is longer than one word.
-            } else if let Some(only) = uncontested[position] {
-                hypothesis.distance += only.distance();
-                search.add_match(&mut hypothesis, only);
+            } else if let Some(matched) = uncontested[position] {
+                hypothesis.distance += matched.distance();
+                search.add_match(&mut hypothesis, matched);
             } else {
                 search.branch(&mut hypothesis, matches, &mut hypotheses);
             }
@@ -77,9 +77,9 @@ fn take_uncontested(matches_by_start: &mut [Vec<Match>], candidate_length: usize
     let uncontested = matches_by_start
         .iter_mut()
         .map(|matches| {
-            let only = matches.pop_if(|matched| is_uncontested(matched))?;
-            used[only.candidate.words()].fill(true);
-            Some(only)
+            let matched = matches.pop_if(|matched| is_uncontested(matched))?;
+            used[matched.candidate.words()].fill(true);
+            Some(matched)
         })
         .collect();
     (uncontested, used)
@@ -108,13 +108,13 @@ struct PartialAlignment {
     last_node: Option<usize>,
     /// Which words of the candidate are used, without those of `pending`.
     used: Rc<[bool]>,
-    /// The last match, whose words are not yet in `used`: most hypotheses are dropped before that
-    /// is necessary.
+    /// The last match. Its words are added to `used` only when the hypothesis is extended, because
+    /// most hypotheses are dropped before and need no copy of `used`.
     pending: Option<Match>,
 }
 
 impl PartialAlignment {
-    /// The key by which hypotheses are sorted, the best first.
+    /// The key by which hypotheses are sorted: the best one has the smallest key.
     fn sort_key(&self) -> (Reverse<usize>, usize, usize) {
         (Reverse(self.gain), self.chunks, self.distance)
     }

@@ -26,19 +26,23 @@ struct WordSequences {
     ends: Vec<usize>,
 }
 
-/// The words and phrases of all captions so far.
+/// The words and phrases of all captions that were looked up so far.
 pub(super) struct Lexicon {
     ids: HashMap<String, WordId>,
     entries: Vec<WordEntry>,
     /// The index of each phrase in `paraphrases`, by its id in the paraphrase table.
     phrases: HashMap<u32, usize>,
+    /// The paraphrases of each phrase.
     paraphrases: Vec<WordSequences>,
     stemmer: Stemmer,
 }
 
+/// The properties of a word.
 struct WordEntry {
-    key: i32,
-    stem_key: i32,
+    /// Java's hash code of the word.
+    hash: i32,
+    /// Java's hash code of the word's stem.
+    stem_hash: i32,
     is_function_word: bool,
     /// Sorted numbers of the word's synonym sets.
     synonym_sets: Vec<u32>,
@@ -61,8 +65,8 @@ impl Lexicon {
         }
         let word = WordId(self.entries.len());
         self.entries.push(WordEntry {
-            key: java_hash_code(text),
-            stem_key: java_hash_code(&self.stemmer.stem(text)),
+            hash: java_hash_code(text),
+            stem_hash: java_hash_code(&self.stemmer.stem(text)),
             is_function_word: tables.function_words.contains(text),
             synonym_sets: tables.synonyms.as_ref().map(|synonyms| synonyms.sets_of(text)).unwrap_or_default(),
         });
@@ -70,8 +74,8 @@ impl Lexicon {
         word
     }
 
-    /// The phrases of a caption that have paraphrases, in order; of those that start at the same
-    /// word, the shorter first.
+    /// The phrases of a caption that have paraphrases, in order. If phrases start at the same word,
+    /// the shorter one comes first.
     pub fn phrases(&mut self, words: &[String], tables: &MeteorTables) -> Vec<PhraseOccurrence> {
         let Some(table) = &tables.paraphrases else { return Vec::new() };
         let mut occurrences = Vec::new();
@@ -116,14 +120,14 @@ impl Lexicon {
         self.paraphrases[phrase.phrase_index].iter()
     }
 
-    /// The key of a word; METEOR considers words with equal keys equal.
-    pub fn key(&self, word: WordId) -> i32 {
-        self.entries[word.0].key
+    /// Java's hash code of a word. METEOR considers words with equal hash codes equal.
+    pub fn word_hash(&self, word: WordId) -> i32 {
+        self.entries[word.0].hash
     }
 
-    /// The key of a word's stem; METEOR considers stems with equal keys equal.
-    pub fn stem_key(&self, word: WordId) -> i32 {
-        self.entries[word.0].stem_key
+    /// Java's hash code of a word's stem. METEOR considers stems with equal hash codes equal.
+    pub fn stem_hash(&self, word: WordId) -> i32 {
+        self.entries[word.0].stem_hash
     }
 
     pub fn is_function_word(&self, word: WordId) -> bool {
@@ -155,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_equal_hash_codes_of_java() {
+    fn hash_codes_equal_those_of_java() {
         assert_eq!(["", "a", "dog", "Aa", "BB"].map(java_hash_code), [0, 97, 99644, 2112, 2112]);
         assert_eq!(java_hash_code("playgrounds"), -1_948_022_248);
     }

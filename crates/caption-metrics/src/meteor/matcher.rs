@@ -117,24 +117,24 @@ pub(super) fn find_matches(candidate: &Caption, reference: &Caption, lexicon: &L
             matches.extend(matching.map(|(index, _)| Match::of_single_words(stage, index, start)));
         }
     };
-    let word_key = |word| lexicon.key(word);
+    let word_hash = |word| lexicon.word_hash(word);
     add_word_matches(MatchStage::Exact, &|candidate_word, reference_word| {
-        word_key(candidate_word) == word_key(reference_word)
+        word_hash(candidate_word) == word_hash(reference_word)
     });
     if candidate
         .words
         .iter()
-        .map(|&candidate_word| word_key(candidate_word))
-        .eq(reference.words.iter().map(|&reference_word| word_key(reference_word)))
+        .map(|&candidate_word| word_hash(candidate_word))
+        .eq(reference.words.iter().map(|&reference_word| word_hash(reference_word)))
     {
         return matches_by_start;
     }
-    let stem_key = |word| lexicon.stem_key(word);
+    let stem_hash = |word| lexicon.stem_hash(word);
     add_word_matches(MatchStage::Stem, &|candidate_word, reference_word| {
-        stem_key(candidate_word) == stem_key(reference_word) && word_key(candidate_word) != word_key(reference_word)
+        stem_hash(candidate_word) == stem_hash(reference_word) && word_hash(candidate_word) != word_hash(reference_word)
     });
     add_word_matches(MatchStage::Synonym, &|candidate_word, reference_word| {
-        word_key(candidate_word) != word_key(reference_word) && lexicon.are_synonyms(candidate_word, reference_word)
+        word_hash(candidate_word) != word_hash(reference_word) && lexicon.are_synonyms(candidate_word, reference_word)
     });
     let mut add_paraphrase = |candidate: WordSpan, reference: WordSpan| {
         matches_by_start[reference.start].push(Match { stage: MatchStage::Paraphrase, candidate, reference });

@@ -6,6 +6,16 @@
 //! most once. The score is the weighted harmonic mean of precision and recall, reduced by the
 //! fragmentation penalty, which grows with the number of chunks: runs of matches that are adjacent
 //! and in the same order in both captions.
+//!
+//! | module | content |
+//! |---|---|
+//! | `tables`, `synonyms`, `paraphrases` | METEOR's tables, read from the user's files |
+//! | `normalizer` | splits a caption into words |
+//! | `lexicon` | the properties of words and phrases |
+//! | `matcher` | finds all possible matches of two captions |
+//! | `alignment` | chooses an alignment from the matches |
+//! | `statistics` | computes the score from an alignment |
+//! | `interner`, `id_multimap` | compact containers for the tables |
 
 mod alignment;
 mod id_multimap;

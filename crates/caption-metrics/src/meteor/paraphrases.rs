@@ -4,8 +4,8 @@ use std::io::{self, BufRead};
 
 use super::interner::StringInterner;
 
-/// Phrases and their paraphrases. There are millions of paraphrases, of which few are looked up, so
-/// they are stored as the text of the file.
+/// Phrases and their paraphrases. There are millions of paraphrases, and captions need only a few
+/// of them, so they are stored unparsed, as lines of text.
 #[derive(Debug)]
 pub(super) struct ParaphraseTable {
     /// The phrases, with words separated by single spaces.

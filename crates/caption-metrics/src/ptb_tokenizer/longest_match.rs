@@ -3,7 +3,8 @@
 /// How the text of a match becomes a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenForm {
-    /// It becomes no token: white space, punctuation, and characters unknown to the reference.
+    /// The text becomes no token: it is white space, punctuation, or a character that the reference
+    /// tokenizer does not know.
     Discarded,
     /// The text without soft hyphens.
     Word,
@@ -19,7 +20,7 @@ pub(super) enum TokenForm {
     NoBreakSpaces,
     /// The text with no-break spaces for spaces, and `-lrb-` and `-rrb-` for parentheses.
     NoBreakSpacesAndBracketNames,
-    /// This text instead.
+    /// The token is this text instead.
     Replacement(&'static str),
 }
 

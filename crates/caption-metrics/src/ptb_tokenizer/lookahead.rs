@@ -23,8 +23,8 @@ pub(super) struct LookaheadCache {
     pub(super) sgml_declaration: CachedRunEnd,
     /// The last file name of a run of characters.
     pub(super) file_name: RangeCache<Option<FileName>>,
-    /// The end of a run of letters, digits, full stops and commas.
-    pub(super) hthing: CachedRunEnd,
+    /// The end of a run of letters, digits, full stops and commas, for the rule `HTHING`.
+    pub(super) hyphenated_list: CachedRunEnd,
 }
 
 /// A value that holds for a range of positions. A position is the number of bytes from there to the

@@ -7,7 +7,7 @@
 //! `tests/parity/ptb.txt`.
 //!
 //! A token may contain no-break spaces: `1 1/2`, `(555) 555-1234` and `<a dog>` are single tokens.
-//! The reference's BLEU and CIDEr-D split such a token at them, its ROUGE-L does not.
+//! The reference's BLEU and CIDEr-D split a token at its no-break spaces; its ROUGE-L does not.
 //!
 //! Known differences:
 //! - The reference reads all captions as lines of one file, and matches may extend over line
@@ -22,6 +22,13 @@
 //!   may be the other form.
 //! - A soft hyphen right before `n't`, or inside a host name that ends with `.com`; and a URL whose
 //!   address or path is a single character beyond the basic plane.
+//!
+//! | module | content |
+//! |---|---|
+//! | `words`, `numbers`, `symbols`, `addresses` | the rules of the lexer |
+//! | `word_lists`, `character_classes` | the words and characters that the rules list |
+//! | `longest_match` | chooses the longest match |
+//! | `lookahead` | a cache for rules that look far ahead |
 
 mod addresses;
 mod character_classes;
@@ -174,7 +181,7 @@ fn match_next_token(text: &str, lookahead: &mut LookaheadCache) -> (usize, Token
 }
 
 /// The length of a word of ASCII letters before white space, maybe with one punctuation mark
-/// between. No other rule can match more, so that the general rules need not be tried.
+/// between. No other rule can match more text, so the general rules need not be tried.
 fn plain_word_length(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let length = bytes.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();

@@ -31,7 +31,7 @@ pub(super) fn match_word_rules(text: &str, lookahead: &mut LookaheadCache, longe
     match_with_full_stop(text, word_length, TokenForm::Word, longest);
     match_file_name(text, lookahead, longest);
     longest.propose(word_with_apostrophe_length(text), TokenForm::Word);
-    for length in [hyphenated_length(text), hyphenated_list_length(text, &mut lookahead.hthing)] {
+    for length in [hyphenated_length(text), hyphenated_list_length(text, &mut lookahead.hyphenated_list)] {
         longest.propose(length, TokenForm::Word);
         match_with_full_stop(text, length, TokenForm::Word, longest);
     }
@@ -199,8 +199,8 @@ fn match_negation(text: &str, longest: &mut LongestMatch) {
     }
 }
 
-/// Matches an abbreviation that starts with `initial_letters` letters (rules `ABBREV1` to `ABBREV3`), and
-/// an acronym (rule `ACRO`).
+/// Matches an abbreviation that starts with `initial_letters` letters (rules `ABBREV1` to
+/// `ABBREV3`), and an acronym (rule `ACRO`).
 fn match_abbreviation(text: &str, initial_letters: usize, declarations: &mut CachedRunEnd, longest: &mut LongestMatch) {
     let acronym = acronym_length(text);
     longest.propose(acronym, TokenForm::Word);

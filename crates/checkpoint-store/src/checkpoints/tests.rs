@@ -7,17 +7,17 @@ use s3_test_server::S3TestServer;
 use super::*;
 
 const NAME: &str = "0-xe-00000004";
-const SMALL: &[u8] = b"{}";
+const SMALL_CONTENT: &[u8] = b"{}";
 
 /// The content of a file of more than two parts.
-fn large() -> Vec<u8> {
+fn large_content() -> Vec<u8> {
     (0..2 * PART_BYTES + 4321).map(|at| (at % 251) as u8).collect()
 }
 
 fn fill(files: &mut CheckpointWriter) -> Result<(), Error> {
-    files.add("small.json", [SMALL.to_vec()])?;
+    files.add("small.json", [SMALL_CONTENT.to_vec()])?;
     files.add("empty", Vec::<Vec<u8>>::new())?;
-    let large = large();
+    let large = large_content();
     files.add("large.bin", large.chunks(1 << 20).map(<[u8]>::to_vec))
 }
 
@@ -36,7 +36,7 @@ fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
 
 fn assert_intact(checkpoints: &Checkpoints) {
     let fetched = checkpoints.read(NAME).unwrap();
-    for (file, content) in [("small.json", SMALL), ("empty", b""), ("large.bin", &large())] {
+    for (file, content) in [("small.json", SMALL_CONTENT), ("empty", b""), ("large.bin", &large_content())] {
         assert!(std::fs::read(fetched.path().join(file)).unwrap() == content, "{file}");
     }
 }
@@ -112,8 +112,8 @@ fn truncated_changed_and_missing_files_are_damage() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());
     write_two(&checkpoints);
-    let large = large();
-    for (file, content) in [("small.json", SMALL), ("large.bin", &large), (seal::FILE, &[])] {
+    let large = large_content();
+    for (file, content) in [("small.json", SMALL_CONTENT), ("large.bin", &large), (seal::SEAL_FILE, &[])] {
         let path = folder.path().join(NAME).join(file);
         let content = if content.is_empty() { std::fs::read(&path).unwrap() } else { content.to_vec() };
         for length in [0, content.len() / 2, content.len() - 1] {
@@ -160,7 +160,7 @@ fn a_too_large_seal_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());
     write_two(&checkpoints);
-    let seal = File::options().write(true).open(folder.path().join(NAME).join(seal::FILE)).unwrap();
+    let seal = File::options().write(true).open(folder.path().join(NAME).join(seal::SEAL_FILE)).unwrap();
     seal.set_len(1 << 40).unwrap();
     assert_damaged(&checkpoints, "longer than");
 }
@@ -171,7 +171,7 @@ fn incomplete_checkpoints_and_foreign_files_are_listed_separately() {
     let checkpoints = in_folder(folder.path());
     write_two(&checkpoints);
     let path = |name: &str| folder.path().join(name);
-    std::fs::remove_file(path(NAME).join(seal::FILE)).unwrap();
+    std::fs::remove_file(path(NAME).join(seal::SEAL_FILE)).unwrap();
     // The remains of an interrupted upload.
     std::fs::create_dir(path("0-xe-00000006")).unwrap();
     std::fs::write(path("0-xe-00000006/captioner.safetensors#1"), b"half").unwrap();
@@ -226,17 +226,17 @@ fn names_that_lead_out_of_the_location_are_refused() {
 
 /// Asserts that no file can have the seal's name, and no two files the same name.
 fn assert_unique_names(checkpoints: &Checkpoints) {
-    for files in [["a", "a"], ["a", seal::FILE]] {
-        let written = checkpoints.write("a", |to| files.iter().try_for_each(|file| to.add(file, [vec![1]])));
+    for files in [["a", "a"], ["a", seal::SEAL_FILE]] {
+        let written = checkpoints.write("a", |writer| files.iter().try_for_each(|file| writer.add(file, [vec![1]])));
         assert!(matches!(written, Err(Error::Name { .. })), "{written:?}");
     }
 }
 
 #[test]
-fn a_failed_upload_leaves_nothing_behind() {
+fn a_failed_upload_leaves_no_object() {
     let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
-    let large = large();
+    let large = large_content();
     let chunks = large.chunks(1 << 20).enumerate().map(|(at, chunk)| {
         // During the second part.
         if at == 12 {
@@ -245,7 +245,7 @@ fn a_failed_upload_leaves_nothing_behind() {
         chunk.to_vec()
     });
     let error = checkpoints.write(NAME, |files| {
-        files.add("small.json", [SMALL.to_vec()])?;
+        files.add("small.json", [SMALL_CONTENT.to_vec()])?;
         files.add("large.bin", chunks)
     });
     let error = error.unwrap_err();

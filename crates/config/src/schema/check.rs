@@ -1,6 +1,6 @@
 //! Checks of values that the types cannot express.
 
-use statistics::names::{self, MetricDirection};
+use catalogue::{Direction, names};
 
 use super::{
     Baseline, Captioner, Contrastive, Control, Data, Dico, MAX_WORKERS, Objective, Reward, Rule, RunFile, Scst, Stage,
@@ -189,7 +189,7 @@ impl Stage {
         let RunFile { data, .. } = run;
         let scores = run.scores();
         if let Some(metric) = &self.metric {
-            let best = scores.iter().filter(|(_, better)| *better == MetricDirection::HigherIsBetter);
+            let best = scores.iter().filter(|(_, better)| *better == Direction::HigherIsBetter);
             let best: Vec<&str> = best.map(|(name, _)| name.as_str()).collect();
             need(best.contains(&metric.as_str()), "metric", &unknown("metric", metric, &best))?;
         }
@@ -239,7 +239,7 @@ impl Stage {
     fn statistics(&self) -> impl Iterator<Item = &'static str> {
         let of_preferences = |name: &str| [names::IMPLICIT_ACCURACY, names::GAMMA_ENTROPY].contains(&name);
         let objective = self.objective;
-        names::TRAINING_METRICS.into_iter().filter(move |name| match objective {
+        catalogue::TRAINING_METRICS.into_iter().filter(move |name| match objective {
             Objective::Dico => true,
             Objective::Scst => !of_preferences(name),
             Objective::Contrastive | Objective::CrossEntropy => false,

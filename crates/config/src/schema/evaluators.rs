@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use statistics::names::{self, MetricDirection, RETRIEVAL_METRICS};
+use catalogue::{Direction, EVALUATION_METRICS, Metric, RETRIEVAL_METRICS, TRAINING_METRICS, metric};
 
 use super::check::{Problem, need};
 use super::{Evaluator, EvaluatorScore, Objective, Reward, RunFile};
-use crate::metrics::{Metric, metric};
 
 /// The maximum number of evaluators in a run.
 const MAX_EVALUATORS: usize = 8;
@@ -161,14 +160,14 @@ impl RunFile {
 
     /// The scores that evaluations report, with their directions, in the order of the reference.
     #[must_use]
-    pub fn scores(&self) -> Vec<(String, MetricDirection)> {
+    pub fn scores(&self) -> Vec<(String, Direction)> {
         let (evaluators, scenes) = (self.named_evaluators(), self.data.scenes.is_some());
         let spice = self.scoring.spice_jar.is_some();
         let mut scores = Vec::new();
         scores.extend(
-            evaluators.iter().flat_map(NamedEvaluator::own_metrics).map(|name| (name, MetricDirection::HigherIsBetter)),
+            evaluators.iter().flat_map(NamedEvaluator::own_metrics).map(|name| (name, Direction::HigherIsBetter)),
         );
-        for (name, better) in names::EVALUATION_METRICS {
+        for name in EVALUATION_METRICS {
             match name {
                 "pac_s" | "ref_pac_s" | "clip_s" | "ref_clip_s" => {}
                 "grammatical" | "truthful" | "details" if !scenes => {}
@@ -177,10 +176,10 @@ impl RunFile {
                     // Those of all evaluators are listed together.
                     if name == RETRIEVAL_METRICS[0] {
                         let all = evaluators.iter().flat_map(NamedEvaluator::retrieval_metrics);
-                        scores.extend(all.map(|name| (name, MetricDirection::HigherIsBetter)));
+                        scores.extend(all.map(|name| (name, Direction::HigherIsBetter)));
                     }
                 }
-                name => scores.push((name.to_owned(), better)),
+                name => scores.push((name.to_owned(), catalogue::direction(name))),
             }
         }
         scores
@@ -213,9 +212,9 @@ impl RunFile {
         need(!all.is_empty(), "evaluator", "is missing: give `evaluator` or `evaluators`")?;
         let too_many = format!("are {}, a run can have {MAX_EVALUATORS} at most", all.len());
         need(all.len() <= MAX_EVALUATORS, "evaluators", &too_many)?;
-        let mut known: HashSet<String> = names::TRAINING_METRICS.into_iter().map(str::to_owned).collect();
+        let mut known: HashSet<String> = TRAINING_METRICS.into_iter().map(str::to_owned).collect();
         let by_evaluator = |name: &str| EvaluatorScore::of_name(name.trim_start_matches(REFERENCE_PREFIX)).is_some();
-        let fixed = names::EVALUATION_METRICS.into_iter().map(|(name, _)| name).filter(|name| !by_evaluator(name));
+        let fixed = EVALUATION_METRICS.into_iter().filter(|name| !by_evaluator(name));
         known.extend(fixed.filter(|name| !RETRIEVAL_METRICS.contains(name)).map(str::to_owned));
         known.extend([Reward::Cider, Reward::MissingEnd].map(|reward| reward.name().to_owned()));
         for (i, evaluator) in all.iter().enumerate() {
@@ -310,7 +309,7 @@ stages:
             (evaluator.name, evaluator.score(), evaluator.key().as_str()),
             ("pac_s", EvaluatorScore::PacS, "evaluator")
         );
-        let fixed = names::EVALUATION_METRICS.map(|(name, _)| name);
+        let fixed = EVALUATION_METRICS;
         let absent = ["clip_s", "ref_clip_s", "spice", "grammatical", "truthful", "details"];
         let expected: Vec<&str> = fixed.into_iter().filter(|name| !absent.contains(name)).collect();
         assert_eq!(run.scores().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), expected);

@@ -27,7 +27,7 @@ fn version(tar: &[u8]) -> Version {
 
 fn build(members: &[(&str, &[u8])]) -> Vec<Sample> {
     let tar = tar(members);
-    Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().samples
+    TarIndex::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().samples
 }
 
 #[test]
@@ -99,11 +99,11 @@ fn members_with_unknown_extensions_are_counted_by_extension() {
     members.extend((0..40).map(|i| (format!("b.x{i}"), &b"x"[..])));
     let members: Vec<(&str, &[u8])> = members.iter().map(|(path, content)| (path.as_str(), *content)).collect();
     let tar = tar(&members);
-    let index = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
+    let index = TarIndex::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
     assert_eq!(index.unknown["0.jpg"], UnknownMembers { members: 2, first: "train/photo.0.jpg".into() });
     assert_eq!((index.unknown["1.jpg"].members, index.unknown[""].members), (1, 1));
     assert_eq!((index.unknown.len(), index.unknown[OTHERS].members), (MAX_UNKNOWN_EXTENSIONS + 1, 28));
-    assert_eq!(Index::parse(&index.to_json().unwrap(), &version(&tar)), Ok(Some(index)));
+    assert_eq!(TarIndex::parse(&index.to_json().unwrap(), &version(&tar)), Ok(Some(index)));
 }
 
 #[test]
@@ -150,8 +150,8 @@ fn captions_in_json_have_several_forms() {
         (r#"{"captions": {"en": "x"}, "text": 7}"#, "of the text"),
         (r#"{"width": 7}"#, "of the text"),
     ] {
-        let Sample { captions, keys, problem, .. } = sample(json);
-        assert_eq!((captions.join("|").as_str(), keys.len(), problem), (expected, 0, None), "{json}");
+        let Sample { captions, json_keys, problem, .. } = sample(json);
+        assert_eq!((captions.join("|").as_str(), json_keys.len(), problem), (expected, 0, None), "{json}");
     }
     let problem = |json: &str| sample(json).problem.unwrap_or_default();
     for json in ["7", "[1]", r#"["x", 7]"#, r#"[["x"]]"#] {
@@ -162,7 +162,7 @@ fn captions_in_json_have_several_forms() {
 #[test]
 fn the_keys_of_a_json_without_captions_are_stored() {
     let image = png(3);
-    let keys = |json: &str| build(&[("a.png", &image), ("a.json", json.as_bytes())])[0].keys.join(" ");
+    let keys = |json: &str| build(&[("a.png", &image), ("a.json", json.as_bytes())])[0].json_keys.join(" ");
     assert_eq!(keys(r#"{"title": "x", "id": 3}"#), "id title");
     assert_eq!(keys(r#"{"captions": [1]}"#), "captions");
     let many: Vec<String> = (0..20).map(|key| format!(r#""{}{key:02}": 1"#, "k".repeat(100))).collect();
@@ -176,8 +176,8 @@ fn an_empty_tar_has_no_samples() {
 }
 
 #[test]
-fn invalid_samples_have_a_problem_and_the_others_none() {
-    let (image, too_long) = (png(3), vec![b'a'; (MAX_TEXT_BYTES + 1) as usize]);
+fn only_invalid_samples_have_a_problem() {
+    let (image, too_long) = (png(3), vec![b'a'; (MAX_TXT_MEMBER_BYTES + 1) as usize]);
     let samples = build(&[
         ("captionless.png", &image),
         ("blank.png", &image),
@@ -212,7 +212,8 @@ fn invalid_samples_have_a_problem_and_the_others_none() {
         let problem = problem(key).unwrap();
         assert!(problem.starts_with(expected) && problem.len() < 300, "{key}: {problem}");
     }
-    // Missing captions are no problem of the sample: other samples of the split may lack them, too.
+    // A sample without captions is valid at first: if all samples of the split lack captions, it is
+    // used.
     for key in ["captionless", "blank", "good"] {
         assert_eq!(problem(key), None);
     }
@@ -247,7 +248,7 @@ fn a_truncated_image_of_any_size_is_a_problem() {
 }
 
 #[test]
-fn an_index_can_be_written_and_parsed() {
+fn a_written_index_can_be_parsed() {
     let mut grey = Cursor::new(Vec::new());
     image::ImageBuffer::from_pixel(2, 2, image::Luma([300_u16])).write_to(&mut grey, ImageFormat::Png).unwrap();
     let (grey, colours) = (grey.into_inner(), png(3));
@@ -258,24 +259,24 @@ fn an_index_can_be_written_and_parsed() {
         ("a.txt", "Ä \"cat\"".as_bytes()),
         ("b.txt", b"alone"),
     ]);
-    let index = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
-    assert_eq!([0, 1].map(|at: usize| index.samples[at].oddities.is_16_bit_grayscale), [false, true]);
+    let index = TarIndex::build(Cursor::new(&tar[..]), &version(&tar)).unwrap();
+    assert_eq!([0, 1].map(|at: usize| index.samples[at].warnings.is_16_bit_grayscale), [false, true]);
     let json = index.to_json().unwrap();
-    assert_eq!(Index::parse(&json, &version(&tar)), Ok(Some(index)));
+    assert_eq!(TarIndex::parse(&json, &version(&tar)), Ok(Some(index)));
 }
 
 #[test]
 fn an_index_of_another_tar_version_is_ignored() {
     let tar = tar(&[]);
-    let json = Index::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().to_json().unwrap();
+    let json = TarIndex::build(Cursor::new(&tar[..]), &version(&tar)).unwrap().to_json().unwrap();
     let other = tar.len() as u64;
     for version in [Version::new(other, "new tag"), Version::new(other + 512, "tag")] {
-        assert_eq!(Index::parse(&json, &version), Ok(None));
+        assert_eq!(TarIndex::parse(&json, &version), Ok(None));
     }
     let later = String::from_utf8(json).unwrap().replace("\"format\":3", "\"format\":4");
-    assert_eq!(Index::parse(later.as_bytes(), &version(&tar)), Ok(None));
+    assert_eq!(TarIndex::parse(later.as_bytes(), &version(&tar)), Ok(None));
     for text in ["", "{", "[]", &"[".repeat(1_000_000)] {
-        assert_eq!(Index::parse(text.as_bytes(), &version(&tar)), Ok(None));
+        assert_eq!(TarIndex::parse(text.as_bytes(), &version(&tar)), Ok(None));
     }
 }
 
@@ -284,7 +285,7 @@ fn an_index_with_impossible_ranges_is_refused() {
     let version = Version::new(10_000, "tag");
     let parse = |sample: &str| {
         let text = format!(r#"{{"format": 3, "size": 10000, "tag": "tag", "samples": [{sample}]}}"#);
-        Index::parse(text.as_bytes(), &version)
+        TarIndex::parse(text.as_bytes(), &version)
     };
     assert!(parse(r#"{"key": "a", "image": {"offset": 512, "length": 9488}, "captions": ["a"]}"#).unwrap().is_some());
     for (offset, length) in [(512, 9489), (u64::MAX, 1), (1, u64::MAX), (10_001, 0)] {
@@ -299,7 +300,7 @@ fn an_index_with_impossible_ranges_is_refused() {
 fn an_index_with_a_too_large_image_is_refused() {
     let text = r#"{"format": 3, "size": 9000000000, "tag": "tag",
                    "samples": [{"key": "a", "image": {"offset": 512, "length": 8000000000}, "captions": ["a"]}]}"#;
-    assert!(Index::parse(text.as_bytes(), &Version::new(9_000_000_000, "tag")).is_err());
+    assert!(TarIndex::parse(text.as_bytes(), &Version::new(9_000_000_000, "tag")).is_err());
 }
 
 proptest! {
@@ -316,6 +317,6 @@ proptest! {
 
     #[test]
     fn arbitrary_paths_and_indices_never_panic(path in ".{0,30}", json in ".{0,60}") {
-        let _ = (classify_path(&path), Index::parse(json.as_bytes(), &Version::new(1, "t")));
+        let _ = (classify_path(&path), TarIndex::parse(json.as_bytes(), &Version::new(1, "t")));
     }
 }

@@ -12,9 +12,9 @@ impl ForwardReader for Cursor<&[u8]> {
     }
 }
 
-fn header(kind: EntryType, size: u64) -> Header {
+fn header(entry_type: EntryType, size: u64) -> Header {
     let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
+    header.set_entry_type(entry_type);
     header.set_size(size);
     header.set_cksum();
     header
@@ -25,8 +25,8 @@ fn append(tar: &mut Builder<Vec<u8>>, path: &str, content: &[u8]) {
 }
 
 /// Appends a member with a header type that the builder does not write.
-fn append_raw(tar: &mut Builder<Vec<u8>>, kind: EntryType, name: &str, content: &[u8]) {
-    let mut header = header(kind, content.len() as u64);
+fn append_raw(tar: &mut Builder<Vec<u8>>, entry_type: EntryType, name: &str, content: &[u8]) {
+    let mut header = header(entry_type, content.len() as u64);
     header.set_path(name).unwrap();
     header.set_cksum();
     tar.append(&header, content).unwrap();
@@ -150,15 +150,15 @@ fn a_tar_truncated_anywhere_is_an_error() {
 
 #[test]
 fn members_that_end_beyond_the_file_are_errors() {
-    for (kind, size) in [
+    for (entry_type, size) in [
         (EntryType::Regular, u64::MAX >> 1),
         (EntryType::Regular, u64::MAX),
         (EntryType::Regular, 2000),
         (EntryType::GNULongName, 1 << 40),
         (EntryType::XHeader, 1 << 40),
     ] {
-        let tar = [&header(kind, size).as_bytes()[..], &[0; 1024]].concat();
-        assert!(read_members(&tar).unwrap_err().contains("truncated?"), "{kind:?} {size}");
+        let tar = [&header(entry_type, size).as_bytes()[..], &[0; 1024]].concat();
+        assert!(read_members(&tar).unwrap_err().contains("truncated?"), "{entry_type:?} {size}");
     }
 }
 

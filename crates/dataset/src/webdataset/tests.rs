@@ -1,4 +1,4 @@
-//! Whole data sets, from folders and from a bucket on an S3 test server in this process.
+//! Loads complete data sets from folders, and from a bucket of an S3 test server in this process.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -223,11 +223,12 @@ fn captions_may_be_missing_only_for_all_images_of_a_split() {
         let data_set = load_local(&settings_for(folder.path())).unwrap();
         data_set.skipped_images().iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    let [of_validation] = &skipped()[..] else { panic!("{:?}", skipped()) };
-    assert!(of_validation.starts_with("b in ") && of_validation.ends_with("an image without captions"));
+    let [validation_line] = &skipped()[..] else { panic!("{:?}", skipped()) };
+    assert!(validation_line.starts_with("b in ") && validation_line.ends_with("an image without captions"));
     std::fs::write(folder.path().join("coco-000.tar"), tar(&captionless)).unwrap();
-    let of_training = skipped().iter().filter(|line| line.contains("coco-000.tar: an image without captions")).count();
-    assert_eq!(of_training, 2);
+    let training_lines =
+        skipped().iter().filter(|line| line.contains("coco-000.tar: an image without captions")).count();
+    assert_eq!(training_lines, 2);
 }
 
 #[test]

@@ -82,8 +82,8 @@ fn remove_byte_stuffing(scan: &[u8]) -> Option<(Buffer, usize)> {
 struct ComponentDecoder<'a> {
     /// The position in a block of each coefficient of the file, and its quantization step.
     zigzag_steps: [(u8, u8); 64],
-    dc: &'a HuffmanTable,
-    ac: &'a HuffmanTable,
+    dc_table: &'a HuffmanTable,
+    ac_table: &'a HuffmanTable,
     /// The quantized DC coefficient of the previous block.
     previous_dc: i16,
     overflow: OverflowCheck,
@@ -91,11 +91,11 @@ struct ComponentDecoder<'a> {
 
 impl<'a> ComponentDecoder<'a> {
     fn new(header: &'a Header<'_>, component: Component) -> Option<Self> {
-        let table = |class: usize, slot: usize| header.tables[class].get(slot)?.as_deref();
+        let table = |class: usize, slot: usize| header.huffman_tables[class].get(slot)?.as_deref();
         let steps = header.quantization_tables.get(component.quantization_table)?.as_ref()?;
         let zigzag_steps = std::array::from_fn(|index| (ZIGZAG[index], steps[index]));
-        let (dc, ac) = (table(0, component.dc)?, table(1, component.ac)?);
-        Some(Self { zigzag_steps, dc, ac, previous_dc: 0, overflow: OverflowCheck::default() })
+        let (dc_table, ac_table) = (table(0, component.dc_table)?, table(1, component.ac_table)?);
+        Some(Self { zigzag_steps, dc_table, ac_table, previous_dc: 0, overflow: OverflowCheck::default() })
     }
 
     /// Reads a block, and transforms it if the plan reads its samples.
@@ -126,11 +126,11 @@ impl<'a> ComponentDecoder<'a> {
     #[inline(never)]
     fn read_block(&mut self, bits: &mut BitReader<'_>, block: &mut [i32; 64]) -> Option<bool> {
         let mut reader = *bits;
-        self.previous_dc = i16::try_from(i32::from(self.previous_dc) + reader.next(self.dc)?.value()).ok()?;
+        self.previous_dc = i16::try_from(i32::from(self.previous_dc) + reader.next(self.dc_table)?.value()).ok()?;
         block[0] = i32::from(self.previous_dc) * i32::from(self.zigzag_steps[0].1);
         let mut index = 1;
         while index < 64 {
-            let coefficient = reader.next(self.ac)?;
+            let coefficient = reader.next(self.ac_table)?;
             let Some(&(position, step)) = self.zigzag_steps.get(index + usize::from(coefficient.run())) else {
                 if coefficient.run() == END_OF_BLOCK { break } else { return None }
             };

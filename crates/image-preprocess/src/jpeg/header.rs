@@ -13,14 +13,15 @@ pub struct Header<'a> {
     /// Quantization tables by slot, with steps in the order of the file.
     pub quantization_tables: [Option<[u8; 64]>; 4],
     /// Huffman tables by class and slot.
-    pub tables: [[Option<Box<HuffmanTable>>; 2]; 2],
+    pub huffman_tables: [[Option<Box<HuffmanTable>>; 2]; 2],
+    /// Whether the file has the segment of the JFIF format.
     is_jfif: bool,
-    /// The colour transform of Adobe's segment.
+    /// The colour transform in the segment that Adobe's programs write.
     adobe_transform: Option<u8>,
     pub subsampling: Subsampling,
     /// Y, Cb and Cr.
     pub components: [Component; 3],
-    /// The coded scan and what follows it.
+    /// The entropy-coded scan and all bytes after it.
     pub scan: &'a [u8],
 }
 
@@ -36,8 +37,10 @@ pub struct Subsampling {
 pub struct Component {
     id: u8,
     pub quantization_table: usize,
-    pub dc: usize,
-    pub ac: usize,
+    /// The slot of the Huffman table of the DC coefficients.
+    pub dc_table: usize,
+    /// The slot of the Huffman table of the AC coefficients.
+    pub ac_table: usize,
 }
 
 /// Parses the header up to the scan; none if the image needs libjpeg.
@@ -96,7 +99,8 @@ impl Header<'_> {
             let (counts, rest) = rest.split_first_chunk()?;
             let (symbols, rest) = rest.split_at_checked(counts.iter().map(|&count| usize::from(count)).sum())?;
             let class = if destination >> 4 == 0 { TableClass::Dc } else { TableClass::Ac };
-            let table = self.tables.get_mut(usize::from(destination >> 4))?.get_mut(usize::from(destination & 15))?;
+            let table =
+                self.huffman_tables.get_mut(usize::from(destination >> 4))?.get_mut(usize::from(destination & 15))?;
             // Building a table is expensive, so a file may define each slot only once.
             if table.is_some() {
                 return None;
@@ -121,7 +125,7 @@ impl Header<'_> {
     fn parse_scan_header(&mut self, segment: &[u8]) -> Option<()> {
         let &[3, id0, codes0, id1, codes1, id2, codes2, 0, 63, 0] = segment else { return None };
         for (component, (id, codes)) in self.components.iter_mut().zip([(id0, codes0), (id1, codes1), (id2, codes2)]) {
-            (component.dc, component.ac) = ((codes >> 4).into(), (codes & 15).into());
+            (component.dc_table, component.ac_table) = ((codes >> 4).into(), (codes & 15).into());
             if component.id != id {
                 return None;
             }

@@ -15,7 +15,7 @@ const MAX_DOWNTIME: Duration = Duration::from_millis(500);
 pub enum Fault {
     /// SIGKILL to a worker, which is then restarted.
     Kill,
-    /// SIGSTOP to a worker until it has been evicted, then SIGCONT.
+    /// SIGSTOP to a worker until it counts as failed, then SIGCONT.
     Stop,
     /// SIGTERM to a worker, which leaves and is then restarted.
     Leave,

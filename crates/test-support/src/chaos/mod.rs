@@ -104,7 +104,8 @@ impl Chaos {
     }
 
     /// Waits until a generation of at least two members has applied a step and has existed for
-    /// `min_age`. Returns its number and the worker ids of its members; none if the run is finished.
+    /// `min_age`. Returns its number and the worker ids of its members; none if the run is
+    /// finished.
     fn wait_until_stable(
         &self,
         cluster: &mut Cluster,

@@ -14,7 +14,8 @@ pub struct Summary {
     pub faults: usize,
     /// The number of faults of each kind.
     pub by_kind: BTreeMap<Fault, usize>,
-    /// Seconds from a fault to the next applied step. For a suspended worker, from its eviction.
+    /// Seconds from a fault to the next applied step. For a suspended worker, from the end of its
+    /// generation.
     pub recovery_s: MedianAndMax,
     /// The same by kind.
     pub recovery_s_by_kind: BTreeMap<Fault, MedianAndMax>,

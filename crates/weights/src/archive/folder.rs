@@ -9,7 +9,7 @@ use super::{Archive, locate_tensors};
 use crate::error::Error;
 use crate::file::{MappedFile, read_json};
 
-/// Maximal number of shards: the largest published models have some hundred.
+/// Maximal number of shards: the largest public models have some hundred.
 const MAX_SHARDS: usize = 1024;
 
 /// The files with weights or a shard index, in order of preference.

@@ -25,16 +25,17 @@ pub struct StridedElements {
 }
 
 impl Layout {
-    /// The layout of elements of `size` bytes; none if one of them would be outside the storage.
+    /// The layout of elements of `element_bytes` bytes each; none if one of them would be outside
+    /// the storage.
     pub fn new(
         storage: Range<usize>,
-        size: usize,
+        element_bytes: usize,
         offset: usize,
         shape: &[usize],
         strides: Vec<usize>,
     ) -> Option<Self> {
         let elements = byte_length(Dtype::U8, shape)?;
-        let start = storage.start.checked_add(offset.checked_mul(size)?)?;
+        let start = storage.start.checked_add(offset.checked_mul(element_bytes)?)?;
         if elements == 0 {
             return Some(Self::Contiguous(storage.start..storage.start));
         }
@@ -42,7 +43,7 @@ impl Layout {
             .iter()
             .zip(&strides)
             .try_fold(offset, |sum, (&side, &stride)| sum.checked_add(side.checked_sub(1)?.checked_mul(stride)?))?;
-        let end = storage.start.checked_add(last.checked_add(1)?.checked_mul(size)?)?;
+        let end = storage.start.checked_add(last.checked_add(1)?.checked_mul(element_bytes)?)?;
         if end > storage.end {
             return None;
         }
@@ -66,16 +67,16 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
 }
 
 impl StridedElements {
-    /// The elements in row-major order; none if the file is not the one that the layout was created
-    /// for.
-    pub fn gather(&self, file: &[u8], shape: &[usize], size: usize) -> Option<Vec<u8>> {
+    /// The elements in row-major order; none if `file` is shorter than the file that the layout was
+    /// created for.
+    pub fn gather(&self, file: &[u8], shape: &[usize], element_bytes: usize) -> Option<Vec<u8>> {
         let storage = file.get(self.storage.clone())?;
         let elements: usize = shape.iter().product();
-        let mut gathered = Vec::with_capacity(elements.checked_mul(size)?);
+        let mut gathered = Vec::with_capacity(elements.checked_mul(element_bytes)?);
         let mut index = vec![0; shape.len()];
         let mut position = self.offset;
         for _ in 0..elements {
-            gathered.extend_from_slice(storage.get(position * size..(position + 1) * size)?);
+            gathered.extend_from_slice(storage.get(position * element_bytes..(position + 1) * element_bytes)?);
             // Increments the index: the last dimension first, with carries to the dimensions
             // before.
             for ((coordinate, &side), &stride) in index.iter_mut().zip(shape).zip(&self.strides).rev() {
@@ -96,7 +97,7 @@ impl StridedElements {
 mod tests {
     use super::*;
 
-    fn gathered(shape: &[usize], strides: &[usize], offset: usize) -> Option<Vec<u8>> {
+    fn gather_elements(shape: &[usize], strides: &[usize], offset: usize) -> Option<Vec<u8>> {
         let file: Vec<u8> = (0..100).collect();
         match Layout::new(10..22, 1, offset, shape, strides.to_vec())? {
             Layout::Contiguous(range) => file.get(range).map(<[u8]>::to_vec),
@@ -106,23 +107,23 @@ mod tests {
 
     #[test]
     fn elements_are_gathered_in_row_major_order() {
-        assert_eq!(gathered(&[2, 3], &[3, 1], 1), Some(vec![11, 12, 13, 14, 15, 16]));
-        assert_eq!(gathered(&[3, 2], &[1, 3], 0), Some(vec![10, 13, 11, 14, 12, 15]));
-        assert_eq!(gathered(&[2, 2, 2], &[6, 1, 2], 3), None, "the last element would be beyond the storage");
-        assert_eq!(gathered(&[2, 2, 2], &[6, 1, 2], 2), Some(vec![12, 14, 13, 15, 18, 20, 19, 21]));
-        assert_eq!(gathered(&[2, 2], &[0, 1], 4), Some(vec![14, 15, 14, 15]));
-        assert_eq!(gathered(&[], &[], 11), Some(vec![21]));
-        assert_eq!(gathered(&[3, 0], &[usize::MAX, 1], 0), Some(vec![]));
+        assert_eq!(gather_elements(&[2, 3], &[3, 1], 1), Some(vec![11, 12, 13, 14, 15, 16]));
+        assert_eq!(gather_elements(&[3, 2], &[1, 3], 0), Some(vec![10, 13, 11, 14, 12, 15]));
+        assert_eq!(gather_elements(&[2, 2, 2], &[6, 1, 2], 3), None, "the last element would be beyond the storage");
+        assert_eq!(gather_elements(&[2, 2, 2], &[6, 1, 2], 2), Some(vec![12, 14, 13, 15, 18, 20, 19, 21]));
+        assert_eq!(gather_elements(&[2, 2], &[0, 1], 4), Some(vec![14, 15, 14, 15]));
+        assert_eq!(gather_elements(&[], &[], 11), Some(vec![21]));
+        assert_eq!(gather_elements(&[3, 0], &[usize::MAX, 1], 0), Some(vec![]));
     }
 
     #[test]
     fn elements_outside_the_storage_are_refused() {
-        assert_eq!(gathered(&[13], &[1], 0), None);
-        assert_eq!(gathered(&[2], &[12], 0), None);
-        assert_eq!(gathered(&[], &[], 12), None);
-        assert_eq!(gathered(&[2], &[usize::MAX], 1), None);
-        assert_eq!(gathered(&[usize::MAX, 2], &[0, 0], 0), None);
-        assert_eq!(gathered(&[2], &[1], usize::MAX), None);
+        assert_eq!(gather_elements(&[13], &[1], 0), None);
+        assert_eq!(gather_elements(&[2], &[12], 0), None);
+        assert_eq!(gather_elements(&[], &[], 12), None);
+        assert_eq!(gather_elements(&[2], &[usize::MAX], 1), None);
+        assert_eq!(gather_elements(&[usize::MAX, 2], &[0, 0], 0), None);
+        assert_eq!(gather_elements(&[2], &[1], usize::MAX), None);
     }
 
     #[test]

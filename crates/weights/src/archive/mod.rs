@@ -1,7 +1,16 @@
-//! Tensors by name, in any of the file formats in which models are published.
+//! Reads tensors by name from weights in the formats of safetensors, PyTorch and TorchScript, in
+//! one file or in a folder of shards.
 //!
 //! Files are memory-mapped and tensors borrow from them; only tensors that are not contiguous are
 //! copied, on access.
+//!
+//! | module | content |
+//! |---|---|
+//! | `folder` | folders of Hugging Face and OpenCLIP, with shards |
+//! | `layout` | where the elements of a tensor are in a file |
+//! | `safetensors` | reads the header of a safetensors file |
+//! | `torch_reader`, `torch_writer` | read and write PyTorch's ZIP format |
+//! | `pickle` | reads the pickles of PyTorch files without running Python code |
 
 mod folder;
 mod layout;
@@ -29,7 +38,7 @@ pub use torch_writer::write_torch;
 /// and a malicious file could use that to request any amount of memory.
 const MAX_SIZE_RATIO: usize = 8;
 
-/// An opened file, or a folder of several files.
+/// The tensors of an opened file of weights, or of a folder of such files, by name.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), weights::Error> {
@@ -138,8 +147,8 @@ impl Archive {
         self.tensors.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// A tensor; none if there is none of this name. Borrows from the file, or is a copy if it is
-    /// not contiguous.
+    /// The tensor of this name; none if there is no such tensor. Borrows from the file, or is a
+    /// copy if it is not contiguous.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
         let entry = self.tensors.get(name)?;

@@ -16,7 +16,7 @@ use super::layout::Layout;
 use super::{LocatedTensor, pickle};
 use crate::error::Error;
 
-/// Maximal number of files in an archive: the largest published models have some thousand storages.
+/// Maximal number of files in an archive: the largest public models have some thousand storages.
 const MAX_FILES: usize = 1 << 17;
 const PICKLE_FILE: &str = "data.pkl";
 
@@ -49,7 +49,7 @@ enum StorageError {
     OutOfBounds(String),
 }
 
-/// The layout of a tensor in the file.
+/// The layout in the file of a tensor of the pickle.
 fn layout(directory: &ZipDirectory, view: &pickle::TensorView<'_>) -> Result<Layout, StorageError> {
     let key = || view.key.to_owned();
     let storage = directory.get(&format!("data/{}", view.key)).ok_or_else(|| StorageError::Missing(key()))?;

@@ -20,8 +20,8 @@ const FORMAT_VERSION: &[u8] = b"3\n";
 /// Maximal size of a file without ZIP64, in bytes.
 const MAX_ZIP32_BYTES: usize = u32::MAX as usize;
 
-/// Writes 32-bit tensors as a state dict under the key `state_dict`, as PAC-S is published:
-/// `torch.load(path)["state_dict"]` reads it. The file is written atomically.
+/// Writes 32-bit tensors as a state dict under the key `state_dict`, the format of PAC-S's own
+/// files: `torch.load(path)["state_dict"]` reads it. The file is written atomically.
 ///
 /// # Errors
 /// The file cannot be written, or a tensor has another type, a wrong size, or a name that occurs

@@ -1,4 +1,7 @@
-//! `config.json` in transformers' format.
+//! `config.json` of the upstream layout, in transformers' format. Model types and keys are those of
+//! transformers, except that `vision-encoder-encoder`, `encoder.vision_encoder` and
+//! `encoder.encoder` are from the code of DiCO's release; `worker/src/export/modeling_dico.py`
+//! registers them for exports.
 //!
 //! transformers omits settings that equal the default of their class, so this module has the same
 //! defaults (`CLIPVisionConfig`, `BertConfig`, `GPT2Config`). Settings for computations that this
@@ -14,12 +17,13 @@ use crate::config_section::ConfigSection;
 use crate::error::Error;
 use crate::model_folder::Vocabulary;
 
-/// The key of the list of CLIP token ids of a captioner with a subset of CLIP's tokens.
-const TOKENS_KEY: &str = "clip_tokens";
-/// The module with the model's Python code, beside `config.json`.
+/// The key of the ids of CLIP's tokens in the vocabulary of a captioner. Exports of this project
+/// have it if the vocabulary is a subset of CLIP's; the upstream release does not.
+const TOKEN_IDS_KEY: &str = "clip_tokens";
+/// The Python module with the code of the model, which exports contain beside `config.json`.
 pub const MODELING_MODULE: &str = "modeling_dico";
 
-/// The configs in the `config` of the file `path`.
+/// The configs of captioner and vision encoder from `config`, the content of the file `path`.
 pub fn read(path: &Path, config: &Value) -> Result<(CaptionerConfig, VisionConfig), Error> {
     let root = ConfigSection::root(path, config)?;
     root.require_one_of("model_type", &[json!("vision-encoder-decoder")])?;
@@ -33,7 +37,7 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerConfig, VisionConfi
     bert.require_equal("hidden_size", width, "decoder.n_embd", gpt2.size("n_embd", 768)?)?;
     let heads = bert.heads("num_attention_heads", 12, width)?;
     bert.require_equal("num_attention_heads", heads, "decoder.n_head", gpt2.heads("n_head", 12, width)?)?;
-    let vision_width = vision.vision.hidden_width();
+    let vision_width = vision.width();
     if vision_width == width {
         let problem = "equals the width of the vision encoder, so there is no projection between them; not supported";
         return Err(bert.error("hidden_size", problem));
@@ -50,36 +54,36 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerConfig, VisionConfi
         positions: gpt2.size("n_positions", 1024)?,
         vocabulary_size: gpt2.size("vocab_size", 50_257)?,
     };
-    let tokens = vision.vision.tokens(vision.image_size);
-    if tokens > captioner.encoder_positions {
-        let problem = format!("is less than the {tokens} positions of the vision encoder");
+    let positions = vision.sequence_length();
+    if positions > captioner.encoder_positions {
+        let problem = format!("is less than the {positions} positions of the vision encoder");
         return Err(bert.error("max_position_embeddings", problem));
     }
     Ok((captioner, vision))
 }
 
-/// The tokens of a captioner of `size` tokens, from the `config` of the file `path`.
+/// The vocabulary of a captioner with `size` tokens, from `config`, the content of the file `path`.
 pub fn read_vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary, Error> {
-    let error = |problem: String| Error::setting(path, TOKENS_KEY, problem);
-    let vocabulary = match config.get(TOKENS_KEY) {
+    let error = |problem: String| Error::setting(path, TOKEN_IDS_KEY, problem);
+    let vocabulary = match config.get(TOKEN_IDS_KEY) {
         None => Vocabulary::Full,
-        Some(tokens) => {
-            let tokens = serde::Deserialize::deserialize(tokens)
+        Some(ids) => {
+            let ids = serde::Deserialize::deserialize(ids)
                 .map_err(|problem: serde_json::Error| error(problem.to_string()))?;
-            Vocabulary::Tokens(tokens)
+            Vocabulary::Subset(ids)
         }
     };
     vocabulary.check().map_err(|problem| error(problem.to_string()))?;
-    let tokens = vocabulary.size();
-    if tokens != size {
-        let problem = format!("is {size}, but the vocabulary has {tokens} tokens");
+    let actual_size = vocabulary.size();
+    if actual_size != size {
+        let problem = format!("is {size}, but the vocabulary has {actual_size} tokens");
         return Err(Error::setting(path, "decoder.vocab_size", problem));
     }
     Ok(vocabulary)
 }
 
 /// Adds the settings of a `config.json` that [`MODELING_MODULE`] and imports need besides sizes:
-/// the location of the code, the captioner's tokens if they are a subset of CLIP's, and whether the
+/// the location of the code, the ids of the vocabulary if it is a subset of CLIP's, and whether the
 /// tensors of the vision encoder are nested below `vision_model`.
 pub fn add_export_settings(config: &mut Value, vocabulary: &Vocabulary, vision_is_nested: bool) {
     let mut insert = |section: &str, key: &str, value: Value| {
@@ -91,8 +95,8 @@ pub fn add_export_settings(config: &mut Value, vocabulary: &Vocabulary, vision_i
     let configuration = format!("{MODELING_MODULE}.DicoConfig");
     let classes = json!({ "AutoConfig": configuration, "AutoModel": model, "AutoModelForImageTextToText": model });
     insert("", "auto_map", classes);
-    if let Vocabulary::Tokens(tokens) = vocabulary {
-        insert("", TOKENS_KEY, json!(tokens));
+    if let Vocabulary::Subset(ids) = vocabulary {
+        insert("", TOKEN_IDS_KEY, json!(ids));
     }
     if vision_is_nested {
         insert("/encoder", "vision_model_nested", json!(true));
@@ -102,7 +106,8 @@ pub fn add_export_settings(config: &mut Value, vocabulary: &Vocabulary, vision_i
 fn read_vision(encoder: &ConfigSection<'_>) -> Result<VisionConfig, Error> {
     let mut settings = encoder.section("vision_encoder")?;
     settings.require_one_of("model_type", &[json!("clip_vision_model"), json!("clip")])?;
-    // Some versions store the config of the whole CLIP.
+    // Some versions of transformers store the config of the whole CLIP, with that of its vision
+    // encoder under `vision_config`.
     if settings.get("vision_config").is_some() {
         settings = settings.section("vision_config")?;
     }
@@ -123,9 +128,9 @@ fn read_vision(encoder: &ConfigSection<'_>) -> Result<VisionConfig, Error> {
     }
     let layers = settings.size("num_hidden_layers", 12)?;
     let heads = settings.heads("num_attention_heads", 12, width)?;
-    let vision = VisionBackbone::Transformer { patch_size, width, layers, heads };
+    let backbone = VisionBackbone::Transformer { patch_size, width, layers, heads };
     let activation = if is_gelu { Activation::Gelu } else { Activation::QuickGelu };
-    Ok(VisionConfig { activation, ..VisionConfig::new(image_size, vision) })
+    Ok(VisionConfig { activation, ..VisionConfig::new(image_size, backbone) })
 }
 
 fn check_bert(bert: &ConfigSection<'_>) -> Result<(), Error> {
@@ -155,10 +160,11 @@ fn check_gpt2(gpt2: &ConfigSection<'_>) -> Result<(), Error> {
 
 /// The `config.json` from which transformers loads a captioner of these sizes.
 ///
-/// The encoder never uses its word embeddings, so their vocabulary has one token. The last three
-/// tokens of the decoder's vocabulary are the begin, end and pad tokens.
+/// The encoder, a BERT, reads hidden states instead of words and never uses its word embeddings, so
+/// its `vocab_size` is 1. The last three tokens of the decoder's vocabulary are the begin, end and
+/// pad tokens.
 #[must_use]
-pub fn config_json(captioner: &CaptionerConfig, vision: &VisionConfig) -> Value {
+pub fn upstream_config_json(captioner: &CaptionerConfig, vision: &VisionConfig) -> Value {
     let [pad, end, begin] = [1, 2, 3].map(|from_end| captioner.vocabulary_size.saturating_sub(from_end));
     json!({
         "model_type": "vision-encoder-decoder",
@@ -206,10 +212,11 @@ pub fn config_json(captioner: &CaptionerConfig, vision: &VisionConfig) -> Value 
     })
 }
 
-/// The settings of the vision encoder. For a ResNet, which Hugging Face's CLIP does not have, only
-/// the settings that both kinds of encoder have.
-fn vision_json(VisionConfig { image_size, vision, activation, .. }: &VisionConfig) -> Value {
-    let width = vision.hidden_width();
+/// The settings of the vision encoder. transformers' CLIP has no ResNet, so those of a ResNet are
+/// only the settings that both architectures have.
+fn vision_json(config: &VisionConfig) -> Value {
+    let VisionConfig { image_size, backbone, activation, .. } = config;
+    let width = config.width();
     let mut settings = json!({
         "model_type": "clip_vision_model",
         "hidden_size": width,
@@ -219,7 +226,7 @@ fn vision_json(VisionConfig { image_size, vision, activation, .. }: &VisionConfi
         "layer_norm_eps": 1e-5,
     });
     if let (Some(settings), VisionBackbone::Transformer { patch_size, layers, heads, .. }) =
-        (settings.as_object_mut(), vision)
+        (settings.as_object_mut(), backbone)
     {
         settings.insert("intermediate_size".to_owned(), json!(width.saturating_mul(4)));
         settings.insert("patch_size".to_owned(), json!(patch_size));

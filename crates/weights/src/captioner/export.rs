@@ -1,4 +1,4 @@
-//! Writes a captioner in the published layout.
+//! Writes a captioner in the upstream layout.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -12,31 +12,32 @@ use crate::error::Error;
 use crate::file::write_atomically;
 use crate::tensor::{Dtype, Tensor};
 
-/// The vision encoder's tensors under their published names, which begin with `prefix`
-/// ([`super::VISION_PREFIX`], or that of [`super::ReleasedFolder::vision_prefix`]): the inverse of
-/// [`super::ReleasedFolder::vision_tensors`]. `visual.proj` is not part of that layout and is left
+/// The vision encoder's tensors under their upstream names, which begin with `prefix`
+/// ([`super::VISION_PREFIX`], or that of [`super::UpstreamFolder::vision_prefix`]): the inverse of
+/// [`super::UpstreamFolder::vision_tensors`]. `visual.proj` is not part of that layout and is left
 /// out.
 ///
 /// # Errors
 /// A tensor is not one of a vision transformer, or cannot be split into query, key and value; the
 /// message names it.
-pub fn vision_to_released<'a>(
+pub fn vision_to_upstream<'a>(
     tensors: Vec<(String, Tensor<'a>)>,
     prefix: &str,
 ) -> Result<Vec<(String, Tensor<'a>)>, Error> {
-    let mut released = Vec::with_capacity(tensors.len());
+    let mut upstream = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors.into_iter().filter(|(name, _)| name != "visual.proj") {
         match vision_to_hugging_face(&name) {
-            Some(HuggingFaceNames::Single(name)) => released.push((format!("{prefix}{name}"), tensor)),
+            Some(HuggingFaceNames::Single(name)) => upstream.push((format!("{prefix}{name}"), tensor)),
             Some(HuggingFaceNames::QueryKeyValue(names)) => {
-                let parts =
-                    tensor.thirds().ok_or_else(|| Error::export(&name, "cannot be split into query, key and value"))?;
-                released.extend(names.into_iter().map(|name| format!("{prefix}{name}")).zip(parts));
+                let parts = tensor
+                    .split_stacked()
+                    .ok_or_else(|| Error::export(&name, "cannot be split into query, key and value"))?;
+                upstream.extend(names.into_iter().map(|name| format!("{prefix}{name}")).zip(parts));
             }
             None => return Err(Error::export(&name, "is not a tensor of Hugging Face's vision transformer")),
         }
     }
-    Ok(released)
+    Ok(upstream)
 }
 
 /// Writes tensors to one safetensors file, as transformers expects it. The file is written
@@ -63,8 +64,8 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Resul
     })
 }
 
-/// The header of a safetensors file with consecutive 32-bit tensors, for writing a file without
-/// having it in memory.
+/// The header of a safetensors file with consecutive 32-bit tensors. With it a caller can write a
+/// file tensor by tensor, without the whole file in memory.
 ///
 /// # Errors
 /// A name occurs twice, or a tensor is too large for a file.

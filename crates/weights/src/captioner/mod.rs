@@ -1,6 +1,13 @@
-//! The captioner as published by DiCO's authors: a Hugging Face folder with `config.json` and
-//! weights of an encoder (a CLIP vision transformer, a projection and a BERT) and a decoder (a
-//! GPT-2 with cross-attention).
+//! The upstream layout of captioners, in which DiCO's authors published theirs: a Hugging Face
+//! folder with `config.json` and weights of an encoder (a CLIP vision transformer, a projection and
+//! a BERT) and a decoder (a GPT-2 with cross-attention). "Upstream names" are the names of tensors
+//! in it.
+//!
+//! | module | content |
+//! |---|---|
+//! | `config` | reads and writes `config.json` |
+//! | `names` | the upstream names of tensors |
+//! | `export` | writes tensors in the upstream layout |
 
 mod config;
 mod export;
@@ -13,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub(crate) use config::add_export_settings;
-pub use config::{MODELING_MODULE, config_json};
-pub use export::{safetensors_header, vision_to_released, write_safetensors};
+pub use config::{MODELING_MODULE, upstream_config_json};
+pub use export::{safetensors_header, vision_to_upstream, write_safetensors};
 pub use names::VISION_PREFIX;
 pub(crate) use names::WRAPPED_VISION_PREFIX;
 
@@ -59,8 +66,9 @@ pub struct CaptionerConfig {
 pub struct VisionConfig {
     /// The side of an image, in pixels.
     pub image_size: usize,
-    /// The sizes of the encoder; Hugging Face supports only transformers.
-    pub vision: VisionBackbone,
+    /// The architecture and its sizes. The upstream layout supports only transformers.
+    #[serde(rename = "vision")]
+    pub backbone: VisionBackbone,
     /// The activation of its MLPs; unused for a ResNet.
     #[serde(default)]
     pub activation: Activation,
@@ -72,18 +80,18 @@ pub struct VisionConfig {
 impl VisionConfig {
     /// An encoder of these sizes with OpenAI's activation and normalization.
     #[must_use]
-    pub fn new(image_size: usize, vision: VisionBackbone) -> Self {
+    pub fn new(image_size: usize, backbone: VisionBackbone) -> Self {
         let (activation, normalization) = Default::default();
-        Self { image_size, vision, activation, normalization }
+        Self { image_size, backbone, activation, normalization }
     }
 
     /// A description of the differences from OpenAI's model of the same sizes; empty if there are
     /// none.
     #[must_use]
     pub fn differences_from_openai(&self, lora: Option<LoraReading>) -> String {
-        let Self { vision, activation, normalization: Normalization { mean, std }, .. } = self;
+        let Self { backbone, activation, normalization: Normalization { mean, std }, .. } = self;
         let lora = lora.map(|reading| format!("LoRA factors {reading:?}"));
-        let heads = (vision.heads() * 64 != vision.hidden_width()).then(|| format!("{} heads", vision.heads()));
+        let heads = (backbone.heads() * 64 != backbone.hidden_width()).then(|| format!("{} heads", backbone.heads()));
         let is_default = self.normalization == Normalization::default();
         let normalization = (!is_default).then(|| format!("mean {mean:?}, std {std:?}"));
         let activation = (*activation != Activation::default()).then(|| format!("{activation:?}"));
@@ -94,31 +102,30 @@ impl VisionConfig {
     /// The width of the hidden states; see [`VisionBackbone::hidden_width`].
     #[must_use]
     pub fn width(&self) -> usize {
-        self.vision.hidden_width()
+        self.backbone.hidden_width()
     }
 
-    /// The number of hidden states per image; see [`VisionBackbone::tokens`].
+    /// The number of hidden states per image; see [`VisionBackbone::sequence_length`].
     #[must_use]
-    pub fn tokens(&self) -> usize {
-        self.vision.tokens(self.image_size)
+    pub fn sequence_length(&self) -> usize {
+        self.backbone.sequence_length(self.image_size)
     }
 }
 
-/// An opened folder in the layout in which DiCO's authors released captioners. Its config and
-/// weights are consistent.
-pub struct ReleasedFolder {
+/// An opened folder in the upstream layout. Its config and weights are consistent.
+pub struct UpstreamFolder {
     archive: Archive,
     config: Value,
     captioner: CaptionerConfig,
     vision: VisionConfig,
     vision_prefix: &'static str,
     vision_mapping: TensorMapping,
-    /// The names in the file of encoder and decoder tensors, by published name.
+    /// For each tensor of encoder and decoder, by upstream name: its name in the file.
     captioner_names: BTreeMap<String, String>,
     unused: Vec<String>,
 }
 
-impl ReleasedFolder {
+impl UpstreamFolder {
     /// Opens the folder.
     ///
     /// # Errors
@@ -146,15 +153,15 @@ impl ReleasedFolder {
                 TensorRole::Unused => unused.push(name.to_owned()),
             }
         }
-        // A writer of safetensors keeps only one of two tied tensors.
+        // transformers writes only one of two tied tensors to safetensors.
         if archive.shape(LM_HEAD).is_some() {
             captioner_names.entry(WORD_EMBEDDINGS.to_owned()).or_insert_with(|| LM_HEAD.to_owned());
         }
-        let released =
+        let upstream =
             Self { archive, config, captioner, vision, vision_prefix, vision_mapping, captioner_names, unused };
-        released.check_tied_embeddings()?;
-        released.check_all_shapes()?;
-        Ok(released)
+        upstream.check_tied_embeddings()?;
+        upstream.check_all_shapes()?;
+        Ok(upstream)
     }
 
     /// The content of `config.json`.
@@ -169,7 +176,7 @@ impl ReleasedFolder {
         &self.captioner
     }
 
-    /// The captioner's tokens: all of CLIP's, or those that `config.json` lists.
+    /// The captioner's vocabulary: all of CLIP's tokens, or those whose ids `config.json` lists.
     ///
     /// # Errors
     /// The list is malformed, or its size differs from that in `config.json`.
@@ -185,7 +192,7 @@ impl ReleasedFolder {
     }
 
     /// The prefix of the names of the vision encoder's tensors in this folder; for
-    /// [`vision_to_released`].
+    /// [`vision_to_upstream`].
     #[must_use]
     pub fn vision_prefix(&self) -> &str {
         self.vision_prefix
@@ -197,7 +204,7 @@ impl ReleasedFolder {
         self.archive.sha256()
     }
 
-    /// The parameters of encoder and decoder under their published names, sorted:
+    /// The parameters of encoder and decoder under their upstream names, sorted:
     /// `encoder.vis_enc_to_enc_proj.*`, `encoder.encoder.*`, `decoder.transformer.*`. Includes
     /// unknown tensors, so that the caller can report them.
     #[must_use]

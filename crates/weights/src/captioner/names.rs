@@ -1,10 +1,10 @@
-//! The names of a captioner's tensors in the published layout.
+//! The names of a captioner's tensors in the upstream layout.
 
 use crate::archive::Archive;
 use crate::clip::names::{is_buffer, vision_from_hugging_face};
 use crate::tensor_mapping::TensorTarget;
 
-/// The prefix of the vision encoder's names.
+/// The prefix of the vision encoder's upstream names.
 pub const VISION_PREFIX: &str = "encoder.vision_encoder.";
 /// The prefix if the encoder was saved inside its `CLIPVisionModel`.
 pub const WRAPPED_VISION_PREFIX: &str = "encoder.vision_encoder.vision_model.";
@@ -14,7 +14,7 @@ pub const WORD_EMBEDDINGS: &str = "decoder.transformer.wte.weight";
 /// The decoder's projection to its vocabulary, tied to [`WORD_EMBEDDINGS`].
 pub const LM_HEAD: &str = "decoder.lm_head.weight";
 
-/// How a published tensor is used.
+/// How a tensor of the upstream layout is used.
 pub enum TensorRole {
     /// A parameter of the vision encoder, with its name in OpenAI's layout.
     Vision(TensorTarget),

@@ -19,11 +19,11 @@ fn sizes() -> (CaptionerConfig, VisionConfig) {
         positions: 7,
         vocabulary_size: 11,
     };
-    let vision = VisionBackbone::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
-    (captioner, VisionConfig::new(4, vision))
+    let backbone = VisionBackbone::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
+    (captioner, VisionConfig::new(4, backbone))
 }
 
-/// Names and shapes of a published captioner of those sizes.
+/// Names and shapes of a captioner of those sizes in the upstream layout.
 fn shapes(prefix: &str) -> Vec<(String, Vec<usize>)> {
     let (captioner, vision) = sizes();
     let mut shapes: Vec<(String, Vec<usize>)> = captioner.shapes().unwrap().into_iter().collect();
@@ -57,13 +57,13 @@ fn folder(config: &Value, shapes: &[(String, Vec<usize>)]) -> tempfile::TempDir 
     folder
 }
 
-fn open(config: &Value, shapes: &[(String, Vec<usize>)]) -> Result<ReleasedFolder, Error> {
-    ReleasedFolder::open(folder(config, shapes).path())
+fn open(config: &Value, shapes: &[(String, Vec<usize>)]) -> Result<UpstreamFolder, Error> {
+    UpstreamFolder::open(folder(config, shapes).path())
 }
 
 fn config() -> Value {
     let (captioner, vision) = sizes();
-    config_json(&captioner, &vision)
+    upstream_config_json(&captioner, &vision)
 }
 
 fn problem(config: &Value, shapes: &[(String, Vec<usize>)]) -> String {
@@ -71,19 +71,19 @@ fn problem(config: &Value, shapes: &[(String, Vec<usize>)]) -> String {
 }
 
 #[test]
-fn a_released_folder_is_exported_byte_for_byte() {
+fn an_imported_folder_is_exported_byte_for_byte() {
     for prefix in [VISION_PREFIX, "encoder.vision_encoder.vision_model."] {
-        let published = folder(&config(), &shapes(prefix));
-        let released = ReleasedFolder::open(published.path()).unwrap();
-        assert_eq!((released.captioner(), released.vision()), (&sizes().0, &sizes().1));
-        assert_eq!((released.config(), released.vision_prefix()), (&config(), prefix));
-        let vision: BTreeMap<_, _> = released.vision_tensors().unwrap().into_iter().collect();
+        let original_folder = folder(&config(), &shapes(prefix));
+        let upstream = UpstreamFolder::open(original_folder.path()).unwrap();
+        assert_eq!((upstream.captioner(), upstream.vision()), (&sizes().0, &sizes().1));
+        assert_eq!((upstream.config(), upstream.vision_prefix()), (&config(), prefix));
+        let vision: BTreeMap<_, _> = upstream.vision_tensors().unwrap().into_iter().collect();
         assert!(vision.keys().all(|name| name.starts_with("visual.")));
         assert_eq!(vision["visual.transformer.resblocks.0.attn.in_proj_weight"].shape, [24, 8]);
-        let captioner: Vec<String> = released.captioner_tensors().into_iter().map(|(name, _)| name).collect();
+        let captioner: Vec<String> = upstream.captioner_tensors().into_iter().map(|(name, _)| name).collect();
         assert_eq!(captioner.len(), sizes().0.shapes().unwrap().len());
         assert!(captioner.contains(&"decoder.transformer.h.0.attn.c_attn.bias".to_owned()));
-        let unused: Vec<String> = released.unused_tensors().into_iter().map(|(name, _)| name).collect();
+        let unused: Vec<String> = upstream.unused_tensors().into_iter().map(|(name, _)| name).collect();
         assert_eq!(
             unused,
             [
@@ -95,13 +95,13 @@ fn a_released_folder_is_exported_byte_for_byte() {
                 &format!("{prefix}embeddings.position_ids"),
             ]
         );
-        let mut tensors = vision_to_released(vision.into_iter().collect(), released.vision_prefix()).unwrap();
-        tensors.extend(released.captioner_tensors());
-        tensors.extend(released.unused_tensors());
+        let mut tensors = vision_to_upstream(vision.into_iter().collect(), upstream.vision_prefix()).unwrap();
+        tensors.extend(upstream.captioner_tensors());
+        tensors.extend(upstream.unused_tensors());
         let export = tempfile::tempdir().unwrap();
         let path = export.path().join("model.safetensors");
         write_safetensors(&path, &tensors).unwrap();
-        let original = std::fs::read(published.path().join("model.safetensors")).unwrap();
+        let original = std::fs::read(original_folder.path().join("model.safetensors")).unwrap();
         assert!(std::fs::read(path).unwrap() == original, "the file is the same, byte for byte");
     }
 }
@@ -115,8 +115,8 @@ fn missing_word_embeddings_are_read_from_the_tied_output() {
             *name = LM_HEAD.to_owned();
         }
     }
-    let released = open(&config(), &tied).unwrap();
-    let captioner: BTreeMap<_, _> = released.captioner_tensors().into_iter().collect();
+    let upstream = open(&config(), &tied).unwrap();
+    let captioner: BTreeMap<_, _> = upstream.captioner_tensors().into_iter().collect();
     assert_eq!(values(&captioner[WORD_EMBEDDINGS]), values(&sequential_tensor(&[11, 4], 1000 * index)));
     let mut untied = shapes(VISION_PREFIX);
     untied.push((LM_HEAD.to_owned(), vec![11, 4]));
@@ -215,20 +215,20 @@ fn omitted_settings_have_the_defaults_of_transformers() {
         vocabulary_size: 50_257,
     };
     assert_eq!(captioner, expected);
-    assert_eq!((vision.image_size, vision.vision.tokens(vision.image_size)), (224, 50));
+    assert_eq!((vision.image_size, vision.sequence_length()), (224, 50));
 }
 
 #[test]
 fn begin_end_and_pad_tokens_are_the_last_three() {
     let (mut captioner, vision) = sizes();
     captioner.vocabulary_size = 49_409;
-    let config = config_json(&captioner, &vision);
+    let config = upstream_config_json(&captioner, &vision);
     let tokens = ["bos_token_id", "eos_token_id", "pad_token_id"].map(|key| config["decoder"][key].as_u64());
     assert_eq!(tokens, [Some(49_406), Some(49_407), Some(49_408)]);
 }
 
 #[test]
-fn a_config_lists_the_tokens_of_a_captioner_with_a_corpus_vocabulary() {
+fn a_config_lists_the_token_ids_of_a_corpus_vocabulary() {
     let vocabulary = |tokens: Option<Value>| {
         let mut config = config();
         if let Some(tokens) = tokens {
@@ -237,7 +237,7 @@ fn a_config_lists_the_tokens_of_a_captioner_with_a_corpus_vocabulary() {
         open(&config, &shapes(VISION_PREFIX)).unwrap().vocabulary().map_err(|error| error.to_string())
     };
     let listed = [2, 3, 5, 8, 13, 21, 34, 55];
-    assert_eq!(vocabulary(Some(json!(listed))).unwrap(), Vocabulary::Tokens(listed.to_vec()));
+    assert_eq!(vocabulary(Some(json!(listed))).unwrap(), Vocabulary::Subset(listed.to_vec()));
     for (tokens, expected) in [
         (None, "decoder.vocab_size: is 11, but the vocabulary has 49409 tokens"),
         (Some(json!([1, 2])), "decoder.vocab_size: is 11, but the vocabulary has 5 tokens"),
@@ -253,19 +253,19 @@ fn a_config_lists_the_tokens_of_a_captioner_with_a_corpus_vocabulary() {
 
 #[test]
 fn tensors_that_cannot_be_exported_are_errors() {
-    let text = vision_to_released(
+    let text = vision_to_upstream(
         vec![("visual.layer1.0.conv1.weight".to_owned(), sequential_tensor(&[1], 0))],
         VISION_PREFIX,
     );
     assert!(text.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: is not a tensor of"));
     let name = "visual.transformer.resblocks.0.attn.in_proj_bias".to_owned();
-    let text = vision_to_released(vec![(name, sequential_tensor(&[4], 0))], VISION_PREFIX).unwrap_err().to_string();
+    let text = vision_to_upstream(vec![(name, sequential_tensor(&[4], 0))], VISION_PREFIX).unwrap_err().to_string();
     assert!(text.ends_with("cannot be split into query, key and value"));
-    assert_eq!(vision_to_released(vec![("visual.proj".to_owned(), sequential_tensor(&[1], 0))], "").unwrap(), []);
+    assert_eq!(vision_to_upstream(vec![("visual.proj".to_owned(), sequential_tensor(&[1], 0))], "").unwrap(), []);
 }
 
 #[test]
-fn a_failed_write_leaves_nothing_behind() {
+fn a_failed_write_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let broken = Tensor { shape: vec![3], ..sequential_tensor(&[2], 0) };

@@ -10,7 +10,7 @@ use crate::captioner::VisionConfig;
 pub struct ClipConfig {
     /// The side of an image, in pixels.
     pub image_size: usize,
-    /// The sizes of the vision encoder.
+    /// The architecture of the vision encoder, with its sizes.
     pub vision: VisionBackbone,
     /// The sizes of the text encoder.
     pub text: TextConfig,
@@ -24,7 +24,7 @@ pub struct ClipConfig {
     pub normalization: Normalization,
 }
 
-/// The sizes of a vision encoder.
+/// The architecture of a vision encoder, with its sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VisionBackbone {
     /// A vision transformer.
@@ -86,15 +86,15 @@ impl VisionBackbone {
         }
     }
 
-    /// The number of hidden states for images of `image_size` pixels per side: the class token and
-    /// the patches, or the cells of the last stage.
+    /// The number of hidden states for images of `image_size` pixels per side: one for the class
+    /// token and one for each patch, or one for each cell of the feature map of the last stage.
     #[must_use]
-    pub fn tokens(&self, image_size: usize) -> usize {
-        let (side, class) = match self {
+    pub fn sequence_length(&self, image_size: usize) -> usize {
+        let (side, class_tokens) = match self {
             Self::Transformer { patch_size, .. } => (image_size.checked_div(*patch_size).unwrap_or(0), 1),
             Self::ResNet { .. } => (image_size / 32, 0),
         };
-        side.saturating_mul(side).saturating_add(class)
+        side.saturating_mul(side).saturating_add(class_tokens)
     }
 }
 
@@ -111,7 +111,7 @@ impl ClipConfig {
     pub fn vision_config(&self) -> VisionConfig {
         VisionConfig {
             image_size: self.image_size,
-            vision: self.vision.clone(),
+            backbone: self.vision.clone(),
             activation: self.activation,
             normalization: self.normalization,
         }
@@ -123,10 +123,10 @@ impl ClipConfig {
         self.vision.hidden_width()
     }
 
-    /// The number of the vision encoder's hidden states; see [`VisionBackbone::tokens`].
+    /// The number of the vision encoder's hidden states; see [`VisionBackbone::sequence_length`].
     #[must_use]
-    pub fn vision_tokens(&self) -> usize {
-        self.vision.tokens(self.image_size)
+    pub fn vision_sequence_length(&self) -> usize {
+        self.vision.sequence_length(self.image_size)
     }
 
     /// The sizes of the model whose tensors have these shapes under OpenAI's names, derived as
@@ -148,6 +148,7 @@ impl ClipConfig {
 
 /// The shapes of tensors by name.
 pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
+
 /// A tensor whose shape is not that of a CLIP.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{tensor}: {problem}")]
@@ -164,7 +165,7 @@ impl TensorMismatchError {
     }
 }
 
-/// Derives sizes from shapes.
+/// The shapes of a CLIP's tensors by OpenAI's names, from which sizes are derived.
 struct NamedShapes<'a>(&'a Shapes);
 
 impl NamedShapes<'_> {
@@ -180,6 +181,8 @@ impl NamedShapes<'_> {
         }
     }
 
+    /// The image size and sizes of a vision transformer. The shapes do not show the number of
+    /// heads, which is set to 1.
     fn transformer(&self) -> Result<(usize, VisionBackbone), TensorMismatchError> {
         let name = "visual.conv1.weight";
         let [width, _, _, patch_size] = self.shape(name)?;
@@ -189,6 +192,7 @@ impl NamedShapes<'_> {
         Ok((image_size, VisionBackbone::Transformer { patch_size, width, layers, heads: 1 }))
     }
 
+    /// The image size and sizes of a ResNet, with 1 head.
     fn resnet(&self) -> Result<(usize, VisionBackbone), TensorMismatchError> {
         let name = "visual.layer1.0.conv1.weight";
         let [width, ..] = self.shape::<4>(name)?;
@@ -207,6 +211,7 @@ impl NamedShapes<'_> {
         Ok((image_size, VisionBackbone::ResNet { blocks, width, heads: 1 }))
     }
 
+    /// The sizes of the text encoder, with 1 head.
     fn text(&self) -> Result<TextConfig, TensorMismatchError> {
         let [context_length, _] = self.shape("positional_embedding")?;
         let [vocabulary_size, _] = self.shape("token_embedding.weight")?;

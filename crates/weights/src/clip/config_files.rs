@@ -14,8 +14,11 @@ use crate::config_section::ConfigSection;
 use crate::error::Error;
 use crate::file::read_json;
 
+/// OpenCLIP's file with the config of a model.
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+/// transformers' file with the config of a model.
 const HUGGING_FACE_CONFIG: &str = "config.json";
+/// transformers' file with the settings of an image processor.
 pub(crate) const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
 
 /// Settings of an OpenCLIP encoder that have no effect at evaluation.
@@ -116,7 +119,7 @@ fn open_clip_conventions(path: &Path, clip: &ClipConfig) -> Result<Conventions, 
 }
 
 /// The conventions from `vision_config` and `text_config` of a `CLIPModel`, with transformers'
-/// defaults; none if the file is of another model.
+/// defaults; none if the file is not the config of a CLIP.
 fn hugging_face_conventions(
     path: &Path,
     preprocessor: Option<&Path>,

@@ -1,4 +1,4 @@
-//! The properties of a CLIP that its tensors do not show: activation, normalization of pixels,
+//! The settings of a CLIP that its tensors do not show: activation, normalization of pixels,
 //! attention heads, and which LoRA factors are added.
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::error::Error;
 /// The width of an attention head in OpenAI's models, and in other models up to
 /// [`MAX_COMMON_WIDTH`].
 const HEAD_WIDTH: usize = 64;
-/// The width up to which all published models have heads of [`HEAD_WIDTH`]. ViT-H/14 has 16 heads
+/// The width up to which all public CLIP models have heads of [`HEAD_WIDTH`]. ViT-H/14 has 16 heads
 /// at 1,280.
 const MAX_COMMON_WIDTH: usize = 1024;
 
@@ -71,17 +71,18 @@ pub enum Family {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraReading {
-    /// The factors of attention and patch embedding, which are those that the released scorer adds.
-    /// It assumes that the factors of the MLPs are merged already; published cosines are computed
-    /// without them.
+    /// The factors of attention and patch embedding, which are those that PAC-S++'s own scorer
+    /// adds. It assumes that the factors of the MLPs are merged already; published cosines are
+    /// computed without them.
     #[default]
     AsReleased,
     /// All factors, as they were trained.
     Merged,
 }
 
-/// Properties of a CLIP that its weights do not show. A property that is not set is taken from
-/// `open_clip_config.json` or `config.json` beside the file. OpenAI's own files need none.
+/// Settings of a CLIP that its tensors do not show: activation, normalization of pixels, attention
+/// heads and LoRA. A setting that is absent is taken from `open_clip_config.json` or `config.json`
+/// beside the file. OpenAI's own files need none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Conventions {
@@ -102,7 +103,7 @@ pub struct Conventions {
 }
 
 impl Conventions {
-    /// Whether no property is set.
+    /// Whether no setting is present.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -119,21 +120,22 @@ impl Conventions {
         Self { family: Some(Family::Openai), ..Self::default() }
     }
 
-    /// The conventions of a known vision encoder, for a CLIP whose text encoder is not used.
+    /// The conventions of a vision encoder whose config is known, for a CLIP whose text encoder is
+    /// not used.
     #[must_use]
-    pub(crate) fn of_vision(activation: Activation, normalization: Normalization, vision: &VisionBackbone) -> Self {
+    pub(crate) fn of_vision(activation: Activation, normalization: Normalization, backbone: &VisionBackbone) -> Self {
         Self {
             activation: Some(activation),
             mean: Some(normalization.mean),
             std: Some(normalization.std),
-            vision_heads: Some(vision.heads()),
+            vision_heads: Some(backbone.heads()),
             // One head is valid for every width, and the text encoder is not computed.
             text_heads: Some(1),
             ..Self::openai()
         }
     }
 
-    /// These conventions, with those of `other` for the properties that are not set.
+    /// These conventions, with those of `other` for the settings that are absent here.
     pub(super) fn or(&self, other: &Self) -> Self {
         let family = |conventions: &Self| conventions.family.map(|Family::Openai| Normalization::default());
         Self {
@@ -150,7 +152,7 @@ impl Conventions {
     /// Sets activation, normalization and heads of a config whose sizes are known.
     ///
     /// # Errors
-    /// A property is not set, or is invalid.
+    /// A setting is absent or invalid.
     pub(super) fn complete(&self, path: &Path, config: &mut ClipConfig) -> Result<(), Error> {
         let (Some(activation), Some(mean), Some(std)) = (self.activation, self.mean, self.std) else {
             return Err(unknown_property(path, "activation, mean and std"));
@@ -164,13 +166,15 @@ impl Conventions {
                 Err(Error::format(path, format!("{heads} heads cannot share the {encoder} encoder's width of {width}")))
             }
             Some(heads) => Ok(heads),
-            None if is_openai || width <= MAX_COMMON_WIDTH => common_heads(path, encoder, width),
+            None if is_openai || width <= MAX_COMMON_WIDTH => heads_of_common_width(path, encoder, width),
             None => Err(unknown_property(path, &format!("{encoder}_heads (its {encoder} encoder is {width} wide)"))),
         };
         let width = config.vision_width();
         let vision_heads = match config.vision {
             // The heads of the attention pooling have the same width in all models.
-            VisionBackbone::ResNet { .. } if self.vision_heads.is_none() => common_heads(path, "vision", width)?,
+            VisionBackbone::ResNet { .. } if self.vision_heads.is_none() => {
+                heads_of_common_width(path, "vision", width)?
+            }
             _ => heads("vision", self.vision_heads, width)?,
         };
         config.vision.set_heads(vision_heads);
@@ -180,7 +184,7 @@ impl Conventions {
 }
 
 impl ClipConfig {
-    /// The conventions that a reader needs for a state dict of a model with this config.
+    /// The conventions with which a state dict of a model with this config has to be opened.
     #[must_use]
     pub fn conventions(&self) -> Conventions {
         let Normalization { mean, std } = self.normalization;
@@ -195,19 +199,20 @@ impl ClipConfig {
                 ..Conventions::default()
             }
         };
-        let unusual = |heads: usize, width: usize| {
+        let uncommon_heads = |heads: usize, width: usize| {
             let is_common = heads.checked_mul(HEAD_WIDTH) == Some(width) && (is_openai || width <= MAX_COMMON_WIDTH);
             (!is_common).then_some(heads)
         };
         Conventions {
-            vision_heads: unusual(self.vision.heads(), self.vision_width()),
-            text_heads: unusual(self.text.heads, self.text.width),
+            vision_heads: uncommon_heads(self.vision.heads(), self.vision_width()),
+            text_heads: uncommon_heads(self.text.heads, self.text.width),
             ..conventions
         }
     }
 }
 
-fn common_heads(path: &Path, encoder: &str, width: usize) -> Result<usize, Error> {
+/// The number of attention heads of width [`HEAD_WIDTH`] in an encoder of this width.
+fn heads_of_common_width(path: &Path, encoder: &str, width: usize) -> Result<usize, Error> {
     match width % HEAD_WIDTH {
         0 => Ok(width / HEAD_WIDTH),
         _ => Err(unknown_property(path, &format!("{encoder}_heads (its {encoder} encoder is {width} wide)"))),

@@ -1,11 +1,12 @@
-//! LoRA factors (Hu et al. 2022), as loralib writes them and PAC-S++ was published with.
+//! LoRA factors (Hu et al. 2022), as the package loralib writes them. The weights of PAC-S++ have
+//! such factors.
 //!
 //! A weight W `[outputs, ..]` with factors A `[rank, inputs]` and B `[outputs, rank]` is replaced
 //! by W + alpha/rank B A. The factors of a convolution with a square kernel of side k are `[rank k,
 //! inputs k]` and `[outputs k, rank k]`, and B A is reshaped to the weight's shape
-//! (`loralib/layers.py`, `Conv2d`). Released files do not contain alpha; their models use loralib's
-//! default, [`PUBLISHED_ALPHA`]. Checkpoints of this project contain alpha as the scalar
-//! [`LORA_ALPHA`].
+//! (`loralib/layers.py`, `Conv2d`). The files of PAC-S++ do not contain alpha; the model uses
+//! loralib's default, [`LORALIB_DEFAULT_ALPHA`]. Checkpoints of this project contain alpha as the
+//! scalar [`LORA_ALPHA`].
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,7 @@ use super::conventions::LoraReading;
 use crate::tensor::{Dtype, Tensor};
 
 /// loralib's default alpha, with which PAC-S++ was trained.
-const PUBLISHED_ALPHA: f64 = 1.0;
+const LORALIB_DEFAULT_ALPHA: f64 = 1.0;
 /// The name of the scalar alpha in checkpoints.
 pub const LORA_ALPHA: &str = "lora_alpha";
 
@@ -38,7 +39,7 @@ impl Default for Lora {
     /// The values of pacscore's `models/clip_lora`.
     fn default() -> Self {
         let targets = [LoraTarget::Attention, LoraTarget::Mlp, LoraTarget::PatchEmbedding].into();
-        Self { rank: 4, alpha: PUBLISHED_ALPHA, targets }
+        Self { rank: 4, alpha: LORALIB_DEFAULT_ALPHA, targets }
     }
 }
 
@@ -109,8 +110,8 @@ pub(super) enum LoraError {
 ///
 /// # Errors
 /// The file has an alpha that is not a positive number.
-pub(super) fn alpha<'a>(get: impl Fn(&str) -> Option<Tensor<'a>>) -> Result<f64, LoraError> {
-    let Some(tensor) = get(LORA_ALPHA) else { return Ok(PUBLISHED_ALPHA) };
+pub(super) fn read_alpha<'a>(get: impl Fn(&str) -> Option<Tensor<'a>>) -> Result<f64, LoraError> {
+    let Some(tensor) = get(LORA_ALPHA) else { return Ok(LORALIB_DEFAULT_ALPHA) };
     match to_floats(&tensor).as_deref() {
         Some(&[alpha]) if alpha > 0.0 && alpha.is_finite() => Ok(f64::from(alpha)),
         _ => Err(LoraError::Alpha),
@@ -123,7 +124,7 @@ pub fn is_lora_factor(name: &str) -> bool {
     weight_of(name).is_some()
 }
 
-/// The published names of the factors A and B of a weight.
+/// loralib's names of the factors A and B of a weight.
 #[must_use]
 pub fn lora_factor_names(weight: &str) -> [String; 2] {
     let stem = match weight.strip_suffix(".weight") {
@@ -146,7 +147,7 @@ impl LoraFactors {
     }
 
     /// The weights whose factors `reading` adds, with the factors.
-    pub fn to_add(&self, reading: LoraReading) -> impl Iterator<Item = (&str, &FactorPair)> {
+    pub fn added_factors(&self, reading: LoraReading) -> impl Iterator<Item = (&str, &FactorPair)> {
         let is_added = move |weight: &str| reading == LoraReading::Merged || !weight.contains(".mlp.");
         self.0.iter().map(|(weight, pair)| (weight.as_str(), pair)).filter(move |(weight, _)| is_added(weight))
     }
@@ -163,7 +164,7 @@ impl FactorPair {
     }
 }
 
-/// W + alpha/rank B A.
+/// The weight W with its LoRA factors A and B added: W + alpha/rank B A.
 ///
 /// # Errors
 /// The shapes do not fit.
@@ -196,13 +197,14 @@ pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2], alpha: f64) -
     Ok(from_floats(weight.shape.clone(), merged))
 }
 
-/// B scaled by alpha, so that a reader that uses [`PUBLISHED_ALPHA`] computes the same weights.
+/// B scaled by alpha, so that a reader that uses [`LORALIB_DEFAULT_ALPHA`] computes the same
+/// weights.
 ///
 /// # Errors
 /// B has no floating-point numbers.
 pub(super) fn scale_by_alpha(b: &Tensor<'_>, alpha: f64) -> Result<Tensor<'static>, LoraError> {
     let numbers = to_floats(b).ok_or(LoraError::Dtype(b.dtype))?;
-    let factor = (alpha / PUBLISHED_ALPHA) as f32;
+    let factor = (alpha / LORALIB_DEFAULT_ALPHA) as f32;
     Ok(from_floats(b.shape.clone(), numbers.into_iter().map(|number| number * factor).collect()))
 }
 

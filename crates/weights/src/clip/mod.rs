@@ -1,5 +1,13 @@
 //! CLIP (Radford et al. 2021) and models of the same structure, such as PAC-S and OpenCLIP's: read
 //! from the layouts of OpenAI, OpenCLIP or Hugging Face, under OpenAI's names.
+//!
+//! | module | content |
+//! |---|---|
+//! | `config` | a CLIP's config, and its derivation from the shapes of tensors |
+//! | `conventions` | the settings that tensors do not show |
+//! | `config_files` | reads these settings from configuration files beside the weights |
+//! | `names` | converts names between Hugging Face's layout and OpenAI's |
+//! | `lora` | LoRA factors, and adding them to weights |
 
 mod config;
 pub(crate) mod config_files;
@@ -20,8 +28,8 @@ use crate::shapes::{Shapes, check_shapes};
 use crate::tensor::Tensor;
 use crate::tensor_mapping::{TensorMapping, TensorTarget};
 
-/// The weights of a CLIP. The sizes are derived from the tensors' shapes, as in OpenAI's
-/// `build_model`.
+/// An opened CLIP: its weights, and the config that they were found to have. The sizes are derived
+/// from the tensors' shapes, as in OpenAI's `build_model`.
 pub struct ClipWeights {
     archive: Archive,
     mapping: TensorMapping,
@@ -32,12 +40,12 @@ pub struct ClipWeights {
 }
 
 impl ClipWeights {
-    /// Opens a file or folder as [`Archive::open`] does. Properties that tensors do not show are
+    /// Opens a file or folder as [`Archive::open`] does. Settings that tensors do not show are
     /// taken from `conventions`, otherwise from the configuration beside the weights; for OpenAI's
     /// own files they are known. If `conventions` is complete, no configuration is read.
     ///
     /// # Errors
-    /// As [`Archive::open`]; a tensor is not one of a CLIP; or a property is unknown.
+    /// As [`Archive::open`]; a tensor is not one of a CLIP; or a setting is unknown.
     pub fn open(path: &Path, conventions: &Conventions) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
         let MappedTensors { layout, mapping, factors } = map_tensors(&archive)?;
@@ -45,13 +53,13 @@ impl ClipWeights {
         let mut config =
             ClipConfig::from_shapes(&shapes).map_err(|error| Error::tensor(path, &error.tensor, error.problem))?;
         // A folder of weights may have the configuration of another model.
-        let (known, source) = if is_released_by_openai(&archive) {
+        let (known, source) = if is_openai_file(&archive) {
             (Conventions::openai(), "OpenAI's own file".to_owned())
         } else if conventions.are_complete() {
             (Conventions::default(), String::new())
         } else {
-            let beside = config_files::conventions_beside(path, layout, &config)?;
-            beside.map(|(conventions, file)| (conventions, file.display().to_string())).unwrap_or_default()
+            let found = config_files::conventions_beside(path, layout, &config)?;
+            found.map(|(conventions, file)| (conventions, file.display().to_string())).unwrap_or_default()
         };
         let is_set_by_user = !Conventions { lora: None, ..conventions.clone() }.is_empty();
         let conventions_source = if is_set_by_user { "the run file or the command line".to_owned() } else { source };
@@ -81,7 +89,7 @@ impl ClipWeights {
 
     /// Checks that each LoRA factor belongs to an existing weight.
     fn check_factors(&self, required: &Shapes) -> Result<(), Error> {
-        match self.factors.to_add(LoraReading::Merged).find(|(weight, _)| !required.contains_key(*weight)) {
+        match self.factors.added_factors(LoraReading::Merged).find(|(weight, _)| !required.contains_key(*weight)) {
             Some((weight, _)) => {
                 Err(Error::tensor(self.path(), weight, "has LoRA factors, but is not a weight of the model"))
             }
@@ -91,10 +99,10 @@ impl ClipWeights {
 
     /// The alpha of the LoRA factors.
     fn alpha(&self) -> Result<f64, Error> {
-        lora::alpha(|name| self.archive.get(name)).map_err(|error| Error::tensor(self.path(), LORA_ALPHA, error))
+        lora::read_alpha(|name| self.archive.get(name)).map_err(|error| Error::tensor(self.path(), LORA_ALPHA, error))
     }
 
-    /// The source of activation, normalization and heads.
+    /// Where activation, normalization and heads were taken from, for people.
     #[must_use]
     pub fn conventions_source(&self) -> &str {
         &self.conventions_source
@@ -119,7 +127,7 @@ impl ClipWeights {
         let Normalization { mean, std } = normalization;
         let lora = match self.lora() {
             None => "",
-            Some(LoraReading::AsReleased) => "; LoRA factors of its MLPs left out, as in the released scorer",
+            Some(LoraReading::AsReleased) => "; LoRA factors of its MLPs left out, as in PAC-S++'s own scorer",
             Some(LoraReading::Merged) => "; all LoRA factors added",
         };
         let TextConfig { width, layers, heads, context_length, .. } = text;
@@ -135,7 +143,7 @@ impl ClipWeights {
         ]
     }
 
-    /// Which LoRA factors are added; none if there are none.
+    /// Which LoRA factors of the file are added to its weights; none if the file has no factors.
     #[must_use]
     pub fn lora(&self) -> Option<LoraReading> {
         (!self.factors.is_empty()).then_some(self.lora)
@@ -153,7 +161,7 @@ impl ClipWeights {
         self.archive.path()
     }
 
-    /// Whether both compute the same: equal tensors, configs and LoRA readings.
+    /// Whether both models compute the same: tensors, configs and LoRA readings are equal.
     #[must_use]
     pub fn is_same_model(&self, other: &Self) -> bool {
         let has_same_config = self.config == other.config && self.lora() == other.lora();
@@ -175,7 +183,7 @@ impl ClipWeights {
     pub fn tensors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
         let mut tensors = self.mapping.tensors(&self.archive)?;
         let alpha = self.alpha()?;
-        for (weight, pair) in self.factors.to_add(self.lora) {
+        for (weight, pair) in self.factors.added_factors(self.lora) {
             let lora_error = |error: LoraError| Error::tensor(self.path(), weight, error);
             let Ok(index) = tensors.binary_search_by(|(name, _)| name.as_str().cmp(weight)) else { continue };
             let factors = pair.read(|name| self.archive.get(name)).map_err(lora_error)?;
@@ -184,8 +192,8 @@ impl ClipWeights {
         Ok(tensors)
     }
 
-    /// All parameters under OpenAI's names, without LoRA factors added, and the factors under their
-    /// published names. B includes alpha, so that loralib computes the same weights with its
+    /// All parameters under OpenAI's names, without LoRA factors added, and the factors under
+    /// loralib's names. B includes alpha, so that loralib computes the same weights with its
     /// default alpha.
     ///
     /// # Errors
@@ -193,7 +201,7 @@ impl ClipWeights {
     pub fn tensors_and_factors(&self) -> Result<Vec<(String, Tensor<'_>)>, Error> {
         let mut tensors = self.mapping.tensors(&self.archive)?;
         let alpha = self.alpha()?;
-        for (weight, pair) in self.factors.to_add(LoraReading::Merged) {
+        for (weight, pair) in self.factors.added_factors(LoraReading::Merged) {
             let lora_error = |error: LoraError| Error::tensor(self.path(), weight, error);
             let [a, b] = pair.read(|name| self.archive.get(name)).map_err(lora_error)?;
             let b = lora::scale_by_alpha(&b, alpha).map_err(lora_error)?;
@@ -206,7 +214,9 @@ impl ClipWeights {
 /// The layout of a file's tensor names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NameLayout {
+    /// OpenAI's names, which OpenCLIP also uses.
     OpenAi,
+    /// The names of transformers' `CLIPModel`.
     HuggingFace,
 }
 
@@ -242,9 +252,9 @@ fn map_tensors(archive: &Archive) -> Result<MappedTensors, Error> {
     Ok(MappedTensors { layout, mapping, factors })
 }
 
-/// Whether OpenAI released the file: its TorchScript archives contain these scalars beside the
-/// parameters, which no other program writes. OpenAI's `build_model` removes them.
-fn is_released_by_openai(archive: &Archive) -> bool {
+/// Whether the file is one that OpenAI published: its TorchScript archives contain these scalars
+/// beside the parameters, which no other program writes. OpenAI's `build_model` removes them.
+fn is_openai_file(archive: &Archive) -> bool {
     ["input_resolution", "context_length", "vocab_size"].iter().all(|name| archive.shape(name).is_some())
 }
 

@@ -88,7 +88,7 @@ fn block_from_hugging_face(name: &str, blocks: &str) -> Option<TensorTarget> {
         return None;
     }
     if let Some(part) = PROJECTIONS.iter().position(|projection| *projection == module) {
-        return Some(TensorTarget::Third(format!("{blocks}.{number}.attn.in_proj_{kind}"), part));
+        return Some(TensorTarget::StackedPart(format!("{blocks}.{number}.attn.in_proj_{kind}"), part));
     }
     let (_, openai) = BLOCK.iter().find(|(hugging_face, _)| *hugging_face == module)?;
     Some(TensorTarget::Renamed(format!("{blocks}.{number}.{openai}.{kind}")))
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_survive_the_way_to_hugging_face_and_back() {
+    fn names_are_unchanged_after_conversion_to_hugging_face_and_back() {
         let block = ["ln_1.weight", "attn.out_proj.bias", "ln_2.bias", "mlp.c_fc.weight", "mlp.c_proj.weight"];
         let names = block.map(|name| format!("visual.transformer.resblocks.11.{name}")).into_iter();
         for name in names.chain(VISION.iter().map(|(_, openai)| format!("visual.{openai}"))) {
@@ -135,12 +135,12 @@ mod tests {
             };
             assert_eq!(vision_from_hugging_face(&converted), Some(TensorTarget::Renamed(name)));
         }
-        let joined = "visual.transformer.resblocks.3.attn.in_proj_bias".to_owned();
-        let Some(HuggingFaceNames::QueryKeyValue(parts)) = vision_to_hugging_face(&joined) else {
+        let stacked = "visual.transformer.resblocks.3.attn.in_proj_bias".to_owned();
+        let Some(HuggingFaceNames::QueryKeyValue(parts)) = vision_to_hugging_face(&stacked) else {
             panic!("it is not split")
         };
         for (number, part) in parts.iter().enumerate() {
-            assert_eq!(vision_from_hugging_face(part), Some(TensorTarget::Third(joined.clone(), number)));
+            assert_eq!(vision_from_hugging_face(part), Some(TensorTarget::StackedPart(stacked.clone(), number)));
         }
     }
 

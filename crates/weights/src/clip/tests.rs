@@ -42,8 +42,8 @@ fn open(path: &Path) -> Result<ClipWeights, Error> {
 }
 
 #[test]
-fn sizes_of_the_published_transformers_are_derived_from_shapes() {
-    for (width, layers, patch, image, text, tokens) in [
+fn sizes_of_openai_transformers_are_derived_from_shapes() {
+    for (width, layers, patch, image, text, sequence_length) in [
         (768, 12, 32, 224, 512, 50),
         (768, 12, 16, 224, 512, 197),
         (1024, 24, 14, 224, 768, 257),
@@ -51,15 +51,15 @@ fn sizes_of_the_published_transformers_are_derived_from_shapes() {
     ] {
         let config = openai_config(&vit_shapes(width, layers, patch, image, text));
         let vision = VisionBackbone::Transformer { patch_size: patch, width, layers, heads: width / 64 };
-        let context =
+        let text_config =
             TextConfig { width: text, layers: 12, heads: text / 64, context_length: 77, vocabulary_size: 49_408 };
-        assert_eq!(config, ClipConfig::new(image, vision, context, text));
-        assert_eq!((config.vision_width(), config.vision_tokens()), (width, tokens));
+        assert_eq!(config, ClipConfig::new(image, vision, text_config, text));
+        assert_eq!((config.vision_width(), config.vision_sequence_length()), (width, sequence_length));
     }
 }
 
 #[test]
-fn sizes_of_the_published_resnet_are_derived_from_shapes() {
+fn sizes_of_openai_resnets_are_derived_from_shapes() {
     let mut shapes = text_shapes(512, 12, 1024);
     shapes.insert("visual.attnpool.positional_embedding".to_owned(), vec![50, 2048]);
     for (stage, blocks) in [(1, 3), (2, 4), (3, 6), (4, 3)] {
@@ -69,7 +69,7 @@ fn sizes_of_the_published_resnet_are_derived_from_shapes() {
     let config = openai_config(&shapes);
     assert_eq!(config.vision, VisionBackbone::ResNet { blocks: [3, 4, 6, 3], width: 64, heads: 32 });
     assert_eq!((config.image_size, config.embedding, config.text.width), (224, 1024, 512));
-    assert_eq!((config.vision_width(), config.vision_tokens()), (2048, 49));
+    assert_eq!((config.vision_width(), config.vision_sequence_length()), (2048, 49));
 }
 
 #[test]
@@ -362,22 +362,22 @@ fn weights_without_conventions_are_refused_unless_the_user_sets_them() {
     }
     // OpenAI's files have these scalars beside the parameters.
     let scalars = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
-    let released = WeightsFolder::new(&names_and_shapes(&small()).into_iter().chain(scalars).collect::<Vec<_>>());
-    assert_eq!(*released.open().unwrap().config(), small());
+    let openai_file = WeightsFolder::new(&names_and_shapes(&small()).into_iter().chain(scalars).collect::<Vec<_>>());
+    assert_eq!(*openai_file.open().unwrap().config(), small());
 }
 
 #[test]
 fn the_config_of_another_model_in_the_folder_is_not_used() {
     let scalars = ["input_resolution", "context_length", "vocab_size"].map(|name| (name.to_owned(), vec![]));
     let shapes = names_and_shapes(&small()).into_iter().chain(scalars).collect::<Vec<_>>();
-    let released = WeightsFolder::new(&shapes).with("open_clip_config.json", open_clip(false, 16)).open().unwrap();
-    assert_eq!((released.config(), released.conventions_source()), (&small(), "OpenAI's own file"));
+    let openai_file = WeightsFolder::new(&shapes).with("open_clip_config.json", open_clip(false, 16)).open().unwrap();
+    assert_eq!((openai_file.config(), openai_file.conventions_source()), (&small(), "OpenAI's own file"));
     // A config of other sizes, as beside PAC-S.
     let mut other = open_clip(false, 16);
     other["model_cfg"]["vision_cfg"]["layers"] = json!(24);
-    let beside = WeightsFolder::new(&names_and_shapes(&small())).with("open_clip_config.json", other);
-    assert!(beside.problem().contains("vision_cfg.layers"));
-    assert_eq!(*beside.open_with(&Conventions::openai()).unwrap().config(), small());
+    let folder = WeightsFolder::new(&names_and_shapes(&small())).with("open_clip_config.json", other);
+    assert!(folder.problem().contains("vision_cfg.layers"));
+    assert_eq!(*folder.open_with(&Conventions::openai()).unwrap().config(), small());
 }
 
 #[test]
@@ -456,17 +456,21 @@ fn the_lora_reading_selects_the_factors_that_are_added() {
         let differs = |(name, tensor): &(String, Tensor<'_>)| plain.get(name).as_ref() != Some(tensor);
         tensors.iter().filter(|tensor| differs(tensor)).map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
-    let released = ["attn.in_proj_weight", "attn.out_proj.weight"].map(|name| format!("{block}.{name}"));
+    let attention_weights = ["attn.in_proj_weight", "attn.out_proj.weight"].map(|name| format!("{block}.{name}"));
     let with_convolution =
         |names: &[String]| names.iter().cloned().chain(["visual.conv1.weight".into()]).collect::<Vec<_>>();
-    assert_eq!(changed_tensors(LoraReading::AsReleased), with_convolution(&released));
-    let all = [&released[..], &[format!("{block}.mlp.c_fc.weight")]].concat();
+    assert_eq!(changed_tensors(LoraReading::AsReleased), with_convolution(&attention_weights));
+    let all = [&attention_weights[..], &[format!("{block}.mlp.c_fc.weight")]].concat();
     assert_eq!(changed_tensors(LoraReading::Merged), with_convolution(&all));
 
-    let mut halved = shapes.clone();
-    halved.retain(|(name, _)| name != "visual.conv1.lora_B");
-    let text =
-        WeightsFolder::new(&halved).open_with(&Conventions::openai()).unwrap().tensors().unwrap_err().to_string();
+    let mut without_factor_b = shapes.clone();
+    without_factor_b.retain(|(name, _)| name != "visual.conv1.lora_B");
+    let text = WeightsFolder::new(&without_factor_b)
+        .open_with(&Conventions::openai())
+        .unwrap()
+        .tensors()
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("visual.conv1.weight: has no LoRA factor B"), "{text}");
     shapes.push(("visual.ln_9.lora_A".to_owned(), vec![4, 4]));
     let text = WeightsFolder::new(&shapes).open_with(&Conventions::openai()).map(|_| ()).unwrap_err();
@@ -493,7 +497,7 @@ proptest! {
         let names: Vec<String> = all.keys().cloned().collect();
         all.extend(shapes.into_iter().map(|(name, shape)| (name.get(&names).clone(), shape)));
         if let Ok(config) = ClipConfig::from_shapes(&all) {
-            prop_assert!(config.vision_tokens() > 0 && config.vision_width() > 0 && config.text.heads > 0);
+            prop_assert!(config.vision_sequence_length() > 0 && config.vision_width() > 0 && config.text.heads > 0);
         }
     }
 }

@@ -20,7 +20,7 @@ const FULL_VOCABULARY_SIZE: usize = 49_409;
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     format: u32,
-    /// The captioner's tokens.
+    /// The captioner's vocabulary.
     pub vocabulary: Vocabulary,
     /// The captioner's config.
     pub captioner: CaptionerConfig,
@@ -39,25 +39,26 @@ pub struct TrainedEvaluator {
     /// Its config.
     #[serde(rename = "architecture")]
     pub config: ClipConfig,
-    /// Its tokens.
+    /// The vocabulary of its text encoder.
     pub vocabulary: Vocabulary,
 }
 
-/// The tokens of a model.
+/// The tokens that a model knows, with their ids.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Vocabulary {
     /// All of CLIP's tokens, then a pad token.
     Full,
-    /// These of CLIP's tokens, ascending and without begin and end tokens, renumbered without gaps;
-    /// then begin, end and pad tokens.
-    Tokens(Vec<u16>),
+    /// A subset of CLIP's tokens, as a list of their CLIP ids, ascending and without begin and end
+    /// tokens. The model renumbers them without gaps; begin, end and pad tokens follow.
+    #[serde(rename = "tokens")]
+    Subset(Vec<u16>),
 }
 
-/// A list of tokens that is not a vocabulary.
+/// Why a list of CLIP token ids is not a vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VocabularyError {
-    /// The tokens are not in ascending order.
+    /// The ids are not in ascending order.
     #[error("must ascend")]
     NotAscending,
     /// The list contains the begin or end token.
@@ -71,18 +72,14 @@ impl Vocabulary {
     pub fn size(&self) -> usize {
         match self {
             Self::Full => FULL_VOCABULARY_SIZE,
-            Self::Tokens(tokens) => tokens.len().saturating_add(3),
+            Self::Subset(ids) => ids.len().saturating_add(3),
         }
     }
 
     pub(crate) fn check(&self) -> Result<(), VocabularyError> {
         match self {
-            Self::Tokens(tokens) if !tokens.windows(2).all(|pair| pair[0] < pair[1]) => {
-                Err(VocabularyError::NotAscending)
-            }
-            Self::Tokens(tokens)
-                if tokens.last().is_some_and(|&last| usize::from(last) >= FULL_VOCABULARY_SIZE - 3) =>
-            {
+            Self::Subset(ids) if !ids.windows(2).all(|pair| pair[0] < pair[1]) => Err(VocabularyError::NotAscending),
+            Self::Subset(ids) if ids.last().is_some_and(|&last| usize::from(last) >= FULL_VOCABULARY_SIZE - 3) => {
                 Err(VocabularyError::SpecialToken)
             }
             _ => Ok(()),
@@ -90,7 +87,7 @@ impl Vocabulary {
     }
 }
 
-/// A vision encoder in a file.
+/// The config of a vision encoder, and the file with its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionEncoder {
@@ -102,17 +99,17 @@ pub struct VisionEncoder {
     /// The SHA-256 of a file elsewhere.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// Which LoRA factors are added; none if there are none.
+    /// Which LoRA factors of the file are added to its weights; none if the file has no factors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraReading>,
-    /// In imports: the published prefix of the names of its tensors.
-    #[serde(default)]
-    pub published_prefix: Option<String>,
+    /// In imports: the prefix of its tensors' upstream names.
+    #[serde(default, rename = "published_prefix")]
+    pub upstream_prefix: Option<String>,
 }
 
 impl Manifest {
-    /// The manifest of a captioner with its tokens and vision encoder, and of the evaluator that
-    /// was trained with it, if any.
+    /// The manifest of a captioner with its vocabulary and vision encoder, and of the evaluator
+    /// that was trained with it, if any.
     #[must_use]
     pub fn new(
         vocabulary: Vocabulary,
@@ -151,15 +148,15 @@ impl Manifest {
         }
         self.check_heads(path)?;
         let vision = &self.vision.config;
-        if let VisionBackbone::Transformer { patch_size, .. } = vision.vision
+        if let VisionBackbone::Transformer { patch_size, .. } = vision.backbone
             && !(1..=vision.image_size).contains(&patch_size)
         {
             let problem = format!("{patch_size} does not fit into an image of {}", vision.image_size);
             return Err(Error::setting(path, "vision.architecture.patch_size", problem));
         }
-        let (tokens, width) = (vision.tokens(), vision.width());
-        if tokens > self.captioner.encoder_positions || width != self.captioner.vision_width {
-            let problem = format!("{tokens} hidden states of {width} do not fit the captioner");
+        let (length, width) = (vision.sequence_length(), vision.width());
+        if length > self.captioner.encoder_positions || width != self.captioner.vision_width {
+            let problem = format!("{length} hidden states of {width} do not fit the captioner");
             return Err(Error::setting(path, "vision.architecture", problem));
         }
         let evaluator_vocabulary = self.evaluator.as_ref().map(|evaluator| &evaluator.vocabulary);
@@ -176,7 +173,7 @@ impl Manifest {
 
     /// Checks that the number of attention heads of each model divides its width.
     fn check_heads(&self, path: &Path) -> Result<(), Error> {
-        let vision_heads = |vision: &VisionBackbone| (vision.heads(), vision.hidden_width());
+        let vision_heads = |backbone: &VisionBackbone| (backbone.heads(), backbone.hidden_width());
         let evaluator = self.evaluator.as_ref().map(|evaluator| {
             let ClipConfig { vision, text, .. } = &evaluator.config;
             [
@@ -185,7 +182,7 @@ impl Manifest {
             ]
         });
         let captioner = ("captioner.heads", (self.captioner.heads, self.captioner.width));
-        let vision = ("vision.architecture.heads", vision_heads(&self.vision.config.vision));
+        let vision = ("vision.architecture.heads", vision_heads(&self.vision.config.backbone));
         for (key, (heads, width)) in [captioner, vision].into_iter().chain(evaluator.into_iter().flatten()) {
             if heads == 0 || width % heads != 0 {
                 return Err(Error::setting(path, key, format!("{heads} heads cannot share a width of {width}")));

@@ -1,19 +1,26 @@
-//! A model folder: a captioner with its vision encoder and vocabulary, as in checkpoints and
-//! imports.
+//! A model folder: a captioner with its vision encoder and vocabulary. Checkpoints are model
+//! folders, and `worker import` makes one from a folder in the upstream layout
+//! ([`captioner`](crate::captioner)).
 //!
 //! | file | content |
 //! |---|---|
 //! | `models.json` | [`Manifest`]: vocabulary, configs, and the location of the vision encoder |
-//! | `captioner.safetensors` | encoder and decoder under the published names |
+//! | `captioner.safetensors` | encoder and decoder under their upstream names |
 //! | `evaluator.safetensors` | in checkpoints of runs that train their evaluator: both its encoders under OpenAI's names, and its LoRA factors |
 //! | `vision.safetensors` | in imports: the vision encoder under OpenAI's names |
-//! | `released.safetensors`, `config.json` | in imports: tensors and settings that no computation uses, for an exact export |
+//! | `released.safetensors`, `config.json` | in imports: the tensors that no computation uses, and the upstream `config.json`, so that an export equals the imported folder |
 //!
 //! A vision encoder that was never trained stays in the file that it was read from; the manifest
 //! has the path and hash of that file.
+//!
+//! | module | content |
+//! |---|---|
+//! | `manifest` | the manifest, `models.json` |
+//! | `vision_weights` | opens the weights of the vision encoder |
+//! | `upstream` | converts the captioner to the upstream layout, for exports |
 
 mod manifest;
-mod published;
+mod upstream;
 mod vision_weights;
 
 use std::path::{Path, PathBuf};
@@ -32,13 +39,14 @@ pub const CAPTIONER_FILE: &str = "captioner.safetensors";
 pub const EVALUATOR_FILE: &str = "evaluator.safetensors";
 /// The file with the vision encoder of an import.
 pub const VISION_FILE: &str = "vision.safetensors";
-/// The file with an import's tensors that no computation uses.
-pub const PUBLISHED_TENSORS_FILE: &str = "released.safetensors";
-/// The file with the published config of an import.
-pub const PUBLISHED_CONFIG_FILE: &str = "config.json";
+/// The file with the tensors of an imported folder that no computation uses.
+pub const UNUSED_TENSORS_FILE: &str = "released.safetensors";
+/// The file with the unchanged `config.json` of an imported folder.
+pub const UPSTREAM_CONFIG_FILE: &str = "config.json";
 
-/// Opens an evaluator of a run file: CLIP weights, with `conventions` for the properties that
-/// tensors do not show, or a model folder with a trained evaluator. Also returns its tokens.
+/// Opens an evaluator of a run file: CLIP weights, with `conventions` for the settings that tensors
+/// do not show, or a model folder with a trained evaluator. Also returns the vocabulary of its text
+/// encoder.
 ///
 /// # Errors
 /// The path has neither, or the text encoder's vocabulary does not match.
@@ -60,9 +68,9 @@ pub fn open_evaluator(path: &Path, conventions: &Conventions) -> Result<(ClipWei
         (ClipWeights::open(path, conventions)?, Vocabulary::Full)
     };
     // Evaluators have no embedding of the pad token.
-    let (text_tokens, tokens) = (clip.config().text.vocabulary_size, vocabulary.size() - 1);
-    if text_tokens != tokens {
-        let problem = format!("its text encoder has {text_tokens} tokens, its vocabulary {tokens}");
+    let (encoder_size, expected_size) = (clip.config().text.vocabulary_size, vocabulary.size() - 1);
+    if encoder_size != expected_size {
+        let problem = format!("its text encoder has {encoder_size} tokens, its vocabulary {expected_size}");
         return Err(Error::format(clip.path(), problem));
     }
     Ok((clip, vocabulary))
@@ -75,7 +83,8 @@ pub struct ModelFolder {
     captioner: Archive,
 }
 
-/// The last model folder in `path`, or among the checkpoints of a run with that output folder.
+/// The model folder in `path` whose name sorts last, or else that in `path/checkpoints`: the newest
+/// checkpoint of a run whose output folder is `path`.
 fn newest_model_folder(path: &Path) -> Option<PathBuf> {
     let newest_in = |folder: &Path| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -94,7 +103,7 @@ impl ModelFolder {
         if !manifest_path.is_file() {
             let remedy = match newest_model_folder(path) {
                 Some(newest) => format!("it contains checkpoints: name one of them, such as {}", newest.display()),
-                None => "`worker import` converts a published folder".to_owned(),
+                None => "`worker import` converts a folder of DiCO's release".to_owned(),
             };
             return Err(Error::format(path, format!("is not a model folder: there is no {MANIFEST_FILE} ({remedy})")));
         }
@@ -118,7 +127,7 @@ impl ModelFolder {
         &self.manifest
     }
 
-    /// The parameters of encoder and decoder under the published names.
+    /// The parameters of encoder and decoder under their upstream names.
     #[must_use]
     pub fn captioner(&self) -> Vec<(String, Tensor<'_>)> {
         self.captioner.tensors()

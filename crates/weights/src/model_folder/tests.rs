@@ -18,10 +18,10 @@ fn manifest() -> Manifest {
         positions: 7,
         vocabulary_size: 5,
     };
-    let vision = VisionBackbone::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
-    let config = VisionConfig::new(4, vision);
-    let vision = VisionEncoder { config, path: VISION_FILE.into(), sha256: None, lora: None, published_prefix: None };
-    Manifest::new(Vocabulary::Tokens(vec![3, 17]), captioner, vision, None)
+    let backbone = VisionBackbone::Transformer { patch_size: 2, width: 8, layers: 1, heads: 2 };
+    let config = VisionConfig::new(4, backbone);
+    let vision = VisionEncoder { config, path: VISION_FILE.into(), sha256: None, lora: None, upstream_prefix: None };
+    Manifest::new(Vocabulary::Subset(vec![3, 17]), captioner, vision, None)
 }
 
 fn folder() -> tempfile::TempDir {
@@ -49,15 +49,15 @@ fn a_written_folder_can_be_opened() {
     let opened = ModelFolder::open(folder.path()).unwrap();
     assert_eq!(*opened.manifest(), manifest());
     assert_eq!(opened.vision().unwrap().tensors().unwrap().len(), 17);
-    assert!(opened.released().unwrap().is_none());
+    assert!(opened.imported_files().unwrap().is_none());
 }
 
 #[test]
-fn an_exported_config_has_the_code_location_and_the_tokens() {
+fn an_exported_config_has_the_code_location_and_the_token_ids() {
     let folder = folder();
     let opened = ModelFolder::open(folder.path()).unwrap();
     let vision = opened.vision().unwrap();
-    let (config, _) = opened.to_released(&vision, None).unwrap();
+    let (config, _) = opened.to_upstream(&vision, None).unwrap();
     assert_eq!(config["auto_map"]["AutoModel"], "modeling_dico.DicoCaptioner");
     assert_eq!(config["clip_tokens"], serde_json::json!([3, 17]));
     assert_eq!(config["decoder"]["vocab_size"], 5);
@@ -66,15 +66,15 @@ fn an_exported_config_has_the_code_location_and_the_tokens() {
     // An import's config and tensors are exported unchanged, and its vision encoder keeps its
     // names.
     let mut manifest = manifest();
-    manifest.vision.published_prefix = Some(WRAPPED_VISION_PREFIX.to_owned());
+    manifest.vision.upstream_prefix = Some(WRAPPED_VISION_PREFIX.to_owned());
     manifest.write(folder.path()).unwrap();
     let opened = ModelFolder::open(folder.path()).unwrap();
     let unused = [("encoder.encoder.pooler.dense.bias".to_owned(), vec![4])];
-    write_tensors_of_shapes(&folder.path().join(PUBLISHED_TENSORS_FILE), &unused);
+    write_tensors_of_shapes(&folder.path().join(UNUSED_TENSORS_FILE), &unused);
     let imported = serde_json::json!({ "encoder": { "own": 1 }, "auto_map": { "AutoModel": "theirs.Model" } });
-    std::fs::write(folder.path().join(PUBLISHED_CONFIG_FILE), imported.to_string()).unwrap();
-    let imported_files = opened.released().unwrap();
-    let (config, tensors) = opened.to_released(&vision, imported_files.as_ref()).unwrap();
+    std::fs::write(folder.path().join(UPSTREAM_CONFIG_FILE), imported.to_string()).unwrap();
+    let imported_files = opened.imported_files().unwrap();
+    let (config, tensors) = opened.to_upstream(&vision, imported_files.as_ref()).unwrap();
     assert_eq!(config["encoder"], serde_json::json!({ "own": 1, "vision_model_nested": true }));
     assert_eq!(config["auto_map"]["AutoModel"], "modeling_dico.DicoCaptioner");
     let names: Vec<_> = tensors.iter().map(|(name, _)| name.as_str()).collect();
@@ -82,13 +82,13 @@ fn an_exported_config_has_the_code_location_and_the_tokens() {
     assert!(names.contains(&unused[0].0.as_str()), "{names:?}");
 
     // An invalid config is left unchanged.
-    std::fs::write(folder.path().join(PUBLISHED_CONFIG_FILE), "[]").unwrap();
-    let (config, _) = opened.to_released(&vision, opened.released().unwrap().as_ref()).unwrap();
+    std::fs::write(folder.path().join(UPSTREAM_CONFIG_FILE), "[]").unwrap();
+    let (config, _) = opened.to_upstream(&vision, opened.imported_files().unwrap().as_ref()).unwrap();
     assert_eq!(config, serde_json::json!([]));
 }
 
 #[test]
-fn a_captioner_is_untrained_while_its_last_layer_norm_is_initial() {
+fn a_captioner_is_untrained_while_its_last_layer_norm_is_unchanged() {
     let folder = folder();
     let open = || ModelFolder::open(folder.path()).unwrap();
     assert!(!open().is_captioner_untrained());
@@ -123,7 +123,7 @@ fn a_manifest_that_differs_from_the_files_is_refused() {
     assert!(problem(|manifest| manifest.vision.path = "../vision.safetensors".into()).contains("must be a file of"));
     assert!(problem(|manifest| manifest.vision.config.image_size = 6).contains("10 hidden states of 8"));
     assert!(problem(|manifest| manifest.vocabulary = Vocabulary::Full).contains("has 49409 tokens"));
-    let descending = problem(|manifest| manifest.vocabulary = Vocabulary::Tokens(vec![17, 3]));
+    let descending = problem(|manifest| manifest.vocabulary = Vocabulary::Subset(vec![17, 3]));
     assert!(descending.contains("vocabulary: must ascend"), "{descending}");
     let missing_file = problem(|manifest| {
         manifest.vision.path = "/nowhere/ViT-L-14.pt".into();

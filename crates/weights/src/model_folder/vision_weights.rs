@@ -27,7 +27,7 @@ impl VisionWeights {
         }
     }
 
-    /// Which LoRA factors are added; none if there are none.
+    /// Which LoRA factors of the file are added to its weights; none if the file has no factors.
     #[must_use]
     pub fn lora(&self) -> Option<LoraReading> {
         match self {
@@ -95,12 +95,12 @@ impl ModelFolder {
         if has_openai_names && lora.is_none() {
             return self.vision_of_archive(archive);
         }
-        let VisionConfig { activation, normalization, vision, .. } = &self.manifest.vision.config;
-        let conventions = Conventions { lora, ..Conventions::of_vision(*activation, *normalization, vision) };
+        let VisionConfig { activation, normalization, backbone, .. } = &self.manifest.vision.config;
+        let conventions = Conventions { lora, ..Conventions::of_vision(*activation, *normalization, backbone) };
         self.vision_of_clip(ClipWeights::open(path, &conventions)?)
     }
 
-    /// The encoder of a CLIP in another layout than OpenAI's, or with LoRA factors.
+    /// The encoder of a CLIP whose layout is not OpenAI's, or that has LoRA factors.
     fn vision_of_clip(&self, clip: ClipWeights) -> Result<VisionWeights, Error> {
         if clip.config().vision_config() != self.manifest.vision.config {
             let problem = format!("has another config than {} says", self.path.join(MANIFEST_FILE).display());

@@ -1,5 +1,5 @@
-// Replaces Gloo's header, which the PyTorch wheel does not contain. c10d's headers use this method, but the code that is
-// compiled here does not call it.
+// Replaces Gloo's header, which the PyTorch wheel does not contain. c10d's headers use this method,
+// but the code that is compiled here does not call it.
 #pragma once
 
 #include <chrono>

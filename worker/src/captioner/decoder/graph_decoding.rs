@@ -17,7 +17,7 @@ use crate::nn::{DropoutMode, GraphPool, GraphedComputation, padded_attention_len
 const MAX_WORKSPACES: usize = 3;
 
 /// The static tensors and CUDA graphs for decoding with one shape.
-pub struct Workspace {
+pub struct DecodingWorkspace {
     shape: DecodingShape,
     tensors: StaticTensors,
     /// The graph of the step at each position.
@@ -49,7 +49,7 @@ struct StaticTensors {
     top_tokens: Tensor,
 }
 
-impl Workspace {
+impl DecodingWorkspace {
     fn new(decoder: &Decoder, memory: &Tensor, shape: DecodingShape) -> Self {
         let DecodingShape { images, beams, max_length, .. } = shape;
         let working = &decoder.output_projection().working;
@@ -59,7 +59,7 @@ impl Workspace {
         let appended_mask = Tensor::full([beams, beams], f64::NEG_INFINITY, options).fill_diagonal_(0.0, false);
         let tensors = StaticTensors {
             inputs: Tensor::zeros([2, images * beams], (Kind::Int64, working.device())),
-            cache: decoder.cache(memory, nodes),
+            cache: decoder.new_cache(memory, nodes),
             mask: Tensor::full([images, 1, beams, nodes], f64::NEG_INFINITY, options),
             appended_mask,
             top_tokens: Tensor::zeros([2, images * beams, count], (Kind::Float, working.device())),
@@ -95,7 +95,7 @@ impl StaticTensors {
 /// Step-by-step decoding that replays CUDA graphs.
 pub struct GraphDecoding<'a> {
     decoder: &'a Decoder,
-    workspace: RefMut<'a, Workspace>,
+    workspace: RefMut<'a, DecodingWorkspace>,
     position: i64,
 }
 
@@ -111,7 +111,7 @@ impl<'a> GraphDecoding<'a> {
                 workspace.tensors.cache.replace_memory(decoder, memory);
                 workspace
             }
-            None => Workspace::new(decoder, memory, shape),
+            None => DecodingWorkspace::new(decoder, memory, shape),
         };
         workspaces.truncate(MAX_WORKSPACES - 1);
         workspaces.insert(0, workspace);
@@ -138,7 +138,7 @@ impl NextTokenLogits for GraphDecoding<'_> {
 
     fn top_tokens(&mut self, tokens: &[i64], beam_indices: Option<&[i64]>, count: i64) -> TopTokens {
         let position = self.copy_inputs(tokens, beam_indices);
-        let Workspace { tensors, steps, pool, .. } = &mut *self.workspace;
+        let DecodingWorkspace { tensors, steps, pool, .. } = &mut *self.workspace;
         let (_, rows, per_row) = tensors.top_tokens.size3().expect("the top tokens are [2, rows, count]");
         assert_eq!(count, 2 * rows / tensors.mask.size()[0], "the graphs compute two tokens per beam of an image");
         let device = tensors.inputs.device();

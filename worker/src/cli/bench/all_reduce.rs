@@ -7,7 +7,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use super::{ranks, synchronize_device};
-use crate::cli::device::DeviceOptions;
+use crate::cli::device_options::DeviceOptions;
 use crate::collective::Collective;
 
 /// Number of all-reduces that are not measured: the first ones allocate memory and grow TCP
@@ -22,7 +22,7 @@ const VALUE_PERIOD: i64 = 4096;
 /// Checks all results. Prints bytes per second and the median duration.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker bench all-reduce --world 2 --bytes 160000000 --threads 1")]
-pub struct AllReduce {
+pub struct AllReduceBench {
     /// World size: number of ranks, each a process.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     world: u16,
@@ -39,7 +39,7 @@ pub struct AllReduce {
     device: DeviceOptions,
 }
 
-impl AllReduce {
+impl AllReduceBench {
     /// Runs the command.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::synthetic_images;
 /// per second.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker bench input --threads 2 data/coco/val2014")]
-pub struct Input {
+pub struct InputBench {
     /// Number of images to read, or to create.
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     images: u32,
@@ -43,13 +43,13 @@ pub struct Input {
 }
 
 /// The duration of a pass over the images.
-struct Pass {
+struct PreprocessingPass {
     seconds: f64,
     /// CPU time of all threads together.
     cpu_seconds: f64,
 }
 
-impl Input {
+impl InputBench {
     /// Runs the command.
     ///
     /// # Errors
@@ -100,7 +100,7 @@ impl Input {
     }
 
     /// Preprocesses all images once.
-    fn run_pass(&self, paths: &[PathBuf], threads: usize) -> Result<Pass> {
+    fn run_pass(&self, paths: &[PathBuf], threads: usize) -> Result<PreprocessingPass> {
         let (started_at, cpu_seconds_before) = (Instant::now(), cpu_seconds());
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -119,7 +119,10 @@ impl Input {
                 .collect();
             workers.into_iter().try_for_each(|worker| worker.join().expect("preprocessing does not panic"))
         })
-        .map(|()| Pass { seconds: started_at.elapsed().as_secs_f64(), cpu_seconds: cpu_seconds() - cpu_seconds_before })
+        .map(|()| PreprocessingPass {
+            seconds: started_at.elapsed().as_secs_f64(),
+            cpu_seconds: cpu_seconds() - cpu_seconds_before,
+        })
     }
 }
 
@@ -129,7 +132,7 @@ fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-fn median(passes: &mut [Pass], value: impl Fn(&Pass) -> f64) -> f64 {
+fn median(passes: &mut [PreprocessingPass], value: impl Fn(&PreprocessingPass) -> f64) -> f64 {
     passes.sort_by(|a, b| value(a).total_cmp(&value(b)));
     value(&passes[passes.len() / 2])
 }

@@ -1,4 +1,13 @@
-//! `worker bench`: measurements of training's parts, with random weights.
+//! `worker bench`: measures parts of training, with random weights.
+//!
+//! | file | content |
+//! |---|---|
+//! | `step` | `worker bench step`: a DiCO step |
+//! | `all_reduce` | `worker bench all-reduce` |
+//! | `input` | `worker bench input`: image preprocessing |
+//! | `ranks` | starts the ranks of a measurement as processes |
+//! | `synthetic_images` | JPEG files like those of COCO |
+//! | `trace` | traces of libtorch's profiler |
 
 mod all_reduce;
 mod input;
@@ -23,9 +32,9 @@ pub struct Bench {
 
 #[derive(Subcommand)]
 enum BenchCommand {
-    Step(step::Step),
-    AllReduce(all_reduce::AllReduce),
-    Input(input::Input),
+    Step(step::StepBench),
+    AllReduce(all_reduce::AllReduceBench),
+    Input(input::InputBench),
 }
 
 impl Bench {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Cuda, Device};
 
-use crate::collective::{Collective, Flag, RendezvousParameters, SingleRank, Store};
+use crate::collective::{Collective, RendezvousParameters, SingleRankCollective, StopFlag, TcpStore};
 use crate::errors;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -39,13 +39,13 @@ pub fn run<T: Serialize + DeserializeOwned>(
     body: impl FnOnce(Device, &dyn Collective) -> Result<T>,
 ) -> Result<Vec<T>> {
     if world_size == 1 {
-        return Ok(vec![body(device, &SingleRank)?]);
+        return Ok(vec![body(device, &SingleRankCollective)?]);
     }
     if let (Ok(rank), Ok(store)) = (std::env::var(RANK_VARIABLE), std::env::var(STORE_VARIABLE)) {
         let rank = rank.parse().map_err(|_| anyhow!("{RANK_VARIABLE}={rank} is not a rank: unset it"))?;
         run_rank(&store, rank, world_size.into(), device, body);
     }
-    let store = Store::serve(LOOPBACK)?;
+    let store = TcpStore::serve(LOOPBACK)?;
     let program = std::env::current_exe().context("cannot find this program")?;
     let commands = (0..world_size).map(|rank| {
         let mut command = Command::new(&program);
@@ -66,7 +66,7 @@ pub fn run<T: Serialize + DeserializeOwned>(
 /// Runs a rank's process: connects to the other ranks, runs `body`, and prints the result for the
 /// parent process.
 fn run_rank<T: Serialize>(
-    store_address: &str,
+    tcp_store_address: &str,
     rank: usize,
     world_size: usize,
     device: Device,
@@ -76,9 +76,9 @@ fn run_rank<T: Serialize>(
         // The kernel kills this process if the parent ends without killing it.
         set_parent_process_death_signal(Some(Signal::KILL))?;
         let device = device_of_rank(device, rank);
-        let (timeout, abandon) = (RENDEZVOUS_TIMEOUT, Flag::default());
+        let (timeout, abandon) = (RENDEZVOUS_TIMEOUT, StopFlag::default());
         let parameters =
-            RendezvousParameters { store_address, generation: 1, term: 0, rank, world_size, timeout, abandon };
+            RendezvousParameters { tcp_store_address, generation: 1, term: 0, rank, world_size, timeout, abandon };
         let collective = parameters.connect(device, LOOPBACK)?;
         body(device, &*collective)
     })();
@@ -87,7 +87,7 @@ fn run_rank<T: Serialize>(
     std::process::exit(0)
 }
 
-/// The device of a rank; `device` is that of rank 0.
+/// The device of a rank; `device` is the device of rank 0.
 fn device_of_rank(device: Device, rank: usize) -> Device {
     match device {
         Device::Cuda(first) => Device::Cuda((first + rank) % Cuda::device_count() as usize),

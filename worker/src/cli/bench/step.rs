@@ -17,13 +17,13 @@ use weights::{Normalization, model_folder};
 use super::trace::trace;
 use super::{ranks, synchronize_device};
 use crate::captioner::beam::Hypothesis;
-use crate::captioner::{self, Captioner, Captions, GenerationConfig};
-use crate::cli::device::DeviceOptions;
+use crate::captioner::{self, CaptionBatch, Captioner, GenerationConfig};
+use crate::cli::device_options::DeviceOptions;
 use crate::clip::{self, Clip};
 use crate::collective::Collective;
 use crate::data::normalize;
-use crate::nn::{Backend, DropoutMode, Gradient};
-use crate::objective::candidates::{ImageBatch, ObjectiveContext};
+use crate::nn::{Backend, DropoutMode, GradientBuffer};
+use crate::objective::candidates::{EncodedImages, ObjectiveContext};
 use crate::objective::dico;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, AveragedGradient};
@@ -43,7 +43,7 @@ const MIN_RANKED_IMAGES: usize = 64;
 /// second and the duration of each phase.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker bench step --batch 8 --steps 10 --min-length 30 --device cuda:0 --json")]
-pub struct Step {
+pub struct StepBench {
     /// Batch size: images per step and rank.
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
@@ -111,7 +111,7 @@ fn parse_vocabulary(text: &str) -> Result<model_folder::Vocabulary> {
         return Ok(model_folder::Vocabulary::Full);
     }
     match text.parse() {
-        Ok(tokens @ 100..=49_406_u16) => Ok(model_folder::Vocabulary::Tokens((0..tokens).collect())),
+        Ok(tokens @ 100..=49_406_u16) => Ok(model_folder::Vocabulary::Subset((0..tokens).collect())),
         _ => bail!("expected full or a number in 100..=49406"),
     }
 }
@@ -119,7 +119,7 @@ fn parse_vocabulary(text: &str) -> Result<model_folder::Vocabulary> {
 /// The duration of each phase of a step in seconds, measured separately; `learn` is the rest of the
 /// step.
 #[derive(Serialize, Deserialize)]
-struct Phases {
+struct PhaseSeconds {
     vision: f64,
     beam_search: f64,
     reward: f64,
@@ -133,7 +133,7 @@ struct Phases {
 struct Measurements {
     /// The duration of each step, in order.
     seconds: Vec<f64>,
-    phases: Phases,
+    phases: PhaseSeconds,
     /// The peak resident memory of the process, in bytes.
     peak_memory: Option<u64>,
     /// The share of images whose candidates have the same ranking with f32 products; none if
@@ -141,8 +141,8 @@ struct Measurements {
     same_ranking: Option<f64>,
 }
 
-/// The models of a rank at the size of the paper's, and its batch.
-struct Bench<'a> {
+/// The models of a rank, of the size of the paper's models, and the rank's batch.
+struct RankBench<'a> {
     device: Device,
     collective: &'a dyn Collective,
     vision_encoder: Clip,
@@ -163,7 +163,7 @@ struct Bench<'a> {
     timer: PhaseTimer,
 }
 
-impl Step {
+impl StepBench {
     /// Runs the command.
     ///
     /// # Errors
@@ -174,8 +174,7 @@ impl Step {
             bail!("--min-length must equal --max-length, {}", self.max_length);
         }
         let measurements = ranks::run(self.world, device, |device, collective| self.measure(device, collective))?;
-        // Ranks wait for each other in each step, so the durations on rank 0 are those of all
-        // ranks.
+        // Ranks wait for each other in each step, so the durations are the same on all ranks.
         let Measurements { mut seconds, phases, peak_memory, same_ranking } =
             measurements.into_iter().next().expect("there is a rank 0");
         seconds.sort_by(f64::total_cmp);
@@ -198,7 +197,7 @@ impl Step {
             ))?;
             return Ok(());
         }
-        let Phases { vision, beam_search, reward, reference, learn, all_reduce } = phases;
+        let PhaseSeconds { vision, beam_search, reward, reference, learn, all_reduce } = phases;
         crate::cli::print(format_args!(
             "{images:.2} images/s; a step takes {step:.4} s, the median of {}",
             self.steps
@@ -238,12 +237,13 @@ impl Step {
     }
 
     /// Builds the models and a random batch.
-    fn build<'a>(&self, device: Device, collective: &'a dyn Collective) -> Bench<'a> {
+    fn build<'a>(&self, device: Device, collective: &'a dyn Collective) -> RankBench<'a> {
         let (vocabulary, evaluator_vocabulary) = (Vocabulary::from_manifest(&self.vocabulary), Vocabulary::full());
         let backend = Backend { device, precision: self.precision };
         let vision_encoder = Clip::new(self.vision.config(), 1, backend);
         let evaluator = build_evaluator(&evaluator_vocabulary, backend);
-        let (width, tokens) = (vision_encoder.config().vision_width(), vision_encoder.config().vision_tokens());
+        let (width, tokens) =
+            (vision_encoder.config().vision_width(), vision_encoder.config().vision_sequence_length());
         let config = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
         let mut policy = Captioner::new(config, ProjectionInit::default(), 3, backend);
         let reference = policy.frozen_copy();
@@ -264,13 +264,13 @@ impl Step {
             max_length: self.max_length.into(),
             length_penalty: 1.0,
             cut_length_includes_bos: false,
-            begin: vocabulary.begin_token(),
+            bos_token_id: vocabulary.begin_token(),
             // No token has this id.
-            end: if self.min_length.is_some() { -1 } else { vocabulary.end_token() },
+            eos_token_id: if self.min_length.is_some() { -1 } else { vocabulary.end_token() },
         };
         let image_indices = (0..self.batch.into()).collect();
         let settings = Dico { reward: BTreeMap::from([(EvaluatorScore::PacS.into(), 1.0)]), ..Dico::default() };
-        let mut bench = Bench {
+        let mut bench = RankBench {
             device,
             collective,
             vision_encoder,
@@ -300,7 +300,7 @@ struct VisionFeatures {
     embeddings: Tensor,
 }
 
-impl Bench<'_> {
+impl RankBench<'_> {
     /// The outputs of the frozen vision encoders for the batch.
     fn encode_images(&self) -> VisionFeatures {
         if let Some(VisionFeatures { hidden, embeddings }) = &self.cached_features {
@@ -341,8 +341,8 @@ impl Bench<'_> {
     /// Runs update `step` (from 1).
     fn train_step(&mut self, step: u64) -> Result<()> {
         let VisionFeatures { hidden, embeddings } = self.encode_images();
-        let images = ImageBatch { hidden: &hidden, embeddings: &[embeddings], indices: &self.image_indices };
-        let Gradient { buffer, values: mut gradient, .. } = self.gradient();
+        let images = EncodedImages { hidden: &hidden, embeddings: &[embeddings], indices: &self.image_indices };
+        let GradientBuffer { buffer, values: mut gradient, .. } = self.gradient();
         _ = gradient.zero_();
         let mode = DropoutMode::Train { dropout: DROPOUT };
         let evaluators = self.pac_s(&self.evaluator);
@@ -354,7 +354,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn gradient(&self) -> Gradient {
+    fn gradient(&self) -> GradientBuffer {
         self.policy.parameters().gradient().expect("the policy is in training")
     }
 
@@ -369,7 +369,7 @@ impl Bench<'_> {
     }
 
     /// Measures each phase. `step` is the duration of a step in seconds.
-    fn phases(&mut self, step: f64) -> Result<Phases> {
+    fn phases(&mut self, step: f64) -> Result<PhaseSeconds> {
         let (vision, VisionFeatures { hidden, embeddings }) = self.timed(|bench| bench.encode_images());
         let (beam_search, candidates) =
             self.timed(|bench| bench.policy.beam_search(&hidden, &bench.generation_config, DropoutMode::Evaluate));
@@ -379,7 +379,7 @@ impl Bench<'_> {
             .flatten()
             .map(|candidate| std::iter::once(begin).chain(candidate.tokens.iter().copied()).collect())
             .collect();
-        let captions = Captions::new(&sequences, self.generation_config.beams, self.device);
+        let captions = CaptionBatch::new(&sequences, self.generation_config.beams, self.device);
         let (reward, _) = self.timed(|bench| bench.rewards(&bench.evaluator, &embeddings, &candidates));
         let (reference, _) = self.timed(|bench| {
             no_grad(|| bench.reference.token_log_probabilities(&hidden, &captions, DropoutMode::Evaluate).sums())
@@ -387,13 +387,13 @@ impl Bench<'_> {
         let (all_reduce, result) = self.timed(|bench| bench.collective.all_reduce(&bench.gradient().buffer));
         result?;
         let learn = step - vision - beam_search - reward - reference - all_reduce;
-        Ok(Phases { vision, beam_search, reward, reference, learn, all_reduce })
+        Ok(PhaseSeconds { vision, beam_search, reward, reference, learn, all_reduce })
     }
 
     /// The rewards of the candidates, `[images, candidates]`.
     fn rewards(&self, evaluator: &Clip, embeddings: &Tensor, candidates: &[Vec<Hypothesis>]) -> Tensor {
         let embeddings = [embeddings.shallow_clone()];
-        let images = ImageBatch { hidden: &embeddings[0], embeddings: &embeddings, indices: &self.image_indices };
+        let images = EncodedImages { hidden: &embeddings[0], embeddings: &embeddings, indices: &self.image_indices };
         self.context(&self.pac_s(evaluator)).rewards(&images, candidates)
     }
 

@@ -1,7 +1,9 @@
-//! `worker inspect`: shows the images, captions and problems of a data set.
+//! `worker inspect`: shows the images, captions and problems of a data set. `data_source`
+//! determines the format of the data set, `problems` collects what is wrong with it, and `summary`
+//! counts images and captions.
 
+mod data_source;
 mod problems;
-mod source;
 mod summary;
 
 use std::collections::BTreeMap;
@@ -13,9 +15,9 @@ use dataset::Split;
 use serde::Serialize;
 use tokenizer::Vocabulary;
 
+use data_source::DataSource;
 use problems::{Findings, LoadedSplits, load_splits};
-use source::DataSource;
-use summary::Summary;
+use summary::SplitSummary;
 
 /// Inspect a data set: splits, caption lengths, vocabulary, samples, and all problems.
 ///
@@ -49,7 +51,7 @@ pub struct Inspect {
 /// The JSON output.
 #[derive(Serialize)]
 struct Inspection {
-    splits: BTreeMap<&'static str, Summary>,
+    splits: BTreeMap<&'static str, SplitSummary>,
     #[serde(flatten)]
     findings: Findings,
 }
@@ -97,8 +99,8 @@ impl Inspect {
 }
 
 /// Summaries of the splits that have images.
-fn summaries(splits: &LoadedSplits) -> BTreeMap<&'static str, Summary> {
+fn summaries(splits: &LoadedSplits) -> BTreeMap<&'static str, SplitSummary> {
     let vocabulary = Vocabulary::full();
     let with_images = splits.iter().filter(|(split, data)| !data.split(*split).is_empty());
-    with_images.map(|(split, data)| (split.name(), Summary::new(data.split(*split), &vocabulary))).collect()
+    with_images.map(|(split, data)| (split.name(), SplitSummary::new(data.split(*split), &vocabulary))).collect()
 }

@@ -8,7 +8,7 @@ use dataset::{BadImage, DataSet, Split};
 use serde::Serialize;
 use tokenizer::Vocabulary;
 
-use super::source::DataSource;
+use super::data_source::DataSource;
 use super::summary::evenly_spaced;
 
 /// Number of images of each split that are decoded by default.
@@ -16,7 +16,7 @@ const DECODED_IMAGES: usize = 1_000;
 /// Default of `captioner.max_target_length`: the number of positions of CLIP's text encoder.
 const DEFAULT_MAX_TARGET_LENGTH: usize = 77;
 
-/// Findings about a data set, one line each.
+/// What `worker inspect` reports about a data set, one line each.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
     /// Findings that make a run refuse the data.

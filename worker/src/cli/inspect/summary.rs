@@ -13,27 +13,27 @@ const SAMPLES: usize = 5;
 
 /// The summary of a split.
 #[derive(Debug, PartialEq, Serialize)]
-pub struct Summary {
+pub struct SplitSummary {
     images: usize,
     captions: usize,
-    captions_per_image: Range,
+    captions_per_image: MinMax,
     /// Lengths in words as the metrics count them: in lower case, without punctuation.
-    words: Lengths,
+    words: LengthStatistics,
     /// Lengths in CLIP's tokens, begin and end tokens included.
-    tokens: Lengths,
-    samples: Vec<Sample>,
+    tokens: LengthStatistics,
+    samples: Vec<SampleImage>,
 }
 
 /// Minimum and maximum of some numbers.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Range {
+struct MinMax {
     min: usize,
     max: usize,
 }
 
 /// Statistics of the lengths of captions; all 0 without captions.
 #[derive(Debug, Default, PartialEq, Serialize)]
-struct Lengths {
+struct LengthStatistics {
     min: usize,
     median: usize,
     mean: f64,
@@ -44,14 +44,14 @@ struct Lengths {
 
 /// An image with its captions.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Sample {
+struct SampleImage {
     image: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<u64>,
     captions: Vec<String>,
 }
 
-impl Summary {
+impl SplitSummary {
     /// The summary of a split's images; `vocabulary` is CLIP's.
     pub fn new(items: &[Item], vocabulary: &Vocabulary) -> Self {
         let captions = || items.iter().flat_map(|item| &item.captions).map(String::as_str);
@@ -59,21 +59,21 @@ impl Summary {
         Self {
             images: items.len(),
             captions: captions().count(),
-            captions_per_image: Range { min: counts().min().unwrap_or(0), max: counts().max().unwrap_or(0) },
+            captions_per_image: MinMax { min: counts().min().unwrap_or(0), max: counts().max().unwrap_or(0) },
             words: lengths_in_words(captions()),
             tokens: lengths_in_tokens(captions(), vocabulary),
-            samples: evenly_spaced(items.len(), SAMPLES).map(|index| Sample::new(&items[index])).collect(),
+            samples: evenly_spaced(items.len(), SAMPLES).map(|index| SampleImage::new(&items[index])).collect(),
         }
     }
 }
 
-impl Sample {
+impl SampleImage {
     fn new(item: &Item) -> Self {
         Self { image: item.name.clone(), id: item.id, captions: item.captions.clone() }
     }
 }
 
-impl Lengths {
+impl LengthStatistics {
     fn new(mut lengths: Vec<usize>, vocabulary: usize) -> Self {
         lengths.sort_unstable();
         let (Some(&min), Some(&max)) = (lengths.first(), lengths.last()) else { return Self::default() };
@@ -82,7 +82,7 @@ impl Lengths {
     }
 }
 
-fn lengths_in_words<'a>(captions: impl Iterator<Item = &'a str>) -> Lengths {
+fn lengths_in_words<'a>(captions: impl Iterator<Item = &'a str>) -> LengthStatistics {
     let (mut tokenizer, mut distinct) = (PtbTokenizer::default(), HashSet::new());
     let length = |caption| {
         let mut length = 0;
@@ -95,10 +95,10 @@ fn lengths_in_words<'a>(captions: impl Iterator<Item = &'a str>) -> Lengths {
         length
     };
     let lengths = captions.map(length).collect();
-    Lengths::new(lengths, distinct.len())
+    LengthStatistics::new(lengths, distinct.len())
 }
 
-fn lengths_in_tokens<'a>(captions: impl Iterator<Item = &'a str>, vocabulary: &Vocabulary) -> Lengths {
+fn lengths_in_tokens<'a>(captions: impl Iterator<Item = &'a str>, vocabulary: &Vocabulary) -> LengthStatistics {
     let mut distinct = HashSet::new();
     let length = |caption| {
         let ids = vocabulary.encode(caption, usize::MAX);
@@ -106,7 +106,7 @@ fn lengths_in_tokens<'a>(captions: impl Iterator<Item = &'a str>, vocabulary: &V
         ids.len()
     };
     let lengths = captions.map(length).collect();
-    Lengths::new(lengths, distinct.len())
+    LengthStatistics::new(lengths, distinct.len())
 }
 
 /// At most `max` of the indices `0..count`, evenly spaced.
@@ -115,9 +115,9 @@ pub fn evenly_spaced(count: usize, max: usize) -> impl Iterator<Item = usize> {
     (0..selected).map(move |index| (index as u128 * count as u128 / selected as u128) as usize)
 }
 
-impl Display for Summary {
+impl Display for SplitSummary {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
-        let Self { images, captions, captions_per_image: Range { min, max }, words, tokens, samples } = self;
+        let Self { images, captions, captions_per_image: MinMax { min, max }, words, tokens, samples } = self;
         let per_image = if min == max { min.to_string() } else { format!("{min} to {max}") };
         write!(formatter, "{images} images, {captions} captions ({per_image} an image)")?;
         if *captions > 0 {
@@ -127,14 +127,14 @@ impl Display for Summary {
     }
 }
 
-impl Display for Lengths {
+impl Display for LengthStatistics {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
         let Self { min, median, mean, max, vocabulary } = self;
         write!(formatter, "{min} to {max} a caption, median {median}, mean {mean:.1}; {vocabulary} different")
     }
 }
 
-impl Display for Sample {
+impl Display for SampleImage {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{}", self.image)?;
         self.id.map_or(Ok(()), |id| write!(formatter, " (id {id})"))?;
@@ -169,13 +169,13 @@ mod tests {
     #[test]
     fn captions_are_measured_in_words_and_tokens() {
         let items = items(&[&["A dog."], &["a dog runs, a dog!", "dogs"], &["A cat"]]);
-        let summary = Summary::new(&items, &Vocabulary::full());
+        let summary = SplitSummary::new(&items, &Vocabulary::full());
         assert_eq!((summary.images, summary.captions), (3, 4));
-        assert_eq!(summary.captions_per_image, Range { min: 1, max: 2 });
+        assert_eq!(summary.captions_per_image, MinMax { min: 1, max: 2 });
         // The distinct words: a, dog, runs, dogs, cat.
-        assert_eq!(summary.words, Lengths { min: 1, median: 2, mean: 2.5, max: 5, vocabulary: 5 });
+        assert_eq!(summary.words, LengthStatistics { min: 1, median: 2, mean: 2.5, max: 5, vocabulary: 5 });
         // Punctuation marks are tokens: `.`, `,` and `!`.
-        assert_eq!(summary.tokens, Lengths { min: 3, median: 4, mean: 5.25, max: 9, vocabulary: 8 });
+        assert_eq!(summary.tokens, LengthStatistics { min: 3, median: 4, mean: 5.25, max: 9, vocabulary: 8 });
         let text = summary.to_string();
         assert!(
             text.starts_with("3 images, 4 captions (1 to 2 an image)\n    words: 1 to 5 a caption, median 2"),
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn images_without_captions_have_no_lengths() {
-        let summary = Summary::new(&items(&[&[], &[]]), &Vocabulary::full());
+        let summary = SplitSummary::new(&items(&[&[], &[]]), &Vocabulary::full());
         let lines = "2 images, 0 captions (0 an image)\n    0.jpg (id 0): no captions\n    1.jpg (id 1): no captions";
         assert_eq!(summary.to_string(), lines);
         let json = serde_json::to_value(&summary).unwrap();
@@ -200,6 +200,6 @@ mod tests {
         assert_eq!(indices(3, usize::MAX), [0, 1, 2]);
         assert!(indices(0, 5).is_empty());
         let many = vec![&["a"][..]; 100];
-        assert_eq!(Summary::new(&items(&many), &Vocabulary::full()).samples.len(), SAMPLES);
+        assert_eq!(SplitSummary::new(&items(&many), &Vocabulary::full()).samples.len(), SAMPLES);
     }
 }

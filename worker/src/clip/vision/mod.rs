@@ -10,7 +10,7 @@ use weights::clip::{ClipConfig, VisionBackbone};
 
 use self::resnet::{AttentionPool, ModifiedResNet};
 use self::transformer::{ClassTokenPool, VisionTransformer};
-use crate::nn::Builder;
+use crate::nn::ParameterBuilder;
 
 /// A vision encoder, parameters `visual.*`.
 pub enum VisionModel {
@@ -21,8 +21,8 @@ pub enum VisionModel {
 }
 
 impl VisionModel {
-    pub(super) fn new(builder: &mut Builder, config: &VisionConfig) -> Self {
-        match config.vision {
+    pub(super) fn new(builder: &mut ParameterBuilder, config: &VisionConfig) -> Self {
+        match config.backbone {
             VisionBackbone::Transformer { patch_size, width, layers, heads } => {
                 let sizes = (width, layers, heads);
                 let image = (config.image_size, patch_size);
@@ -44,22 +44,22 @@ impl VisionModel {
 }
 
 /// The pooling of hidden states to an image embedding.
-pub enum Pool {
+pub enum ImagePooling {
     /// The class token of a vision transformer.
     ClassToken(ClassTokenPool),
     /// Attention over the feature map of a ResNet.
     Attention(AttentionPool),
 }
 
-impl Pool {
-    pub(super) fn new(builder: &mut Builder, config: &ClipConfig) -> Self {
+impl ImagePooling {
+    pub(super) fn new(builder: &mut ParameterBuilder, config: &ClipConfig) -> Self {
         let embedding = config.embedding;
         match config.vision {
             VisionBackbone::Transformer { width, .. } => {
                 Self::ClassToken(ClassTokenPool::new(builder, width, embedding))
             }
             VisionBackbone::ResNet { heads, .. } => {
-                let (width, tokens) = (config.vision_width(), config.vision_tokens());
+                let (width, tokens) = (config.vision_width(), config.vision_sequence_length());
                 Self::Attention(AttentionPool::new(builder, (width, tokens, heads), embedding))
             }
         }

@@ -4,7 +4,7 @@
 
 use tch::Tensor;
 
-use crate::nn::{BatchNorm, Builder, DropoutMode, Linear, attention, merge_heads, split_heads};
+use crate::nn::{BatchNorm, DropoutMode, Linear, ParameterBuilder, attention, merge_heads, split_heads};
 
 /// The ratio of a bottleneck's output channels to its inner channels.
 const EXPANSION: i64 = 4;
@@ -16,23 +16,23 @@ pub struct ModifiedResNet {
 }
 
 impl ModifiedResNet {
-    pub fn new(builder: &mut Builder, blocks: [usize; 4], width: usize) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, blocks: [usize; 4], width: usize) -> Self {
         let width = width as i64;
-        let half = width / 2;
+        let half_width = width / 2;
         let stem = [
-            NormalizedConvolution::new(builder, "visual", "1", (3, half), 3, 2),
-            NormalizedConvolution::new(builder, "visual", "2", (half, half), 3, 1),
-            NormalizedConvolution::new(builder, "visual", "3", (half, width), 3, 1),
+            NormalizedConvolution::new(builder, "visual", "1", (3, half_width), 3, 2),
+            NormalizedConvolution::new(builder, "visual", "2", (half_width, half_width), 3, 1),
+            NormalizedConvolution::new(builder, "visual", "3", (half_width, width), 3, 1),
         ];
         let mut inputs = width;
         let mut bottlenecks = Vec::with_capacity(blocks.iter().sum());
         for (stage, count) in blocks.into_iter().enumerate() {
-            let middle = width << stage;
+            let inner_channels = width << stage;
             for block in 0..count {
                 let stride = if stage > 0 && block == 0 { 2 } else { 1 };
                 let name = format!("visual.layer{}.{block}", stage + 1);
-                bottlenecks.push(Bottleneck::new(builder, &name, inputs, middle, stride));
-                inputs = middle * EXPANSION;
+                bottlenecks.push(Bottleneck::new(builder, &name, inputs, inner_channels, stride));
+                inputs = inner_channels * EXPANSION;
             }
         }
         Self { stem, blocks: bottlenecks }
@@ -56,14 +56,21 @@ struct NormalizedConvolution {
 
 impl NormalizedConvolution {
     /// A convolution with the parameters `{name}.conv{number}.weight` and `{name}.bn{number}.*`.
-    fn new(builder: &mut Builder, name: &str, number: &str, channels: (i64, i64), side: i64, stride: i64) -> Self {
+    fn new(
+        builder: &mut ParameterBuilder,
+        name: &str,
+        number: &str,
+        channels: (i64, i64),
+        side: i64,
+        stride: i64,
+    ) -> Self {
         let (convolution, norm) = (format!("{name}.conv{number}"), format!("{name}.bn{number}"));
         Self::with_names(builder, &convolution, &norm, channels, side, stride)
     }
 
     /// A convolution with these names of its parameters.
     fn with_names(
-        builder: &mut Builder,
+        builder: &mut ParameterBuilder,
         convolution: &str,
         norm: &str,
         (inputs, outputs): (i64, i64),
@@ -92,13 +99,13 @@ struct Bottleneck {
 }
 
 impl Bottleneck {
-    fn new(builder: &mut Builder, name: &str, inputs: i64, middle: i64, stride: i64) -> Self {
-        let outputs = middle * EXPANSION;
+    fn new(builder: &mut ParameterBuilder, name: &str, inputs: i64, inner_channels: i64, stride: i64) -> Self {
+        let outputs = inner_channels * EXPANSION;
         let (convolution, norm) = (format!("{name}.downsample.0"), format!("{name}.downsample.1"));
         Self {
-            first: NormalizedConvolution::new(builder, name, "1", (inputs, middle), 1, 1),
-            second: NormalizedConvolution::new(builder, name, "2", (middle, middle), 3, 1),
-            third: NormalizedConvolution::new(builder, name, "3", (middle, outputs), 1, 1),
+            first: NormalizedConvolution::new(builder, name, "1", (inputs, inner_channels), 1, 1),
+            second: NormalizedConvolution::new(builder, name, "2", (inner_channels, inner_channels), 3, 1),
+            third: NormalizedConvolution::new(builder, name, "3", (inner_channels, outputs), 1, 1),
             stride,
             downsample: (stride > 1 || inputs != outputs)
                 .then(|| NormalizedConvolution::with_names(builder, &convolution, &norm, (inputs, outputs), 1, 1)),
@@ -133,7 +140,11 @@ pub struct AttentionPool {
 }
 
 impl AttentionPool {
-    pub fn new(builder: &mut Builder, (width, tokens, heads): (usize, usize, usize), embedding: usize) -> Self {
+    pub fn new(
+        builder: &mut ParameterBuilder,
+        (width, tokens, heads): (usize, usize, usize),
+        embedding: usize,
+    ) -> Self {
         let width = width as i64;
         let deviation = (width as f64).powf(-0.5);
         let mut linear = |part: &str, outputs| {

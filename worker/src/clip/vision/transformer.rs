@@ -5,12 +5,12 @@ use weights::Activation;
 use weights::clip::LoraTarget;
 
 use crate::clip::transformer::Transformer;
-use crate::nn::{Builder, GraphedFunction, LayerNorm, Weight};
+use crate::nn::{GraphedFunction, LayerNorm, LoraWeight, ParameterBuilder};
 
 /// A vision transformer up to its last block (`VisionTransformer` in OpenAI's `clip/model.py`).
 pub struct VisionTransformer {
     patch_size: i64,
-    conv1: Weight,
+    conv1: LoraWeight,
     class_embedding: Tensor,
     positional_embedding: Tensor,
     ln_pre: LayerNorm,
@@ -22,7 +22,7 @@ impl VisionTransformer {
     /// An encoder for this image size and patch size in pixels; `sizes` are width, number of layers
     /// and number of heads.
     pub fn new(
-        builder: &mut Builder,
+        builder: &mut ParameterBuilder,
         (image_size, patch_size): (usize, usize),
         sizes: (usize, usize, usize),
         activation: Activation,
@@ -73,7 +73,7 @@ pub struct ClassTokenPool {
 }
 
 impl ClassTokenPool {
-    pub fn new(builder: &mut Builder, width: usize, embedding: usize) -> Self {
+    pub fn new(builder: &mut ParameterBuilder, width: usize, embedding: usize) -> Self {
         let width = width as i64;
         Self {
             ln_post: LayerNorm::new(builder, "visual.ln_post", width, 1e-5),

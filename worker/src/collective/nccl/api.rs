@@ -10,23 +10,23 @@ use libloading::os::unix::Library;
 
 const LIBRARY: &str = "libnccl.so.2";
 /// `ncclSuccess`.
-pub const SUCCESS: Code = 0;
+pub const SUCCESS: ResultCode = 0;
 /// `ncclInProgress`: a non-blocking call has not completed yet.
-pub const IN_PROGRESS: Code = 7;
+pub const IN_PROGRESS: ResultCode = 7;
 /// `ncclSum` of `ncclRedOp_t`.
 pub const SUM: c_int = 0;
 
 /// `ncclResult_t`. An integer, because later versions of the library may return unknown codes.
-pub type Code = u32;
+pub type ResultCode = u32;
 
 macro_rules! api {
     ($($field:ident = $symbol:literal: fn($($argument:ty),*) -> $result:ty;)*) => {
         /// NCCL's functions, under their names without the prefix.
-        pub struct Api {
+        pub struct NcclApi {
             $(pub $field: unsafe extern "C" fn($($argument),*) -> $result,)*
         }
 
-        impl Api {
+        impl NcclApi {
             fn resolve(library: &Library) -> Result<Self> {
                 let missing = |symbol: &str| anyhow!("{LIBRARY} has no {symbol}: it is too old");
                 Ok(Self {
@@ -39,26 +39,26 @@ macro_rules! api {
 }
 
 api! {
-    get_unique_id = "ncclGetUniqueId": fn(*mut ncclUniqueId) -> Code;
-    comm_init_rank_config = "ncclCommInitRankConfig": fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> Code;
-    comm_get_async_error = "ncclCommGetAsyncError": fn(ncclComm_t, *mut Code) -> Code;
-    comm_finalize = "ncclCommFinalize": fn(ncclComm_t) -> Code;
-    comm_destroy = "ncclCommDestroy": fn(ncclComm_t) -> Code;
-    comm_abort = "ncclCommAbort": fn(ncclComm_t) -> Code;
-    all_reduce = "ncclAllReduce": fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> Code;
-    broadcast = "ncclBroadcast": fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> Code;
-    all_gather = "ncclAllGather": fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclComm_t, cudaStream_t) -> Code;
-    get_error_string = "ncclGetErrorString": fn(Code) -> *const c_char;
+    get_unique_id = "ncclGetUniqueId": fn(*mut ncclUniqueId) -> ResultCode;
+    comm_init_rank_config = "ncclCommInitRankConfig": fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> ResultCode;
+    comm_get_async_error = "ncclCommGetAsyncError": fn(ncclComm_t, *mut ResultCode) -> ResultCode;
+    comm_finalize = "ncclCommFinalize": fn(ncclComm_t) -> ResultCode;
+    comm_destroy = "ncclCommDestroy": fn(ncclComm_t) -> ResultCode;
+    comm_abort = "ncclCommAbort": fn(ncclComm_t) -> ResultCode;
+    all_reduce = "ncclAllReduce": fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> ResultCode;
+    broadcast = "ncclBroadcast": fn(*const c_void, *mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> ResultCode;
+    all_gather = "ncclAllGather": fn(*const c_void, *mut c_void, usize, ncclDataType_t, ncclComm_t, cudaStream_t) -> ResultCode;
+    get_error_string = "ncclGetErrorString": fn(ResultCode) -> *const c_char;
     get_last_error = "ncclGetLastError": fn(ncclComm_t) -> *const c_char;
 }
 
-impl Api {
+impl NcclApi {
     /// The library that libtorch has loaded, or else the one that the dynamic loader finds.
     ///
     /// # Errors
     /// There is no such library, or it lacks a function.
     pub fn get() -> Result<&'static Self> {
-        static API: OnceLock<Result<Api>> = OnceLock::new();
+        static API: OnceLock<Result<NcclApi>> = OnceLock::new();
         let load = || {
             // SAFETY: NCCL's initializers may run at any time: libtorch loads it in the same way.
             let library = unsafe { Library::new(LIBRARY) }.map_err(|error| {
@@ -73,7 +73,7 @@ impl Api {
     }
 
     /// The error message for `code`, with the last error of `comm`.
-    pub fn error_message(&self, code: Code, comm: ncclComm_t) -> String {
+    pub fn error_message(&self, code: ResultCode, comm: ncclComm_t) -> String {
         // SAFETY: both return strings that NCCL keeps, or null; a null communicator is allowed.
         let texts = unsafe { [(self.get_error_string)(code), (self.get_last_error)(comm)] };
         let texts = texts.into_iter().filter(|text| !text.is_null());

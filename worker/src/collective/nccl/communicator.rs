@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclUniqueId};
 
-use super::api::{Api, Code, IN_PROGRESS, SUCCESS};
-use crate::collective::{CollectiveError, Flag};
+use super::api::{IN_PROGRESS, NcclApi, ResultCode, SUCCESS};
+use crate::collective::{CollectiveError, StopFlag};
 
 /// Waits spin for this long at first: an all-reduce between GPUs rarely takes longer.
 const SPIN_DURATION: Duration = Duration::from_millis(2);
@@ -18,7 +18,7 @@ const FINALIZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A non-blocking NCCL communicator: its calls return before they have completed.
 pub struct Communicator {
-    pub api: &'static Api,
+    pub api: &'static NcclApi,
     pub pointer: ncclComm_t,
 }
 
@@ -28,10 +28,10 @@ unsafe impl Send for Communicator {}
 impl Communicator {
     /// Starts to connect to the other ranks. The communicator is usable once [`Self::is_ready`]
     /// returns true.
-    pub fn start(api: &'static Api, id: ncclUniqueId, rank: usize, world_size: usize) -> Result<Self> {
+    pub fn start(api: &'static NcclApi, id: ncclUniqueId, rank: usize, world_size: usize) -> Result<Self> {
         let (rank, world_size) = (rank as c_int, world_size as c_int);
         let mut pointer = std::ptr::null_mut();
-        let mut config = config();
+        let mut config = non_blocking_config();
         // SAFETY: all pointers outlive the call.
         let code = unsafe { (api.comm_init_rank_config)(&raw mut pointer, world_size, id, rank, &raw mut config) };
         if pointer.is_null() {
@@ -41,7 +41,7 @@ impl Communicator {
     }
 
     /// Fails if `code`, which a call returned, is an error.
-    pub fn check(&self, code: Code) -> Result<()> {
+    pub fn check(&self, code: ResultCode) -> Result<()> {
         match code {
             SUCCESS | IN_PROGRESS => Ok(()),
             _ => bail!(self.api.error_message(code, self.pointer)),
@@ -50,12 +50,12 @@ impl Communicator {
 
     /// Whether the last call has completed on the host. Fails if the communicator has failed.
     pub fn is_ready(&self) -> Result<bool> {
-        let mut state = SUCCESS;
+        let mut async_error = SUCCESS;
         // SAFETY: the communicator lives as long as this.
-        let code = unsafe { (self.api.comm_get_async_error)(self.pointer, &raw mut state) };
+        let code = unsafe { (self.api.comm_get_async_error)(self.pointer, &raw mut async_error) };
         self.check(code)?;
-        self.check(state)?;
-        Ok(state == SUCCESS)
+        self.check(async_error)?;
+        Ok(async_error == SUCCESS)
     }
 
     /// Finalizes and destroys the communicator if it `is_healthy`. Aborts it otherwise, or if
@@ -66,7 +66,7 @@ impl Communicator {
         let is_finalizing = is_healthy && self.check(unsafe { (api.comm_finalize)(pointer) }).is_ok();
         let deadline = Instant::now() + FINALIZE_TIMEOUT;
         let is_finalized = is_finalizing
-            && wait_until(&Flag::default(), || match self.is_ready() {
+            && wait_until(&StopFlag::default(), || match self.is_ready() {
                 Ok(false) if Instant::now() >= deadline => bail!("timed out"),
                 ready => ready,
             })
@@ -77,7 +77,7 @@ impl Communicator {
 }
 
 /// Polls until `is_done` returns true. Fails if it fails, or if the generation is abandoned.
-pub fn wait_until(abandon: &Flag, is_done: impl Fn() -> Result<bool>) -> Result<(), CollectiveError> {
+pub fn wait_until(abandon: &StopFlag, is_done: impl Fn() -> Result<bool>) -> Result<(), CollectiveError> {
     let started = Instant::now();
     while !is_done()? {
         if abandon.is_raised() {
@@ -89,7 +89,7 @@ pub fn wait_until(abandon: &Flag, is_done: impl Fn() -> Result<bool>) -> Result<
 }
 
 /// `NCCL_CONFIG_INITIALIZER` of NCCL 2.28's nccl.h, but non-blocking.
-fn config() -> ncclConfig_t {
+fn non_blocking_config() -> ncclConfig_t {
     const UNDEFINED: c_int = c_int::MIN;
     ncclConfig_t {
         size: size_of::<ncclConfig_t>(),
@@ -132,16 +132,16 @@ pub(super) mod tests {
 
     const DESTROYED: u32 = 1;
     const ABORTED: u32 = 2;
-    const REMOTE_ERROR: Code = 6;
+    const REMOTE_ERROR: ResultCode = 6;
 
     fn fake_of<'a>(pointer: ncclComm_t) -> &'a FakeCommunicator {
-        // SAFETY: in these tests the pointer is that of a fake that lives longer.
+        // SAFETY: in these tests the pointer points to a fake communicator that lives longer.
         unsafe { &*pointer.cast::<FakeCommunicator>() }
     }
 
-    /// A library without effects. Its communicators are [`FakeCommunicator`]s.
-    pub fn fake_api() -> &'static Api {
-        unsafe extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> Code {
+    /// A fake of NCCL without effects. Its communicators are [`FakeCommunicator`]s.
+    pub fn fake_api() -> &'static NcclApi {
+        unsafe extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> ResultCode {
             // SAFETY: the caller has room for it.
             unsafe { (*id).internal = [42; 128] };
             SUCCESS
@@ -152,24 +152,24 @@ pub(super) mod tests {
             _: ncclUniqueId,
             _: c_int,
             config: *mut ncclConfig_t,
-        ) -> Code {
+        ) -> ResultCode {
             // SAFETY: the caller has a configuration.
             assert_eq!(unsafe { ((*config).blocking, (*config).size) }, (0, size_of::<ncclConfig_t>()));
             REMOTE_ERROR
         }
-        unsafe extern "C" fn state(comm: ncclComm_t, state: *mut Code) -> Code {
+        unsafe extern "C" fn state(comm: ncclComm_t, state: *mut ResultCode) -> ResultCode {
             // SAFETY: the caller has room for it.
             unsafe { *state = fake_of(comm).state.load(Ordering::Relaxed) };
             SUCCESS
         }
-        unsafe extern "C" fn finalize(_: ncclComm_t) -> Code {
+        unsafe extern "C" fn finalize(_: ncclComm_t) -> ResultCode {
             IN_PROGRESS
         }
-        unsafe extern "C" fn destroy(comm: ncclComm_t) -> Code {
+        unsafe extern "C" fn destroy(comm: ncclComm_t) -> ResultCode {
             fake_of(comm).outcome.store(DESTROYED, Ordering::Relaxed);
             SUCCESS
         }
-        unsafe extern "C" fn abort(comm: ncclComm_t) -> Code {
+        unsafe extern "C" fn abort(comm: ncclComm_t) -> ResultCode {
             fake_of(comm).outcome.store(ABORTED, Ordering::Relaxed);
             SUCCESS
         }
@@ -181,7 +181,7 @@ pub(super) mod tests {
             _: c_int,
             _: ncclComm_t,
             _: cudaStream_t,
-        ) -> Code {
+        ) -> ResultCode {
             SUCCESS
         }
         unsafe extern "C" fn gather(
@@ -191,16 +191,16 @@ pub(super) mod tests {
             _: ncclDataType_t,
             _: ncclComm_t,
             _: cudaStream_t,
-        ) -> Code {
+        ) -> ResultCode {
             SUCCESS
         }
-        unsafe extern "C" fn meaning(_: Code) -> *const c_char {
+        unsafe extern "C" fn error_string(_: ResultCode) -> *const c_char {
             c"remote process exited".as_ptr()
         }
-        unsafe extern "C" fn last(_: ncclComm_t) -> *const c_char {
+        unsafe extern "C" fn last_error(_: ncclComm_t) -> *const c_char {
             c"connection closed by 10.0.0.2\n".as_ptr()
         }
-        static API: Api = Api {
+        static API: NcclApi = NcclApi {
             get_unique_id,
             comm_init_rank_config: init,
             comm_get_async_error: state,
@@ -210,8 +210,8 @@ pub(super) mod tests {
             all_reduce: reduce,
             broadcast: reduce,
             all_gather: gather,
-            get_error_string: meaning,
-            get_last_error: last,
+            get_error_string: error_string,
+            get_last_error: last_error,
         };
         &API
     }
@@ -222,7 +222,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_wait_ends_on_completion_on_a_peers_failure_and_on_abandon() {
-        let (fake, flag) = (FakeCommunicator::default(), Flag::default());
+        let (fake, flag) = (FakeCommunicator::default(), StopFlag::default());
         let communicator = communicator(&fake);
         let wait = || wait_until(&flag, || communicator.is_ready());
         assert_eq!(wait(), Ok(()));
@@ -241,7 +241,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_healthy_communicator_is_destroyed_and_a_failed_one_is_aborted() {
-        let outcome = |is_healthy, state: Code| {
+        let outcome = |is_healthy, state: ResultCode| {
             let fake = FakeCommunicator { state: state.into(), ..FakeCommunicator::default() };
             communicator(&fake).shut_down(is_healthy);
             fake.outcome.into_inner()

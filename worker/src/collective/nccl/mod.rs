@@ -1,9 +1,12 @@
 //! NCCL: collective operations between GPUs. Communicators are non-blocking, so that each wait can
 //! check the abandon flag.
 //!
+//! CUDA events order the work of two streams:
+//!
 //! ```text
-//!   libtorch's stream   ... gradients --event--.                         .--> optimizer
-//!   our stream                                 '--> ncclAllReduce --event'
+//!   libtorch's stream   backward pass --.                         .--> optimizer step
+//!                                       | event: gradients ready  | event: sums ready
+//!   this rank's stream                  '--> ncclAllReduce -------'
 //! ```
 
 mod api;
@@ -19,15 +22,15 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclUniqueId};
 use tch::{Device, Kind, Tensor};
 
-use super::{Collective, CollectiveError, Flag, RendezvousParameters};
-use api::{Api, Code, SUCCESS, SUM};
+use super::{Collective, CollectiveError, RendezvousParameters, StopFlag};
+use api::{NcclApi, ResultCode, SUCCESS, SUM};
 use communicator::{Communicator, wait_until};
 
 /// The key of the communicator's unique id in the store.
 const UNIQUE_ID_KEY: &str = "nccl";
 
 /// The communicator of one generation, with a CUDA stream of its own.
-pub struct Nccl {
+pub struct NcclCollective {
     /// Always present until the drop, which shuts the communicator down on another thread.
     connection: Option<Connection>,
     /// The tensors of the present operation. They are kept because a failed communicator may write
@@ -35,7 +38,7 @@ pub struct Nccl {
     active_tensors: RefCell<Vec<Tensor>>,
     /// Whether all started operations have completed.
     is_healthy: Cell<bool>,
-    abandon: Flag,
+    abandon: StopFlag,
     rank: usize,
     world_size: usize,
 }
@@ -47,7 +50,7 @@ struct Connection {
     stream: Arc<CudaStream>,
 }
 
-impl Nccl {
+impl NcclCollective {
     /// Connects to the other ranks of a generation. This rank computes on GPU `gpu`.
     ///
     /// # Errors
@@ -56,7 +59,7 @@ impl Nccl {
     pub fn connect(parameters: &RendezvousParameters<'_>, gpu: usize) -> Result<Self, CollectiveError> {
         let deadline = Instant::now() + parameters.timeout;
         let (rank, world_size, abandon) = (parameters.rank, parameters.world_size, parameters.abandon.clone());
-        let api = Api::get()?;
+        let api = NcclApi::get()?;
         let id = exchange_unique_id(api, parameters)?;
         let context = CudaContext::new(gpu).map_err(cuda_error)?;
         let stream = context.new_stream().map_err(cuda_error)?;
@@ -90,14 +93,14 @@ impl Nccl {
     fn run(
         &self,
         tensors: &[&Tensor],
-        start: impl FnOnce(&Communicator, cudaStream_t) -> Code,
+        start: impl FnOnce(&Communicator, cudaStream_t) -> ResultCode,
     ) -> Result<(), CollectiveError> {
         let Connection { communicator, context, stream } = self.connection();
         if self.abandon.is_raised() {
             return Err(CollectiveError::Abandoned);
         }
         self.is_healthy.set(false);
-        *self.active_tensors.borrow_mut() = tensors.iter().map(|tensor| tensor.shallow_clone()).collect();
+        _ = self.active_tensors.replace(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
         // libtorch computes on the default stream.
         stream.join(&context.default_stream()).map_err(cuda_error)?;
         communicator.check(start(communicator, stream.cu_stream().cast()))?;
@@ -113,7 +116,7 @@ impl Nccl {
     }
 }
 
-impl Drop for Nccl {
+impl Drop for NcclCollective {
     fn drop(&mut self) {
         let (active_tensors, is_healthy) = (self.active_tensors.take(), self.is_healthy.get());
         let Some(Connection { communicator, context, stream }) = self.connection.take() else { return };
@@ -128,7 +131,7 @@ impl Drop for Nccl {
     }
 }
 
-impl Collective for Nccl {
+impl Collective for NcclCollective {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -140,8 +143,8 @@ impl Collective for Nccl {
     fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError> {
         let (data, count, kind) = raw_parts(tensor)?;
         self.run(&[tensor], |Communicator { api, pointer }, stream| {
-            // SAFETY: pointer and count are those of the tensor, which lives while the communicator
-            // may use it.
+            // SAFETY: pointer and count describe the tensor, which lives while the communicator may
+            // use it.
             unsafe { (api.all_reduce)(data, data, count, kind, SUM, *pointer, stream) }
         })
     }
@@ -170,7 +173,7 @@ impl Collective for Nccl {
 /// The communicator's unique id. Rank 0 creates it and writes it to the store; the other ranks read
 /// it from there.
 fn exchange_unique_id(
-    api: &'static Api,
+    api: &'static NcclApi,
     parameters: &RendezvousParameters<'_>,
 ) -> Result<ncclUniqueId, CollectiveError> {
     let creates_id = parameters.rank == 0;
@@ -222,17 +225,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::collective::Store;
+    use crate::collective::TcpStore;
 
     #[test]
     fn all_ranks_get_the_unique_id_of_rank_0() {
         let api = communicator::tests::fake_api();
-        let store = Store::serve(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
-        let store_address = store.address();
+        let store = TcpStore::serve(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+        let tcp_store_address = store.address();
         let unique_id = |rank| {
-            let (timeout, abandon) = (Duration::from_secs(30), Flag::default());
-            let parameters =
-                RendezvousParameters { store_address, generation: 7, term: 0, rank, world_size: 2, timeout, abandon };
+            let (timeout, abandon) = (Duration::from_secs(30), StopFlag::default());
+            let parameters = RendezvousParameters {
+                tcp_store_address,
+                generation: 7,
+                term: 0,
+                rank,
+                world_size: 2,
+                timeout,
+                abandon,
+            };
             exchange_unique_id(api, &parameters).unwrap()
         };
         std::thread::scope(|scope| {

@@ -5,8 +5,8 @@ use tch::{Device, Kind, Tensor};
 use weights::Lora;
 use weights::clip::{LoraTarget, lora_factor_names};
 
-use super::{Backend, Entry, Parameters};
-use crate::nn::lora::Weight;
+use super::{Backend, ParameterEntry, Parameters};
+use crate::nn::lora::LoraWeight;
 use crate::nn::operators::Parameter;
 
 /// Creates the parameters of a model under their names in checkpoints, then lays them out in the
@@ -14,7 +14,7 @@ use crate::nn::operators::Parameter;
 ///
 /// Each parameter is drawn from a generator seeded by the model's seed and the parameter's name, so
 /// an additional layer does not change the initial values of the others.
-pub struct Builder {
+pub struct ParameterBuilder {
     /// The seed of the initial values; none if the caller will overwrite them.
     seed: Option<u64>,
     backend: Backend,
@@ -22,7 +22,7 @@ pub struct Builder {
     lora: Option<(Lora, u64)>,
     parameters: Vec<NewParameter>,
     /// The weights with LoRA factors.
-    lora_weights: Vec<Weight>,
+    lora_weights: Vec<LoraWeight>,
 }
 
 /// A parameter before it is moved into the flat buffer.
@@ -33,7 +33,7 @@ struct NewParameter {
     working: Option<Tensor>,
 }
 
-impl Builder {
+impl ParameterBuilder {
     /// A builder for a model with initial values from `seed`.
     #[must_use]
     pub fn new(seed: u64, backend: impl Into<Backend>) -> Self {
@@ -100,14 +100,14 @@ impl Builder {
 
     /// A matrix `[outputs, inputs]` as by [`Self::matrix`], with LoRA factors if the model has them
     /// for `target`.
-    pub fn lora_matrix(&mut self, name: &str, shape: [i64; 2], deviation: f64, target: LoraTarget) -> Weight {
+    pub fn lora_matrix(&mut self, name: &str, shape: [i64; 2], deviation: f64, target: LoraTarget) -> LoraWeight {
         let base = self.matrix(name, &shape, deviation);
         self.with_lora_factors(name, base, [shape[0], shape[1], 1], target)
     }
 
     /// A square convolution kernel `[outputs, inputs, side, side]` in 32 bits, initialized from a
     /// normal distribution with mean 0, with LoRA factors if the model has them for `target`.
-    pub fn lora_convolution(&mut self, name: &str, shape: [i64; 4], deviation: f64, target: LoraTarget) -> Weight {
+    pub fn lora_convolution(&mut self, name: &str, shape: [i64; 4], deviation: f64, target: LoraTarget) -> LoraWeight {
         let master = self.normal(name, &shape, deviation);
         let base = Parameter { working: master.shallow_clone(), master };
         self.with_lora_factors(name, base, [shape[0], shape[1], shape[2]], target)
@@ -121,7 +121,7 @@ impl Builder {
         base: Parameter,
         [outputs, inputs, side]: [i64; 3],
         target: LoraTarget,
-    ) -> Weight {
+    ) -> LoraWeight {
         let Some((Lora { rank, alpha, targets }, seed)) = &self.lora else { return base.into() };
         if !targets.contains(&target) {
             return base.into();
@@ -137,7 +137,7 @@ impl Builder {
         let Parameter { master, working } = base;
         let shares_memory = working.kind() == Kind::Float;
         let working = if shares_memory { master.zeros_like() } else { working };
-        let weight = Weight::with_factors(Parameter { master, working }, [a, b], scale);
+        let weight = LoraWeight::with_factors(Parameter { master, working }, [a, b], scale);
         self.lora_weights.push(weight.shallow_clone());
         weight
     }
@@ -189,7 +189,7 @@ impl Builder {
                 working.set_data(&view_of(flat_working));
             }
             tensor.set_data(&view);
-            entries.push(Entry { name, offset, length, tensor });
+            entries.push(ParameterEntry { name, offset, length, tensor });
             offset += length;
         }
         let parameters = Parameters { flat, flat_working, lora_weights, entries, training: None };

@@ -10,12 +10,12 @@ use config::Precision;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
-pub use builder::Builder;
+pub use builder::ParameterBuilder;
 pub use mismatch::ParameterMismatchError;
 
-use super::lora::Weight;
+use super::lora::LoraWeight;
 
-/// The device and the precision of a model.
+/// Where and in which precision a model computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backend {
     /// The device of the parameters.
@@ -32,7 +32,7 @@ impl From<Device> for Backend {
 }
 
 /// A parameter in the flat buffer.
-struct Entry {
+struct ParameterEntry {
     name: String,
     /// The offset and the number of its values in the buffer.
     offset: i64,
@@ -41,7 +41,7 @@ struct Entry {
     tensor: Tensor,
 }
 
-impl Entry {
+impl ParameterEntry {
     /// The view of this parameter in a buffer whose first value is at offset `begin` of the
     /// parameters' layout.
     fn view_of(&self, buffer: &Tensor, begin: i64) -> Tensor {
@@ -50,7 +50,7 @@ impl Entry {
 }
 
 /// The offset and the number of values of a range of parameters.
-fn offset_and_length(entries: &[Entry]) -> (i64, i64) {
+fn offset_and_length(entries: &[ParameterEntry]) -> (i64, i64) {
     let begin = entries.first().map_or(0, |first| first.offset);
     (begin, entries.last().map_or(0, |last| last.offset + last.length - begin))
 }
@@ -60,7 +60,7 @@ fn offset_and_length(entries: &[Entry]) -> (i64, i64) {
 /// # Errors
 /// Lists all entries that are missing, unknown, or of a wrong shape. Then nothing is copied.
 fn copy_values(
-    entries: &[Entry],
+    entries: &[ParameterEntry],
     buffer: &Tensor,
     values: &BTreeMap<String, Tensor>,
 ) -> Result<(), ParameterMismatchError> {
@@ -88,8 +88,9 @@ fn copy_values(
 /// The number of extra values that ranks sum together with the gradients.
 pub const EXTRA_VALUES: i64 = 2;
 
-/// The gradients of a model, as views of one buffer.
-pub struct Gradient {
+/// The gradients of a model, and the values that ranks sum together with them, as views of one
+/// buffer.
+pub struct GradientBuffer {
     /// The whole buffer, `[trained + EXTRA_VALUES]`: one all-reduce sums all of it.
     pub buffer: Tensor,
     /// The gradients, `[trained]`.
@@ -109,14 +110,14 @@ pub struct Parameters {
     /// The bf16 copies that products read, `[total]`; none in 32-bit precision.
     flat_working: Option<Tensor>,
     /// Weights with LoRA factors; products read their sum.
-    lora_weights: Vec<Weight>,
-    entries: Vec<Entry>,
+    lora_weights: Vec<LoraWeight>,
+    entries: Vec<ParameterEntry>,
     /// None while the model is frozen.
-    training: Option<Training>,
+    training: Option<TrainedRange>,
 }
 
-/// The range of parameters that is trained.
-struct Training {
+/// The contiguous range of parameters that is trained, with its gradients.
+struct TrainedRange {
     /// The indices of the trained parameters.
     entries: Range<usize>,
     /// All gradients, then the extra values, `[trained + EXTRA_VALUES]`.
@@ -136,7 +137,7 @@ impl Parameters {
         if let Some(working) = &self.flat_working {
             no_grad(|| working.shallow_clone().copy_(&self.flat));
         }
-        self.lora_weights.iter().for_each(Weight::refresh_working_copy);
+        self.lora_weights.iter().for_each(LoraWeight::refresh_working_copy);
     }
 
     /// Whether the bf16 copy equals the parameters.
@@ -170,28 +171,28 @@ impl Parameters {
         self.flat.narrow(0, offset, length)
     }
 
-    fn trained_entries(&self) -> &[Entry] {
+    fn trained_entries(&self) -> &[ParameterEntry] {
         self.training.as_ref().map_or(&[], |training| &self.entries[training.entries.clone()])
     }
 
     /// The gradients of a model in training, `[trained]`, and [`EXTRA_VALUES`] values after them in
     /// the same memory. None for a frozen model.
     #[must_use]
-    pub fn gradient(&self) -> Option<Gradient> {
+    pub fn gradient(&self) -> Option<GradientBuffer> {
         let buffer = &self.training.as_ref()?.gradient;
         let (_, trained) = offset_and_length(self.trained_entries());
         let [values, extra] =
             [(0, trained), (trained, EXTRA_VALUES)].map(|(from, length)| buffer.narrow(0, from, length));
-        Some(Gradient { buffer: buffer.shallow_clone(), values, extra })
+        Some(GradientBuffer { buffer: buffer.shallow_clone(), values, extra })
     }
 
     /// Enables gradients, initially zero, for the parameters whose name `is_trained` selects.
     /// Freezes the others.
     ///
     /// # Panics
-    /// If the selected parameters are not contiguous: see [`Builder::finish_in_groups`].
+    /// If the selected parameters are not contiguous: see [`ParameterBuilder::finish_in_groups`].
     pub fn start_training(&mut self, is_trained: impl Fn(&str) -> bool) {
-        let is_selected = |entry: &Entry| is_trained(&entry.name);
+        let is_selected = |entry: &ParameterEntry| is_trained(&entry.name);
         let first = self.entries.iter().position(is_selected).unwrap_or(0);
         let end = self.entries.iter().rposition(is_selected).map_or(first, |last| last + 1);
         assert!(self.entries[first..end].iter().all(is_selected), "the trained parameters are not contiguous");
@@ -213,7 +214,7 @@ impl Parameters {
             }
             leaf.grad().set_data(&entry.view_of(&gradient, begin));
         }
-        self.training = Some(Training { entries: range, gradient });
+        self.training = Some(TrainedRange { entries: range, gradient });
     }
 
     /// Moves the gradients to new memory and sets them to zero: an abandoned all-reduce may still

@@ -1,3 +1,5 @@
+//! Tests of the flat buffer of parameters and gradients.
+
 use std::collections::BTreeMap;
 
 use config::Precision;
@@ -7,7 +9,7 @@ use super::*;
 use crate::testing;
 
 fn model() -> (Tensor, Tensor, Parameters) {
-    let mut builder = Builder::new(1, testing::device());
+    let mut builder = ParameterBuilder::new(1, testing::device());
     let weight = builder.normal("weight", &[2, 3], 1.0);
     let bias = builder.constant("bias", &[2], 0.5);
     (weight, bias, builder.finish())
@@ -16,7 +18,7 @@ fn model() -> (Tensor, Tensor, Parameters) {
 #[test]
 fn products_read_the_loaded_values() {
     let backend = Backend { device: testing::device(), precision: Precision::Bf16 };
-    let mut builder = Builder::uninitialized(backend);
+    let mut builder = ParameterBuilder::uninitialized(backend);
     let matrix = builder.matrix("weight", &[2, 3], 1.0);
     let parameters = builder.finish();
     assert_eq!(parameters.backend(), backend);
@@ -70,7 +72,7 @@ fn reallocated_gradients_do_not_share_memory_with_the_old_ones() {
 
 #[test]
 fn only_the_selected_range_is_trained() {
-    let mut builder = Builder::new(1, testing::device());
+    let mut builder = ParameterBuilder::new(1, testing::device());
     let names = ["a", "b", "c", "d"];
     let tensors = names.map(|name| builder.normal(name, &[3, 2], 1.0));
     // With groups, `b` and `d` come first.
@@ -83,7 +85,8 @@ fn only_the_selected_range_is_trained() {
     let gradient = parameters.gradient().unwrap();
     assert_eq!([gradient.buffer.size(), gradient.values.size()], [[14], [12]]);
     (&tensors[0] * 2.0 + &tensors[1] * 3.0 + &tensors[3] * 5.0).sum(Kind::Float).backward();
-    let of = |name| parameters.trained_views(&gradient.values).find(|(found, _)| *found == name).map(|(_, view)| view);
+    let of =
+        |name| parameters.trained_views(&gradient.values).find(|(actual, _)| *actual == name).map(|(_, view)| view);
     let filled = |name, value: f64| of(name).unwrap().eq(value).all().int64_value(&[]) == 1;
     assert!(filled("a", 2.0) && filled("d", 5.0) && of("b").is_none());
     assert_eq!(parameters.weight_decay_mask().size(), [12]);
@@ -98,7 +101,7 @@ fn only_the_selected_range_is_trained() {
 #[test]
 #[should_panic(expected = "not contiguous")]
 fn training_parameters_that_are_not_contiguous_panics() {
-    let mut builder = Builder::new(1, testing::device());
+    let mut builder = ParameterBuilder::new(1, testing::device());
     _ = ["a", "b", "c"].map(|name| builder.normal(name, &[2], 1.0));
     builder.finish().start_training(|name| name != "b");
 }
@@ -107,7 +110,7 @@ fn training_parameters_that_are_not_contiguous_panics() {
 fn a_mismatch_lists_all_parameters_that_do_not_fit() {
     let (_, _, parameters) = model();
     let values = [("weight", [3, 2]), ("other", [1, 1])];
-    let values = values.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, testing::floats())));
+    let values = values.map(|(name, shape)| (name.to_owned(), Tensor::zeros(shape, testing::f32_options())));
     let error = parameters.load(&values.into()).unwrap_err().to_string();
     assert_eq!(error, "missing: bias; extra: other; misshapen: weight [3, 2], not [2, 3]");
 }

@@ -13,47 +13,47 @@ use weights::model_folder;
 
 use super::*;
 use crate::captioner::golden as captioner;
-use crate::captioner::{Captions, GenerationConfig};
+use crate::captioner::{CaptionBatch, GenerationConfig};
 use crate::clip::{Clip, golden as clip};
-use crate::golden::{self, Gains, assert_close, sixteen_bit_tolerance};
 use crate::nn::Backend;
 use crate::objective::reward::{EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, AveragedGradient, learning_rate_factor};
 use crate::phase_timer::PhaseTimer;
 use crate::testing;
+use crate::testing::golden_files::{self, ParameterGains, assert_close, sixteen_bit_tolerance};
 
 #[derive(Deserialize)]
-struct Golden {
-    sizes: captioner::Sizes,
-    gains: Gains,
+struct GoldenSteps {
+    sizes: captioner::CaptionerSizes,
+    gains: ParameterGains,
     policy: String,
     reference: String,
-    evaluator: Evaluator,
+    evaluator: GoldenEvaluator,
     beta: f64,
     adam: AdamSettings,
-    words: Vec<Word>,
-    settings: Vec<Setting>,
+    words: Vec<VocabularyWord>,
+    settings: Vec<GoldenSetting>,
 }
 
 /// The expected results with the settings `name`.
 #[derive(Deserialize)]
-struct Setting {
+struct GoldenSetting {
     name: String,
     cut_candidates: CutCandidates,
-    search: Search,
+    search: GoldenSearch,
     candidates: Vec<Vec<Vec<i64>>>,
     rewards: Vec<Vec<f64>>,
-    steps: Vec<Step>,
+    steps: Vec<ExpectedStep>,
 }
 
 #[derive(Deserialize)]
-struct Evaluator {
+struct GoldenEvaluator {
     prefix: String,
-    architecture: clip::Sizes,
+    architecture: clip::ClipSizes,
 }
 
 #[derive(Deserialize)]
-struct Search {
+struct GoldenSearch {
     beams: usize,
     max_length: usize,
     length_penalty: f64,
@@ -68,12 +68,12 @@ struct AdamSettings {
 }
 
 #[derive(Deserialize)]
-struct Word {
+struct VocabularyWord {
     clip: u16,
 }
 
 #[derive(Deserialize)]
-struct Step {
+struct ExpectedStep {
     tau: f64,
     chosen: Vec<usize>,
     gamma: Vec<Vec<f64>>,
@@ -83,14 +83,15 @@ struct Step {
     tensors: String,
 }
 
-/// The run with the settings `name`: `configs/release/coco-dico.yaml`, or that file with the
+/// The run with the settings `name`: `configs/as-released/coco-dico.yaml`, or that file with the
 /// defaults of all settings that the comparison depends on; `closed` differs in `cut_candidates`.
 fn run(name: &str) -> RunFile {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/release/coco-dico.yaml");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/as-released/coco-dico.yaml");
     let mut run = RunFile::load(&path).unwrap();
     if name != "release" {
         run.decoding = Decoding::default();
-        *run.primary_evaluator_mut() = config::Evaluator { score: Some(EvaluatorScore::PacS), ..Default::default() };
+        let score = Some(EvaluatorScore::PacS);
+        *run.primary_evaluator_mut() = config::Evaluator { score, ..Default::default() };
         let stage = Stage { optimizer: plain_adam(), ..stage(&run).clone() };
         run.stages = vec![Stage { dico: Dico::default(), schedule: config::Schedule::default(), ..stage }];
     }
@@ -111,8 +112,8 @@ fn plain_adam() -> config::Optimizer {
 }
 
 /// The models and images of the golden step.
-struct Case {
-    sizes: captioner::Sizes,
+struct StepCase {
+    sizes: captioner::CaptionerSizes,
     hidden: Tensor,
     evaluator: Clip,
     embeddings: [Tensor; 1],
@@ -122,12 +123,12 @@ struct Case {
     evaluator_vocabulary: Vocabulary,
 }
 
-impl Case {
-    fn new(golden: &Golden, backend: Backend) -> Self {
+impl StepCase {
+    fn new(golden: &GoldenSteps, backend: Backend) -> Self {
         let sizes = golden.sizes;
         let images = golden.settings[0].candidates.len();
         let hidden = captioner::hidden_states(&sizes, (0..images).map(|number| format!("dico.image{number}")));
-        let evaluator = clip::by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
+        let evaluator = clip::clip_by_formula(&golden.evaluator.architecture, &golden.evaluator.prefix, backend);
         let pixels = clip::pixels(&golden.evaluator.architecture, "dico", images as i64);
         let embeddings = [no_grad(|| evaluator.image_embeddings(&evaluator.vision.hidden_states(&pixels)))];
         let words = golden.words.iter().map(|word| word.clip).collect();
@@ -137,14 +138,14 @@ impl Case {
             evaluator,
             embeddings,
             image_indices: (0..images).collect(),
-            reference: captioner::by_formula(&sizes, &golden.reference, &golden.gains, backend),
-            vocabulary: Vocabulary::from_manifest(&model_folder::Vocabulary::Tokens(words)),
+            reference: captioner::captioner_by_formula(&sizes, &golden.reference, &golden.gains, backend),
+            vocabulary: Vocabulary::from_manifest(&model_folder::Vocabulary::Subset(words)),
             evaluator_vocabulary: Vocabulary::full(),
         }
     }
 
-    fn images(&self) -> ImageBatch<'_> {
-        ImageBatch { hidden: &self.hidden, embeddings: &self.embeddings, indices: &self.image_indices }
+    fn images(&self) -> EncodedImages<'_> {
+        EncodedImages { hidden: &self.hidden, embeddings: &self.embeddings, indices: &self.image_indices }
     }
 
     /// The evaluators as the trainer creates them.
@@ -192,15 +193,15 @@ impl Case {
             text: self.vocabulary.decode(tokens),
             has_end_token: tokens.last() == Some(&self.vocabulary.end_token()),
         };
-        candidates.iter().map(|found| found.iter().map(candidate).collect()).collect()
+        candidates.iter().map(|actual| actual.iter().map(candidate).collect()).collect()
     }
 }
 
 #[test]
 fn a_whole_step_agrees_with_pytorch() {
     testing::each_code_path(|| {
-        let golden: Golden = golden::json("dico/dico.json");
-        let case = Case::new(&golden, testing::device().into());
+        let golden: GoldenSteps = golden_files::json("dico/dico.json");
+        let case = StepCase::new(&golden, testing::device().into());
         let names: Vec<&str> = golden.settings.iter().map(|setting| setting.name.as_str()).collect();
         assert_eq!(names, ["release", "default", "closed"]);
         for setting in &golden.settings {
@@ -209,9 +210,9 @@ fn a_whole_step_agrees_with_pytorch() {
     });
 }
 
-fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
+fn check_step(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSetting) {
     let sizes = &case.sizes;
-    let Search { beams, max_length, length_penalty, cut_counts_begin } = setting.search;
+    let GoldenSearch { beams, max_length, length_penalty, cut_counts_begin } = setting.search;
     let mut run = run(&setting.name);
     // The golden captioner is small: its captions are cut earlier.
     run.decoding.max_length = max_length as u32;
@@ -225,15 +226,15 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
     let cut = setting.candidates.iter().flatten().filter(is_cut).count();
     assert!(cut > 0 && cut < setting.candidates.iter().flatten().count(), "some candidates are cut, others end");
 
-    for Step { tau, chosen, gamma, margin, loss, tensors } in &setting.steps {
+    for ExpectedStep { tau, chosen, gamma, margin, loss, tensors } in &setting.steps {
         let timer = PhaseTimer::default();
         let evaluators = case.evaluators(&run);
         let context = case.context(&run, &evaluators, &timer);
         let settings = Dico { tau: *tau, ..stage(&run).dico.clone() };
-        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::device());
+        let mut policy = captioner::captioner_by_formula(sizes, &golden.policy, &golden.gains, testing::device());
         let candidates = context.generate_candidates(&policy, &case.images(), Captioner::beam_search);
         let tokens: Vec<Vec<_>> =
-            candidates.iter().map(|found| found.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
+            candidates.iter().map(|actual| actual.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
         assert_eq!(tokens, setting.candidates);
         let rewards = context.rewards(&case.images(), &candidates);
         assert_close("rewards", &rewards, &Tensor::from_slice2(&setting.rewards), 1e-5);
@@ -253,7 +254,7 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
         output.loss.backward();
         let parameters = policy.parameters();
         let gradient = parameters.gradient().unwrap().values / output.weight;
-        let expected = golden::tensors(&format!("dico/{tensors}"));
+        let expected = golden_files::tensors(&format!("dico/{tensors}"));
         compare(parameters.trained_views(&gradient), &expected, "gradient", sizes, |_, difference| difference);
 
         // The release's optimizer and warm-up, at a rate whose updates are larger than rounding.
@@ -276,8 +277,8 @@ fn check_step(golden: &Golden, case: &Case, setting: &Setting) {
 /// Otherwise the comparisons above could not distinguish the two values of `cut_candidates`.
 #[test]
 fn the_other_value_of_cut_candidates_gives_other_rewards_and_weights() {
-    let golden: Golden = golden::json("dico/dico.json");
-    let case = Case::new(&golden, testing::device().into());
+    let golden: GoldenSteps = golden_files::json("dico/dico.json");
+    let case = StepCase::new(&golden, testing::device().into());
     for setting in &golden.settings {
         let mut run = run(&setting.name);
         run.primary_evaluator_mut().cut_candidates = match setting.cut_candidates {
@@ -285,12 +286,12 @@ fn the_other_value_of_cut_candidates_gives_other_rewards_and_weights() {
             CutCandidates::Closed => CutCandidates::AsReleased,
         };
         let rewards = case.rewards(&run, &setting.candidates);
-        let largest_difference = |found: &Tensor, expected: &[Vec<f64>]| {
+        let largest_difference = |actual: &Tensor, expected: &[Vec<f64>]| {
             let expected = Tensor::from_slice2(expected).to_device(testing::device());
-            (found - expected).abs().max().double_value(&[])
+            (actual - expected).abs().max().double_value(&[])
         };
         assert!(largest_difference(&rewards, &setting.rewards) > 0.1, "{}", setting.name);
-        for Step { tau, gamma, .. } in &setting.steps {
+        for ExpectedStep { tau, gamma, .. } in &setting.steps {
             let settings = Dico { tau: *tau, ..Dico::default() };
             assert!(largest_difference(&Preference::new(&rewards, &settings).gamma, gamma) > 0.1, "{}", setting.name);
         }
@@ -302,15 +303,15 @@ fn the_other_value_of_cut_candidates_gives_other_rewards_and_weights() {
 #[test]
 fn sixteen_bit_rewards_and_gradients_agree_within_rounding_error() {
     testing::each_code_path(|| {
-        let golden: Golden = golden::json("dico/dico.json");
-        let case = Case::new(&golden, testing::sixteen_bits());
+        let golden: GoldenSteps = golden_files::json("dico/dico.json");
+        let case = StepCase::new(&golden, testing::bf16_backend());
         for setting in &golden.settings {
             check_sixteen_bits(&golden, &case, setting);
         }
     });
 }
 
-fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
+fn check_sixteen_bits(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSetting) {
     let (sizes, run) = (&case.sizes, run(&setting.name));
     let (images, per_image) = (setting.candidates.len(), setting.rewards[0].len());
     let rewards = case.rewards(&run, &setting.candidates);
@@ -321,40 +322,40 @@ fn check_sixteen_bits(golden: &Golden, case: &Case, setting: &Setting) {
 
     let sequence = |tokens: &Vec<i64>| std::iter::once(sizes.begin).chain(tokens.iter().copied()).collect();
     let sequences: Vec<Vec<i64>> = setting.candidates.iter().flatten().map(sequence).collect();
-    let captions = Captions::new(&sequences, per_image, testing::device());
+    let captions = CaptionBatch::new(&sequences, per_image, testing::device());
     let log_probabilities = |captioner: &Captioner| {
         let token_values = captioner.token_log_probabilities(&case.hidden, &captions, DropoutMode::Evaluate);
         token_values.sums().view([images as i64, per_image as i64])
     };
-    for Step { tau, margin, tensors, .. } in &setting.steps {
-        let mut policy = captioner::by_formula(sizes, &golden.policy, &golden.gains, testing::sixteen_bits());
+    for ExpectedStep { tau, margin, tensors, .. } in &setting.steps {
+        let mut policy = captioner::captioner_by_formula(sizes, &golden.policy, &golden.gains, testing::bf16_backend());
         policy.parameters_mut().start_training(|_| true);
         let rewards = expected.to_kind(Kind::Float).to_device(testing::device());
         let preference = Preference::new(&rewards, &Dico { tau: *tau, ..stage(&run).dico.clone() });
         let log_ratios = log_probabilities(&policy) - no_grad(|| log_probabilities(&case.reference));
-        let found = preference.margin(&log_ratios);
+        let actual = preference.margin(&log_ratios);
         let expected = Tensor::from_slice(margin);
         // The margin is a difference of differences of sums over tokens. The reference's
         // log-probabilities are far larger than the margin.
         let summed = no_grad(|| log_probabilities(&case.reference));
         let longest = sequences.iter().map(Vec::len).max().unwrap() as f64;
-        assert_close("margin", &found, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
+        assert_close("margin", &actual, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
         // The gradient of the loss depends on the margin: with the expected margin, only the rest
         // is compared.
         let derivative = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
-        (found * derivative.detach()).sum(Kind::Float).backward();
+        (actual * derivative.detach()).sum(Kind::Float).backward();
         let gradient = policy.parameters().gradient().unwrap().values / images as f64;
-        let expected = golden::tensors(&format!("dico/{tensors}"));
+        let expected = golden_files::tensors(&format!("dico/{tensors}"));
         let largest = expected.iter().filter(|(name, _)| name.starts_with("gradient."));
         let largest = largest.map(|(_, value)| value.abs().max().double_value(&[])).fold(0.0, f64::max);
-        for (name, found) in policy.parameters().trained_views(&gradient) {
+        for (name, actual) in policy.parameters().trained_views(&gradient) {
             let expected = &expected[&format!("gradient.{name}")];
-            let found = found.narrow(0, 0, expected.size()[0]);
+            let actual = actual.narrow(0, 0, expected.size()[0]);
             // Forward and backward pass. Some gradients, e.g. of the keys' biases, are only
             // rounding error of larger gradients.
             let own_error = sixteen_bit_tolerance(expected, 2 * (2 + 2));
             let error_of_others = 2.0_f64.powi(-8) * largest;
-            assert_close(&format!("gradient of {name}"), &found, expected, own_error + error_of_others);
+            assert_close(&format!("gradient of {name}"), &actual, expected, own_error + error_of_others);
         }
     }
 }
@@ -366,14 +367,14 @@ fn fraction(values: &[f64], holds: impl Fn(f64) -> bool) -> f64 {
 /// Compares each tensor `name` with the expected tensor `{kind}.{name}`. `mask` may set differences
 /// that do not count to zero.
 fn compare<'a>(
-    found: impl Iterator<Item = (&'a str, Tensor)>,
+    actual: impl Iterator<Item = (&'a str, Tensor)>,
     expected: &BTreeMap<String, Tensor>,
     kind: &str,
-    sizes: &captioner::Sizes,
+    sizes: &captioner::CaptionerSizes,
     mask: impl Fn(&str, Tensor) -> Tensor,
 ) {
     let mut compared = 0;
-    for (name, value) in found {
+    for (name, value) in actual {
         // Only the position embeddings that the images use are in the golden file.
         let positions = name.ends_with("embeddings.position_embeddings.weight");
         let value = if positions { value.narrow(0, 0, sizes.vision_tokens) } else { value };

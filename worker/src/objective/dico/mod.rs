@@ -13,12 +13,13 @@
 #[cfg(test)]
 mod golden;
 
+use catalogue::names;
 use config::{Dico, Weights};
-use statistics::{Summary, names};
+use summary_statistics::Summary;
 use tch::{Kind, Tensor, no_grad};
 
-use super::candidates::{Candidates, ImageBatch, ObjectiveContext, to_doubles};
-use super::{Example, LossOutput};
+use super::candidates::{EncodedImages, ObjectiveContext, ScoredCandidates, to_doubles};
+use super::{CandidateExample, LossOutput};
 use crate::captioner::Captioner;
 use crate::nn::DropoutMode;
 
@@ -26,17 +27,17 @@ use crate::nn::DropoutMode;
 #[must_use]
 pub fn compute_loss(
     policy: &Captioner,
-    images: &ImageBatch<'_>,
+    images: &EncodedImages<'_>,
     context: &ObjectiveContext<'_>,
     settings: &Dico,
     mode: DropoutMode,
 ) -> LossOutput {
     let hypotheses = context.generate_candidates(policy, images, Captioner::beam_search);
-    let candidates = Candidates::new(hypotheses, policy, images, context, mode);
+    let candidates = ScoredCandidates::new(hypotheses, policy, images, context, mode);
     let preference = Preference::new(&candidates.rewards, settings);
     let margin = preference.margin(&match settings.reference {
-        true => &candidates.policy - &candidates.reference,
-        false => candidates.policy.shallow_clone(),
+        true => &candidates.policy_log_probabilities - &candidates.reference_log_probabilities,
+        false => candidates.policy_log_probabilities.shallow_clone(),
     });
     let loss = (margin.shallow_clone() * settings.beta).log_sigmoid().sum(Kind::Float).neg();
     let loss_sum = loss.double_value(&[]);
@@ -44,29 +45,29 @@ pub fn compute_loss(
     summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(to_doubles(&margin.gt(0.0))));
     summaries.insert(names::GAMMA_ENTROPY, Summary::of(to_doubles(&preference.entropy())));
     let example = Some(example(&candidates, &preference, images, context));
-    let (weight, tokens) = (candidates.size().0 as f64, candidates.tokens());
+    let (weight, tokens) = (candidates.images_and_candidates().0 as f64, candidates.token_count());
     LossOutput { loss, loss_sum, weight, tokens, example, summaries }
 }
 
 /// The candidates of the first image, for display.
 fn example(
-    candidates: &Candidates,
+    candidates: &ScoredCandidates,
     preference: &Preference,
-    images: &ImageBatch<'_>,
+    images: &EncodedImages<'_>,
     context: &ObjectiveContext<'_>,
-) -> Example {
+) -> CandidateExample {
     let captions = candidates.of_first_image().iter().map(|hypothesis| context.vocabulary.decode(&hypothesis.tokens));
     let [rewards, gamma] = [&candidates.rewards, &preference.gamma].map(|all| to_doubles(&all.get(0)));
     let weighted = captions.zip(rewards).zip(gamma).map(|((caption, reward), gamma)| (caption, reward, gamma));
-    Example { image: images.indices[0], candidates: weighted.collect() }
+    CandidateExample { image: images.indices[0], candidates: weighted.collect() }
 }
 
-/// The chosen candidate of each image, and the weights of the others.
+/// The chosen candidate of each image, and the weights of its other candidates.
 struct Preference {
     /// The index of the chosen candidate, `[images, 1]`.
     chosen: Tensor,
-    /// The weights, `[images, candidates]`: 0 for the chosen candidate; those of the others add up
-    /// to 1.
+    /// The weights, `[images, candidates]`: 0 for the chosen candidate; the weights of the other
+    /// candidates add up to 1.
     gamma: Tensor,
 }
 
@@ -142,8 +143,8 @@ mod tests {
         let gradient = Vec::<f64>::try_from(leaf.grad().squeeze_dim(0)).unwrap();
         let (expected_loss, expected_gradient) = scalar_loss(policy, reference, rewards, beta, tau);
         assert!((loss.double_value(&[]) - expected_loss).abs() < 1e-12, "{loss:?} is not {expected_loss}");
-        for (found, expected) in gradient.iter().zip(&expected_gradient) {
-            assert!((found - expected).abs() < 1e-12, "{gradient:?} is not {expected_gradient:?}");
+        for (actual, expected) in gradient.iter().zip(&expected_gradient) {
+            assert!((actual - expected).abs() < 1e-12, "{gradient:?} is not {expected_gradient:?}");
         }
     }
 

@@ -1,9 +1,9 @@
-//! Tests of saving a state as a checkpoint, and of loading it.
+//! Tests of saving a training state as a checkpoint, and of loading it.
 
 use std::path::Path;
 
 use checkpoint_store::{JournalHead, SampleSequence};
-use object_io::Access;
+use object_storage::Access;
 use tch::{Device, no_grad};
 
 use super::*;
@@ -27,7 +27,7 @@ const RUN_ID: &str = "3fa2";
 /// A run with a folder for its checkpoints.
 struct TestRun {
     run: RunFile,
-    sources: WeightSources,
+    weight_sources: WeightSources,
     checkpoints: Checkpoints,
     folder: tempfile::TempDir,
 }
@@ -39,17 +39,17 @@ impl TestRun {
 
     fn from_text(run: &str) -> Self {
         let run = RunFile::parse(Path::new("test.yaml"), run).unwrap();
-        let sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::environment()).unwrap();
-        Self { run, sources, checkpoints, folder }
+        Self { run, weight_sources, checkpoints, folder }
     }
 
     fn initial_state(&self) -> TrainingState {
-        TrainingState::new(&self.run, &self.sources, Device::Cpu).unwrap()
+        TrainingState::new(&self.run, &self.weight_sources, Device::Cpu).unwrap()
     }
 
-    /// A state in the second stage whose values all differ from the initial ones.
+    /// A training state in the second stage whose values all differ from the initial values.
     fn trained_state(&self) -> TrainingState {
         let mut state = self.initial_state();
         state.enter_stage(&self.run, 1);
@@ -65,8 +65,8 @@ impl TestRun {
     }
 }
 
-fn origin() -> CheckpointOrigin {
-    let journal = JournalHead { sequence: 17, hash: "ab".repeat(32) };
+fn checkpoint_origin() -> CheckpointOrigin {
+    let journal = JournalHead { record_number: 17, hash: "ab".repeat(32) };
     CheckpointOrigin {
         run_id: RUN_ID.to_owned(),
         generation: 4,
@@ -93,8 +93,9 @@ fn fill_with_distinct_values(state: &TrainingState) {
 fn training_does_not_change_a_snapshot() {
     let test_run = TestRun::new();
     let mut state = test_run.trained_state();
-    let writers_snapshot = Snapshot::take(&state, &test_run.run, &test_run.sources, Some(origin())).unwrap();
-    let other_snapshot = Snapshot::take(&state, &test_run.run, &test_run.sources, None).unwrap();
+    let writers_snapshot =
+        Snapshot::take(&state, &test_run.run, &test_run.weight_sources, Some(checkpoint_origin())).unwrap();
+    let other_snapshot = Snapshot::take(&state, &test_run.run, &test_run.weight_sources, None).unwrap();
     let sha256 = state.parameters_sha256();
 
     buffers(&state).into_iter().for_each(|buffer| fill(buffer, -1.0));
@@ -105,10 +106,10 @@ fn training_does_not_change_a_snapshot() {
     test_run.save(&writers_snapshot);
     let mut restored_state = test_run.initial_state();
     let fetched = test_run.checkpoints.read(NAME).unwrap();
-    restore(
+    restore_state(
         &mut restored_state,
         &test_run.run,
-        &test_run.sources,
+        &test_run.weight_sources,
         fetched.path(),
         &test_run.checkpoints.metadata(NAME).unwrap(),
     )
@@ -120,13 +121,13 @@ fn training_does_not_change_a_snapshot() {
     }
     // A checkpoint is a model folder: other commands and runs can read it.
     let models = weights::model_folder::ModelFolder::open(fetched.path()).unwrap();
-    assert_eq!(models.manifest().vocabulary, test_run.sources.captioner_vocabulary.to_manifest());
+    assert_eq!(models.manifest().vocabulary, test_run.weight_sources.captioner_vocabulary.to_manifest());
 }
 
 #[test]
 fn ranks_other_than_the_writer_write_no_files() {
     let test_run = TestRun::new();
-    let snapshot = Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.sources, None).unwrap();
+    let snapshot = Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.weight_sources, None).unwrap();
     test_run.save(&snapshot);
     assert_eq!(test_run.checkpoints.list().unwrap(), checkpoint_store::Listing::default());
 }
@@ -135,7 +136,7 @@ fn ranks_other_than_the_writer_write_no_files() {
 fn damaged_and_unreachable_checkpoints_have_different_errors() {
     let test_run = TestRun::new();
     let state = test_run.trained_state();
-    test_run.save(&Snapshot::take(&state, &test_run.run, &test_run.sources, Some(origin())).unwrap());
+    test_run.save(&Snapshot::take(&state, &test_run.run, &test_run.weight_sources, Some(checkpoint_origin())).unwrap());
     let files: Vec<_> =
         std::fs::read_dir(test_run.folder.path().join(NAME)).unwrap().map(|e| e.unwrap().path()).collect();
     // Three models, moments, manifest, metadata and seal.
@@ -146,7 +147,8 @@ fn damaged_and_unreachable_checkpoints_have_different_errors() {
         flipped[content.len() / 3] ^= 1;
         for damaged in [&flipped, &content[..content.len() - 1]] {
             std::fs::write(&file, damaged).unwrap();
-            let Err(DirectiveError::DamagedCheckpoint { checkpoint, reason }) = fetch(&test_run.checkpoints, NAME)
+            let Err(DirectiveError::DamagedCheckpoint { checkpoint, reason }) =
+                fetch_checkpoint(&test_run.checkpoints, NAME)
             else {
                 panic!("{file:?}")
             };
@@ -155,57 +157,72 @@ fn damaged_and_unreachable_checkpoints_have_different_errors() {
         }
         std::fs::write(&file, content).unwrap();
     }
-    assert!(fetch(&test_run.checkpoints, NAME).is_ok());
-    assert!(matches!(fetch(&test_run.checkpoints, "1-dico-00000009"), Err(DirectiveError::DamagedCheckpoint { .. })));
-    assert!(matches!(fetch(&test_run.checkpoints, "../run"), Err(DirectiveError::Fatal(_))));
+    assert!(fetch_checkpoint(&test_run.checkpoints, NAME).is_ok());
+    assert!(matches!(
+        fetch_checkpoint(&test_run.checkpoints, "1-dico-00000009"),
+        Err(DirectiveError::DamagedCheckpoint { .. })
+    ));
+    assert!(matches!(fetch_checkpoint(&test_run.checkpoints, "../run"), Err(DirectiveError::Fatal(_))));
     let seal = test_run.folder.path().join(NAME).join("checkpoint.json");
     std::fs::remove_file(&seal).unwrap();
     // A symbolic link to itself is an I/O error, not damage.
     std::os::unix::fs::symlink(&seal, &seal).unwrap();
-    assert!(matches!(fetch(&test_run.checkpoints, NAME), Err(DirectiveError::Collective(CollectiveError::Failed(_)))));
+    assert!(matches!(
+        fetch_checkpoint(&test_run.checkpoints, NAME),
+        Err(DirectiveError::Collective(CollectiveError::Failed(_)))
+    ));
 }
 
 #[test]
 fn a_checkpoint_of_another_vocabulary_or_stage_is_refused() {
     let test_run = TestRun::new();
-    test_run
-        .save(&Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.sources, Some(origin())).unwrap());
+    test_run.save(
+        &Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.weight_sources, Some(checkpoint_origin()))
+            .unwrap(),
+    );
     let fetched = test_run.checkpoints.read(NAME).unwrap();
     let saved = test_run.checkpoints.metadata(NAME).unwrap();
-    let refusal = |run: &RunFile, sources: &WeightSources| {
-        restore(&mut test_run.initial_state(), run, sources, fetched.path(), &saved).unwrap_err().to_string()
+    let refusal = |run: &RunFile, weight_sources: &WeightSources| {
+        restore_state(&mut test_run.initial_state(), run, weight_sources, fetched.path(), &saved)
+            .unwrap_err()
+            .to_string()
     };
     let other = WeightSources::open(&test_run.run, Vocabulary::of_corpus(["a blue square"])).unwrap();
     assert!(refusal(&test_run.run, &other).contains("another vocabulary"));
     let mut renamed = test_run.run.clone();
     renamed.stages[1].name = "other".into();
-    assert!(refusal(&renamed, &test_run.sources).contains("no stage dico"));
+    assert!(refusal(&renamed, &test_run.weight_sources).contains("no stage dico"));
 }
 
 #[test]
 fn an_intact_checkpoint_of_another_state_is_refused() {
     let test_run = TestRun::new();
-    let sha256 = test_run
-        .save(&Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.sources, Some(origin())).unwrap());
+    let sha256 = test_run.save(
+        &Snapshot::take(&test_run.trained_state(), &test_run.run, &test_run.weight_sources, Some(checkpoint_origin()))
+            .unwrap(),
+    );
     let saved = test_run.checkpoints.metadata(NAME).unwrap();
-    assert_eq!((saved.generation, &saved.journal, saved.sequence), (4, &origin().journal, origin().sequence));
-    let order = |run_id: &str, name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
+    assert_eq!(
+        (saved.generation, &saved.journal, saved.sequence),
+        (4, &checkpoint_origin().journal, checkpoint_origin().sequence)
+    );
+    let rendezvous = |run_id: &str, name: &str, stage, step, checkpoint_sha256: &str| v1::Rendezvous {
         checkpoint: name.into(),
         checkpoint_run_id: run_id.into(),
         checkpoint_sha256: checkpoint_sha256.into(),
         position: Some(v1::Position { stage, step, generation: 9 }),
         ..Default::default()
     };
-    assert_eq!(metadata_mismatch(&saved, &order(RUN_ID, NAME, 1, 3, &sha256)), None);
-    for (order, expected) in [
-        (order("77", NAME, 1, 3, &sha256), "another run: 3fa2"),
-        (order(RUN_ID, "1-dico-00000006", 1, 3, &sha256), "saved as 1-dico-00000003"),
-        (order(RUN_ID, NAME, 1, 6, &sha256), "stage 1 step 3, not stage 1 step 6"),
-        (order(RUN_ID, NAME, 0, 3, &sha256), "stage 1 step 3, not stage 0 step 3"),
-        (order(RUN_ID, NAME, 1, 3, "00"), "the journal has 00"),
-        (order(RUN_ID, NAME, 1, 3, ""), "the journal has "),
+    assert_eq!(metadata_mismatch(&saved, &rendezvous(RUN_ID, NAME, 1, 3, &sha256)), None);
+    for (rendezvous, expected) in [
+        (rendezvous("77", NAME, 1, 3, &sha256), "another run: 3fa2"),
+        (rendezvous(RUN_ID, "1-dico-00000006", 1, 3, &sha256), "saved as 1-dico-00000003"),
+        (rendezvous(RUN_ID, NAME, 1, 6, &sha256), "stage 1 step 3, not stage 1 step 6"),
+        (rendezvous(RUN_ID, NAME, 0, 3, &sha256), "stage 1 step 3, not stage 0 step 3"),
+        (rendezvous(RUN_ID, NAME, 1, 3, "00"), "the journal has 00"),
+        (rendezvous(RUN_ID, NAME, 1, 3, ""), "the journal has "),
     ] {
-        let reason = metadata_mismatch(&saved, &order).unwrap();
+        let reason = metadata_mismatch(&saved, &rendezvous).unwrap();
         assert!(reason.contains(expected), "{reason}");
     }
 }
@@ -234,14 +251,15 @@ fn only_moments_of_trained_parameters_are_saved() {
         state.position = Some(v1::Position { stage: stage as u32, step: 3, generation: 4 });
         fill_with_distinct_values(&state);
         let name = format!("{stage}-00000003");
-        let snapshot = Snapshot::take(&state, &test_run.run, &test_run.sources, Some(origin())).unwrap();
+        let snapshot =
+            Snapshot::take(&state, &test_run.run, &test_run.weight_sources, Some(checkpoint_origin())).unwrap();
         snapshot.write(&test_run.checkpoints, &name, &snapshot.parameters_sha256()).unwrap();
 
         let fetched = test_run.checkpoints.read(&name).unwrap();
-        let evaluator = Archive::open(&fetched.path().join(file_name("evaluator"))).unwrap();
-        let moments = Archive::open(&fetched.path().join(OPTIMIZER)).unwrap();
+        let evaluator = Archive::open(&fetched.path().join(model_file_name("evaluator"))).unwrap();
+        let moments = Archive::open(&fetched.path().join(OPTIMIZER_FILE)).unwrap();
         let all: Vec<&str> = evaluator.names().collect();
-        let expected = MOMENTS
+        let expected = MOMENT_PREFIXES
             .into_iter()
             .flat_map(|moment| all.iter().filter(|name| is_trained(name)).map(move |name| format!("{moment}.{name}")));
         let expected: Vec<String> = expected.collect();
@@ -250,7 +268,7 @@ fn only_moments_of_trained_parameters_are_saved() {
 
         let mut restored_state = test_run.initial_state();
         let metadata = test_run.checkpoints.metadata(&name).unwrap();
-        restore(&mut restored_state, &test_run.run, &test_run.sources, fetched.path(), &metadata).unwrap();
+        restore_state(&mut restored_state, &test_run.run, &test_run.weight_sources, fetched.path(), &metadata).unwrap();
         assert_eq!(restored_state.parameters_sha256(), state.parameters_sha256());
         for (restored, saved) in buffers(&restored_state).into_iter().zip(buffers(&state)) {
             assert_eq!(restored, saved);

@@ -5,10 +5,10 @@ use proto::{v1, v1::directive::Directive};
 
 use super::{Invariants, common_prefix_len, positions, prefix_up_to};
 use crate::run::{
-    Phase, SessionId,
+    RunPhase, SessionId,
     model_selection::EndCause,
     plan::Position,
-    record::{Checkpoint, EventKind, Record, Source},
+    record::{Checkpoint, EventKind, Record, StateSource},
     simulation::{History, Update, cluster::Cluster, coordinator::CaptionedState, score, training::digest},
 };
 
@@ -58,7 +58,7 @@ impl Cluster {
                 assert_eq!(earlier_end, None, "stage {} ended twice", end.stage);
                 self.invariants.given_up_after = Some(end);
                 if detail["cause"] != EndCause::Guard.name() {
-                    // The later steps are trained, not selected: they do not count as given up.
+                    // The later steps are not selected. They count as trained, not as given up.
                     let committed = prefix_up_to(&self.invariants.committed, end).len();
                     self.invariants.committed.truncate(committed);
                     self.invariants.committed_position = end.min(self.invariants.committed_position);
@@ -75,7 +75,7 @@ impl Cluster {
 
     /// Asserts that a new generation starts from an allowed state. Committed steps are given up
     /// only if the journal records that, and no member holds them.
-    fn check_formed(&mut self, generation: u64, start: Position, source: &Source) {
+    fn check_formed(&mut self, generation: u64, start: Position, source: &StateSource) {
         let current = self.invariants.current_generation.replace(generation);
         assert_eq!(current, None, "generation {generation} was formed before the last one ended");
         let last = self.invariants.last_generation;
@@ -85,16 +85,16 @@ impl Cluster {
         let run = self.run();
         let held_state = |session: SessionId| self.invariants.reported_states[&session].clone();
         let state = match source {
-            Source::Member(worker_id) => run.members.get(*worker_id).and_then(|member| held_state(member.session)),
-            Source::Checkpoint(name) => self.disk.checkpoints.get(name).cloned(),
-            Source::Seed => Some(History::new()),
+            StateSource::Member(worker_id) => run.members.get(*worker_id).and_then(|member| held_state(member.session)),
+            StateSource::Checkpoint(name) => self.disk.checkpoints.get(name).cloned(),
+            StateSource::Seed => Some(History::new()),
         };
         let state = state.unwrap_or_else(|| panic!("{source} has no state"));
         assert_eq!(positions(&state), self.steps_to(start), "{source} does not hold the state at {start}");
         let committed = &self.invariants.committed;
         let kept = common_prefix_len(committed, &state);
         let given_up = committed.len() - kept;
-        // Whether a later generation has started before this update.
+        // Whether a later generation has started at an earlier position than that of this update.
         let is_abandoned = |update: &Update| {
             let later = &mut self.invariants.generation_starts.range(update.generation + 1..);
             later.any(|(_, start)| *start < update.position)
@@ -131,10 +131,10 @@ impl Cluster {
 
     /// Asserts that the coordinator expects a checkpoint that a member has written.
     pub fn check_expected_checkpoint(&self, session: Option<SessionId>, name: &str) {
-        let Some(run) = self.coordinator.run.as_ref().filter(|run| !matches!(run.phase, Phase::Over { .. })) else {
+        let Some(run) = self.coordinator.run.as_ref().filter(|run| !matches!(run.phase, RunPhase::Over { .. })) else {
             return;
         };
-        let is_member = session.is_some_and(|session| run.members.worker_of(session).is_some());
+        let is_member = session.is_some_and(|session| run.members.worker_id_of(session).is_some());
         let is_expected = run.saving.as_ref().is_some_and(|saving| saving.name == name);
         assert!(is_expected || !is_member, "the coordinator does not expect the checkpoint {name}");
     }
@@ -250,7 +250,7 @@ impl Cluster {
             "the run finished without committing each step once"
         );
         for worker in self.workers.values() {
-            // Includes workers that have failed since without notice.
+            // Includes workers that have failed without the coordinator's notice.
             let is_of_run =
                 worker.run_id == self.run_id && !worker.forges_run_id && worker.term == self.invariants.last_term;
             let last_position =

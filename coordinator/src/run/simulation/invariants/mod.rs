@@ -31,7 +31,8 @@ const PROGRESS_TIMEOUT: Time = Time::from_secs(300);
 /// after the repair.
 const EVICTION_GRACE_PERIOD: Time = Time::from_secs(5);
 
-/// What the assertions know of the run. It survives restarts of the coordinator.
+/// The facts about the run that the assertions compare with. They survive restarts of the
+/// coordinator.
 #[derive(Clone, Debug, Default)]
 pub struct Invariants {
     /// The generation that forms or runs, by the records.
@@ -45,10 +46,10 @@ pub struct Invariants {
     pub committed: History,
     /// The committed position.
     committed_position: Position,
-    /// The state of each generation's most advanced member.
+    /// The state of the member of each generation that is at the furthest position.
     generation_states: BTreeMap<u64, History>,
-    /// The directives that members of each generation have begun, in order. Ranks, shares, peers
-    /// and ranges are cleared.
+    /// The directives that members of each generation have begun, in order, without the fields that
+    /// differ between members: ranks, shares, peers and ranges.
     generation_directives: BTreeMap<u64, Vec<Directive>>,
     /// The state that the worker of each session last reported.
     pub reported_states: BTreeMap<SessionId, Option<History>>,
@@ -63,16 +64,20 @@ pub struct Invariants {
     pub requested_evaluations: BTreeSet<Position>,
     /// Whether the run is finished or has failed.
     pub is_over: bool,
-    /// Set between the end of a stage with an earlier state and the next generation: states beyond
-    /// this position are given up.
+    /// The position with which a stage has ended early, until the next generation starts from it.
+    /// The states beyond it are given up.
     given_up_after: Option<Position>,
     /// Whether the journal records that the next generation gives up committed steps.
     has_recorded_rollback: bool,
-    /// The incarnation of the coordinator, its count of progress, and the time of the last change.
+    /// The number of the coordinator process, its progress count, and the time at which one of the
+    /// two last changed.
     last_progress: (u64, u64, Time),
-    /// The time of the last injection or repair of a fault.
-    pub undisturbed_since: Time,
+    /// The time at which a fault was last injected or repaired.
+    pub last_fault_change_at: Time,
+    /// The number of generations that were formed.
     pub generations_formed: u64,
+    /// The number of steps that at least one member has applied. A step that was given up and
+    /// trained again counts twice.
     pub steps_trained: u64,
     /// The number of committed steps that were given up.
     pub steps_given_up: u64,
@@ -100,8 +105,8 @@ fn prefix_up_to(history: &[Update], end: Position) -> &[Update] {
 impl Invariants {
     /// The invariants of a run that resumes from a backup. Only checkpoints on `disk` remain.
     fn restored_from_backup(self, disk: &Disk) -> Self {
-        let (last_progress, undisturbed_since, current_generation, reported_states) = Default::default();
-        let mut restored = Self { last_progress, undisturbed_since, current_generation, reported_states, ..self };
+        let (last_progress, last_fault_change_at, current_generation, reported_states) = Default::default();
+        let mut restored = Self { last_progress, last_fault_change_at, current_generation, reported_states, ..self };
         let recorded = restored.checkpoints.len();
         restored.checkpoints.retain(|_, name| disk.checkpoints.contains_key(name));
         restored.has_damaged_checkpoint |= restored.checkpoints.len() < recorded;
@@ -109,7 +114,7 @@ impl Invariants {
     }
 }
 
-/// A copy of the journal, with the invariants and checkpoints of that time.
+/// A copy of the journal, with the invariants and checkpoints at the time of the copy.
 pub struct Backup {
     records: Vec<Record>,
     invariants: Invariants,
@@ -163,6 +168,7 @@ impl Cluster {
 
     /// The step with which a stage has ended, or will end.
     fn stage_end(&self, stage: u32) -> u64 {
-        *self.invariants.stage_ends.get(&stage).unwrap_or(&self.scenario.file.stages[stage as usize].steps)
+        let planned_steps = self.scenario.file.stages[stage as usize].steps;
+        self.invariants.stage_ends.get(&stage).copied().unwrap_or(planned_steps)
     }
 }

@@ -1,5 +1,5 @@
-//! Invariants over time: evictions need a reason, runs make progress, and finished runs are
-//! complete.
+//! Invariants of the run as a whole: only faulty workers are evicted, the run makes progress, and a
+//! finished run is complete.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,8 @@ impl Cluster {
             |worker: &&Worker| worker.worker_id.map(u64::from) == worker_id && detail["host"] == worker.host.as_str();
         let [has_stalled, has_missed_heartbeats] =
             [reason.contains("made no progress"), reason.contains("sent no message")];
-        // None: the process has ended, or the reason is another one.
+        // There is nothing to check if the process has ended, or if it was evicted for another
+        // reason.
         let Some((id, worker)) =
             self.workers.iter().find(|(_, worker)| is_evicted(worker)).filter(|_| has_stalled || has_missed_heartbeats)
         else {
@@ -42,8 +43,9 @@ impl Cluster {
         );
     }
 
-    /// Whether progress needs an operator, who kills workers that hang: all members hang, so that
-    /// none waits for another, or there are fewer members than `workers.min`.
+    /// Whether the run can make progress only after an operator has killed workers that hang. The
+    /// coordinator does not evict a worker that hangs if no other member waits for it: if all
+    /// members hang, or if there are fewer members than `workers.min`.
     fn needs_operator(&self) -> bool {
         let blocked_sessions: BTreeSet<Option<SessionId>> =
             self.workers.values().filter(|worker| worker.is_training_blocked).map(Worker::session).collect();
@@ -61,11 +63,11 @@ impl Cluster {
             self.invariants.last_progress = (self.coordinator.incarnation, run.progress_count, now);
             return;
         }
-        let may_wait = self.faults.unrepaired > 0
+        let may_wait = self.faults.unrepaired_count > 0
             || self.needs_operator()
             || self.invariants.is_paused
             || !self.scenario.is_resumed;
-        let since = since.max(self.invariants.undisturbed_since);
+        let since = since.max(self.invariants.last_fault_change_at);
         assert!(
             may_wait || now - since < PROGRESS_TIMEOUT,
             "the run made no progress within {PROGRESS_TIMEOUT:?}: {:?}",
@@ -75,8 +77,8 @@ impl Cluster {
 
     /// Asserts that a run fails only for repeated failures, and only while there are faults.
     pub fn check_failure(&self, reason: &str) {
-        let has_faults =
-            self.faults.unrepaired > 0 || self.queue.now() - self.invariants.undisturbed_since < PROGRESS_TIMEOUT;
+        let has_faults = self.faults.unrepaired_count > 0
+            || self.queue.now() - self.invariants.last_fault_change_at < PROGRESS_TIMEOUT;
         let may_fail = !self.scenario.is_resumed || (has_faults && reason.contains("without progress"));
         assert!(may_fail, "the run failed: {reason}");
     }

@@ -12,7 +12,7 @@ impl Cluster {
     /// Asserts that all members of a generation begin the same directives, in the same order.
     pub fn check_directive(&mut self, id: ProcessId, generation: u64, directive: &Directive) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        // What all members must have in common.
+        // The directive without the fields that differ between members.
         let common = match directive.clone() {
             Directive::Rendezvous(rendezvous) => {
                 assert!(
@@ -46,7 +46,7 @@ impl Cluster {
             let Activity::AwaitingAllReduce(train) = &worker.activity else { return None };
             Some((worker.rank, train.stage, train.share_begin..train.share_end))
         };
-        // None: members have died since, or the round is the rendezvous.
+        // There is nothing to check if a member has died since, or if the round is the rendezvous.
         let Some(mut shares) = members.iter().map(share).collect::<Option<Vec<_>>>() else { return };
         shares.sort_by_key(|(rank, ..)| *rank);
         let mut next_sample = 0;

@@ -15,7 +15,7 @@ fn a_requested_checkpoint_and_evaluation_follow_the_granted_steps() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 30, 8, None, None)]));
     cluster.start_member();
     cluster.run_until(|cluster| cluster.status().step >= 5);
-    let granted_end = cluster.run().next_state();
+    let granted_end = cluster.run().end_of_granted_steps();
     for command in [Command::Checkpoint, Command::Evaluate] {
         cluster.send_command(command);
     }

@@ -7,12 +7,12 @@ use super::position_at;
 use crate::run::{
     Action, Event, Time, WorkerId,
     captions::ImageRange,
-    record::{EventKind, Source},
+    record::{EventKind, StateSource},
     simulation::{ProcessId, cluster::Cluster, scenario::Scenario, worker::Activity},
     testing,
 };
 
-/// A cluster in which scoring takes a minute.
+/// A cluster in which it takes a minute to compute the scores of an evaluation.
 fn with_slow_scoring(stage: Stage) -> Cluster {
     Cluster::from_scenario(Scenario {
         scoring_time: Time::from_secs(60),
@@ -86,8 +86,8 @@ fn captions_of_a_lost_state_are_dropped() {
     assert_eq!(cluster.captioned_ranges.len(), 3 + 3 + 3);
 }
 
-/// A cluster that scores the evaluation of its last step.
-fn scoring() -> Cluster {
+/// A cluster that computes the scores of the evaluation of its last step.
+fn cluster_while_scoring() -> Cluster {
     let mut cluster = with_slow_scoring(testing::stage("a", 1, 8, None, None));
     cluster.start_member();
     cluster.run_until(Cluster::is_scoring);
@@ -96,26 +96,26 @@ fn scoring() -> Cluster {
 
 #[test]
 fn a_worker_that_joins_during_scoring_does_not_repeat_the_evaluation() {
-    let mut cluster = scoring();
+    let mut cluster = cluster_while_scoring();
     cluster.start_member();
     cluster.run_until(|cluster| cluster.run().last_generation == 2);
     assert!(cluster.evaluations().is_empty());
-    assert_eq!(cluster.generation_starts().last(), Some(&(position_at(0, 1), Source::Member(WorkerId(0)))));
+    assert_eq!(cluster.generation_starts().last(), Some(&(position_at(0, 1), StateSource::Member(WorkerId(0)))));
     cluster.run_to_end();
     assert_eq!((cluster.evaluations().len(), cluster.captioned_ranges.len()), (1, 3));
 }
 
 #[test]
 fn a_stopped_coordinator_does_not_wait_for_scores() {
-    let mut cluster = scoring();
+    let mut cluster = cluster_while_scoring();
     cluster.handle_event(Event::Shutdown);
     cluster.run_until(|cluster| cluster.count_events(EventKind::Stopped) == 1);
     assert_eq!(cluster.evaluations(), []);
 }
 
 #[test]
-fn unrequested_captions_break_the_protocol() {
-    let violation = |range: Option<(u64, u64)>, times: usize| {
+fn captions_that_were_not_requested_violate_the_protocol() {
+    let violation_reason = |range: Option<(u64, u64)>, times: usize| {
         let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 1, 8, None, None)]));
         let first = cluster.start_member();
         cluster.run_until(|cluster| is_captioning(cluster, first));
@@ -135,8 +135,8 @@ fn unrequested_captions_break_the_protocol() {
             _ => None,
         })
     };
-    assert_eq!(violation(Some((0, 50)), 1), None);
+    assert_eq!(violation_reason(Some((0, 50)), 1), None);
     for (range, times) in [(None, 1), (Some((0, 49)), 1), (Some((50, u64::MAX)), 1), (Some((0, 50)), 2)] {
-        assert!(violation(range, times).unwrap().contains("worker 0 violated the protocol"), "{range:?}");
+        assert!(violation_reason(range, times).unwrap().contains("worker 0 violated the protocol"), "{range:?}");
     }
 }

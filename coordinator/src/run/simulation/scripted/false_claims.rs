@@ -1,10 +1,10 @@
-//! Workers that claim states that they do not hold.
+//! Workers that claim to hold training states that they cannot hold.
 
 use std::collections::BTreeSet;
 
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 
-use super::admitted_token;
+use super::session_token_of;
 use crate::run::{
     Action, Event, RefusalKind, RequestId, Run, SessionId, Time,
     plan::{Boundary, Position},
@@ -18,8 +18,8 @@ const RUN_ID: &str = "3fa2";
 /// The term of the coordinator that formed the restored generations.
 const TERM: u64 = 12;
 
-/// A run as the journal describes it, in its first stage.
-fn restored(last_generation: u64, step: u64) -> RestoredRun {
+/// A run in its first stage, as read from a journal.
+fn restored_run(last_generation: u64, step: u64) -> RestoredRun {
     let committed = Position { stage: 0, step };
     let passed_boundaries =
         [(Position { stage: 0, step: 10 }, Boundary::Evaluation)].into_iter().filter(|_| step >= 10).collect();
@@ -44,9 +44,9 @@ fn run(restored: RestoredRun) -> Run {
 /// Joins and attaches with these claims. Returns the kind of the refusal, if there is one.
 fn attach_with(run: &mut Run, session: u64, claims: v1::Attach) -> Option<RefusalKind> {
     let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-    let token = format!("token {session}");
-    let event = Event::Join { request: RequestId(0), address: WORKER_ADDRESS, token, join };
-    let session_token = admitted_token(&run.on_event(Time::ZERO, event));
+    let generated_join_key = format!("join key {session}");
+    let event = Event::Join { request: RequestId(0), address: WORKER_ADDRESS, generated_join_key, join };
+    let session_token = session_token_of(&run.on_event(Time::ZERO, event));
     let data_set = Some(v1::DataSet::default());
     let attach = v1::Attach { session_token, store_address: "host:1".into(), data_set, ..claims };
     let actions = run.on_event(Time::ZERO, Event::Attach { session: SessionId(session), attach });
@@ -61,7 +61,7 @@ fn refusal(actions: &[Action]) -> Option<RefusalKind> {
     })
 }
 
-/// The claim of a state that the current generation of the worker has trained.
+/// The claim to hold a state that the worker's last generation has trained.
 fn claim_state(run_id: &str, stage: u32, step: u64, generation: u64) -> v1::Attach {
     let holds = Some(v1::Position { stage, step, generation });
     v1::Attach { run_id: run_id.into(), generation, term: TERM, holds, ..Default::default() }
@@ -70,19 +70,20 @@ fn claim_state(run_id: &str, stage: u32, step: u64, generation: u64) -> v1::Atta
 #[test]
 fn a_new_run_refuses_a_worker_that_claims_its_final_state() {
     for generation in [1, 7, u64::MAX] {
-        let mut run = run(restored(0, 0));
+        let mut run = run(restored_run(0, 0));
         assert_eq!(attach_with(&mut run, 1, claim_state(RUN_ID, 1, 50, generation)), Some(RefusalKind::ForeignState));
         assert_eq!((run.members.len(), run.committed), (0, Position::default()));
     }
-    // A state of generation 0 is not refused, but does not count.
-    let mut run = run(restored(0, 0));
+    // A state of generation 0 was read from a checkpoint. It is not refused, but the run does not
+    // use it.
+    let mut run = run(restored_run(0, 0));
     assert_eq!(attach_with(&mut run, 1, claim_state(RUN_ID, 1, 50, 0)), None);
     assert_eq!(run.committed, Position::default());
 }
 
 #[test]
 fn a_state_that_cannot_have_been_granted_is_refused() {
-    let refusal_of = |claims| attach_with(&mut run(restored(3, 12)), 1, claims);
+    let refusal_of = |claims| attach_with(&mut run(restored_run(3, 12)), 1, claims);
     for claims in [
         claim_state(RUN_ID, 0, 12, 4),
         claim_state(RUN_ID, 0, 21, 3),
@@ -98,8 +99,8 @@ fn a_state_that_cannot_have_been_granted_is_refused() {
     ] {
         assert_eq!(refusal_of(claims.clone()), Some(RefusalKind::ForeignState), "{claims:?}");
     }
-    // Members may have trained unreported steps, up to the next evaluation, which would be
-    // recorded.
+    // Members may have trained steps that they have not reported, up to the next evaluation: they
+    // cannot pass it, because it would be recorded in the journal.
     for step in [0, 12, 13, 20] {
         assert_eq!(refusal_of(claim_state(RUN_ID, 0, step, 3)), None);
     }
@@ -122,7 +123,7 @@ fn a_session_that_reports_an_impossible_position_is_closed() {
     ];
     let mut reasons = BTreeSet::new();
     for message in messages {
-        let mut run = run(restored(0, 0));
+        let mut run = run(restored_run(0, 0));
         assert_eq!(attach_with(&mut run, 1, v1::Attach { run_id: RUN_ID.into(), ..Default::default() }), None);
         assert_eq!(run.last_generation, 1);
         let actions = run.on_event(Time::ZERO, Event::Message { session: SessionId(1), message });

@@ -6,7 +6,7 @@ use proto::v1;
 use super::position_at;
 use crate::run::{
     Action, Command, Event, Outcome, RefusalKind, RequestId, Time,
-    record::{EventKind, Record, Source},
+    record::{EventKind, Record, StateSource},
     simulation::{cluster::Cluster, network::Direction, scenario::Scenario, score, worker::Activity},
     testing,
 };
@@ -95,7 +95,7 @@ fn a_rollback_ends_the_stage_with_the_last_state_within_bounds() {
 }
 
 #[test]
-fn a_rule_that_warns_or_pauses_disqualifies_no_state() {
+fn a_rule_that_warns_or_pauses_does_not_change_with_which_state_a_stage_ends() {
     for action in [GuardAction::Warn, GuardAction::Pause] {
         // The rule fires at each evaluation.
         let rule = Rule { metric: "cider".into(), ..always_firing(action) };
@@ -119,8 +119,9 @@ fn a_rule_that_warns_or_pauses_disqualifies_no_state() {
     }
 }
 
-/// The step to which a run of one stage is rolled back, with the first salt that `is_suitable`.
-fn rolled_back_to(stage: Stage, keep: u32, is_suitable: impl Fn(u64) -> bool) -> u64 {
+/// The step to which a run of one stage is rolled back. The scores are those of the first salt for
+/// which `is_suitable` is true.
+fn rollback_step(stage: Stage, keep: u32, is_suitable: impl Fn(u64) -> bool) -> u64 {
     let mut file = testing::run_file(vec![stage]);
     file.checkpoints.keep = keep;
     let salt = (0..).find(|salt| is_suitable(*salt)).unwrap();
@@ -139,23 +140,24 @@ fn the_checkpoint_that_a_rollback_may_need_is_kept() {
         for_,
         action: GuardAction::Rollback,
     };
-    // Better by the metric is worse by the rule: the first of two states beyond the bound has the
-    // best score so far.
+    // The higher the score, the better is the state by the metric, but scores above 4.5 are beyond
+    // the rule's bound. The first of the two states beyond the bound has the best score so far.
     let guard = vec![above("cider", 4.5, 2)];
     let stage = Stage { metric: Some("cider".into()), guard, ..testing::stage("a", 50, 8, None, Some(10)) };
     let scores = |salt| [10, 20, 30].map(|step| score(salt, position_at(0, step)));
-    assert_eq!(rolled_back_to(stage, 1, |salt| matches!(scores(salt), [..4.5, (4.5..), (4.5..)])), 10);
+    assert_eq!(rollback_step(stage, 1, |salt| matches!(scores(salt), [..4.5, (4.5..), (4.5..)])), 10);
 
-    // Steps 1 to 5 are within bounds, and so is the state at 4. The rule then needs more steps than
-    // the number of checkpoints that are kept.
+    // The statistics of steps 1 to 5 are within the bound, so the state at step 4 is the last one
+    // within it. The rule needs six steps to fire, more than the number of checkpoints that are
+    // kept.
     let stage = Stage { guard: vec![above("kl", 2.5, 6)], ..testing::stage("a", 50, 8, Some(1), None) };
     let is_beyond_bound = |salt| move |step| score(salt + 1, position_at(0, step)) > 2.5;
     let is_suitable = |salt| !(1..=5).any(is_beyond_bound(salt)) && (6..=11).all(is_beyond_bound(salt));
-    assert_eq!(rolled_back_to(stage, 2, is_suitable), 4);
+    assert_eq!(rollback_step(stage, 2, is_suitable), 4);
 
-    // Only the next step shows whether a state that was just saved is within bounds.
+    // Whether a state that was just saved is within the bound is known only after the next step.
     let stage = Stage { guard: vec![above("kl", 2.5, 1)], ..testing::stage("a", 50, 8, Some(1), None) };
-    assert_eq!(rolled_back_to(stage, 1, |salt| !(1..=5).any(is_beyond_bound(salt)) && is_beyond_bound(salt)(6)), 4);
+    assert_eq!(rollback_step(stage, 1, |salt| !(1..=5).any(is_beyond_bound(salt)) && is_beyond_bound(salt)(6)), 4);
 }
 
 #[test]
@@ -181,7 +183,7 @@ fn a_rollback_without_checkpoints_returns_to_the_seed() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
     cluster.start_member();
     cluster.run_to_end();
-    assert_eq!(cluster.generation_starts().last(), Some(&(position_at(0, 0), Source::Seed)));
+    assert_eq!(cluster.generation_starts().last(), Some(&(position_at(0, 0), StateSource::Seed)));
     assert_eq!(cluster.committed_positions(), []);
 }
 

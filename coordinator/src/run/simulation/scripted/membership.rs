@@ -3,11 +3,11 @@
 use config::RunFile;
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
 
-use super::{admitted_token, position_at};
+use super::{position_at, session_token_of};
 use crate::run::{
     Action, Event, Outcome, RequestId, Run, SessionId, Time, WorkerId,
     plan::Position,
-    record::{Checkpoint, EventKind, Record, RestoredRun, Source},
+    record::{Checkpoint, EventKind, Record, RestoredRun, StateSource},
     simulation::{
         WORKER_ADDRESS,
         cluster::{Cluster, SimEvent, Trace},
@@ -37,7 +37,7 @@ fn a_worker_that_joins_becomes_a_member_after_the_step_in_flight() {
     assert_eq!(cluster.run().generation.as_ref().unwrap().granted.step, 8);
     cluster.start_member();
     cluster.run_until(|cluster| cluster.generation_starts().len() == 2);
-    assert_eq!(cluster.generation_starts()[1], (position_at(0, 2), Source::Member(WorkerId(0))));
+    assert_eq!(cluster.generation_starts()[1], (position_at(0, 2), StateSource::Member(WorkerId(0))));
     cluster.run_to_end();
     assert_eq!(
         cluster.count_records(|record| matches!(record, Record::Formed { members, .. } if members.len() == 2)),
@@ -82,9 +82,9 @@ fn silent_workers_and_workers_with_other_data_are_removed() {
     let mut run = Run::new(file, RestoredRun::default(), 0);
     let attach_worker = |run: &mut Run, session: u64, fingerprint: &str, now| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        let session_token = admitted_token(&run.on_event(
+        let session_token = session_token_of(&run.on_event(
             now,
-            Event::Join { request: RequestId(0), address: WORKER_ADDRESS, token: "token".into(), join },
+            Event::Join { request: RequestId(0), address: WORKER_ADDRESS, generated_join_key: "join key".into(), join },
         ));
         let data_set = Some(v1::DataSet { training_fingerprint: fingerprint.into(), ..Default::default() });
         let store_address = "host:1".into();
@@ -126,10 +126,11 @@ fn changed_validation_data_are_admitted_and_changed_training_data_only_if_accept
     let mut run = Run::new(file, restored(), 0);
     let attach_worker = |run: &mut Run, session: u64, data_set: v1::DataSet| {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-        let token = format!("token {session}");
-        let session_token = admitted_token(
-            &run.on_event(Time::ZERO, Event::Join { request: RequestId(0), address: WORKER_ADDRESS, token, join }),
-        );
+        let generated_join_key = format!("join key {session}");
+        let session_token = session_token_of(&run.on_event(
+            Time::ZERO,
+            Event::Join { request: RequestId(0), address: WORKER_ADDRESS, generated_join_key, join },
+        ));
         let store_address = "host:1".into();
         let attach = v1::Attach { session_token, store_address, data_set: Some(data_set), ..Default::default() };
         let actions = run.on_event(Time::ZERO, Event::Attach { session: SessionId(session), attach });
@@ -182,8 +183,9 @@ fn changed_training_data_start_a_new_sequence_of_samples() {
     };
     let mut run = Run::new(file, restored, 0).accepting_changed_data();
     let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
-    let event = Event::Join { request: RequestId(0), address: WORKER_ADDRESS, token: "token".into(), join };
-    let session_token = admitted_token(&run.on_event(Time::ZERO, event));
+    let event =
+        Event::Join { request: RequestId(0), address: WORKER_ADDRESS, generated_join_key: "join key".into(), join };
+    let session_token = session_token_of(&run.on_event(Time::ZERO, event));
     let attach = v1::Attach {
         session_token,
         store_address: "host:1".into(),
@@ -211,17 +213,17 @@ fn count_stall_evictions(cluster: &Cluster) -> usize {
         .count_records(|record| matches!(record, Record::Event { kind: EventKind::Lost, detail } if is_stall(detail)))
 }
 
-/// Runs two workers. The first that enters a matching activity hangs in it; asserts that it is
-/// evicted.
-fn evict_worker_that_hangs(file: RunFile, is_in_activity: impl Fn(&Activity) -> bool) {
+/// Runs two workers. The first one that enters an activity for which `is_in_activity` is true hangs
+/// in it. Asserts that it is evicted.
+fn check_that_a_hanging_worker_is_evicted(file: RunFile, is_in_activity: impl Fn(&Activity) -> bool) {
     let mut cluster = Cluster::from_run_file(file);
     cluster.start_member();
     cluster.start_member();
-    let in_activity = |cluster: &Cluster| {
+    let worker_in_activity = |cluster: &Cluster| {
         cluster.workers.iter().find(|(_, worker)| is_in_activity(&worker.activity)).map(|(id, _)| *id)
     };
-    cluster.run_until(|cluster| cluster.run().members.len() == 2 && in_activity(cluster).is_some());
-    let hanging = in_activity(&cluster).unwrap();
+    cluster.run_until(|cluster| cluster.run().members.len() == 2 && worker_in_activity(cluster).is_some());
+    let hanging = worker_in_activity(&cluster).unwrap();
     cluster.workers.get_mut(&hanging).unwrap().is_training_blocked = true;
     cluster.run_until(|cluster| !cluster.workers.contains_key(&hanging));
     cluster.start_member();
@@ -234,16 +236,19 @@ fn a_worker_that_hangs_in_any_activity_is_evicted() {
     let mut file =
         testing::run_file(vec![testing::stage("a", 50, 8, Some(5), Some(5)), testing::stage("b", 5, 8, None, None)]);
     (file.workers.min, file.control.stall_timeout) = (2, 20.0);
-    evict_worker_that_hangs(file.clone(), |activity| matches!(activity, Activity::AwaitingRendezvous(_)));
-    evict_worker_that_hangs(file.clone(), |activity| matches!(activity, Activity::ReceivingState(_)));
-    evict_worker_that_hangs(file.clone(), |activity| matches!(activity, Activity::Computing(_)));
-    evict_worker_that_hangs(file.clone(), |activity| matches!(activity, Activity::ApplyingUpdate(_)));
-    evict_worker_that_hangs(file.clone(), |activity| matches!(activity, Activity::Captioning(_)));
-    evict_worker_that_hangs(file.clone(), |activity| matches!(activity, Activity::CopyingState(_)));
-    evict_worker_that_hangs(file, |activity| matches!(activity, Activity::Idle));
+    check_that_a_hanging_worker_is_evicted(file.clone(), |activity| {
+        matches!(activity, Activity::AwaitingRendezvous(_))
+    });
+    check_that_a_hanging_worker_is_evicted(file.clone(), |activity| matches!(activity, Activity::ReceivingState(_)));
+    check_that_a_hanging_worker_is_evicted(file.clone(), |activity| matches!(activity, Activity::Computing(_)));
+    check_that_a_hanging_worker_is_evicted(file.clone(), |activity| matches!(activity, Activity::ApplyingUpdate(_)));
+    check_that_a_hanging_worker_is_evicted(file.clone(), |activity| matches!(activity, Activity::Captioning(_)));
+    check_that_a_hanging_worker_is_evicted(file.clone(), |activity| matches!(activity, Activity::CopyingState(_)));
+    check_that_a_hanging_worker_is_evicted(file, |activity| matches!(activity, Activity::Idle));
 }
 
-/// The disk is full until after one of the two workers has hung.
+/// Saves fail because the disk is full. While the run waits for a save, one of the two workers
+/// hangs; then there is space on the disk again.
 #[test]
 fn a_worker_that_hangs_while_a_checkpoint_is_pending_is_evicted() {
     let mut file = testing::run_file(vec![testing::stage("a", 10, 8, None, None)]);
@@ -281,11 +286,11 @@ fn a_worker_with_slow_captions_is_not_evicted_for_a_stall() {
     let mut file = testing::run_file(vec![testing::stage("a", 1, 8, None, None)]);
     (file.workers.min, file.control.stall_timeout) = (2, 10.0);
     let mut cluster = Cluster::from_run_file(file);
-    let slow = cluster.start_member();
+    let slow_worker = cluster.start_member();
     cluster.start_member();
-    // The slow worker has two ranges, the other one.
-    cluster.run_until(|cluster| matches!(cluster.workers[&slow].activity, Activity::ApplyingUpdate(_)));
-    cluster.workers.get_mut(&slow).unwrap().step_duration = Time::from_secs(6);
+    // The slow worker captions two ranges of images, the other worker one.
+    cluster.run_until(|cluster| matches!(cluster.workers[&slow_worker].activity, Activity::ApplyingUpdate(_)));
+    cluster.workers.get_mut(&slow_worker).unwrap().step_duration = Time::from_secs(6);
     cluster.run_to_end();
     assert_eq!(cluster.count_events(EventKind::Lost), 0);
 }
@@ -335,16 +340,17 @@ fn removal_reasons(cluster: &Cluster) -> String {
     cluster.coordinator.records.iter().filter_map(reason).collect()
 }
 
-/// Its worker id is the lower one. Without the loopback address the other worker would be evicted.
+/// The misconfigured worker has the lower worker id. If the coordinator ignored the loopback
+/// address, it would evict the worker with the higher id.
 #[test]
 fn a_worker_that_advertises_a_loopback_address_to_another_machine_is_evicted() {
     let mut file = testing::run_file(vec![testing::stage("a", 50, 8, None, None)]);
     file.workers.min = 2;
     let mut cluster = Cluster::from_run_file(file);
-    let local = cluster.start_worker("127.0.0.1".into(), Some(0));
+    let loopback_worker = cluster.start_worker("127.0.0.1".into(), Some(0));
     let other = cluster.start_worker("10.0.0.2".into(), Some(1));
-    cluster.partition(local, Direction::BetweenWorkers);
-    cluster.run_until(|cluster| !cluster.workers.contains_key(&local));
+    cluster.partition(loopback_worker, Direction::BetweenWorkers);
+    cluster.run_until(|cluster| !cluster.workers.contains_key(&loopback_worker));
     assert!(cluster.is_member(other));
     let reasons = removal_reasons(&cluster);
     assert!(["127.0.0.1", "10.0.0.2", "worker 1", "--host"].iter().all(|part| reasons.contains(part)), "{reasons}");
@@ -354,13 +360,13 @@ fn a_worker_that_advertises_a_loopback_address_to_another_machine_is_evicted() {
 }
 
 #[test]
-fn the_only_state_is_saved_before_its_holder_is_evicted() {
+fn the_only_copy_of_the_state_is_saved_before_its_holder_is_evicted() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
-    let local = cluster.start_worker("127.0.0.1".into(), Some(0));
+    let loopback_worker = cluster.start_worker("127.0.0.1".into(), Some(0));
     cluster.run_until(|cluster| cluster.run().committed.step == 5);
     let other = cluster.start_worker("10.0.0.2".into(), Some(1));
-    cluster.partition(local, Direction::BetweenWorkers);
-    cluster.run_until(|cluster| !cluster.workers.contains_key(&local));
+    cluster.partition(loopback_worker, Direction::BetweenWorkers);
+    cluster.run_until(|cluster| !cluster.workers.contains_key(&loopback_worker));
     let reasons = removal_reasons(&cluster);
     assert!(cluster.is_member(other) && reasons.contains("--host"), "{reasons}");
     let saved = cluster.run().committed;
@@ -375,11 +381,11 @@ fn the_only_state_is_saved_before_its_holder_is_evicted() {
 #[test]
 fn workers_with_a_loopback_address_are_removed_when_another_machine_joins() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
-    let local = [0, 1].map(|worker_id| cluster.start_worker("127.0.0.1".into(), Some(worker_id)));
+    let loopback_workers = [0, 1].map(|worker_id| cluster.start_worker("127.0.0.1".into(), Some(worker_id)));
     cluster.run_until(|cluster| cluster.run().committed.step >= 5 && cluster.run().members.len() == 2);
     cluster.start_worker("10.0.0.2".into(), Some(2));
-    local.iter().for_each(|id| cluster.partition(*id, Direction::BetweenWorkers));
-    cluster.run_until(|cluster| local.iter().all(|id| !cluster.workers.contains_key(id)));
+    loopback_workers.iter().for_each(|id| cluster.partition(*id, Direction::BetweenWorkers));
+    cluster.run_until(|cluster| loopback_workers.iter().all(|id| !cluster.workers.contains_key(id)));
     cluster.run_to_end();
     assert_eq!((cluster.count_events(EventKind::Lost), cluster.count_events(EventKind::RolledBack)), (1, 0));
     assert_eq!(cluster.invariants.steps_given_up, 0);
@@ -387,7 +393,7 @@ fn workers_with_a_loopback_address_are_removed_when_another_machine_joins() {
 
 /// A machine is lost, and its worker is restarted on another machine at once.
 #[test]
-fn a_replacement_of_a_lost_machine_waits_until_its_worker_id_is_free() {
+fn the_replacement_of_a_lost_machine_waits_until_the_old_worker_is_removed() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 500, 8, None, None)]));
     let lost = cluster.start_worker("first".into(), Some(0));
     let remaining = cluster.start_worker("second".into(), Some(1));
@@ -407,7 +413,8 @@ fn a_replacement_of_a_lost_machine_waits_until_its_worker_id_is_free() {
     assert_eq!(cluster.count_events(EventKind::Lost), 1);
 }
 
-/// Two saves follow each other without other messages in between.
+/// A worker with a slow disk executes two saves directly after each other, and sends only
+/// heartbeats meanwhile.
 #[test]
 fn a_worker_with_a_slow_disk_is_not_evicted_for_a_stall() {
     let stop_while_saving = |seed: u64| {

@@ -19,10 +19,10 @@ use super::{
 };
 use crate::run::{
     Action, Command, Outcome, Time,
-    captions::Item,
+    captions::EvaluationItem,
     plan::Position,
     progress::PendingBoundary,
-    record::{EventKind, Record, Source},
+    record::{EventKind, Record, StateSource},
 };
 
 /// The maximal virtual time in which a condition of a test must become true.
@@ -50,7 +50,7 @@ impl Cluster {
     /// Whether a worker is a member of the run.
     fn is_member(&self, id: ProcessId) -> bool {
         let session = self.workers.get(&id).and_then(Worker::session);
-        session.is_some_and(|session| self.run().members.worker_of(session).is_some())
+        session.is_some_and(|session| self.run().members.worker_id_of(session).is_some())
     }
 
     /// Runs until a condition is true.
@@ -104,7 +104,7 @@ impl Cluster {
     }
 
     /// The start and the source of each generation.
-    fn generation_starts(&self) -> Vec<(Position, Source)> {
+    fn generation_starts(&self) -> Vec<(Position, StateSource)> {
         let formed = |record: &Record| match record {
             Record::Formed { start, source, .. } => Some((*start, source.clone())),
             _ => None,
@@ -113,7 +113,7 @@ impl Cluster {
     }
 
     /// The position and the captions of each evaluation.
-    fn evaluations(&self) -> Vec<(Position, Vec<Item>)> {
+    fn evaluations(&self) -> Vec<(Position, Vec<EvaluationItem>)> {
         let evaluated = |record: &Record| match record {
             Record::Evaluated { position, items, .. } => Some((*position, items.clone())),
             _ => None,
@@ -132,8 +132,8 @@ fn position_at(stage: u32, step: u64) -> Position {
     Position { stage, step }
 }
 
-/// The session token of the worker that these actions admit; empty if they admit none.
-pub fn admitted_token(actions: &[Action]) -> String {
+/// The session token of the worker that these actions admit; empty if they admit no worker.
+pub fn session_token_of(actions: &[Action]) -> String {
     let token = |action: &Action| match action {
         Action::Admit { response, .. } => Some(response.session_token.clone()),
         _ => None,

@@ -5,7 +5,7 @@ use config::Stage;
 use super::position_at;
 use crate::run::{
     Time,
-    record::{EventKind, Record, Source},
+    record::{EventKind, Record, StateSource},
     simulation::{cluster::Cluster, scenario::Scenario},
     testing,
 };
@@ -28,7 +28,7 @@ fn a_stage_ends_with_its_best_state_and_the_next_stage_starts_from_it() {
     let mut cluster = with_best_state_first(None);
     cluster.start_member();
     cluster.run_to_end();
-    assert_eq!(cluster.generation_starts()[1..], [(position_at(0, 5), Source::Checkpoint("0-a-00000005".into()))]);
+    assert_eq!(cluster.generation_starts()[1..], [(position_at(0, 5), StateSource::Checkpoint("0-a-00000005".into()))]);
     assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(1, 3)));
     assert_eq!(cluster.committed_positions().len(), 5 + 3);
     // The best checkpoint is kept although `keep` is 1; the last of the stage is kept for the user.
@@ -52,7 +52,7 @@ fn patience_ends_a_stage_early() {
 }
 
 #[test]
-fn a_restarted_coordinator_ends_the_stage_that_its_predecessor_did_not() {
+fn a_restarted_coordinator_ends_the_stage_that_the_crashed_one_had_to_end() {
     let mut cluster = with_best_state_first(None);
     cluster.start_member();
     cluster.run_until(|cluster| cluster.run().committed == position_at(0, 20) && cluster.is_scoring());

@@ -6,7 +6,7 @@ use proto::v1;
 use super::position_at;
 use crate::run::{
     Outcome, Time,
-    record::{EventKind, Record, Source},
+    record::{EventKind, Record, StateSource},
     simulation::{
         History, ProcessId,
         cluster::{Cluster, Trace},
@@ -25,8 +25,8 @@ fn a_run_resumes_from_the_last_checkpoint_when_no_member_is_left() {
     cluster.end_worker(first, false);
     cluster.start_member();
     cluster.run_to_end();
-    let checkpoint = Source::Checkpoint("0-a-00000010".into());
-    assert_eq!(cluster.generation_starts(), [(position_at(0, 0), Source::Seed), (position_at(0, 10), checkpoint)]);
+    let checkpoint = StateSource::Checkpoint("0-a-00000010".into());
+    assert_eq!(cluster.generation_starts(), [(position_at(0, 0), StateSource::Seed), (position_at(0, 10), checkpoint)]);
     assert!(cluster.invariants.steps_given_up >= 3);
 }
 
@@ -61,10 +61,10 @@ fn a_repeated_fatal_failure_fails_the_run() {
     assert!(reason.contains("no memory left"), "{reason}");
 }
 
-/// Two workers save the same state. The first is about to save when it or the coordinator fails, as
-/// `fail` has it; the second saves; then the first continues. Asserts that the checkpoints of the
-/// second stay as they are.
-fn save_twice(fail: impl Fn(&mut Cluster, ProcessId)) {
+/// Two workers save the same state. `fail` makes the first worker or the coordinator fail just
+/// before the first worker saves. Then the second worker saves, and the first worker continues.
+/// Asserts that the first worker does not change the second worker's checkpoints.
+fn check_that_a_late_save_changes_nothing(fail: impl Fn(&mut Cluster, ProcessId)) {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 9, 8, Some(3), None)]));
     let first = cluster.start_member();
     cluster.run_until(|cluster| matches!(cluster.workers[&first].activity, Activity::CopyingState(_)));
@@ -84,7 +84,7 @@ fn save_twice(fail: impl Fn(&mut Cluster, ProcessId)) {
 
 #[test]
 fn a_late_save_of_a_disconnected_worker_changes_no_recorded_checkpoint() {
-    save_twice(|cluster, first| {
+    check_that_a_late_save_changes_nothing(|cluster, first| {
         let session = cluster.workers[&first].session().unwrap();
         cluster.reset_session(session, true, true);
     });
@@ -92,7 +92,7 @@ fn a_late_save_of_a_disconnected_worker_changes_no_recorded_checkpoint() {
 
 #[test]
 fn a_late_save_for_an_earlier_coordinator_changes_no_recorded_checkpoint() {
-    save_twice(|cluster, _| {
+    check_that_a_late_save_changes_nothing(|cluster, _| {
         cluster.kill_coordinator(Time::from_secs(1));
         cluster.run_until(|cluster| cluster.coordinator.run.is_some());
     });
@@ -132,7 +132,7 @@ fn a_run_resumes_from_the_checkpoint_before_a_damaged_one() {
     cluster.end_worker(first, false);
     cluster.start_member();
     cluster.run_to_end();
-    let from_checkpoint = |step: u64| (position_at(0, step), Source::Checkpoint(format!("0-a-{step:08}")));
+    let from_checkpoint = |step: u64| (position_at(0, step), StateSource::Checkpoint(format!("0-a-{step:08}")));
     assert_eq!(cluster.generation_starts()[1..], [from_checkpoint(10), from_checkpoint(5)]);
     assert_eq!(cluster.count_events(EventKind::Damaged), 1);
     assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(0, 20)));
@@ -204,8 +204,8 @@ fn no_step_is_lost_when_the_coordinator_is_suspended() {
     assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(0, 200)));
 }
 
-/// When the coordinator restarts, the holder of the state retries only every few seconds. A new
-/// worker often joins first.
+/// When the coordinator restarts, the worker that holds the training state retries only every few
+/// seconds, so a new worker often joins before it.
 #[test]
 fn a_new_worker_waits_for_the_holder_of_the_state() {
     let mut joined_first = 0;
@@ -231,7 +231,7 @@ fn a_coordinator_of_a_finished_run_deletes_unknown_checkpoints() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 5, 8, None, None)]));
     cluster.start_member();
     cluster.run_until(|cluster| cluster.count_events(EventKind::Finished) == 1);
-    // Written by an evicted worker.
+    // An evicted worker has written this checkpoint.
     cluster.disk.checkpoints.insert("0-a-00000003".into(), History::new());
     cluster.kill_coordinator(Time::from_secs(1));
     cluster.run_to_end();

@@ -1,8 +1,9 @@
 // The HTTP API of the coordinator.
 
+/** The key of the admin token in the browser's session storage. */
 const TOKEN_KEY = "dico-admin-token";
 /** Milliseconds between attempts to open the stream of snapshots. */
-const RETRY_INTERVAL = 2000;
+const RETRY_INTERVAL_MS = 2000;
 
 /**
  * The coordinator did not answer, or answered with an error. `status` is the HTTP status code, if
@@ -32,8 +33,8 @@ async function request(path, options) {
 export const get = (path) => request(path);
 
 /**
- * Runs `action`. Returns whether the coordinator answered. Other errors are bugs of the page, and
- * are thrown.
+ * Runs `action`. Returns whether the coordinator answered. Throws other errors, because they
+ * are bugs of the web page.
  */
 export async function isAnswered(action) {
   try {
@@ -52,7 +53,7 @@ export const adminToken = {
   remove: () => sessionStorage.removeItem(TOKEN_KEY),
 };
 
-/** Sends a command. */
+/** Sends a command to the coordinator, for example "pause". */
 export async function sendCommand(name, body) {
   const headers = { authorization: `Bearer ${adminToken.get() ?? ""}` };
   if (body) headers["content-type"] = "application/json";
@@ -69,6 +70,6 @@ export function follow(onSnapshot, onDisconnect) {
   source.onerror = () => {
     onDisconnect();
     // The browser reconnects by itself, unless the coordinator has refused the stream.
-    if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(onSnapshot, onDisconnect), RETRY_INTERVAL);
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => follow(onSnapshot, onDisconnect), RETRY_INTERVAL_MS);
   };
 }

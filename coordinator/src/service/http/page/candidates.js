@@ -18,7 +18,7 @@ export class Candidates {
     if (!example) return;
     setText(byId("candidates-note"), `of ${example.image}, an image of the last step`);
     const maxReward = Math.max(...example.candidates.map(({ reward }) => reward));
-    // DiCO chooses the first of several candidates with the highest reward.
+    // If several candidates have the highest reward, DiCO chooses the first of them.
     const chosen = example.candidates.findIndex(({ reward }) => reward === maxReward);
     const rows = example.candidates.map(({ caption, reward, gamma }, index) => el("tr", {},
       el("th", { scope: "row", class: "candidate" }, caption),

@@ -6,9 +6,10 @@ import { displayName, formatInteger, formatNumber } from "./format.js";
 
 /** Images per page: as many as the coordinator sends at once. */
 const PAGE_SIZE = 12;
-/** The scores that a caption may show beside it: the first that it has. */
+/** A caption shows one score beside it: the first of these that it has. */
 const MAIN_SCORES = ["pac_s", "clip_s", "ref_pac_s", "ref_clip_s", "details"];
 
+/** The main score of a caption; null if it has none. */
 const mainScore = (caption) => {
   const name = MAIN_SCORES.find((score) => caption && score in caption.scores);
   return name ? { name, value: caption.scores[name] } : null;
@@ -116,8 +117,8 @@ export class Captions {
   }
 
   /**
-   * Updates the selectors with the present evaluations. In another `version` of the run's history
-   * captions are loaded again.
+   * Updates the selectors with the present evaluations. If `version` has changed, the run has given
+   * up steps, and the captions are loaded again.
    */
   update(stage, version) {
     this.version = version;
@@ -144,7 +145,7 @@ export class Captions {
     let captions;
     const path = `captions?before=${compared.before}&after=${compared.after}&offset=${this.offset}`;
     if (!await isAnswered(async () => { captions = await get(path); })) {
-      // The next update requests it again.
+      // The next update requests the captions again.
       if (this.shownKey === key) this.shownKey = null;
       return;
     }

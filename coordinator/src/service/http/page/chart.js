@@ -31,7 +31,7 @@ export const pointer = {
   },
 };
 
-/** Runs of consecutive indices at which all columns have values. */
+/** Groups of consecutive indices at which all columns have values: a curve has a gap between them. */
 function indexRuns(...columns) {
   const runs = [];
   let run = [];
@@ -123,6 +123,7 @@ export class Chart {
       const end = values.findLastIndex(hasValue);
       if (end >= 0) shapes.push(svg("circle", { class: `end ${tone}`, cx: x(end), cy: y(values[end]), r: 2.5 }));
     }
+    // A vertical line marks the checkpoint that the stage ended with, if it is not the last one.
     const selected = curves.selectedStep === null ? -1 : curves.last.findIndex((step) => step >= curves.selectedStep);
     if (selected >= 0) shapes.push(svg("line", { class: "selected", x1: x(selected), x2: x(selected), y1: MARGIN_TOP, y2: height - MARGIN_BOTTOM }));
     shapes.push(svg("text", { class: "tick", x: MARGIN_LEFT, y: height - 4 }, formatInteger(curves.first[0])));

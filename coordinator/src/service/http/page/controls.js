@@ -4,9 +4,9 @@
 import { adminToken, sendCommand } from "./api.js";
 import { byId, el, setAttribute, setText } from "./dom.js";
 
-const READ_ONLY_HINT = "This page is read-only, because the coordinator has no admin token. Serve with --admin-token-file FILE to send commands from here.";
+const READ_ONLY_HINT = "This web page is read-only, because the coordinator has no admin token. Serve with --admin-token-file FILE to send commands from here.";
 /** Milliseconds for which a notice is shown. */
-const NOTICE_DURATION = 8000;
+const NOTICE_DURATION_MS = 8000;
 
 export class Controls {
   constructor() {
@@ -15,26 +15,26 @@ export class Controls {
       pause: button("pause", "Pause", "Complete the granted steps, save a checkpoint, and pause the run"),
       resume: button("resume", "Resume", "Continue the paused run"),
       checkpoint: button("checkpoint", "Checkpoint", "Save a checkpoint after the granted steps"),
-      evaluate: button("evaluate", "Evaluate", "Evaluate the state after the granted steps"),
+      evaluate: button("evaluate", "Evaluate", "Evaluate the captioner after the granted steps"),
     };
     this.tokenButton = el("button", { type: "button", on: { click: () => this.promptForToken() } });
     this.hint = el("p", { class: "hint", hidden: true }, READ_ONLY_HINT);
     byId("controls").append(...Object.values(this.buttons), this.tokenButton, this.hint);
     this.dialog = byId("dialog");
     /** Whether the coordinator accepts commands. */
-    this.allowed = false;
+    this.areCommandsAllowed = false;
     this.showTokenState();
   }
 
   update(snapshot) {
-    this.allowed = snapshot.commands;
+    this.areCommandsAllowed = snapshot.commands;
     this.hint.hidden = snapshot.commands;
     this.tokenButton.hidden = !snapshot.commands;
     const isPaused = snapshot.state === "paused";
     const isOver = ["finished", "failed"].includes(snapshot.state);
     this.buttons.pause.hidden = isPaused;
     this.buttons.resume.hidden = !isPaused;
-    for (const button of Object.values(this.buttons)) button.disabled = !this.allowed || isOver;
+    for (const button of Object.values(this.buttons)) button.disabled = !this.areCommandsAllowed || isOver;
   }
 
   /** Drains a worker after the user has confirmed it. */
@@ -107,6 +107,6 @@ export class Controls {
     setAttribute(notice, "data-tone", tone);
     notice.hidden = false;
     clearTimeout(this.noticeTimer);
-    this.noticeTimer = setTimeout(() => { notice.hidden = true; }, NOTICE_DURATION);
+    this.noticeTimer = setTimeout(() => { notice.hidden = true; }, NOTICE_DURATION_MS);
   }
 }

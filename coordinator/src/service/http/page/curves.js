@@ -4,9 +4,13 @@ import { isAnswered } from "./api.js";
 import { Chart } from "./chart.js";
 import { byId, el, setAttribute, setText } from "./dom.js";
 import { formatInteger, formatNumber, formatPercent, formatSeconds } from "./format.js";
+import { METRICS } from "./metrics.js";
 import { StageCurves } from "./stage_curves.js";
 
-const singleLine = (series) => [{ series, tone: "blue" }];
+/** A chart of one series, with the label and the definition of the catalogue. */
+const chartOf = (series, format, options = {}) => ({
+  title: METRICS[series].label, help: METRICS[series].definition, format, lines: [{ series, tone: "blue" }], ...options,
+});
 const quantileBands = (distribution, tone) => [
   { low: `${distribution}.p25`, high: `${distribution}.p75`, tone },
   { low: `${distribution}.p05`, high: `${distribution}.p95`, tone, outline: true },
@@ -22,19 +26,19 @@ const CHARTS = [
     ],
     bands: [...quantileBands("reward_rejected", "orange"), ...quantileBands("reward_chosen", "blue")],
   },
-  { title: "Loss", large: true, lines: singleLine("loss"), format: formatNumber, help: "Loss per image or token" },
-  { title: "Reward margin", lines: singleLine("reward_margin"), format: formatNumber, help: "Reward of the best candidate minus the mean of the others" },
-  { title: "Implicit accuracy", lines: singleLine("implicit_accuracy"), format: formatPercent, help: "Share of images whose implicit reward prefers the best candidate" },
-  { title: "KL to the reference", lines: singleLine("kl"), format: formatNumber, help: "Estimate of KL(policy || reference) per token, in nats" },
-  { title: "Gamma entropy", lines: singleLine("gamma_entropy"), format: formatNumber, help: "Mean entropy of DiCO's weights over the rejected candidates, in nats" },
-  { title: "Caption length", lines: singleLine("caption_length"), format: formatNumber, help: "Mean tokens of a candidate" },
-  { title: "Repetition", lines: singleLine("repetition"), format: formatPercent, help: "Mean share of a candidate's tokens that repeat an earlier one" },
-  { title: "Gradient norm", lines: singleLine("gradient_norm"), format: formatNumber, help: "Norm of the gradient before clipping" },
-  { title: "Learning rate", lines: singleLine("learning_rate"), format: formatNumber, help: "Learning rate of the step" },
-  { title: "Throughput", lines: singleLine("images_per_second"), format: formatNumber, help: "Images per second, over all workers" },
-  { title: "Step time", lines: singleLine("seconds"), format: formatSeconds, help: "Duration of a step on the slowest worker" },
-  { title: "All-reduce", lines: singleLine("all_reduce_seconds"), format: formatSeconds, help: "Longest time of a worker in the all-reduce" },
-  { title: "Straggler lag", lines: singleLine("lag_seconds"), format: formatSeconds, help: "Compute time of the slowest worker minus the average of the others" },
+  chartOf("loss", formatNumber, { large: true }),
+  chartOf("reward_margin", formatNumber),
+  chartOf("implicit_accuracy", formatPercent),
+  chartOf("kl", formatNumber),
+  chartOf("gamma_entropy", formatNumber),
+  chartOf("caption_length", formatNumber),
+  chartOf("repetition", formatPercent),
+  chartOf("gradient_norm", formatNumber),
+  chartOf("learning_rate", formatNumber),
+  chartOf("images_per_second", formatNumber),
+  chartOf("seconds", formatSeconds),
+  chartOf("all_reduce_seconds", formatSeconds),
+  chartOf("lag_seconds", formatSeconds),
 ];
 /** Maximal number of points of a curve. More points would only show noise. */
 const MAX_POINTS = { wide: 128, narrow: 72 };

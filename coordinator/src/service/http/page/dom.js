@@ -25,12 +25,12 @@ export const svg = (name, properties = {}, ...children) => configure(document.cr
 /** The element with this id. */
 export const byId = (id) => document.getElementById(id);
 
-/** Sets the text of an element, if it differs. */
+/** Sets the text of an element, unless the element has this text already. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Sets an attribute, if it differs. Removes it if `value` is null, undefined or false. */
+/** Sets an attribute, unless it has this value already. Removes it if `value` is null, undefined or false. */
 export function setAttribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);

@@ -1,4 +1,5 @@
-// The table of scores: every metric over all evaluations, with its best value.
+// The table of scores: a row for each metric, with its scores in the first, the last and the best
+// evaluation.
 
 import { get } from "./api.js";
 import { sparkline } from "./chart.js";
@@ -8,21 +9,21 @@ import { displayName, formatInteger, formatNumber } from "./format.js";
 /** The metrics that are listed first, in this order. */
 const MAIN_METRICS = ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "cider", "spice", "meteor", "rouge_l", "bleu_4", "retrieval_r1"];
 
-const sortKey = (name) => (MAIN_METRICS.includes(name) ? MAIN_METRICS.indexOf(name) : MAIN_METRICS.length);
+const sortOrder = (name) => (MAIN_METRICS.includes(name) ? MAIN_METRICS.indexOf(name) : MAIN_METRICS.length);
 
 export class Evaluations {
   constructor() {
-    /** Evaluations of captions, in the order of the run. */
+    /** Evaluations of generated captions, in the order of the run. */
     this.list = [];
-    /** The last evaluation of the references, if there is one. */
+    /** The last evaluation of the reference captions; null if there is none. */
     this.references = null;
-    /** The better direction of each metric: "higher" or "lower". */
-    this.better = {};
+    /** For each metric, whether a "higher" or a "lower" score is better. Other metrics are absent. */
+    this.betterDirections = {};
   }
 
   async refresh(snapshot) {
-    const { evaluations, better } = await get("evaluations");
-    [this.better, this.stages] = [better, snapshot.stages];
+    const { evaluations, better: betterDirections } = await get("evaluations");
+    [this.betterDirections, this.stages] = [betterDirections, snapshot.stages];
     // A contrastive stage trains the evaluator and has no captions. Its evaluations score the
     // references of the validation split, each against the others of its image.
     const isContrastive = ({ stage }) => this.stages[stage]?.objective === "contrastive";
@@ -32,12 +33,14 @@ export class Evaluations {
   }
 
   /**
-   * The evaluation of a stage's selected state, if the stage ended with a state before its last
-   * one.
+   * The evaluation of the checkpoint that a stage ended with, if the stage has later evaluations;
+   * null if the stage has not ended, or ended with its last checkpoint. The coordinator marks the
+   * later evaluations as `not_selected`.
    */
-  selectedState(stage) {
-    const ofStage = this.list.filter((evaluation) => evaluation.stage === stage);
-    return ofStage.some((evaluation) => evaluation.not_selected) ? ofStage.findLast((evaluation) => !evaluation.not_selected) ?? null : null;
+  earlyEnd(stage) {
+    const stageEvaluations = this.list.filter((evaluation) => evaluation.stage === stage);
+    const hasLaterEvaluations = stageEvaluations.some((evaluation) => evaluation.not_selected);
+    return hasLaterEvaluations ? stageEvaluations.findLast((evaluation) => !evaluation.not_selected) ?? null : null;
   }
 
   /** The display name of an evaluation: stage and step. */
@@ -46,11 +49,11 @@ export class Evaluations {
   }
 
   /**
-   * The index of the best of some evaluations by a metric; null if the metric has no better
-   * direction.
+   * The index of the evaluation in `list` with the best score of a metric; null if the metric has
+   * no better direction.
    */
   bestIndex(list, metric) {
-    const direction = this.better[metric];
+    const direction = this.betterDirections[metric];
     if (!direction) return null;
     let best = null;
     list.forEach(({ metrics }, index) => {
@@ -62,8 +65,8 @@ export class Evaluations {
   }
 
   /**
-   * The metric of a stage: the one that selects its state, or else the first main metric that it
-   * has.
+   * The metric by which a stage selects its best checkpoint. If the run file names none, the first
+   * main metric that the evaluations have.
    */
   metric(stage) {
     const configured = this.stages?.[stage]?.metric;
@@ -71,7 +74,7 @@ export class Evaluations {
     return configured ?? MAIN_METRICS.find((name) => available.includes(name)) ?? null;
   }
 
-  /** The score of a stage for the top of the page; null if the stage has no evaluation. */
+  /** The score of a stage for the overview; null if the stage has no evaluation. */
   headline(stage) {
     const list = this.list.filter((evaluation) => evaluation.stage === stage);
     const metric = this.metric(stage);
@@ -80,21 +83,21 @@ export class Evaluations {
     const value = list[best].metrics[metric];
     if (!Number.isFinite(value)) return null;
     const note = list.length > 1 ? `at step ${formatInteger(list[best].step)}; last ${formatNumber(list.at(-1).metrics[metric])}` : `at step ${formatInteger(list[best].step)}`;
-    return { metric, value, note, isBest: this.better[metric] !== undefined };
+    return { metric, value, note, isBest: this.betterDirections[metric] !== undefined };
   }
 
   /**
-   * The evaluations whose captions are compared by default: the last before the stage, and the best
-   * of the stage.
+   * The two evaluations whose captions are compared by default: the last one before the stage, and
+   * the best one of the stage.
    */
   defaultComparison(stage) {
-    const ofStage = this.list.filter((evaluation) => evaluation.stage === stage);
-    const evaluations = ofStage.length ? ofStage : this.list;
+    const stageEvaluations = this.list.filter((evaluation) => evaluation.stage === stage);
+    const evaluations = stageEvaluations.length ? stageEvaluations : this.list;
     if (!evaluations.length) return null;
     const metric = this.metric(evaluations.at(-1).stage);
     const after = evaluations[(metric && this.bestIndex(evaluations, metric)) ?? evaluations.length - 1];
     const before = this.list.findLast((evaluation) => evaluation.stage < after.stage) ?? this.list[0];
-    // If no evaluation is better than the first, the last one is compared with it.
+    // If the first evaluation is the best one, the last one is compared with it.
     return { before, after: after === before ? evaluations.at(-1) : after };
   }
 
@@ -102,10 +105,10 @@ export class Evaluations {
     const { references } = this;
     const all = references ? [references, ...this.list] : this.list;
     const names = [...new Set(all.flatMap(({ metrics }) => Object.keys(metrics)))];
-    names.sort((a, b) => sortKey(a) - sortKey(b) || a.localeCompare(b));
-    const selectedStates = (this.stages ?? []).map((_, stage) => this.selectedState(stage)).filter(Boolean);
-    const selections = selectedStates.map((evaluation) => `; selected state: ${this.name(evaluation)}`).join("");
-    setText(byId("evaluations-note"), this.list.length ? `${formatInteger(this.list.length)} evaluation${this.list.length === 1 ? "" : "s"}, from ${this.name(this.list[0])} to ${this.name(this.list.at(-1))}${selections}` : "");
+    names.sort((a, b) => sortOrder(a) - sortOrder(b) || a.localeCompare(b));
+    const earlyEnds = (this.stages ?? []).map((_, stage) => this.earlyEnd(stage)).filter(Boolean);
+    const endNotes = earlyEnds.map((evaluation) => `; stage ended with the checkpoint of ${this.name(evaluation)}`).join("");
+    setText(byId("evaluations-note"), this.list.length ? `${formatInteger(this.list.length)} evaluation${this.list.length === 1 ? "" : "s"}, from ${this.name(this.list[0])} to ${this.name(this.list.at(-1))}${endNotes}` : "");
     if (!all.length) {
       byId("evaluations").replaceChildren(el("p", { class: "empty" }, "No evaluation yet."));
       return;
@@ -119,7 +122,7 @@ export class Evaluations {
       const scores = values.filter((value) => value !== null);
       const best = this.bestIndex(this.list, name);
       const [first, last] = [scores[0], scores.at(-1)];
-      const direction = this.better[name];
+      const direction = this.betterDirections[name];
       const change = direction && scores.length > 1 && first !== last ? ((last > first) === (direction === "higher") ? "good" : "bad") : null;
       const arrow = change ? el("span", { class: "arrow", "data-tone": change }, last > first ? "▲" : "▼", el("span", { class: "hidden" }, change === "good" ? " better than first" : " worse than first")) : null;
       return el("tr", {},

@@ -1,4 +1,4 @@
-// The list of events. coordinator/src/event_text.rs describes events with the same words.
+// The list of events. coordinator/src/event_messages.rs has the same descriptions of events.
 
 import { get } from "./api.js";
 import { byId, el } from "./dom.js";
@@ -12,10 +12,10 @@ const DESCRIPTIONS = {
   generation: (d) => `${d.generation} with ${d.members} worker${d.members === 1 ? "" : "s"}, from stage ${d.stage} step ${d.step}: ${d.cause}`,
   checkpoint: (d) => d.name,
   joined: (d) => `worker ${d.rank} from ${d.host}${d.device ? `, ${d.device}` : ""}`,
-  rollback: (d) => describeMove(d),
-  adopted: (d) => describeMove(d),
+  rollback: (d) => describeJump(d),
+  adopted: (d) => describeJump(d),
   stage_ended: (d) => [
-    `stage ${d.stage} with its state at step ${d.step}: ${d.reason}`, ...(d.passed_over ?? []).map(describePassedOver),
+    `stage ${d.stage} with the checkpoint of step ${d.step}: ${d.reason}`, ...(d.passed_over ?? []).map(describeUnselected),
   ].join("; "),
   guard: (d) => `${displayName(d.metric)} is ${formatNumber(d.value)}, bound ${formatNumber(d.bound)}, at stage ${d.stage} step ${d.step}: ${d.action}`,
 };
@@ -26,12 +26,13 @@ function valueText(value) {
   return typeof value === "string" ? value : JSON.stringify(value);
 }
 
-const describeMove = ({ from, to, source }) =>
-  `from stage ${from.stage} step ${from.step} to stage ${to.stage} step ${to.step}: the state of ${source}`;
+/** Describes how the run goes on from another position than it had reached. */
+const describeJump = ({ from, to, source }) =>
+  `from stage ${from.stage} step ${from.step} to stage ${to.stage} step ${to.step}, with the parameters of ${source}`;
 
-/** Describes a state of higher score that the stage did not end with. */
-function describePassedOver({ step, score, reason }) {
-  return `step ${step}${Number.isFinite(score) ? ` (score ${formatNumber(score)})` : ""} was passed over: ${reason}`;
+/** Describes a later checkpoint that a user may have expected the stage to end with. */
+function describeUnselected({ step, score, reason }) {
+  return `step ${step}${Number.isFinite(score) ? ` (score ${formatNumber(score)})` : ""} was not selected: ${reason}`;
 }
 
 /** Describes an event by its worker, reason and position, then all other details. */

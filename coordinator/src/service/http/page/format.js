@@ -1,5 +1,7 @@
 // Formats numbers, times and names for the page.
 
+import { METRICS } from "./metrics.js";
+
 const integerFormat = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const timeFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 const shortTimeFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
@@ -58,14 +60,10 @@ export function formatDeadline(at, now) {
   return (day.toDateString() === today.toDateString() ? shortTimeFormat : dayTimeFormat).format(day);
 }
 
-const DISPLAY_NAMES = {
-  pac_s: "PAC-S", ref_pac_s: "RefPAC-S", clip_s: "CLIP-S", ref_clip_s: "RefCLIP-S", cider: "CIDEr", spice: "SPICE", meteor: "METEOR",
-  rouge_l: "ROUGE-L", bleu_1: "BLEU-1", bleu_2: "BLEU-2", bleu_3: "BLEU-3", bleu_4: "BLEU-4", retrieval_r1: "retrieval R@1",
-  retrieval_r5: "retrieval R@5", retrieval_r10: "retrieval R@10", retrieval_mrr: "retrieval MRR", dico: "DiCO", scst: "SCST", kl: "KL",
-};
+const OBJECTIVE_NAMES = { dico: "DiCO", scst: "SCST" };
 
 /**
- * The display name of a metric or event kind: "BLEU-4" for `bleu_4`, "reward chosen" for
- * `reward_chosen`.
+ * The display name of a metric, an objective or an event kind: "BLEU-4" for `bleu_4`, "generation
+ * ended" for `generation_ended`.
  */
-export const displayName = (name) => (Object.hasOwn(DISPLAY_NAMES, name) ? DISPLAY_NAMES[name] : name.replaceAll("_", " "));
+export const displayName = (name) => (METRICS[name]?.label ?? OBJECTIVE_NAMES[name] ?? name.replaceAll("_", " "));

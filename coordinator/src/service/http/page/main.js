@@ -1,4 +1,4 @@
-// The entry point of the page: passes each snapshot of the run to the components that show it.
+// The entry point of the web page: passes each snapshot of the run to the components that show it.
 
 import { follow, isAnswered } from "./api.js";
 import { Candidates } from "./candidates.js";
@@ -28,21 +28,22 @@ const workers = new Workers((workerId) => controls.drain(workerId));
 let selectedStage = null;
 /** The last snapshot of the run. */
 let snapshot = null;
-/** The version of the journal's rows that is shown, by kind. */
+/** By kind of rows ("events", "evaluations"): the version of the journal's rows that is shown. */
 const shownVersions = {};
-/** The kinds whose rows are being requested. */
-const pending = new Set();
+/** The kinds of rows that are being requested. */
+const pendingKinds = new Set();
 
 function render() {
   if (!snapshot) return;
-  // The coordinator may serve another run, with fewer stages, since the last snapshot.
+  // Since the last snapshot, a coordinator of another run, with fewer stages, may have started at
+  // this address.
   if (selectedStage >= snapshot.stages.length) selectedStage = null;
   const stage = selectedStage ?? snapshot.stage;
   overview.update(snapshot, stage, evaluations.headline(snapshot.stage));
   controls.update(snapshot);
   candidates.update(snapshot);
-  workers.update(snapshot, controls.allowed);
-  curves.update(snapshot, stage, evaluations.selectedState(stage)?.step ?? null);
+  workers.update(snapshot, controls.areCommandsAllowed);
+  curves.update(snapshot, stage, evaluations.earlyEnd(stage)?.step ?? null);
 }
 
 /**
@@ -50,15 +51,15 @@ function render() {
  * snapshot repeats a request that has failed.
  */
 async function refresh(kind, load) {
-  // Rows that were shown may be invalid in another version of the curves, even if their number is
-  // the same.
+  // The version of the curves changes when the run gives up steps. Then the rows that are shown may
+  // be invalid, even if there are no new rows.
   const version = `${snapshot.curves.version}:${snapshot.row_counters[kind]}`;
-  if (shownVersions[kind] === version || pending.has(kind)) return;
-  pending.add(kind);
+  if (shownVersions[kind] === version || pendingKinds.has(kind)) return;
+  pendingKinds.add(kind);
   try {
     if (await isAnswered(load)) shownVersions[kind] = version;
   } finally {
-    pending.delete(kind);
+    pendingKinds.delete(kind);
   }
 }
 

@@ -1,4 +1,4 @@
-// The status of the run: its state, its stages, and the most important numbers.
+// The overview of the run: its state, its stages, and its most important numbers.
 
 import { byId, el, setAttribute, setText } from "./dom.js";
 import { displayName, formatDeadline, formatDuration, formatInteger, formatNumber, formatPercent } from "./format.js";
@@ -8,6 +8,7 @@ const STATE_TONES = {
   running: "good", finished: "good", forming: "busy", waiting: "busy", paused: "warn", failed: "bad",
 };
 
+/** A label with a number and a note. */
 class Tile {
   constructor(label) {
     this.value = el("dd", {});
@@ -41,8 +42,8 @@ export class Overview {
   }
 
   /**
-   * Shows a snapshot. `selectedStage` is the stage whose curves are shown, `score` the headline of
-   * its evaluations.
+   * Shows a snapshot. `selectedStage` is the stage whose curves are shown. `score` is the result of
+   * `Evaluations.headline` for the current stage.
    */
   update(snapshot, selectedStage, score) {
     const { step, steps, stages, stage, state, reason, at } = snapshot;

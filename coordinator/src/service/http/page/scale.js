@@ -5,10 +5,10 @@
  * precision.
  */
 const RELATIVE_RESOLUTION = 2 ** -22;
-/** A range with more ticks is too narrow for double precision, and gets none. */
+/** A range that would get more ticks is too narrow for double precision, and gets none. */
 const MAX_TICKS = 32;
 
-/** Whether a column has a value. */
+/** Whether an element of a column is a value: columns have null for a missing value. */
 export const hasValue = (value) => value !== null && value !== undefined;
 
 /**

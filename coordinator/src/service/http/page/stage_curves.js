@@ -1,11 +1,15 @@
-// The curves of a stage as the coordinator sends them: a full answer once, then deltas.
+// The curves of a stage as the coordinator sends them: first a full answer, then deltas. A bucket
+// is a range of consecutive steps.
 
 import { get } from "./api.js";
 
 /** Maximal number of the last steps, one per bucket, in the range "recent". */
 const MAX_RECENT_STEPS = 512;
 
-/** Columns with one element per bucket. */
+/**
+ * The curves of a stage, as columns with one element per bucket: `first` and `last` step, time
+ * (`at`), and the columns of each series.
+ */
 export class StageCurves {
   /** `range` is "full" for the whole stage, or "recent" for its last steps, one per bucket. */
   constructor(stage, range) {
@@ -21,7 +25,10 @@ export class StageCurves {
     this.series = {};
   }
 
-  /** Loads what the coordinator has in `version`. Returns whether anything changed. */
+  /**
+   * Requests the steps that these curves do not have. `version` and `steps` are those of the
+   * coordinator's curves. Returns whether anything changed.
+   */
   async refresh({ version, steps }) {
     if (this.version === version && this.loadedSteps === steps) return false;
     const path = `history?stage=${this.stage}&range=${this.range}`;

@@ -14,14 +14,14 @@ const LAST_MESSAGE_COLUMN = 8;
  * Seconds without a message after which a worker is highlighted. Heartbeats come every second or
  * two.
  */
-const SILENCE_WARNING = 5;
+const SILENCE_WARNING_SECONDS = 5;
 
 /**
  * The compute time of a member in the last step minus the average of the others, in seconds; null
  * if it is unknown. `measured` are the members with known compute times, `total` is the sum of
  * these.
  */
-function lag(member, measured, total) {
+function computeLag(member, measured, total) {
   const others = measured.length - 1;
   if (others <= 0 || !(member.compute_seconds > 0)) return null;
   return member.compute_seconds - (total - member.compute_seconds) / others;
@@ -52,8 +52,8 @@ export class Workers {
     return { root: el("tr", {}, ...cells), cells, button };
   }
 
-  /** Shows the members of a snapshot. `allowed`: whether the coordinator accepts commands. */
-  update(snapshot, allowed) {
+  /** Shows the members of a snapshot. Without `areCommandsAllowed` workers cannot be drained. */
+  update(snapshot, areCommandsAllowed) {
     const { members, workers, slowest_rank: slowest } = snapshot;
     const measured = members.filter((member) => member.compute_seconds > 0);
     const total = measured.reduce((sum, member) => sum + member.compute_seconds, 0);
@@ -68,7 +68,7 @@ export class Workers {
       const row = this.rows.get(member.rank) ?? this.createRow(member.rank);
       this.rows.set(member.rank, row);
       if (this.body.children[index] !== row.root) this.body.insertBefore(row.root, this.body.children[index] ?? null);
-      const memberLag = lag(member, measured, total);
+      const memberLag = computeLag(member, measured, total);
       const texts = [
         formatInteger(member.rank), member.host, member.device, member.phase,
         member.step === null ? "–" : formatInteger(member.step),
@@ -79,9 +79,9 @@ export class Workers {
       ];
       texts.forEach((text, column) => setText(row.cells[column], text));
       setAttribute(row.root, "class", member.rank === slowest && workers > 1 ? "slowest" : null);
-      setAttribute(row.cells[LAST_MESSAGE_COLUMN], "data-tone", member.seconds_since_heard > SILENCE_WARNING ? "warn" : null);
+      setAttribute(row.cells[LAST_MESSAGE_COLUMN], "data-tone", member.seconds_since_heard > SILENCE_WARNING_SECONDS ? "warn" : null);
       setAttribute(row.cells[PHASE_COLUMN], "data-phase", member.phase);
-      row.button.disabled = !allowed;
+      row.button.disabled = !areCommandsAllowed;
     });
     this.table.hidden = members.length === 0;
     this.empty.hidden = members.length > 0;

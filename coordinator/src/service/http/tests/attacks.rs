@@ -92,7 +92,7 @@ async fn the_token_is_checked_before_the_body_is_read() {
             .0,
         401
     );
-    assert!(start.elapsed() < Duration::from_secs(10), "the server waits for no body");
+    assert!(start.elapsed() < Duration::from_secs(10), "the server does not wait for the body");
 }
 
 #[tokio::test(start_paused = true)]

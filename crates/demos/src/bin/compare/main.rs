@@ -6,7 +6,7 @@
 //! seed.rs      one seed: data set, evaluators, teacher forcing, then every arm
 //! summary.rs   all seeds: means, deviations, and whether the paper's claims hold -> summary.json
 //! report.rs    the same as tables -> docs/results.md
-//! pictures.rs  reward and grammatical share over steps -> docs/compare.png (canvas.rs: drawing area)
+//! pictures.rs  reward and grammatical share over steps -> docs/objective-comparison.png (canvas.rs: drawing area)
 //! ```
 
 mod arms;
@@ -36,10 +36,10 @@ struct Compare {
     #[arg(long, value_delimiter = ',', default_value = "1,2,3", value_name = "N,...")]
     seeds: Vec<u64>,
     /// The run file that trains evaluators and captioner.
-    #[arg(long, default_value = "configs/compare/base.yaml", value_name = "FILE")]
+    #[arg(long, default_value = "configs/objective-comparison/base.yaml", value_name = "FILE")]
     base: PathBuf,
     /// The run file that the arms vary.
-    #[arg(long, default_value = "configs/compare/tune.yaml", value_name = "FILE")]
+    #[arg(long, default_value = "configs/objective-comparison/tune.yaml", value_name = "FILE")]
     tune: PathBuf,
     /// The number of images of each data set, over all splits.
     #[arg(long, default_value_t = 5000, value_name = "N")]

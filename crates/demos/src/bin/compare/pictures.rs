@@ -9,7 +9,7 @@ use crate::seed::ScoredStep;
 use crate::summary::{ArmSummary, Summary};
 
 /// The picture's name in the documents' folder.
-pub const PICTURE: &str = "compare.png";
+pub const PICTURE: &str = "objective-comparison.png";
 /// Width and height of one arm's chart.
 const CHART: (u32, u32) = (400, 280);
 const COLUMNS: usize = 4;

@@ -1,4 +1,4 @@
-//! The globals that a pickle may refer to.
+//! The globals, that is, Python functions and classes by name, that a pickle may refer to.
 
 use super::PickleError;
 use crate::error::printable;

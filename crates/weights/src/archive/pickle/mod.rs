@@ -5,6 +5,13 @@
 //! TorchScript modules. It refuses all other globals. The opcodes are those of Python's
 //! `pickletools`; tensors are encoded as in PyTorch's `torch/serialization.py`, `torch/_utils.py`
 //! and `torch/csrc/jit/serialization/pickler.cpp`.
+//!
+//! | module | content |
+//! |---|---|
+//! | `unpickler` | the stack machine |
+//! | `reader`, `opcode`, `globals`, `value` | the bytes, opcodes, permitted globals and values of a pickle |
+//! | `tensor_search` | finds the tensors in the values |
+//! | `pickler` | writes pickles |
 
 mod globals;
 pub mod opcode;

@@ -24,7 +24,8 @@ pub const GLOBAL: u8 = b'c';
 pub const DICT: u8 = b'd';
 pub const APPENDS: u8 = b'e';
 pub const BINGET: u8 = b'h';
-/// Creates an instance of a class named in the text; of Python 2, refused.
+/// Creates an instance of the class that the following text names. Only Python 2 writes it; the
+/// unpickler refuses it.
 pub const INST: u8 = b'i';
 pub const LONG_BINGET: u8 = b'j';
 pub const LIST: u8 = b'l';

@@ -10,11 +10,16 @@ pub struct Pickler(Vec<u8>);
 /// A tensor as a view of a storage, as PyTorch writes it.
 #[derive(Clone, Copy)]
 pub struct StorageView<'a> {
+    /// The name of the storage's class in `torch`, such as `FloatStorage`.
     pub class: &'a str,
+    /// The name of the storage's file in the archive, below `data/`.
     pub key: &'a str,
+    /// The number of elements of the storage.
     pub elements: i64,
+    /// The offset of the tensor's first element, in elements.
     pub offset: i64,
     pub shape: &'a [i64],
+    /// The strides in elements, one per dimension.
     pub strides: &'a [i64],
 }
 

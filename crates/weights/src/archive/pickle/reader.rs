@@ -1,11 +1,11 @@
 use super::PickleError;
 
 /// Reads the bytes of a pickle in order.
-pub struct Reader<'a> {
+pub struct PickleReader<'a> {
     unread: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> PickleReader<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
         Self { unread: bytes }
     }

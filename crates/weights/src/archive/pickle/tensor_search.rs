@@ -7,7 +7,7 @@ use super::{MAX_NAMED_TENSORS, MAX_VALUES, PickleError};
 
 /// Maximal length of a tensor's name, in bytes.
 const MAX_NAME_BYTES: usize = 512;
-/// Maximal depth of a state dict below the top, e.g. `{"model": {"state_dict": ..}}`.
+/// Maximal depth of a state dict below the top of a pickle, e.g. `{"model": {"state_dict": ..}}`.
 const MAX_STATE_DICT_DEPTH: usize = 3;
 
 type Tensors<'a> = BTreeMap<String, TensorView<'a>>;

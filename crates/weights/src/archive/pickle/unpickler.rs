@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::globals::Global;
-use super::reader::{Reader, parse_utf8};
+use super::reader::{PickleReader, parse_utf8};
 use super::value::{Storage, TensorView, Value, ValueIndex, Values};
 use super::{MAX_VALUES, PickleError, opcode as op};
 use crate::tensor::Dtype;
@@ -9,13 +9,13 @@ use crate::tensor::Dtype;
 /// Maximal number of dimensions of a tensor: limits the cost of a long tuple that many tensors use
 /// as their shape.
 const MAX_DIMENSIONS: usize = 8;
-/// The latest supported protocol.
+/// The latest supported version of the pickle protocol.
 const MAX_PROTOCOL: u8 = 5;
 
 /// Runs a pickle to its end. Returns all values, and the index of the result.
 pub fn run(bytes: &[u8]) -> Result<(Values<'_>, ValueIndex), PickleError> {
     let mut unpickler = Unpickler {
-        reader: Reader::new(bytes),
+        reader: PickleReader::new(bytes),
         values: Values::new(),
         stack: Vec::new(),
         marks: Vec::new(),
@@ -34,7 +34,7 @@ pub fn run(bytes: &[u8]) -> Result<(Values<'_>, ValueIndex), PickleError> {
 /// The stack machine of pickles. Each opcode pushes, stores or marks at most one value, so the
 /// length of the pickle limits the memory.
 struct Unpickler<'a> {
-    reader: Reader<'a>,
+    reader: PickleReader<'a>,
     values: Values<'a>,
     stack: Vec<ValueIndex>,
     /// The height of the stack at each mark.
@@ -257,8 +257,8 @@ impl<'a> Unpickler<'a> {
         let malformed = PickleError::Malformed("a persistent id is not a storage as PyTorch writes it");
         let id = self.pop()?;
         let Value::Tuple(id) = self.values.get(id) else { return Err(malformed) };
-        let &[kind, class, key, _, elements] = id.as_slice() else { return Err(malformed) };
-        let fields = [kind, class, key, elements].map(|field| self.values.get(field));
+        let &[type_name, class, key, _, elements] = id.as_slice() else { return Err(malformed) };
+        let fields = [type_name, class, key, elements].map(|field| self.values.get(field));
         let [Value::Text("storage"), Value::Global(Global::StorageType(dtype)), Value::Text(key), elements] = fields
         else {
             return Err(malformed);
@@ -349,7 +349,7 @@ impl<'a> Unpickler<'a> {
                 *attributes = Some(state);
                 Ok(())
             }
-            // A state dict has attributes: the version numbers of its modules.
+            // A state dict has attributes, the version numbers of its modules, which are ignored.
             Some(Value::Dict(_)) => Ok(()),
             _ => Err(PickleError::Malformed("it sets attributes of a value that has none")),
         }

@@ -29,7 +29,7 @@ pub struct Storage<'a> {
     pub dtype: Option<Dtype>,
     /// The name of the storage's file in the archive, below `data/`.
     pub key: &'a str,
-    /// The number of elements, or of bytes if it has no type.
+    /// The number of elements; for an untyped storage, the number of bytes.
     pub elements: usize,
 }
 

@@ -1,4 +1,5 @@
-// Replaces Gloo's header, which the PyTorch wheel does not contain. c10d's headers need only this interface.
+// Replaces Gloo's header, which the PyTorch wheel does not contain. c10d's headers need only this
+// interface.
 #pragma once
 
 #include <chrono>

@@ -1,0 +1,59 @@
+//! Scores of an evaluation. Workers compute the scores that need a model, such as PAC-S; this
+//! module adds the metrics that need all captions at once, such as CIDEr-D.
+
+use std::collections::BTreeMap;
+
+use caption_metrics::{ImageEvaluation, Metrics};
+
+use crate::run::captions::EvaluationItem;
+
+/// Computes the scores of an evaluation, and adds to each item its own scores. Drops the items'
+/// embeddings, which only the retrieval metrics need.
+#[must_use]
+pub fn score_captions(metrics: &Metrics, items: Vec<EvaluationItem>) -> (BTreeMap<String, f64>, Vec<EvaluationItem>) {
+    let (mut items, evaluations): (Vec<EvaluationItem>, Vec<ImageEvaluation>) =
+        items.into_iter().map(split_evaluation).unzip();
+    let report = metrics.evaluate(&evaluations);
+    report.notes.iter().for_each(|note| tracing::warn!("evaluation: {note}"));
+    for (name, scores) in report.items {
+        for (item, score) in items.iter_mut().zip(scores) {
+            item.scores.insert(name.clone().into_owned(), score);
+        }
+    }
+    (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), items)
+}
+
+/// Moves the embeddings of an item into the input of the metrics.
+fn split_evaluation(mut item: EvaluationItem) -> (EvaluationItem, ImageEvaluation) {
+    let evaluation = ImageEvaluation {
+        item: caption_metrics::Item { candidate: item.caption.clone(), references: item.references.clone() },
+        scores: item.scores.clone(),
+        embeddings: std::mem::take(&mut item.embeddings),
+    };
+    (item, evaluation)
+}
+
+#[cfg(test)]
+mod tests {
+    use caption_metrics::{Embeddings, MetricFiles};
+
+    use super::*;
+
+    #[test]
+    fn an_evaluation_has_scores_of_workers_and_scores_against_references() {
+        let item = |pac_s: f64, embedding: [f32; 2]| EvaluationItem {
+            caption: "a red ball on the green grass".into(),
+            references: vec!["a red ball on the green grass".into()],
+            scores: [("pac_s".to_owned(), pac_s)].into(),
+            embeddings: [(String::new(), Embeddings { image: embedding.into(), text: embedding.into() })].into(),
+            ..EvaluationItem::default()
+        };
+        let metrics = Metrics::open(&MetricFiles::default()).unwrap();
+        let (scores, items) = score_captions(&metrics, vec![item(0.5, [1.0, 0.0]), item(1.0, [0.0, 1.0])]);
+        assert_eq!((scores["pac_s"], scores["retrieval_r1"]), (0.75, 1.0));
+        assert!(scores["bleu_4"] > 0.999, "{scores:?}");
+        assert_eq!((items[1].scores["pac_s"], items[1].scores["retrieval_mrr"]), (1.0, 1.0));
+        assert!(items.iter().all(|item| item.embeddings.is_empty()));
+        assert!(score_captions(&metrics, vec![]).1.is_empty());
+    }
+}

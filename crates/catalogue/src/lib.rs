@@ -1,0 +1,12 @@
+//! Names that programs, files and people share, and the one table of metrics.
+//!
+//! - [`metrics`]: what a run measures: name, label, unit, direction, range and definition of each.
+//! - [`names`]: constants for names in the code, and the normalized names of splits.
+
+pub mod metrics;
+pub mod names;
+
+pub use metrics::{
+    Direction, EVALUATION_METRICS, METRICS, Metric, RETRIEVAL_METRICS, STEP_VALUES, Source, StepValue,
+    TRAINING_METRICS, direction, label, metric,
+};

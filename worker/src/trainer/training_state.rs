@@ -1,0 +1,277 @@
+//! The training state: parameters, optimizer moments and position, and its synchronization between
+//! ranks.
+
+use config::{Objective, RunFile};
+use proto::v1;
+use sha2::{Digest, Sha256};
+use tch::{Device, Tensor, no_grad};
+
+use crate::captioner::Captioner;
+use crate::collective::{Collective, CollectiveError};
+use crate::nn::Parameters;
+use crate::optimizer::{Adam, AveragedGradient};
+use crate::run_models::{RunModels, WeightSources};
+
+/// Everything that training changes: the models' parameters, the optimizer's moments, and the
+/// position in the run. A rank that joins receives it from another rank, and a checkpoint stores
+/// it.
+pub struct TrainingState {
+    /// The position of the last applied update; none before the first generation, and after an
+    /// interrupted synchronization.
+    pub position: Option<v1::Position>,
+    /// Whether the models are unchanged since initialization.
+    pub is_initial: bool,
+    /// The models.
+    pub models: RunModels,
+    /// The reference policy: the captioner at the beginning of the stage. Only in stages that
+    /// reward the captioner's own captions.
+    pub reference: Option<Captioner>,
+    /// The optimizer of the model that the stage trains.
+    pub optimizer: Adam,
+    /// Whether checkpoints include the evaluator: its parameters differ from those in the file that
+    /// every worker reads.
+    saves_evaluator: bool,
+    /// The stage that determines the trained model and the optimizer.
+    stage: usize,
+}
+
+impl TrainingState {
+    /// The initial state, at the beginning of `run`'s first stage.
+    ///
+    /// # Errors
+    /// The weights do not fit the models, or the models do not fit each other.
+    pub fn new(run: &RunFile, weight_sources: &WeightSources, device: Device) -> anyhow::Result<Self> {
+        let models = weight_sources.build_models(device)?;
+        // Replaced when the first stage is entered, which selects the trained model.
+        let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
+        let saves_evaluator = weight_sources.saves_evaluator();
+        let mut state =
+            Self { position: None, is_initial: true, models, reference: None, optimizer, saves_evaluator, stage: 0 };
+        state.enter_stage(run, 0);
+        state.position = None;
+        Ok(state)
+    }
+
+    /// Enters stage `stage` at step 0: the trained parameters get zero moments, all other
+    /// parameters are frozen, and the reference policy is a copy of the captioner.
+    pub fn enter_stage(&mut self, run: &RunFile, stage: usize) {
+        let settings = &run.stages[stage];
+        self.models.primary_clip.parameters_mut().stop_training();
+        self.models.captioner.parameters_mut().stop_training();
+        self.reference = settings.objective.is_rewarded().then(|| self.models.captioner.frozen_copy());
+        self.stage = stage;
+        let generation = self.position.unwrap_or_default().generation;
+        self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
+        match settings.objective {
+            Objective::Contrastive => self.models.primary_clip.start_training(&settings.contrastive.trainable),
+            _ => self.models.captioner.parameters_mut().start_training(|_| true),
+        }
+        self.optimizer = Adam::new(self.trained_parameters(settings.objective), &settings.optimizer);
+    }
+
+    /// Applies the optimizer settings of `run`; keeps the moments.
+    pub fn configure_optimizer(&mut self, run: &RunFile) {
+        let settings = &run.stages[self.stage];
+        let trained = match settings.objective {
+            Objective::Contrastive => self.models.primary_clip.parameters(),
+            _ => self.models.captioner.parameters(),
+        };
+        self.optimizer.set_config(trained, &settings.optimizer);
+    }
+
+    /// The parameters of the model that `objective` trains. Some of them may be frozen.
+    pub fn trained_parameters(&self, objective: Objective) -> &Parameters {
+        match objective {
+            Objective::Contrastive => self.models.primary_clip.parameters(),
+            _ => self.models.captioner.parameters(),
+        }
+    }
+
+    /// Allocates new gradients after a failed all-reduce, which may still write to the old ones.
+    pub fn reallocate_gradients(&mut self) {
+        self.models.primary_clip.parameters_mut().reallocate_gradient();
+        self.models.captioner.parameters_mut().reallocate_gradient();
+    }
+
+    /// Applies update `step` (from 1) to the model that `objective` trains.
+    pub fn apply_update(
+        &mut self,
+        objective: Objective,
+        gradient: &AveragedGradient<'_>,
+        step: u64,
+        learning_rate: f64,
+    ) {
+        let trained = match objective {
+            Objective::Contrastive => self.models.primary_clip.parameters(),
+            _ => self.models.captioner.parameters(),
+        };
+        self.optimizer.update(trained, gradient, step, learning_rate);
+    }
+
+    /// The run's own models by name, in a fixed order: the models whose parameters differ from
+    /// those in the files that every worker reads.
+    pub fn own_models(&self) -> impl Iterator<Item = (&'static str, &Parameters)> {
+        let evaluator = self.saves_evaluator.then(|| ("evaluator", self.models.primary_clip.parameters()));
+        let captioner = ("captioner", self.models.captioner.parameters());
+        let reference = self.reference.as_ref().map(|reference| ("reference", reference.parameters()));
+        evaluator.into_iter().chain([captioner]).chain(reference)
+    }
+
+    /// The buffers of the run's own models and of the optimizer.
+    fn buffers(&self) -> Vec<&Tensor> {
+        let models = self.own_models().map(|(_, parameters)| parameters.flat());
+        models.chain([&self.optimizer.first_moment, &self.optimizer.second_moment]).collect()
+    }
+
+    /// Broadcasts the state of rank `source_rank`, which is at `position`, to all ranks, unless all
+    /// of them are at that position.
+    ///
+    /// # Errors
+    /// A collective operation fails. If this rank's state is then incomplete, it has no position.
+    pub fn synchronize(
+        &mut self,
+        run: &RunFile,
+        position: v1::Position,
+        source_rank: usize,
+        collective: &dyn Collective,
+    ) -> Result<(), CollectiveError> {
+        let is_synchronized = self.position == Some(position);
+        let stale_ranks =
+            Tensor::from_slice(&[i64::from(!is_synchronized)]).to_device(self.optimizer.first_moment.device());
+        collective.all_reduce(&stale_ranks)?;
+        if stale_ranks.int64_value(&[0]) > 0 {
+            if self.stage != position.stage as usize {
+                self.enter_stage(run, position.stage as usize);
+            }
+            if collective.rank() != source_rank {
+                // If the source fails during the broadcast, the buffers are a mixture of two
+                // states. A state without a position is not used.
+                self.position = None;
+                self.is_initial = false;
+            }
+            no_grad(|| self.buffers().into_iter().try_for_each(|buffer| collective.broadcast(buffer, source_rank)))?;
+            self.own_models().for_each(|(_, parameters)| parameters.refresh_working_copies());
+        }
+        self.position = Some(position);
+        self.is_initial = false;
+        Ok(())
+    }
+
+    /// The SHA-256 of all parameters of the run's own models.
+    pub fn parameters_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for (_, parameters) in self.own_models() {
+            parameters.hash_into(&mut hash);
+        }
+        format!("{:x}", hash.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::path::Path;
+
+    use tokenizer::Vocabulary;
+
+    use super::*;
+    use crate::testing;
+
+    const RUN: &str = "
+name: test
+output: /nowhere
+workers: { min: 1, max: 2 }
+data: { karpathy: { annotations: annotations.json, images: images } }
+vocabulary: corpus
+captioner: { preset: tiny }
+evaluator: { preset: tiny }
+stages:
+  - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+";
+
+    /// Rank 1 of two ranks. Rank 0 fails after it has broadcast this number of buffers.
+    struct FailingBroadcast(Cell<usize>);
+
+    impl Collective for FailingBroadcast {
+        fn rank(&self) -> usize {
+            1
+        }
+
+        fn world_size(&self) -> usize {
+            2
+        }
+
+        fn all_reduce(&self, _: &Tensor) -> Result<(), CollectiveError> {
+            Ok(())
+        }
+
+        fn broadcast(&self, tensor: &Tensor, _: usize) -> Result<(), CollectiveError> {
+            let remaining = self.0.get().checked_sub(1);
+            self.0.set(remaining.ok_or_else(|| CollectiveError::Failed("the source failed".into()))?);
+            _ = tensor.shallow_clone().fill_(0.5);
+            Ok(())
+        }
+
+        fn all_gather(&self, _: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
+            Err(CollectiveError::Failed("not used in this test".into()))
+        }
+    }
+
+    #[test]
+    fn bf16_copies_are_refreshed_after_a_synchronization() {
+        let run = RunFile::parse(Path::new("test.yaml"), &format!("{RUN}precision: bf16\n")).unwrap();
+        let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
+        let current = |state: &TrainingState| {
+            state.own_models().map(|(_, parameters)| parameters.has_current_working_copy()).collect::<Vec<_>>()
+        };
+        assert_eq!(current(&state), [true; 2]);
+        let target = v1::Position { stage: 1, step: 3, generation: 4 };
+        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(100))).unwrap();
+        assert_eq!(current(&state), [true; 3]);
+        // The reference policy gets current copies, too.
+        state.enter_stage(&run, 1);
+        assert_eq!(current(&state), [true; 3]);
+        assert!(state.models.captioner.parameters().flat().eq(0.5).all().int64_value(&[]) == 1);
+    }
+
+    #[test]
+    fn a_rank_that_joins_has_moments_of_the_trained_parameters_only() {
+        let stage = "stages:\n  - { name: part, objective: contrastive, contrastive: { trainable: { lora: { rank: 2 } } }, \
+                     steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }\n";
+        let run = RunFile::parse(Path::new("test.yaml"), &RUN.replace("stages:\n", stage)).unwrap();
+        let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
+        let moments =
+            |state: &TrainingState| [&state.optimizer.first_moment, &state.optimizer.second_moment].map(Tensor::numel);
+        let factor_moments = moments(&state);
+        state.enter_stage(&run, 1);
+        assert_eq!(moments(&state), [state.models.captioner.parameters().flat().numel(); 2]);
+        let target = v1::Position { stage: 0, step: 3, generation: 4 };
+        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(100))).unwrap();
+        assert_eq!((state.position, moments(&state)), (Some(target), factor_moments));
+        let evaluator = state.models.primary_clip.parameters();
+        assert_eq!(evaluator.flat_trained().numel(), factor_moments[0]);
+        assert!(factor_moments[0] > 0 && factor_moments[0] < evaluator.flat().numel() / 2);
+        let is_filled = |buffer: &Tensor| buffer.eq(0.5).all().int64_value(&[]) == 1;
+        assert!(is_filled(evaluator.flat()) && is_filled(&state.optimizer.first_moment));
+    }
+
+    #[test]
+    fn a_state_has_no_position_after_an_interrupted_synchronization() {
+        let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
+        let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
+        let target = v1::Position { stage: 1, step: 3, generation: 4 };
+        for received in 0..3 {
+            let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
+            assert!(state.is_initial && state.position.is_none());
+            state.position = Some(v1::Position { stage: 0, step: 2, generation: 3 });
+            assert!(state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(received))).is_err());
+            assert_eq!((state.position, state.is_initial), (None, false), "{received} buffers received");
+        }
+        let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
+        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(100))).unwrap();
+        assert_eq!((state.position, state.is_initial), (Some(target), false));
+    }
+}
