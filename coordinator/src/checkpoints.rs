@@ -133,7 +133,7 @@ pub fn find_recovery_checkpoints(
         match read_metadata(name) {
             Ok(metadata) if metadata.checkpoint == *name && metadata.run == file.name => all_metadata.push(metadata),
             Ok(CheckpointMetadata { run, checkpoint, .. }) => {
-                warn!(name, run, checkpoint, "a checkpoint is ignored: it belongs to another run")
+                warn!(name, run, checkpoint, "a checkpoint is ignored: it belongs to another run");
             }
             Err(error) if error.is_damage() => warn!(%error, "a checkpoint is ignored: it is damaged"),
             Err(error) => return Err(error).context("checkpoints"),

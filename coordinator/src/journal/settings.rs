@@ -64,7 +64,8 @@ impl SettingsError {
                 }
             }
             None => {
-                lines.push("For a new run, choose another output: this one has no checkpoint to start from.".to_owned())
+                lines
+                    .push("For a new run, choose another output: this one has no checkpoint to start from.".to_owned());
             }
         }
         lines.join("\n")

@@ -156,7 +156,7 @@ fn timeline_label(report: &Report) -> String {
 
 fn end_of_stage(stage: &Stage) -> String {
     match &stage.end {
-        Some(EarlyEnd { step, reason, .. }) => format!("with its state at step {}: {reason}", format_count(*step)),
+        Some(EarlyEnd { step, reason, .. }) => format!("with the checkpoint of step {}: {reason}", format_count(*step)),
         None if stage.steps >= stage.wanted => "after its last step".into(),
         None => String::new(),
     }
@@ -165,7 +165,7 @@ fn end_of_stage(stage: &Stage) -> String {
 fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
     stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterCheckpoint { step, score, reason }| {
         let score = score.map_or_else(String::new, |score| format!(" (score {})", format_number(score)));
-        format!("step {}{score} was passed over: {reason}", format_count(*step))
+        format!("step {}{score} was not selected: {reason}", format_count(*step))
     })
 }
 
@@ -360,7 +360,7 @@ fn settings_section(report: &Report) -> Markup {
                 div.scroll { table {
                     thead { tr { th { "name" } th { "complete" } th { "SHA-256 of its parameters" } } }
                     tbody { @for CheckpointEntry { name, parameters_sha256, at, is_passed_over } in &report.checkpoints { tr {
-                        td { (name) @if *is_passed_over { " (passed over)" } } td.when { (format_time(*at)) }
+                        td { (name) @if *is_passed_over { " (not selected)" } } td.when { (format_time(*at)) }
                         td { code title=(parameters_sha256) { (parameters_sha256.get(..SHOWN_HASH_LENGTH).unwrap_or(parameters_sha256)) } }
                     } } }
                 } }

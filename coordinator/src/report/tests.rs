@@ -150,8 +150,8 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
     let captions = report.captions.as_ref().unwrap();
     assert_eq!((captions.before, captions.after), (Some((1, 2)), (1, 4)));
     let html = report.to_html();
-    assert!(html.contains("with its state at step 4: it is the best"), "{html}");
-    assert!(html.contains("step 8 (score 2) was passed over: its score is not better"));
+    assert!(html.contains("with the checkpoint of step 4: it is the best"), "{html}");
+    assert!(html.contains("step 8 (score 2) was not selected: its score is not better"));
     assert!(html.contains("was 1 at the first evaluation"), "the first evaluation of the model");
     assert!(html.contains(r#"class="selected""#));
 }

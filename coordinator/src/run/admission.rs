@@ -59,11 +59,13 @@ impl Run {
     pub(super) fn refusal_of_new_workers(&self) -> Option<Refusal> {
         // `RunOver` is final. `Unavailable` makes the worker retry: another coordinator may resume
         // the run.
-        let over = |reason: String| Some(Refusal::new(RefusalKind::RunOver, reason));
+        let run_over = |reason: String| Some(Refusal::new(RefusalKind::RunOver, reason));
         let stopping = || Some(Refusal::new(RefusalKind::Unavailable, "the coordinator is shutting down".into()));
         match &self.phase {
-            RunPhase::Over { outcome: Outcome::Finished, .. } => over("the run is finished".into()),
-            RunPhase::Over { outcome: Outcome::Failed(reason), .. } => over(format!("the run has failed: {reason}")),
+            RunPhase::Over { outcome: Outcome::Finished, .. } => run_over("the run is finished".into()),
+            RunPhase::Over { outcome: Outcome::Failed(reason), .. } => {
+                run_over(format!("the run has failed: {reason}"))
+            }
             RunPhase::Over { outcome: Outcome::Stopped, .. } => stopping(),
             _ if self.stop_requested => stopping(),
             _ => None,

@@ -214,7 +214,10 @@ impl Captions {
     }
 
     /// Adds items of a missing range. The range is then complete, unless `has_more`: further items
-    /// follow. Fails if an item is invalid; then all items of the range are discarded.
+    /// follow.
+    ///
+    /// # Errors
+    /// An item is invalid; then all items of the range are discarded.
     pub fn add(
         &mut self,
         range: ImageRange,
@@ -225,9 +228,9 @@ impl Captions {
         self.size_bytes -= all_items.iter().map(EvaluationItem::size_bytes).sum::<usize>();
         for item in items {
             if item.continued {
-                let before =
+                let previous_item =
                     all_items.last_mut().ok_or_else(|| ProtocolViolation::new("references without an item"))?;
-                before.add_references(item.references)?;
+                previous_item.add_references(item.references)?;
             } else {
                 all_items.push(EvaluationItem::from_report(item, &self.reportable)?);
             }
@@ -370,14 +373,14 @@ mod tests {
             v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS], continued: true, ..Default::default() };
         captions.add(first, vec![item("a", 1.0), more.clone()], true).unwrap();
         captions.add(first, vec![more], true).unwrap_err();
-        let other = |size| v1::EvaluationItem { image: "b".into(), ..item_with_embedding_of(size) };
-        captions.add(first, vec![item_with_embedding_of(4), other(3)], false).unwrap_err();
+        let second_item = |size| v1::EvaluationItem { image: "b".into(), ..item_with_embedding_of(size) };
+        captions.add(first, vec![item_with_embedding_of(4), second_item(3)], false).unwrap_err();
         captions.add(first, vec![item_with_embedding_of(4)], false).unwrap();
-        captions.add(second, vec![other(3)], false).unwrap_err();
+        captions.add(second, vec![second_item(3)], false).unwrap_err();
         // A refused report changes nothing.
         assert_eq!(captions.missing_ranges(), [second]);
         captions.size_bytes = MAX_EVALUATION_BYTES - 100;
-        captions.add(second, vec![other(4)], true).unwrap_err();
+        captions.add(second, vec![second_item(4)], true).unwrap_err();
     }
 
     #[test]

@@ -260,9 +260,9 @@ impl Run {
             return;
         }
         self.progress_count += 1;
-        let saved = Checkpoint { position, generation, run_id: self.id.clone(), name, parameters_sha256: hash };
-        self.checkpoints.insert(position, saved.clone());
-        self.record(Record::Saved(saved));
+        let checkpoint = Checkpoint { position, generation, run_id: self.id.clone(), name, parameters_sha256: hash };
+        self.checkpoints.insert(position, checkpoint.clone());
+        self.record(Record::Saved(checkpoint));
         self.clear_failed_save(position);
         self.delete_old_checkpoints();
     }

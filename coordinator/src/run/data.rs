@@ -133,13 +133,13 @@ impl DataChange {
     /// Reads a change from the journal; none if it concerns another split.
     #[must_use]
     pub fn from_detail(detail: &Value) -> Option<Self> {
-        let before = |key: &str| detail[key][0].as_u64();
+        let number_before = |key: &str| detail[key][0].as_u64();
         Some(Self {
             generation: detail["generation"].as_u64()?,
             from: None,
             before: SplitSize {
-                images: before("images_before_and_after")?,
-                captions: before("captions_before_and_after")?,
+                images: number_before("images_before_and_after")?,
+                captions: number_before("captions_before_and_after")?,
             },
         })
     }

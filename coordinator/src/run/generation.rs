@@ -251,9 +251,9 @@ impl Run {
             StateSource::Checkpoint(name) => (None, name.clone()),
             StateSource::Seed => (None, String::new()),
         };
-        let saved = self.checkpoints.values().find(|saved| saved.name == checkpoint);
+        let saved_checkpoint = self.checkpoints.values().find(|saved| saved.name == checkpoint);
         let (checkpoint_run_id, checkpoint_sha256) =
-            saved.map(|saved| (saved.run_id.clone(), saved.parameters_sha256.clone())).unwrap_or_default();
+            saved_checkpoint.map(|saved| (saved.run_id.clone(), saved.parameters_sha256.clone())).unwrap_or_default();
         let sequence_start = data::sequence_start(&self.data_changes, start.stage, self.plan.stage(start));
         for (index, worker_id) in members.iter().enumerate() {
             self.members.set_state(*worker_id, MemberState::InGeneration(number));

@@ -63,7 +63,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// A guard for a stage of which no value was checked yet.
+    /// A guard that has not checked any value of its stage yet.
     #[must_use]
     pub fn new(stage: u32, rules: &[Rule]) -> Self {
         let initial_state =

@@ -77,9 +77,11 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Turns the reservation of a session token into a member; returns its id. Refuses the session
-    /// if the token is unknown, if the address is invalid, or if the device is of another type than
-    /// those of the members.
+    /// Turns the reservation of a session token into a member; returns its id.
+    ///
+    /// # Errors
+    /// The token is unknown, the address is invalid, or the device is of another type than those of
+    /// the members.
     pub fn attach(
         &mut self,
         now: Time,
@@ -120,9 +122,9 @@ impl Membership {
     /// Sets the state of a member with respect to generations.
     pub fn set_state(&mut self, worker_id: WorkerId, state: MemberState) {
         let Some(member) = self.members.get_mut(&worker_id) else { return };
-        let before = std::mem::replace(&mut member.state, state);
+        let previous_state = std::mem::replace(&mut member.state, state);
         self.non_idle_count += usize::from(state != MemberState::Idle);
-        self.non_idle_count -= usize::from(before != MemberState::Idle);
+        self.non_idle_count -= usize::from(previous_state != MemberState::Idle);
     }
 
     /// Marks a member as leaving.

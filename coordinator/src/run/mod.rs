@@ -44,11 +44,11 @@
 //!
 //! Three positions of the run matter. `committed` is the furthest position that at least one member
 //! has applied and reported: the samples up to it are consumed. `granted` is the position up to
-//! which the workers were told to train: at most `control.window` steps beyond the last step that
-//! all members have reported. Each member's own position is between the two. The training state of
-//! a worker comes only from another member, from a checkpoint or from the seed, and each of them
-//! names its position in the plan. Therefore every training state has consumed each sample up to
-//! its position exactly once.
+//! which the workers were ordered to train: at most `control.window` steps beyond the last step
+//! that all members have reported. Each member's own position is between the two. The training
+//! state of a worker comes only from another member, from a checkpoint or from the seed, and each
+//! of them names its position in the plan. Therefore every training state has consumed each sample
+//! up to its position exactly once.
 
 mod admission;
 pub mod captions;

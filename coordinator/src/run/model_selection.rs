@@ -253,6 +253,7 @@ mod tests {
         function(&StageView { stage, guard, scores, checkpoints, passed_boundaries })
     }
 
+    #[expect(clippy::redundant_closure_for_method_calls, reason = "the method has one lifetime, the closure any")]
     fn end_with_kl(stage: &Stage, values: &[[f64; 2]], step_with_kl_1: Option<u64>) -> Option<EndDecision> {
         with_stage_view(stage, values, step_with_kl_1, |view| view.end_decision())
     }

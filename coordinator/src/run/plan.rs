@@ -109,13 +109,13 @@ impl Plan {
     }
 
     /// Adds a boundary at this position that an operator has requested.
-    pub fn add_requested_boundary(&mut self, boundary: Boundary, at: Position) {
-        self.requested_boundaries.insert(boundary, at);
+    pub fn add_requested_boundary(&mut self, boundary: Boundary, position: Position) {
+        self.requested_boundaries.insert(boundary, position);
     }
 
     /// Ends the stage at this position.
-    pub fn end_stage(&mut self, at: Position) {
-        self.stage_ends.insert(at.stage, at.step);
+    pub fn end_stage(&mut self, position: Position) {
+        self.stage_ends.insert(position.stage, position.step);
     }
 
     /// Whether the stage was ended early.
@@ -126,21 +126,21 @@ impl Plan {
 
     /// Whether the run file has this stage, with at least this many steps.
     #[must_use]
-    pub fn contains(&self, at: Position) -> bool {
-        self.stages.get(at.stage as usize).is_some_and(|stage| at.step <= stage.steps)
+    pub fn contains(&self, position: Position) -> bool {
+        self.stages.get(position.stage as usize).is_some_and(|stage| position.step <= stage.steps)
     }
 
     /// Whether the run passes this position: its stage has not ended at an earlier step.
     #[must_use]
-    pub fn reaches(&self, at: Position) -> bool {
-        at.step <= self.steps(at.stage)
+    pub fn reaches(&self, position: Position) -> bool {
+        position.step <= self.steps(position.stage)
     }
 
-    /// Whether `next` is the beginning of a stage and `at` is the end of the stage before it. Both
-    /// positions then have the same parameters.
+    /// Whether `next` is the beginning of a stage and `position` is the end of the stage before it.
+    /// Both positions then have the same parameters.
     #[must_use]
-    pub fn is_next_beginning(&self, at: Position, next: Position) -> bool {
-        next.step == 0 && next.stage == at.stage + 1 && at.step >= self.steps(at.stage)
+    pub fn is_next_beginning(&self, position: Position, next: Position) -> bool {
+        next.step == 0 && next.stage == position.stage + 1 && position.step >= self.steps(position.stage)
     }
 
     /// The furthest position that workers may have reached, if the journal has `committed` and
@@ -149,24 +149,25 @@ impl Plan {
     /// before the next step is granted. Each stage ends with an evaluation.
     #[must_use]
     pub fn horizon(&self, committed: Position, passed_boundaries: &Boundaries) -> Position {
-        let is_evaluated = |position: Position| passed_boundaries.contains(&(position, Boundary::Evaluation));
-        let mut at = committed;
+        let is_evaluated = |end: Position| passed_boundaries.contains(&(end, Boundary::Evaluation));
+        let mut position = committed;
         loop {
-            let end = Position { step: self.steps(at.stage), ..at };
-            let is_stage_over = self.has_ended(at.stage) || is_evaluated(end);
-            if at.step < end.step || !is_stage_over || at.stage as usize + 1 == self.stages.len() {
-                let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(at);
-                let planned_end = Position { step: *steps, ..at };
-                if self.has_ended(at.stage) {
+            let end = Position { step: self.steps(position.stage), ..position };
+            let is_stage_over = self.has_ended(position.stage) || is_evaluated(end);
+            if position.step < end.step || !is_stage_over || position.stage as usize + 1 == self.stages.len() {
+                let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(position);
+                let planned_end = Position { step: *steps, ..position };
+                if self.has_ended(position.stage) {
                     // Workers may have trained beyond the position at which the stage ended.
                     return planned_end;
                 }
                 let interval = evaluate_every.unwrap_or(u64::MAX);
-                let next_evaluation = Position { step: at.step.div_ceil(interval).saturating_mul(interval), ..at };
+                let next_evaluation =
+                    Position { step: position.step.div_ceil(interval).saturating_mul(interval), ..position };
                 let is_passed = is_evaluated(next_evaluation) || (next_evaluation.step == 0 && !evaluate_first);
                 return if is_passed { next_evaluation.after(interval) } else { next_evaluation }.min(planned_end);
             }
-            at = Position { stage: at.stage + 1, step: 0 };
+            position = Position { stage: position.stage + 1, step: 0 };
         }
     }
 
@@ -175,29 +176,29 @@ impl Plan {
     /// # Panics
     /// If the run has no such stage; see [`Plan::contains`].
     #[must_use]
-    pub fn stage(&self, at: Position) -> &Stage {
-        &self.stages[at.stage as usize]
+    pub fn stage(&self, position: Position) -> &Stage {
+        &self.stages[position.stage as usize]
     }
 
-    /// The next action at `at`, given the boundaries that the run has passed. A checkpoint comes
-    /// before an evaluation at the same position, for two reasons: if a worker crashes in the
+    /// The next action at `position`, given the boundaries that the run has passed. A checkpoint
+    /// comes before an evaluation at the same position, for two reasons: if a worker crashes in the
     /// evaluation, no step is lost; and if the evaluation shows that the state is the best one, its
     /// checkpoint exists already. A stage that has ended early is not evaluated at its end, because
     /// the scores could not change the decision any more.
     #[must_use]
-    pub fn next_action(&self, at: Position, passed_boundaries: &Boundaries) -> NextAction {
-        let stage = self.stage(at);
-        let end = self.steps(at.stage);
-        let is_at_end = at.step >= end;
+    pub fn next_action(&self, position: Position, passed_boundaries: &Boundaries) -> NextAction {
+        let stage = self.stage(position);
+        let end = self.steps(position.stage);
+        let is_at_end = position.step >= end;
         let is_scheduled = |every: Option<u64>| {
-            let is_multiple = every.is_some_and(|every| at.step.is_multiple_of(every));
-            at.step > 0 && (is_at_end || is_multiple)
+            let is_multiple = every.is_some_and(|every| position.step.is_multiple_of(every));
+            position.step > 0 && (is_at_end || is_multiple)
         };
-        let is_due = |boundary| !passed_boundaries.contains(&(at, boundary));
-        let is_requested = |boundary| self.requested_boundaries.get(&boundary) == Some(&at);
-        let evaluates = is_scheduled(stage.evaluate_every) || (stage.evaluate_first && at.step == 0);
+        let is_due = |boundary| !passed_boundaries.contains(&(position, boundary));
+        let is_requested = |boundary| self.requested_boundaries.get(&boundary) == Some(&position);
+        let evaluates = is_scheduled(stage.evaluate_every) || (stage.evaluate_first && position.step == 0);
         let evaluates = evaluates || is_requested(Boundary::Evaluation);
-        let evaluates = evaluates && !(is_at_end && self.has_ended(at.stage));
+        let evaluates = evaluates && !(is_at_end && self.has_ended(position.stage));
         let saves = is_scheduled(stage.checkpoint_every) || (evaluates && stage.metric.is_some());
         let saves = saves || is_requested(Boundary::Checkpoint);
         if saves && is_due(Boundary::Checkpoint) {
@@ -205,17 +206,17 @@ impl Plan {
         } else if evaluates && is_due(Boundary::Evaluation) {
             NextAction::Evaluate
         } else if !is_at_end {
-            let steps_until = |every: u64| every - at.step % every;
+            let steps_until = |every: u64| every - position.step % every;
             let steps_until_scheduled =
                 [stage.checkpoint_every, stage.evaluate_every].into_iter().flatten().map(steps_until);
-            let requested = self.requested_boundaries.values().filter(|position| position.stage == at.stage);
-            let steps_until_requested = requested.filter_map(|position| position.step.checked_sub(at.step));
+            let requested = self.requested_boundaries.values().filter(|requested| requested.stage == position.stage);
+            let steps_until_requested = requested.filter_map(|requested| requested.step.checked_sub(position.step));
             let steps_until_requested = steps_until_requested.filter(|steps| *steps > 0);
             NextAction::Train {
-                steps: steps_until_scheduled.chain(steps_until_requested).fold(end - at.step, u64::min),
+                steps: steps_until_scheduled.chain(steps_until_requested).fold(end - position.step, u64::min),
             }
-        } else if (at.stage as usize) + 1 < self.stages.len() {
-            NextAction::Advance { stage: at.stage + 1 }
+        } else if (position.stage as usize) + 1 < self.stages.len() {
+            NextAction::Advance { stage: position.stage + 1 }
         } else {
             NextAction::Finish
         }
@@ -229,12 +230,12 @@ impl Plan {
         self.stage_ends.get(&stage).map_or(planned_steps, |end| planned_steps.min(*end))
     }
 
-    /// The number of samples that training has consumed at `at`.
+    /// The number of samples that training has consumed at `position`.
     #[must_use]
-    pub fn samples_before(&self, at: Position) -> u64 {
+    pub fn samples_before(&self, position: Position) -> u64 {
         let batch = |stage: u32| u64::from(self.stages[stage as usize].batch);
-        let earlier = (0..at.stage).map(|stage| self.steps(stage).saturating_mul(batch(stage)));
-        earlier.chain([at.step.saturating_mul(batch(at.stage))]).fold(0, u64::saturating_add)
+        let earlier = (0..position.stage).map(|stage| self.steps(stage).saturating_mul(batch(stage)));
+        earlier.chain([position.step.saturating_mul(batch(position.stage))]).fold(0, u64::saturating_add)
     }
 }
 

@@ -215,9 +215,11 @@ impl Run {
         // Reports of the last generation are accepted after its end, until the next generation
         // forms: the members have applied these steps.
         let state = self.members.get(worker_id).map(|member| member.state);
-        let member_generation = match state {
-            Some(MemberState::InGeneration(generation) | MemberState::Releasing { generation, .. }) => generation,
-            _ => return Ok(()),
+        let Some(
+            MemberState::InGeneration(member_generation) | MemberState::Releasing { generation: member_generation, .. },
+        ) = state
+        else {
+            return Ok(());
         };
         let generation = self.generation.as_mut().filter(|generation| generation.number == reported.generation);
         let Some(generation) = generation.filter(|_| member_generation == reported.generation) else { return Ok(()) };

@@ -82,7 +82,10 @@ impl ComputeTimes {
 }
 
 impl StepStatistics {
-    /// Reads the report of a member. Fails if a correct worker cannot have sent it.
+    /// Reads the report of a member.
+    ///
+    /// # Errors
+    /// A correct worker cannot have sent it.
     pub fn from_report(
         worker_id: WorkerId,
         report: &v1::StepDone,

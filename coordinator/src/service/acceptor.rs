@@ -55,7 +55,7 @@ impl Peer {
     pub fn client_address(self) -> IpAddr {
         match self.0.ip().to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
-            address => address,
+            address @ IpAddr::V4(_) => address,
         }
     }
 }

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn captions_without_references_have_fluency_scores_only() {
         let report = score(&[item("a dog and a", &[]), item("a cat", &[])]);
-        let names: Vec<_> = report.items.keys().map(|name| name.as_ref()).collect();
+        let names: Vec<_> = report.items.keys().map(std::convert::AsRef::as_ref).collect();
         assert_eq!(names, ["incorrect_endings", "rep_1", "rep_2", "rep_3", "rep_4"]);
         assert_eq!((report.corpus["mean_length"], report.corpus.contains_key("cider")), (3.0, false));
         assert_eq!(report.notes, ["no image has references: only metrics without references are computed"]);

@@ -107,7 +107,7 @@ mod tests {
         let sparse = |ids: &[u32]| ids.iter().map(|&id| (Ngram::new(&[id]), id * 10)).collect::<Vec<_>>();
         let mut joined = Vec::new();
         for_each_common(&sparse(&[1, 3, 4, 7]), &sparse(&[2, 3, 5, 7, 8]), |index, left_value, right_value| {
-            joined.push((index, left_value, right_value))
+            joined.push((index, left_value, right_value));
         });
         assert_eq!(joined, [(1, 30, 30), (3, 70, 70)]);
     }

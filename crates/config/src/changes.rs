@@ -1,5 +1,5 @@
-//! Differences between two run files of a run, and the run file that continues a run where a change is
-//! refused.
+//! Differences between two run files of a run, and the run file that continues a run where a change
+//! is refused.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -10,8 +10,8 @@ use crate::schema::RunFile;
 /// A key whose values in two run files differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// Path of the key, e.g. `stages[2].optimizer.learning_rate`. If several keys are added or removed
-    /// together, the path of the key that contains them.
+    /// Path of the key, e.g. `stages[2].optimizer.learning_rate`. If several keys are added or
+    /// removed together, the path of the key that contains them.
     pub key: String,
     /// Its value before; null if it was absent.
     pub old: Value,

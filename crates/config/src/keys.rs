@@ -61,8 +61,8 @@ pub const KEYS: &[Key] = &[
     key("evaluators", Fixed, "evaluators by name"),
     key("workers.min", Free, "workers"),
     key("workers.max", Free, "workers"),
-    // Paths may change freely: other data than before are noticed when workers join. Only scenes, features, and what is
-    // done with images, are not compared.
+    // Paths may change freely: when workers join, their data are compared with those of the run.
+    // Scenes, features and the preprocessing of images are not compared.
     key("data.scenes", NextStep, "path"),
     key("data.features", NextStep, "path"),
     key("data.skip_corrupt", NextStep, ""),

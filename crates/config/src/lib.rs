@@ -47,7 +47,8 @@ impl RunFile {
         Self::load_with_warnings(path).map(|(run, _)| run)
     }
 
-    /// As [`load`](Self::load), with warnings about settings that have no effect or an unlikely one.
+    /// As [`load`](Self::load), with warnings about settings that have no effect or an unlikely
+    /// one.
     ///
     /// # Errors
     /// Names the file, line and column.
@@ -66,8 +67,8 @@ impl RunFile {
         Self::parse_with_warnings(path, text).map(|(run, _)| run)
     }
 
-    /// Parses and checks the JSON of a run file, as a coordinator sends it to workers. Paths are not
-    /// resolved.
+    /// Parses and checks the JSON of a run file, as a coordinator sends it to workers. Paths are
+    /// not resolved.
     ///
     /// # Errors
     /// The problem in one line, with the key.

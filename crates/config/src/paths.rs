@@ -1,5 +1,5 @@
-//! Paths of a run file are relative to its folder: the file and its data can be moved together, and a
-//! command has the same effect in every folder.
+//! Paths of a run file are relative to its folder: the file and its data can be moved together, and
+//! a command has the same effect in every folder.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -48,8 +48,8 @@ impl RunFile {
 }
 
 impl Evaluator {
-    /// Reads a file that has an evaluator alone, as a run file has it under `evaluator`. A relative path in it is relative to its
-    /// folder.
+    /// Reads a file that has an evaluator alone, as a run file has it under `evaluator`. A relative
+    /// path in it is relative to its folder.
     ///
     /// # Errors
     /// The file cannot be read or is not in its form.

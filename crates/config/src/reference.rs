@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use serde_json::Value;
 use catalogue::Direction;
+use serde_json::Value;
 
 use crate::keys::{KEYS, Key, Mutability, key_at};
-use catalogue::{METRICS, Metric, Source};
 use crate::schema::RunFile;
+use catalogue::{METRICS, Metric, Source};
 
 /// Width of the document.
 const WIDTH: usize = 100;

@@ -1,5 +1,5 @@
-//! Keys that had other names in earlier versions. The earlier names are accepted, with a warning, in
-//! this version and the next.
+//! Keys that had other names in earlier versions. The earlier names are accepted, with a warning,
+//! in this version and the next.
 //!
 //! The field of a renamed key has the earlier name as `serde(alias)`; a test compares.
 

@@ -166,7 +166,7 @@ impl TarIndex {
                 }
                 // Directories, links and devices have no content.
                 PathClass::Unknown { extension } if member.is_plain_file => {
-                    count_unknown(&mut unknown, extension, &member.path)
+                    count_unknown(&mut unknown, extension, &member.path);
                 }
                 PathClass::Unknown { .. } | PathClass::Hidden => {}
             }

@@ -266,7 +266,7 @@ impl Read for ObjectReader {
                 while unread.is_empty() {
                     match handle.block_on(chunks.next()) {
                         Some(chunk) => {
-                            *unread = chunk.map_err(|error| std::io::Error::other(describe_error(&error)))?
+                            *unread = chunk.map_err(|error| std::io::Error::other(describe_error(&error)))?;
                         }
                         None => return Ok(0),
                     }

@@ -185,7 +185,7 @@ impl<R: ForwardReader> TarReader<R> {
     /// Skips the extension headers of a sparse file in GNU's old format.
     fn skip_sparse_extensions(&mut self, header: &Header) -> Result<(), TarError> {
         let mut is_extended =
-            header.entry_type() == EntryType::GNUSparse && header.as_gnu().is_some_and(|gnu| gnu.is_extended());
+            header.entry_type() == EntryType::GNUSparse && header.as_gnu().is_some_and(tar::GnuHeader::is_extended);
         while is_extended {
             let mut extension = tar::GnuExtSparseHeader::new();
             self.read_block(extension.as_mut_bytes())?;

@@ -1,8 +1,8 @@
 //! Every parser of input that a user or a peer controls, as a function of bytes.
 //!
 //! `tests/fuzz` runs them under cargo-fuzz with coverage guidance, which needs a nightly compiler;
-//! `tests/mutations.rs` feeds them mutated examples on the stable one. A target may refuse its input
-//! in any way but a panic, an abort or an unbounded allocation.
+//! `tests/mutations.rs` feeds them mutated examples on the stable one. A target may refuse its
+//! input in any way but a panic, an abort or an unbounded allocation.
 
 use std::io::{Cursor, Write};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Feeds each target with mutated examples: a smoke test of what cargo-fuzz does with coverage.
 //!
-//! `FUZZ_INPUTS` sets the number of inputs of each target. A panic names the target and the number of
-//! the input; the input is a function of both.
+//! `FUZZ_INPUTS` sets the number of inputs of each target. A panic names the target and the number
+//! of the input; the input is a function of both.
 
 use std::fmt::Write;
 use std::io::Cursor;
@@ -65,7 +65,8 @@ fn examples(target: &str) -> Vec<Vec<u8>> {
     let read = |path: &str| std::fs::read(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     let all = |folder: &str, extension: &str| -> Vec<Vec<u8>> {
         let entries = std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
-        let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
+        let mut paths: Vec<_> =
+            entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
         paths.sort();
         paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
     };

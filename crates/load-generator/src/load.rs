@@ -35,7 +35,7 @@ impl LoadTest {
     /// The coordinator or a worker has failed.
     pub async fn run(self) -> anyhow::Result<Report> {
         let coordinator = TestCoordinator::start(&self)?;
-        let endpoint = Endpoint::from_shared(coordinator.url().to_owned())?.tcp_nodelay(true);
+        let endpoint = Endpoint::from_shared(coordinator.url().clone())?.tcp_nodelay(true);
         let admin = AdminClient::new(endpoint.connect().await?);
         let recorder = Arc::new(Recorder::new());
         let cluster = Arc::new(Cluster {

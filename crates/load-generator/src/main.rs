@@ -48,8 +48,8 @@ const RESERVED_FILES: u64 = 100;
 /// - fan-out of a directive: the time from the first worker's receipt of a `Train` directive to the
 ///   last one's; and from the report that triggered it to the last one's receipt.
 /// - heartbeat: heartbeats are not answered, so a probe sends a request 20 times per second over
-///   its own connection, through the same queue. The round trip of a probe is an upper bound for
-///   a heartbeat. It is counted from when the request was due.
+///   its own connection, through the same queue. The round trip of a probe is an upper bound for a
+///   heartbeat. It is counted from when the request was due.
 /// - CPU seconds and peak memory of the coordinator, CPU seconds of this process. Both share the
 ///   machine.
 #[derive(Debug, Parser)]

@@ -123,7 +123,7 @@ impl VisionConfig {
                 required.add("visual.positional_embedding", &[self.sequence_length(), width]);
                 required.add_norm("visual.ln_pre", width);
                 (0..layers).for_each(|layer| {
-                    required.add_transformer_block(&format!("visual.transformer.resblocks.{layer}"), width)
+                    required.add_transformer_block(&format!("visual.transformer.resblocks.{layer}"), width);
                 });
             }
             VisionBackbone::ResNet { blocks, width, .. } => {

@@ -23,7 +23,11 @@
 //!         return self.visual(x)
 //!
 //! numbers = torch.arange(6.0).view(2, 3)
-//! state = {"a": numbers, "t": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor([1.5, -2.0]).bfloat16()}
+//! state = {
+//!     "a": numbers,
+//!     "t": torch.arange(6.0).view(2, 3).t(),
+//!     "b": torch.tensor([1.5, -2.0]).bfloat16(),
+//! }
 //! torch.save({"state_dict": state, "epoch": 3}, "state_dict.pt")
 //! torch.jit.trace(Model().half().eval(), torch.zeros(1, 3).half()).save("torchscript.pt")
 //! ```

@@ -43,7 +43,7 @@ impl Synthesize {
         }
         let bar = cli_support::progress_bar(self.images.into(), "images");
         let written = synthetic_data::write_dataset(&self.out, self.images as usize, self.seed, |images| {
-            bar.set_position(images as u64)
+            bar.set_position(images as u64);
         });
         let synthetic_data::SplitSizes { train, val, test } = written?;
         bar.finish_and_clear();

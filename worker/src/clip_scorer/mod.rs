@@ -266,6 +266,7 @@ fn hash_images(data: &DataSet) -> Result<Vec<image_embedding_cache::ImageHash>> 
 }
 
 /// The values of a tensor of any shape, row by row.
+#[must_use]
 pub fn to_floats(tensor: &Tensor) -> Vec<f32> {
     let flat = tensor.to_device(Device::Cpu).to_kind(tch::Kind::Float).flatten(0, -1);
     Vec::try_from(flat).expect("a tensor of numbers")

@@ -193,7 +193,7 @@ async fn an_invalid_directive_ends_a_worker_with_an_error_that_names_it() {
         (vec![rendezvous(|content| content.position = None)], "position"),
         (
             vec![rendezvous(|content| {
-                content.position = Some(v1::Position { stage: 0, step: u64::MAX, generation: 1 })
+                content.position = Some(v1::Position { stage: 0, step: u64::MAX, generation: 1 });
             })],
             "18446744073709551615",
         ),

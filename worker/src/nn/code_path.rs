@@ -5,6 +5,7 @@
 use tch::Device;
 
 /// Whether computations on `device` use the GPU path: on a GPU, and in tests that force it.
+#[must_use]
 pub fn uses_gpu_path(device: Device) -> bool {
     device.is_cuda() || forced::is_on()
 }

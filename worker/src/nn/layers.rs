@@ -178,6 +178,7 @@ impl Embedding {
     }
 
     /// The table, `[entries, width]`.
+    #[must_use]
     pub fn table(&self) -> &Parameter {
         &self.weight
     }
@@ -214,6 +215,7 @@ const MASK_ALIGNMENT: usize = 8;
 
 /// The smallest number of keys, at least `length`, at which attention on `device` does not copy the
 /// mask.
+#[must_use]
 pub fn padded_attention_length(length: usize, device: Device) -> usize {
     if uses_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
 }

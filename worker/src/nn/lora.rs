@@ -57,6 +57,7 @@ impl LoraWeight {
 
     /// The sum for a matrix product `[outputs, inputs]`: a tensor with gradients, and the tensor
     /// that the product reads.
+    #[must_use]
     pub fn parameter(&self) -> Parameter {
         match &self.factors {
             Some(factors) if is_grad_enabled() => {

@@ -63,6 +63,7 @@ impl Parameter {
     }
 
     /// The parameter with its two dimensions transposed, sharing its memory.
+    #[must_use]
     pub fn transposed(&self) -> Self {
         let [master, working] = [&self.master, &self.working].map(|tensor| tensor.transpose(0, 1));
         Self { master, working }

@@ -104,6 +104,7 @@ impl ObjectiveContext<'_> {
     }
 
     /// The texts of each image's candidates, and whether they have an end token.
+    #[must_use]
     pub fn decode_candidates(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<Candidate>> {
         let candidate = |hypothesis| decode_candidate(hypothesis, self.vocabulary);
         candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
@@ -163,6 +164,7 @@ impl ScoredCandidates {
     }
 
     /// The candidates of the first image.
+    #[must_use]
     pub fn of_first_image(&self) -> &[Hypothesis] {
         &self.hypotheses[0]
     }

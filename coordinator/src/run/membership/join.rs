@@ -82,6 +82,9 @@ impl Membership {
     /// Reserves an id for a worker at `address`, or renews the reservation that an earlier request
     /// with the same idempotency key made. Returns the id, and the session token that
     /// [`attach`](Self::attach) takes. `generated_join_key` replaces a missing idempotency key.
+    ///
+    /// # Errors
+    /// The request is invalid, the id is taken, or the run takes no further worker.
     pub fn reserve(
         &mut self,
         now: Time,

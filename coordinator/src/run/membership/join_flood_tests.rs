@@ -113,7 +113,7 @@ fn unassigned_ids_go_to_waiting_workers_first() {
 fn no_id_is_kept_for_a_worker_that_stopped_retrying() {
     let mut scenario = Scenario::new(1);
     scenario.join(1, None, "holder").unwrap();
-    assert_eq!(refusal_kind(scenario.join(2, None, "gone")), Some(RefusalKind::RetryLater));
+    assert_eq!(refusal_kind(scenario.join(2, None, "stops retrying")), Some(RefusalKind::RetryLater));
     scenario.advance(10);
     assert_eq!(refusal_kind(scenario.join(3, None, "next")), Some(RefusalKind::RetryLater));
     scenario.advance(5);

@@ -69,7 +69,7 @@ pub struct Member {
     /// Why it wants to leave; none if it stays.
     pub leave_reason: Option<String>,
     /// Whether other members cannot reach it, although it alone holds the furthest state. It then
-    /// forms a generation of its own, which only saves that state.
+    /// forms a generation without other members, which only saves that state.
     pub is_isolated: bool,
     /// Samples per second that it computes, without the all-reduce: a moving average over its
     /// steps; none before the first step.

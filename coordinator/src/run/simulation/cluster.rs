@@ -193,18 +193,18 @@ impl Cluster {
             SimEvent::Tick { incarnation } => self.tick(incarnation),
             SimEvent::StartCoordinator => self.start_coordinator(),
             SimEvent::StopCoordinator { incarnation } if incarnation == self.coordinator.incarnation => {
-                self.handle_event(Event::Shutdown)
+                self.handle_event(Event::Shutdown);
             }
             SimEvent::Scored { incarnation, event } if incarnation == self.coordinator.incarnation => {
-                self.handle_event(event)
+                self.handle_event(event);
             }
             SimEvent::StopCoordinator { .. } | SimEvent::Scored { .. } => {}
             SimEvent::JoinRequest { worker, request, join } => self.receive_join_request(worker, request, join),
             SimEvent::JoinResponse { worker, request, response } => {
-                self.handle_join_response(worker, request, response)
+                self.handle_join_response(worker, request, response);
             }
             SimEvent::ToCoordinator { session, packet } if !self.network.is_lost_to_coordinator(session, &packet) => {
-                self.receive_from_worker(session, packet)
+                self.receive_from_worker(session, packet);
             }
             SimEvent::ToWorker { session, packet } if !self.network.is_lost_to_worker(session, &packet) => {
                 if let Some(worker) = worker {
@@ -214,7 +214,7 @@ impl Cluster {
             SimEvent::ToCoordinator { .. } | SimEvent::ToWorker { .. } => {}
             SimEvent::ConnectionWakeUp { worker, reason } => self.handle_connection_wake_up(worker, reason),
             SimEvent::TrainingWakeUp { worker, wake_up, reason } => {
-                self.handle_training_wake_up(worker, wake_up, reason)
+                self.handle_training_wake_up(worker, wake_up, reason);
             }
             SimEvent::SaveDone { worker } => self.complete_save(worker),
             SimEvent::StartWorker { machine } => self.start_worker_on(machine),

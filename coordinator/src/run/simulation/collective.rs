@@ -145,7 +145,7 @@ impl Cluster {
 
     /// Schedules a failure for a worker that waits in a broken collective.
     fn notify_collective_failure(&mut self, id: ProcessId) {
-        let waits = |activity: &Activity| {
+        let is_waiting = |activity: &Activity| {
             matches!(
                 activity,
                 Activity::AwaitingRendezvous(_)
@@ -154,7 +154,7 @@ impl Cluster {
                     | Activity::ApplyingUpdate(_)
             )
         };
-        if self.workers.get(&id).is_some_and(|worker| waits(&worker.activity)) {
+        if self.workers.get(&id).is_some_and(|worker| is_waiting(&worker.activity)) {
             let latency = self.latency();
             self.schedule_wake_up(id, latency, WakeReason::CollectiveFailed);
         }

@@ -201,7 +201,7 @@ impl Cluster {
                 self.abandon_generation(id, generation);
             }
             (WakeReason::Heartbeat(session), ConnectionState::Attached(own)) if session == *own => {
-                self.send_heartbeat(id, session)
+                self.send_heartbeat(id, session);
             }
             _ => {}
         }
@@ -252,7 +252,7 @@ impl Cluster {
             PacketToWorker::Directive(directive) => match directive.directive {
                 Some(Directive::Leave(_)) => self.retire_worker(id),
                 Some(Directive::Halt(_)) if directive.generation >= worker.latest_generation => {
-                    worker.halted_generation = worker.latest_generation
+                    worker.halted_generation = worker.latest_generation;
                 }
                 Some(Directive::Rendezvous(v1::Rendezvous { term, .. })) => {
                     (worker.latest_generation, worker.term) = (directive.generation, term);
@@ -331,7 +331,7 @@ impl Cluster {
             }
             ConnectionState::Releasing(_) => {}
             ConnectionState::Disconnected | ConnectionState::Joining(_) | ConnectionState::Loading { .. } => {
-                worker.unsent_reports.push(message)
+                worker.unsent_reports.push(message);
             }
         }
         if is_last_message {

@@ -260,7 +260,7 @@ impl Cluster {
                 self.send_to_worker(session, PacketToWorker::Directive(Box::new(directive)));
             }
             Action::Close { session, refusal } => {
-                self.send_to_worker(session, PacketToWorker::End(refusal.map(|refusal| refusal.kind)))
+                self.send_to_worker(session, PacketToWorker::End(refusal.map(|refusal| refusal.kind)));
             }
             Action::Record(record) => {
                 self.trace(format_args!("{record:?}"));

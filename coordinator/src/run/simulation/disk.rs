@@ -85,11 +85,12 @@ impl Cluster {
     /// unexpected ones.
     pub fn check_disk(&self) {
         self.check_known_checkpoints();
-        let known = self.run().checkpoints.values().chain(&self.run().unselected_checkpoints);
-        let known: BTreeSet<&String> = known.map(|saved| &saved.name).collect();
+        let known_checkpoints = self.run().checkpoints.values().chain(&self.run().unselected_checkpoints);
+        let known_names: BTreeSet<&String> = known_checkpoints.map(|saved| &saved.name).collect();
         let Disk { checkpoints, unsealed, damaged, unexpected, .. } = &self.disk;
-        let is_allowed = |name: &&String| known.contains(name) || damaged.contains(*name) || unexpected.contains(*name);
-        let unknown: Vec<&String> = checkpoints.keys().chain(unsealed).filter(|name| !is_allowed(name)).collect();
-        assert!(unknown.is_empty(), "the coordinator does not know {unknown:?} on disk");
+        let is_allowed =
+            |name: &&String| known_names.contains(name) || damaged.contains(*name) || unexpected.contains(*name);
+        let unknown_names: Vec<&String> = checkpoints.keys().chain(unsealed).filter(|name| !is_allowed(name)).collect();
+        assert!(unknown_names.is_empty(), "the coordinator does not know {unknown_names:?} on disk");
     }
 }

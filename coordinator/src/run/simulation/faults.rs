@@ -314,7 +314,7 @@ impl Cluster {
             }
             Fault::LoseJoins => self.network.loses_joins = false,
             Fault::DelayPackets => {
-                (self.network.has_long_delays, self.network.long_delays_ended_at) = (false, self.queue.now())
+                (self.network.has_long_delays, self.network.long_delays_ended_at) = (false, self.queue.now());
             }
             _ => fault.directions().iter().for_each(|direction| self.heal(victim, *direction)),
         }

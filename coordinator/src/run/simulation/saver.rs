@@ -34,7 +34,8 @@ pub struct Save {
 pub type SaveQueue = VecDeque<Save>;
 
 impl Cluster {
-    /// Passes a copy of the state to the saver. The training thread waits while the saver is busy.
+    /// Passes a copy of the state to the saver. The training thread waits while an earlier save is
+    /// in progress.
     pub fn enqueue_save(&mut self, id: ProcessId, generation: u64, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let v1::Checkpoint { checkpoint: number, name, .. } = checkpoint;
@@ -79,8 +80,8 @@ impl Cluster {
         };
         self.report(id, report);
         self.start_save(id);
-        let waits = |activity: &Activity| matches!(activity, Activity::AwaitingSaver | Activity::Finishing);
-        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| waits(&worker.activity)) {
+        let is_waiting = |activity: &Activity| matches!(activity, Activity::AwaitingSaver | Activity::Finishing);
+        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| is_waiting(&worker.activity)) {
             let wake_up = worker.wake_up;
             self.queue.schedule_after(
                 Time::ZERO,

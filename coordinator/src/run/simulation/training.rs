@@ -53,7 +53,7 @@ impl Cluster {
         }
     }
 
-    /// Executes queued directives until the training thread is busy or blocked.
+    /// Executes queued directives until the training thread has an activity or is blocked.
     pub fn execute_directives(&mut self, id: ProcessId) {
         while let Some(worker) = self.workers.get_mut(&id) {
             if worker.is_suspended || worker.is_training_blocked || !matches!(worker.activity, Activity::Idle) {

@@ -6,11 +6,11 @@ mod workers;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use catalogue::{METRICS, names};
 use config::{GuardAction, RunFile};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use proto::v1::RunState;
-use catalogue::{METRICS, names};
 use summary_statistics::Summary;
 
 use super::refusals::Refusals;

@@ -50,7 +50,7 @@ fn draw(screen: &mut Screen, collected: &CollectedStatus, (width, height): (u16,
 
 fn lines(buffer: &Buffer) -> Vec<String> {
     let width = buffer.area.width.into();
-    let cells: Vec<&str> = buffer.content.iter().map(|cell| cell.symbol()).collect();
+    let cells: Vec<&str> = buffer.content.iter().map(ratatui::buffer::Cell::symbol).collect();
     cells.chunks(width).map(|line| line.concat().replace('\u{a0}', " ").trim_end().to_owned()).collect()
 }
 

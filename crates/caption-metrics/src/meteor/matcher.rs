@@ -140,7 +140,7 @@ pub(super) fn find_matches(candidate: &Caption, reference: &Caption, lexicon: &L
         matches_by_start[reference.start].push(Match { stage: MatchStage::Paraphrase, candidate, reference });
     };
     reference.for_each_paraphrase(candidate, lexicon, |reference_span, candidate_span| {
-        add_paraphrase(candidate_span, reference_span)
+        add_paraphrase(candidate_span, reference_span);
     });
     candidate.for_each_paraphrase(reference, lexicon, add_paraphrase);
     matches_by_start

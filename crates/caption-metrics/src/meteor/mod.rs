@@ -42,6 +42,7 @@ const MAX_WORDS: usize = 300;
 
 /// METEOR of `items`, from 0 to 1. The corpus value is computed from the summed statistics of the
 /// best reference of each item.
+#[must_use]
 pub fn meteor(items: &[Item], tables: &MeteorTables) -> Scores {
     let mut meteor = MeteorScorer::new(tables);
     let tokenized = |caption: &String| tokenize(caption).join(" ");
@@ -72,6 +73,7 @@ pub struct MeteorScorer<'a> {
 
 impl<'a> MeteorScorer<'a> {
     /// A scorer without items.
+    #[must_use]
     pub fn new(tables: &'a MeteorTables) -> Self {
         Self { tables, lexicon: Lexicon::new(), total: Statistics::default() }
     }
@@ -96,6 +98,7 @@ impl<'a> MeteorScorer<'a> {
 
     /// The corpus score of all items so far, from 0 to 1; 0 without items. It is not the mean of
     /// the items' scores.
+    #[must_use]
     pub fn corpus(&self) -> f64 {
         self.total.score()
     }

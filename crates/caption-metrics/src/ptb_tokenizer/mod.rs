@@ -46,9 +46,11 @@ use lookahead::LookaheadCache;
 /// Splits `caption` into tokens, in lower case and without punctuation.
 ///
 /// ```
-/// let tokens = caption_metrics::ptb_tokenizer::tokenize("The dog's owner can't see: it's a \"half-hidden\" ball.");
+/// let caption = "The dog's owner can't see: it's a \"half-hidden\" ball.";
+/// let tokens = caption_metrics::ptb_tokenizer::tokenize(caption);
 /// assert_eq!(tokens.join(" "), "the dog 's owner ca n't see it 's a half-hidden ball");
 /// ```
+#[must_use]
 pub fn tokenize(caption: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     PtbTokenizer::default().for_each_token(caption, |token| tokens.push(token.to_owned()));

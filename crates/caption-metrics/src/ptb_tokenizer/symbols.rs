@@ -43,10 +43,10 @@ pub(super) fn match_symbol(text: &str, longest: &mut LongestMatch) {
         '⅓' => longest.propose(length, TokenForm::Replacement("1/3")),
         '⅔' => longest.propose(length, TokenForm::Replacement("2/3")),
         '¥' | '\u{60b}' | '\u{e3f}' | '₤' | '￠' | '￡' | '￥' | '￦' | '⅕'..='⅞' => {
-            longest.propose(length, TokenForm::Word)
+            longest.propose(length, TokenForm::Word);
         }
         '⁺' | '⁻' | '₊' | '₋' | '⁰' | '¹' | '²' | '³' | '⁴'..='⁹' | '₀'..='₉' => {
-            longest.propose(sub_or_superscript_length(text), TokenForm::Word)
+            longest.propose(sub_or_superscript_length(text), TokenForm::Word);
         }
         _ if is_quote(symbol) => longest.propose(quote_length(text), TokenForm::Quotes),
         _ if is_symbol(symbol) => longest.propose(length, TokenForm::Word),

@@ -10,7 +10,8 @@ use crate::error::{LengthError, unknown};
 
 /// Most stages.
 const MAX_STAGES: usize = 1_000;
-/// Most updates of a stage. Numbers of samples, which are steps times batch, stay far from overflow.
+/// Most updates of a stage. Numbers of samples, which are steps times batch, stay far from
+/// overflow.
 const MAX_STEPS: u64 = 1 << 40;
 /// Most samples of a step.
 const MAX_BATCH: u32 = 1 << 20;
@@ -90,7 +91,8 @@ impl RunFile {
         self.check_meaning()
     }
 
-    /// Checks that all stages that train LoRA factors train the same ones: a run has them from its beginning.
+    /// Checks that all stages that train LoRA factors train the same ones: a run has them from its
+    /// beginning.
     fn check_factors(&self) -> Result<(), Problem> {
         let stages = self.stages.iter().enumerate();
         let mut trained = stages.filter_map(|(i, stage)| match &stage.contrastive.trainable {
@@ -107,8 +109,8 @@ impl RunFile {
         }
     }
 
-    /// Checks that the run's lengths fit a captioner with this number of positions, such as one from
-    /// `captioner.weights`.
+    /// Checks that the run's lengths fit a captioner with this number of positions, such as one
+    /// from `captioner.weights`.
     ///
     /// # Errors
     /// A length is too large.

@@ -16,8 +16,8 @@ pub struct Data {
     /// WebDataset's format: tars of images and captions.
     #[serde(default)]
     pub webdataset: Option<WebDataset>,
-    /// Scene graphs of the synthetic data set, which `worker synthesize` writes. With them evaluations
-    /// also report `grammatical`, `truthful` and `details`.
+    /// Scene graphs of the synthetic data set, which `worker synthesize` writes. With them
+    /// evaluations also report `grammatical`, `truthful` and `details`.
     #[serde(default)]
     pub scenes: Option<PathBuf>,
     /// Generated images and captions of the training images, for contrastive stages that give them
@@ -102,7 +102,8 @@ pub struct CocoSplit {
 pub struct WebDataset {
     /// Tars of the split that stages train on.
     pub train: String,
-    /// Tars of the split that evaluations during training use. `val` and `dev` are other names of this key.
+    /// Tars of the split that evaluations during training use. `val` and `dev` are other names of
+    /// this key.
     #[serde(alias = "val", alias = "dev")]
     pub validation: String,
     /// Tars of the split that only `worker evaluate` uses.

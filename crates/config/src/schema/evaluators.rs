@@ -30,7 +30,8 @@ impl<'a> NamedEvaluator<'a> {
         Self { name, settings, is_alone: false }
     }
 
-    /// The same evaluator where there is no other: the names of its retrieval metrics need no prefix.
+    /// The same evaluator where there is no other: the names of its retrieval metrics need no
+    /// prefix.
     #[must_use]
     pub fn alone(self) -> Self {
         Self { is_alone: true, ..self }
@@ -99,8 +100,9 @@ impl EvaluatorScore {
 }
 
 impl RunFile {
-    /// All evaluators. The first is the primary one: `contrastive` stages train it, and a captioner without a vision encoder of its
-    /// own uses its. It is `evaluator`, or else the one of `evaluators` with `preset`, or else the first by name.
+    /// All evaluators. The first is the primary one: `contrastive` stages train it, and a captioner
+    /// without a vision encoder of its own uses its. It is `evaluator`, or else the one of
+    /// `evaluators` with `preset`, or else the first by name.
     #[must_use]
     pub fn named_evaluators(&self) -> Vec<NamedEvaluator<'_>> {
         let alone = self.evaluator.as_ref().map(|settings| {
@@ -142,7 +144,8 @@ impl RunFile {
         alone.or_else(|| self.evaluators.get_mut(&name)).expect("the primary evaluator is one of them")
     }
 
-    /// Sets the score of each evaluator that has none: a run file that says a default is equal to one that leaves it out.
+    /// Sets the score of each evaluator that has none: a run file that says a default is equal to
+    /// one that leaves it out.
     pub(crate) fn complete_scores(&mut self) {
         if let Some(evaluator) = &mut self.evaluator {
             evaluator.score.get_or_insert_default();

@@ -35,8 +35,8 @@ pub struct RunFile {
     /// captions.
     #[serde(default)]
     pub seed: u64,
-    /// Folder for captions of evaluations, for checkpoints (unless `checkpoints.url` says otherwise)
-    /// and for the coordinator's journal (unless `serve --state` says otherwise).
+    /// Folder for captions of evaluations, for checkpoints (unless `checkpoints.url` says
+    /// otherwise) and for the coordinator's journal (unless `serve --state` says otherwise).
     pub output: PathBuf,
     /// Number of workers.
     pub workers: Workers,
@@ -47,12 +47,14 @@ pub struct RunFile {
     pub vocabulary: Vocabulary,
     /// The model that writes captions.
     pub captioner: Captioner,
-    /// The model that scores captions against images. It may be left out where `evaluators` has some.
+    /// The model that scores captions against images. It may be left out where `evaluators` has
+    /// some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluator: Option<Evaluator>,
-    /// Evaluators by name, each with the keys of `evaluator`: further ones beside `evaluator`, or all of them. Rewards
-    /// and metrics refer to them by name: an evaluator `NAME` gives `NAME`, `ref_NAME`, `NAME_retrieval_r1` and so on.
-    /// `contrastive` stages train `evaluator`, or else the one with `preset`; all others are frozen. 8 at most.
+    /// Evaluators by name, each with the keys of `evaluator`: further ones beside `evaluator`, or
+    /// all of them. Rewards and metrics refer to them by name: an evaluator `NAME` gives
+    /// `NAME`, `ref_NAME`, `NAME_retrieval_r1` and so on. `contrastive` stages train
+    /// `evaluator`, or else the one with `preset`; all others are frozen. 8 at most.
     #[serde(default)]
     pub evaluators: BTreeMap<String, Evaluator>,
     /// Beam search, in rewarded stages and in evaluations.

@@ -47,8 +47,8 @@ impl Preset {
 }
 
 /// The model that writes captions. There is one architecture, DiCO's: a frozen CLIP vision encoder
-/// (ViT or ResNet), a projection, a BERT encoder and a GPT-2 decoder with cross-attention. BLIP, GIT
-/// and LLaVA are not supported. Either `preset` or `weights` is given.
+/// (ViT or ResNet), a projection, a BERT encoder and a GPT-2 decoder with cross-attention. BLIP,
+/// GIT and LLaVA are not supported. Either `preset` or `weights` is given.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Captioner {
@@ -106,8 +106,8 @@ pub struct Evaluator {
     /// How the model of `weights` computes, where its file does not say.
     #[serde(default, skip_serializing_if = "Conventions::is_empty")]
     pub clip: Conventions,
-    /// Score that the evaluator's cosines are converted to, in rewards and evaluations. If absent, `pac_s`; in
-    /// `evaluators`, the one that the evaluator's name begins with.
+    /// Score that the evaluator's cosines are converted to, in rewards and evaluations. If absent,
+    /// `pac_s`; in `evaluators`, the one that the evaluator's name begins with.
     #[serde(default)]
     pub score: Option<EvaluatorScore>,
     /// Text before captions and references that are scored in evaluations.
@@ -122,7 +122,8 @@ pub struct Evaluator {
     /// How candidates are read that are rewarded.
     #[serde(default)]
     pub reward_text: TextReading,
-    /// How the reward reads candidates that were cut at `decoding.max_length`, without an end token.
+    /// How the reward reads candidates that were cut at `decoding.max_length`, without an end
+    /// token.
     #[serde(default)]
     pub cut_candidates: CutCandidates,
 }
@@ -205,8 +206,8 @@ pub struct Decoding {
     pub max_length: u32,
     /// Exponent of the length that a beam's score is divided by.
     pub length_penalty: f64,
-    /// Count the begin token (BOS) in the length of captions that were cut at `max_length`, as the DiCO
-    /// release does.
+    /// Count the begin token (BOS) in the length of captions that were cut at `max_length`, as the
+    /// DiCO release does.
     #[serde(alias = "begin_counts_when_cut")]
     pub cut_length_includes_bos: bool,
     /// Generate the candidates of rewarded stages with dropout (`captioner.dropout`), as the DiCO

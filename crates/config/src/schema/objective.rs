@@ -42,8 +42,8 @@ impl Objective {
 }
 
 /// Settings of `objective: contrastive`: weights of the loss's extra pairs (Sarto et al. 2023,
-/// "Positive-Augmented Contrastive Learning"), and what is trained. With weights of 0 the loss is plain
-/// InfoNCE.
+/// "Positive-Augmented Contrastive Learning"), and what is trained. With weights of 0 the loss is
+/// plain InfoNCE.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Contrastive {
@@ -51,8 +51,8 @@ pub struct Contrastive {
     pub generated_images: f64,
     /// Weight of real images with generated captions, 0 or above. Needs `data.positives.captions`.
     pub generated_captions: f64,
-    /// What the stage trains of the evaluator. The rest is frozen: it is neither all-reduced nor kept
-    /// with moments of the optimizer.
+    /// What the stage trains of the evaluator. The rest is frozen: it is neither all-reduced nor
+    /// kept with moments of the optimizer.
     pub trainable: Trainable,
 }
 
@@ -65,8 +65,8 @@ pub enum Trainable {
     All,
     /// The last projections of both encoders, as PAC-S was trained.
     Projections,
-    /// LoRA factors beside its weights, as PAC-S++ was trained. All stages of a run that train factors
-    /// give the same settings.
+    /// LoRA factors beside its weights, as PAC-S++ was trained. All stages of a run that train
+    /// factors give the same settings.
     Lora(Lora),
 }
 

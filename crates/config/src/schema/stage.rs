@@ -86,8 +86,8 @@ pub struct Optimizer {
 pub struct Schedule {
     /// Shape after the warm-up.
     pub shape: Shape,
-    /// Fraction of the stage's steps in which the rate rises linearly. 0 to 1. Over N such steps, step s
-    /// (from 1) has s/N of the peak.
+    /// Fraction of the stage's steps in which the rate rises linearly. 0 to 1. Over N such steps,
+    /// step s (from 1) has s/N of the peak.
     pub warmup: f64,
     /// Start the warm-up at a rate of 0, as transformers and the DiCO release do: step s has
     /// (s - 1)/N of the peak, so the first step changes nothing. N is rounded up.

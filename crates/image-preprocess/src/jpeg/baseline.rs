@@ -132,7 +132,10 @@ impl<'a> ComponentDecoder<'a> {
         while index < 64 {
             let coefficient = reader.next(self.ac_table)?;
             let Some(&(position, step)) = self.zigzag_steps.get(index + usize::from(coefficient.run())) else {
-                if coefficient.run() == END_OF_BLOCK { break } else { return None }
+                if coefficient.run() == END_OF_BLOCK {
+                    break;
+                }
+                return None;
             };
             block[usize::from(position)] = coefficient.value() * i32::from(step);
             index += usize::from(coefficient.run()) + 1;

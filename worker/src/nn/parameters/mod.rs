@@ -142,6 +142,7 @@ impl Parameters {
 
     /// Whether the bf16 copy equals the parameters.
     #[cfg(test)]
+    #[must_use]
     pub fn has_current_working_copy(&self) -> bool {
         self.flat_working.as_ref().is_none_or(|working| working.equal(&self.flat.to_kind(Kind::BFloat16)))
     }

@@ -30,7 +30,7 @@ impl Cluster {
                 self.check_formed(*generation, *start, source);
             }
             Record::Ended { generation, .. } => {
-                assert_eq!(self.invariants.current_generation.take(), Some(*generation))
+                assert_eq!(self.invariants.current_generation.take(), Some(*generation));
             }
             Record::Saved(saved) => {
                 self.check_saved(saved);
@@ -92,16 +92,19 @@ impl Cluster {
         let state = state.unwrap_or_else(|| panic!("{source} has no state"));
         assert_eq!(positions(&state), self.steps_to(start), "{source} does not hold the state at {start}");
         let committed = &self.invariants.committed;
-        let kept = common_prefix_len(committed, &state);
-        let given_up = committed.len() - kept;
+        let kept_count = common_prefix_len(committed, &state);
+        let given_up_count = committed.len() - kept_count;
         // Whether a later generation has started at an earlier position than that of this update.
         let is_abandoned = |update: &Update| {
             let later = &mut self.invariants.generation_starts.range(update.generation + 1..);
             later.any(|(_, start)| *start < update.position)
         };
         assert!(!state.last().is_some_and(is_abandoned), "{source} holds a state that was given up: {state:?}");
-        assert!(given_up == 0 || kept == state.len(), "{source} is on another branch: {state:?}, {committed:?}");
-        if given_up > 0 && self.invariants.given_up_after.is_none() {
+        assert!(
+            given_up_count == 0 || kept_count == state.len(),
+            "{source} is on another branch: {state:?}, {committed:?}"
+        );
+        if given_up_count > 0 && self.invariants.given_up_after.is_none() {
             assert!(self.invariants.has_recorded_rollback, "committed steps were given up without a record");
             let has_only_harmless_faults = self.scenario.has_only_harmless_faults() && !self.is_restored_from_backup;
             assert!(!has_only_harmless_faults, "committed steps were given up without a fault");
@@ -109,14 +112,14 @@ impl Cluster {
                 let position = member.position.unwrap_or_default();
                 let mut later = self.invariants.generation_starts.range(position.generation + 1..);
                 let is_abandoned = later.any(|(_, start)| *start < Position::from(&position));
-                let is_further = |state: &History| !is_abandoned && common_prefix_len(committed, state) > kept;
+                let is_further = |state: &History| !is_abandoned && common_prefix_len(committed, state) > kept_count;
                 assert!(
                     !held_state(member.session).is_some_and(|state| is_further(&state)),
                     "worker {worker_id} held a state that is given up"
                 );
             }
         }
-        self.invariants.steps_given_up += given_up as u64;
+        self.invariants.steps_given_up += given_up_count as u64;
         self.invariants.committed = state;
         self.invariants.committed_position = start;
         self.invariants.generation_starts.insert(generation, start);

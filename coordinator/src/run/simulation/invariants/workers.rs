@@ -30,10 +30,10 @@ impl Cluster {
         if !matches!(common, Directive::Rendezvous(_)) {
             assert_eq!(worker.generation, Some(generation), "{common:?} is for another generation than the worker's");
         }
-        let begun = self.invariants.generation_directives.entry(generation).or_default();
-        match begun.get(worker.directives_begun) {
+        let begun_directives = self.invariants.generation_directives.entry(generation).or_default();
+        match begun_directives.get(worker.directives_begun) {
             Some(other) => assert_eq!(*other, common, "generation {generation} has different directives"),
-            None => begun.push(common),
+            None => begun_directives.push(common),
         }
         worker.directives_begun += 1;
     }
@@ -78,12 +78,12 @@ impl Cluster {
         let history = &self.workers[&id].history;
         let [earlier @ .., last] = history.as_slice() else { return };
         let Position { stage, step } = last.position;
-        let follows = match earlier.last() {
+        let is_next_step = match earlier.last() {
             Some(Update { position: earlier, .. }) if earlier.stage == stage => earlier.step + 1 == step,
             Some(Update { position: earlier, .. }) => earlier.stage < stage && step == 1,
             None => step == 1,
         };
-        assert!(follows, "{last:?} was applied after {:?}", earlier.last());
+        assert!(is_next_step, "{last:?} was applied after {:?}", earlier.last());
         let state = self.invariants.generation_states.entry(generation).or_default();
         if state.len() < history.len() {
             state.push(*last);

@@ -24,9 +24,12 @@ fn a_requested_checkpoint_and_evaluation_follow_the_granted_steps() {
         cluster.evaluations().iter().map(|(position, _)| *position).collect::<Vec<_>>(),
         [granted_end, position_at(0, 30)]
     );
-    let saved = |record: &Record| matches!(record, Record::Saved(saved) if saved.position == granted_end);
+    let is_requested_save = |record: &Record| matches!(record, Record::Saved(saved) if saved.position == granted_end);
     assert_eq!(
-        (cluster.count_records(saved), cluster.count_records(|record| matches!(record, Record::Formed { .. }))),
+        (
+            cluster.count_records(is_requested_save),
+            cluster.count_records(|record| matches!(record, Record::Formed { .. }))
+        ),
         (1, 1)
     );
 }

@@ -301,7 +301,7 @@ fn no_step_is_lost_when_workers_leave() {
     let leave = |cluster: &mut Cluster, id| {
         cluster
             .queue
-            .schedule_after(Time::ZERO, SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::ShutdownSignal })
+            .schedule_after(Time::ZERO, SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::ShutdownSignal });
     };
     let (first, second) = (cluster.start_member(), cluster.start_member());
     cluster.run_until(|cluster| cluster.run().committed.step == 5);
@@ -348,10 +348,10 @@ fn a_worker_that_advertises_a_loopback_address_to_another_machine_is_evicted() {
     file.workers.min = 2;
     let mut cluster = Cluster::from_run_file(file);
     let loopback_worker = cluster.start_worker("127.0.0.1".into(), Some(0));
-    let other = cluster.start_worker("10.0.0.2".into(), Some(1));
+    let reachable_worker = cluster.start_worker("10.0.0.2".into(), Some(1));
     cluster.partition(loopback_worker, Direction::BetweenWorkers);
     cluster.run_until(|cluster| !cluster.workers.contains_key(&loopback_worker));
-    assert!(cluster.is_member(other));
+    assert!(cluster.is_member(reachable_worker));
     let reasons = removal_reasons(&cluster);
     assert!(["127.0.0.1", "10.0.0.2", "worker 1", "--host"].iter().all(|part| reasons.contains(part)), "{reasons}");
     cluster.start_member();
@@ -364,13 +364,17 @@ fn the_only_copy_of_the_state_is_saved_before_its_holder_is_evicted() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 50, 8, None, None)]));
     let loopback_worker = cluster.start_worker("127.0.0.1".into(), Some(0));
     cluster.run_until(|cluster| cluster.run().committed.step == 5);
-    let other = cluster.start_worker("10.0.0.2".into(), Some(1));
+    let reachable_worker = cluster.start_worker("10.0.0.2".into(), Some(1));
     cluster.partition(loopback_worker, Direction::BetweenWorkers);
     cluster.run_until(|cluster| !cluster.workers.contains_key(&loopback_worker));
     let reasons = removal_reasons(&cluster);
-    assert!(cluster.is_member(other) && reasons.contains("--host"), "{reasons}");
-    let saved = cluster.run().committed;
-    assert!(saved.step >= 5 && cluster.checkpoint_names().len() == 1, "{saved} {:?}", cluster.checkpoint_names());
+    assert!(cluster.is_member(reachable_worker) && reasons.contains("--host"), "{reasons}");
+    let committed = cluster.run().committed;
+    assert!(
+        committed.step >= 5 && cluster.checkpoint_names().len() == 1,
+        "{committed} {:?}",
+        cluster.checkpoint_names()
+    );
     cluster.run_to_end();
     assert_eq!((cluster.count_events(EventKind::Lost), cluster.count_events(EventKind::RolledBack)), (0, 0));
     assert_eq!(cluster.invariants.steps_given_up, 0);

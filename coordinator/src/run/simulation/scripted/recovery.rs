@@ -72,11 +72,11 @@ fn check_that_a_late_save_changes_nothing(fail: impl Fn(&mut Cluster, ProcessId)
     fail(&mut cluster, first);
     cluster.start_member();
     cluster.run_until(|cluster| cluster.count_records(|record| matches!(record, Record::Saved(_))) == 1);
-    let saved = cluster.disk.checkpoints.clone();
+    let checkpoints_before = cluster.disk.checkpoints.clone();
     cluster.resume_worker(first);
     cluster.run_until(|cluster| !cluster.is_saver_idle(first));
     cluster.run_until(|cluster| cluster.is_saver_idle(first));
-    for (name, history) in saved {
+    for (name, history) in checkpoints_before {
         assert_eq!(cluster.disk.checkpoints.get(&name), Some(&history), "{name}");
     }
     cluster.run_to_end();

@@ -66,7 +66,7 @@ export class Curves {
   }
 
   /**
-   * Shows the curves of a stage. `selectedStep` is the step of the stage's selected state, or null.
+   * Shows the curves of a stage. `selectedStep` is the step of the checkpoint that the stage ended with, or null.
    * There is one request at a time; an update during a request takes effect after it.
    */
   async update(snapshot, stage, selectedStep) {
@@ -99,7 +99,7 @@ export class Curves {
     const { name } = this.snapshot.stages[curves.stage];
     const steps = Math.max(...shown.last.map((last, index) => last - shown.first[index] + 1), 1);
     const points = steps > 1 ? `. Each point is the mean of ${formatInteger(steps)} steps; the shaded area is their minimum and maximum` : "";
-    const selection = this.selectedStep === null ? "" : ` The vertical line marks the selected state, step ${formatInteger(this.selectedStep)}.`;
+    const selection = this.selectedStep === null ? "" : ` The vertical line marks the checkpoint that the stage ended with, step ${formatInteger(this.selectedStep)}.`;
     setText(byId("charts-note"), hasSteps ? `Stage ${name}, steps ${formatInteger(curves.first[0])} to ${formatInteger(curves.last.at(-1))}${points}.${selection}` : "");
   }
 }

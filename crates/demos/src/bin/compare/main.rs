@@ -1,12 +1,13 @@
-//! The comparison: fine-tunes one captioner by several objectives with equal budgets, on the synthetic
-//! data set, where grammar and truth of captions are known exactly.
+//! The comparison: fine-tunes one captioner by several objectives with equal budgets, on the
+//! synthetic data set, where grammar and truth of captions are known exactly.
 //!
 //! ```text
 //! arms.rs      the objectives that are compared
 //! seed.rs      one seed: data set, evaluators, teacher forcing, then every arm
 //! summary.rs   all seeds: means, deviations, and whether the paper's claims hold -> summary.json
 //! report.rs    the same as tables -> docs/results.md
-//! pictures.rs  reward and grammatical share over steps -> docs/objective-comparison.png (canvas.rs: drawing area)
+//! pictures.rs  reward and grammatical share over steps -> docs/objective-comparison.png
+//! canvas.rs    the drawing area of the picture
 //! ```
 
 mod arms;
@@ -28,7 +29,8 @@ use summary::Summary;
 
 /// Compare objectives on the synthetic data set.
 ///
-/// Continues an interrupted comparison. Writes summary.json, and the section and picture of the documents.
+/// Continues an interrupted comparison. Writes summary.json, and the section and picture of the
+/// documents.
 #[derive(Parser)]
 #[command(name = "compare", version)]
 struct Compare {
@@ -47,7 +49,8 @@ struct Compare {
     /// The folder for runs and summary.json.
     #[arg(long, default_value = "runs/compare", value_name = "DIR")]
     out: PathBuf,
-    /// The folder with results.md, whose section on the comparison is rewritten, and for its picture.
+    /// The folder with results.md, whose section on the comparison is rewritten, and for its
+    /// picture.
     #[arg(long, default_value = "docs", value_name = "DIR")]
     docs: PathBuf,
 }

@@ -113,7 +113,7 @@ impl Seed {
     fn with_evaluator(&self, mut run: RunFile, evaluator: RewardEvaluator) -> RunFile {
         let (stage, score) = match evaluator {
             RewardEvaluator::Clip => (0, EvaluatorScore::ClipS),
-            // Teacher forcing does not change the evaluator, whose vision encoder the captioner uses.
+            // Teacher forcing does not change the evaluator. The captioner uses its vision encoder.
             RewardEvaluator::Pac => (2, EvaluatorScore::PacS),
         };
         let weights = Some(self.base_checkpoint(stage));

@@ -88,8 +88,8 @@ impl Summary {
     }
 }
 
-/// The two compared values of a claim in a seed, and whether it holds; none if the claimed event did
-/// not occur.
+/// The two compared values of a claim in a seed, and whether it holds; none if the claimed event
+/// did not occur.
 type ClaimResult = ([f64; 2], Option<bool>);
 
 /// The paper's claims, and that of the reward's end token. Each compares two numbers of one seed;

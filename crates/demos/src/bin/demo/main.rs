@@ -1,5 +1,5 @@
-//! The demo: synthesizes a data set, trains with a coordinator and two workers on this machine, shows their progress, and
-//! prints a table of the scores after each stage.
+//! The demo: synthesizes a data set, trains with a coordinator and two workers on this machine,
+//! shows their progress, and prints a table of the scores after each stage.
 
 mod summary;
 
@@ -15,9 +15,11 @@ use demos::interrupted;
 use demos::journal::Journal;
 use demos::progress::Progress;
 
-/// Train an evaluator and a captioner from scratch and fine-tune the captioner with DiCO, on this machine.
+/// Train an evaluator and a captioner from scratch and fine-tune the captioner with DiCO, on this
+/// machine.
 ///
-/// Prints a table of scores and sample captions. Writes summary.json and report.html to the run's output.
+/// Prints a table of scores and sample captions. Writes summary.json and report.html to the run's
+/// output.
 #[derive(Parser)]
 #[command(name = "demo", version)]
 struct Demo {
