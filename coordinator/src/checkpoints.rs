@@ -17,7 +17,7 @@ use crate::{
 /// not in the journal as unfinished: when the last coordinator ended, they were being written, or
 /// about to be deleted.
 pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, listing: Listing) {
-    let location = file.checkpoint_place();
+    let location = file.checkpoint_location();
     for checkpoints in [&mut restored.checkpoints, &mut restored.unselected_checkpoints] {
         checkpoints.retain(|checkpoint| {
             let exists = listing.sealed.contains(&checkpoint.name);
@@ -127,7 +127,7 @@ pub fn find_recovery_checkpoints(
     listing: &Listing,
     read_metadata: impl Fn(&str) -> Result<CheckpointMetadata, checkpoint_store::Error>,
 ) -> anyhow::Result<RecoveryCheckpoints> {
-    let location = file.checkpoint_place();
+    let location = file.checkpoint_location();
     let mut all_metadata = Vec::new();
     for name in checkpoint_names_of_run(file, listing) {
         match read_metadata(name) {

@@ -1,4 +1,5 @@
-//! Random run ids, session tokens and coordinator terms, from the operating system's generator.
+//! Random ids from the operating system's generator: of runs, of sessions (their tokens), and of
+//! coordinator processes (their terms).
 //! They are unique and cannot be guessed.
 
 /// An id of 128 random bits, as 32 hex digits.

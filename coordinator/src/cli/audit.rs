@@ -51,7 +51,7 @@ impl AuditCommand {
             audit.check_record(&history, head)?;
         }
         if !self.journal_only {
-            let location = history.run_file()?.checkpoint_place();
+            let location = history.run_file()?.checkpoint_location();
             let checkpoints = Checkpoints::open_existing(&location, &Access::environment());
             let checkpoints = checkpoints.context("cannot read the checkpoints; --journal-only skips them")?;
             audit.add_problems(audit::stored_checkpoints::checkpoint_problems(&history, &checkpoints)?);

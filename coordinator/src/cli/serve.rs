@@ -143,7 +143,7 @@ impl StorageOptions {
     /// Opens journal and checkpoints, or creates them for a new run. Changes nothing before it has
     /// checked that they belong together.
     fn open(&self) -> anyhow::Result<OpenedStorage> {
-        let (checkpoints, mut listing) = open_checkpoints(&self.file.checkpoint_place())?;
+        let (checkpoints, mut listing) = open_checkpoints(&self.file.checkpoint_location())?;
         let read_metadata = |name: &str| checkpoints.metadata(name);
         let restore = |journal: Journal| {
             let restored = journal.restore()?;
@@ -172,7 +172,7 @@ impl StorageOptions {
         if !Journal::exists(&self.journal_folder)
             && let Some(first) = checkpoints::checkpoint_names_of_run(&self.file, listing).first()
         {
-            return Err(NoJournalError { first: (*first).clone(), location: self.file.checkpoint_place() }.into());
+            return Err(NoJournalError { first: (*first).clone(), location: self.file.checkpoint_location() }.into());
         }
         let journal = Journal::open_with_changes(&self.journal_folder, &self.file, self.accept);
         if let Err(journal::Error::Settings(refused)) = &journal {

@@ -125,7 +125,7 @@ impl Journal {
 
 /// The folder or URL of the run's last checkpoint.
 fn last_checkpoint(file: &RunFile, restored: &RestoredRun) -> Option<String> {
-    let location = file.checkpoint_place();
+    let location = file.checkpoint_location();
     let name = &restored.checkpoints.last()?.name;
     Some(format!("{}/{name}", location.strip_prefix("file://").unwrap_or(&location)))
 }

@@ -132,7 +132,7 @@ fn write_deletion(transaction: &Transaction<'_>, chain: &mut ChainWriter, name: 
 fn write_step(transaction: &Transaction<'_>, step: &StepStatistics) -> rusqlite::Result<()> {
     let summaries: BTreeMap<_, _> =
         step.summaries.iter().map(|(name, summary)| (*name, summary_json(summary))).collect();
-    let lag = step.compute_times.lag();
+    let lag = step.compute_times.straggler_lag();
     let row = params![
         step.position.stage,
         step.position.step.cast_signed(),

@@ -23,6 +23,7 @@ const MIN_HEARTBEATS_PER_TIMEOUT: u32 = 5;
 
 impl Run {
     /// Handles [`super::Event::Join`]: reserves an id for a worker, or refuses it.
+    /// `generated_join_key` takes the place of a missing `idempotency_key` in the request.
     pub(super) fn handle_join(
         &mut self,
         now: Time,
@@ -108,8 +109,8 @@ impl Run {
             "models_fingerprint": data_set.models_fingerprint,
             "holds": attach.holds.as_ref().map(|position| Position::from(position).to_string()),
         });
-        if self.data.as_ref().is_none_or(|data| data.described_by.is_none()) {
-            self.data = Some(RunData { described_by: Some(worker_id), data_set });
+        if self.data.as_ref().is_none_or(|data| data.reported_by.is_none()) {
+            self.data = Some(RunData { reported_by: Some(worker_id), data_set });
         }
         if let Some(member) = self.members.get_mut(worker_id) {
             member.position = attach.holds.filter(is_agreed);
@@ -121,7 +122,7 @@ impl Run {
     /// Records how the data of the first worker differ from the data in the journal. Does nothing
     /// for later workers.
     fn record_data_changes(&mut self, data_set: &v1::DataSet) {
-        let Some(RunData { described_by: None, data_set: before }) = &self.data else { return };
+        let Some(RunData { reported_by: None, data_set: before }) = &self.data else { return };
         let training_changed = before.training_fingerprint != data_set.training_fingerprint;
         let validation_changed = before.validation_fingerprint != data_set.validation_fingerprint;
         let images = json!([before.validation_images, data_set.validation_images]);

@@ -96,6 +96,7 @@ impl Run {
             hashes: BTreeMap::new(),
         });
         self.passed_boundaries.insert((position, Boundary::Checkpoint));
+        // The service adds the head of the journal when it sends the directive.
         self.broadcast(|_, _| {
             Directive::Checkpoint(v1::Checkpoint { checkpoint: number, name: name.clone(), journal: None })
         });
@@ -295,9 +296,9 @@ impl Run {
 
     /// Deletes all checkpoints except these: the newest ones, as many as `checkpoints.keep`; the
     /// last one of each stage; the best one of the current stage; and those that a guard rule may
-    /// roll back to. (For a stage that has ended, `checkpoints` has the state with which it ended
-    /// as the last one. If that was an earlier state, `unselected_checkpoints` has the stage's last
-    /// state.)
+    /// roll back to. The last checkpoint of an ended stage is the one that the stage ended with.
+    /// If that is not the stage's last step, the checkpoint of the last step is kept in
+    /// `unselected_checkpoints`.
     pub(super) fn delete_old_checkpoints(&mut self) {
         let keep = self.file.checkpoints.keep as usize;
         let newest: BTreeSet<Position> = self.checkpoints.keys().rev().take(keep).copied().collect();

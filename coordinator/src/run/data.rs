@@ -15,7 +15,7 @@ const MAX_FINGERPRINT_BYTES: usize = 128;
 pub(super) struct RunData {
     /// The first worker that attached to this coordinator process, and so described the data. None
     /// if no worker has attached yet and the description is from the journal.
-    pub described_by: Option<WorkerId>,
+    pub reported_by: Option<WorkerId>,
     /// The description: fingerprints and sizes of the splits.
     pub data_set: v1::DataSet,
 }
@@ -25,11 +25,11 @@ impl RunData {
     /// journal are those of an earlier coordinator process: in comparison to them the validation
     /// data may differ, and if `accepts_changes` also the training data.
     pub(super) fn conflict(&self, worker_id: WorkerId, other: &v1::DataSet, accepts_changes: bool) -> Option<String> {
-        let Self { described_by, data_set: own } = self;
+        let Self { reported_by, data_set: own } = self;
         let owner =
-            described_by.map_or_else(|| "the run has trained on".to_owned(), |first| format!("worker {first} has"));
+            reported_by.map_or_else(|| "the run has trained on".to_owned(), |first| format!("worker {first} has"));
         let escape = |fingerprint: &str| fingerprint.escape_debug().to_string();
-        let is_from_journal = described_by.is_none();
+        let is_from_journal = reported_by.is_none();
         if own.models_fingerprint != other.models_fingerprint {
             return Some(format!(
                 "the models differ in their frozen weights or vocabularies: worker {worker_id} has fingerprint {}, \

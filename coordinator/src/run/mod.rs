@@ -259,7 +259,7 @@ impl Run {
             last_directive: restored.last_generation << 32,
             failure_counter: FailureCounter::default(),
             unreachable_pairs: UnreachablePairs::default(),
-            data: restored.data_set.map(|data_set| RunData { described_by: None, data_set }),
+            data: restored.data_set.map(|data_set| RunData { reported_by: None, data_set }),
             data_changes: restored.data_changes,
             accepts_changed_data: false,
             last_end: GenerationEnd { reason: "start".into(), is_failure: false },

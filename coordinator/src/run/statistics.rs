@@ -74,7 +74,7 @@ impl ComputeTimes {
     /// The slowest member, and how many seconds longer than the average of the others it took. None
     /// for a single member.
     #[must_use]
-    pub fn lag(&self) -> Option<(WorkerId, f64)> {
+    pub fn straggler_lag(&self) -> Option<(WorkerId, f64)> {
         let (worker_id, seconds) = self.slowest;
         let others = self.member_count.checked_sub(1).filter(|others| *others > 0)?;
         Some((worker_id, seconds - (self.total_seconds - seconds) / f64::from(others)))
@@ -335,8 +335,8 @@ mod tests {
         let read = |id, report: &v1::StepDone| StepStatistics::from_report(WorkerId(id), report, &at).unwrap();
         assert_eq!(merger.add(2, read(7, &report(1.0, &[0.2, 0.4]))), None);
         let step = merger.add(2, read(5, &report(3.0, &[0.6, 0.8]))).unwrap();
-        assert_eq!(step.compute_times.lag(), Some((WorkerId(5), 2.0)));
-        assert_eq!(ComputeTimes::of_member(WorkerId(5), 2.0).lag(), None, "a single member has no lag");
+        assert_eq!(step.compute_times.straggler_lag(), Some((WorkerId(5), 2.0)));
+        assert_eq!(ComputeTimes::of_member(WorkerId(5), 2.0).straggler_lag(), None, "a single member has no lag");
         assert_eq!((step.loss(), step.samples, step.seconds), (Some(1.0), 4, 3.0));
         assert_eq!((step.tokens_per_second(), step.phases().collect::<Vec<_>>()), (20.0 / 3.0, vec![("learn", 2.0)]));
         assert!((step.reward().unwrap() - 0.5).abs() < 1e-12);

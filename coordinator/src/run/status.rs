@@ -59,7 +59,7 @@ impl Run {
         let stage = self.plan.stage(self.committed);
         let (state, reason) = self.state();
         let steps = self.plan.steps(self.committed.stage);
-        let lag = self.latest_step.as_ref().and_then(|step| step.compute_times.lag());
+        let lag = self.latest_step.as_ref().and_then(|step| step.compute_times.straggler_lag());
         v1::StatusResponse {
             run_id: self.id.clone(),
             run: self.file.name.clone(),

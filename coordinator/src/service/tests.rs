@@ -80,7 +80,7 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> TestCo
     let (grpc_address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = caption_metrics::Metrics::open(&caption_metrics::MetricFiles::default()).expect("no files are named");
     let access = object_storage::Access::environment();
-    let checkpoints = checkpoint_store::Checkpoints::open(&file.checkpoint_place(), &access).unwrap();
+    let checkpoints = checkpoint_store::Checkpoints::open(&file.checkpoint_location(), &access).unwrap();
     let journal_folder = output.path().join("state");
     let service = Service { file, run, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay };
     let (stop, service) = service.start();

@@ -27,7 +27,7 @@ pub use keys::{KEYS, Key, Mutability};
 pub use reference::{reference, schema_json};
 pub use schema::*;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use locations::Locations;
 
@@ -55,7 +55,7 @@ impl RunFile {
     pub fn load_with_warnings(path: &Path) -> Result<(Self, Vec<Diagnostic>), Error> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let (mut run, warnings) = Self::parse_with_warnings(path, &text)?;
-        run.resolve_paths(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        paths::resolve(&mut run, path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         Ok((run, warnings))
     }
 
@@ -80,6 +80,19 @@ impl RunFile {
         run.check().map_err(|(key, problem)| JsonError(format!("{key}: {problem}")))?;
         run.complete_scores();
         Ok(run)
+    }
+
+    /// The folder for the captions of evaluations.
+    #[must_use]
+    pub fn captions_folder(&self) -> PathBuf {
+        self.output.join("captions")
+    }
+
+    /// The folder or URL that states are saved to.
+    #[must_use]
+    pub fn checkpoint_location(&self) -> String {
+        let beside = || self.output.join("checkpoints").to_string_lossy().into_owned();
+        self.checkpoints.url.clone().unwrap_or_else(beside)
     }
 
     fn parse_with_warnings(path: &Path, text: &str) -> Result<(Self, Vec<Diagnostic>), Error> {

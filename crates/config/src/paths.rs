@@ -6,45 +6,43 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::{Coco, CocoSplit, Data, Error, Evaluator, Karpathy, Positives, RunFile, Scoring};
 
-impl RunFile {
-    /// Makes all paths absolute, because workers run in other folders and on other machines.
-    /// `run_file` is the path of the file.
-    pub(crate) fn resolve_paths(&mut self, run_file: &Path) -> io::Result<()> {
-        let run_file = std::path::absolute(run_file)?;
-        let folder = run_file.parent().unwrap_or(&run_file).to_owned();
-        // A current folder that was removed is no reason to refuse absolute paths.
-        let current = std::env::current_dir().unwrap_or_else(|_| folder.clone());
-        let base = PathBase { folder, current };
-        for path in self.paths_mut() {
-            *path = base.resolve(path, Path::exists)?;
-        }
-        if let Some(tars) = &mut self.data.webdataset {
-            for pattern in [&mut tars.train, &mut tars.validation].into_iter().chain(tars.test.as_mut()) {
-                if !pattern.contains("://") {
-                    *pattern = base.resolve(Path::new(pattern), folder_exists)?.to_string_lossy().into_owned();
-                }
+/// Makes all paths absolute, because workers run in other folders and on other machines.
+/// `run_file` is the path of the file.
+pub(crate) fn resolve(run: &mut RunFile, run_file: &Path) -> io::Result<()> {
+    let run_file = std::path::absolute(run_file)?;
+    let folder = run_file.parent().unwrap_or(&run_file).to_owned();
+    // A current folder that was removed is no reason to refuse absolute paths.
+    let current = std::env::current_dir().unwrap_or_else(|_| folder.clone());
+    let base = PathBase { folder, current };
+    for path in paths_mut(run) {
+        *path = base.resolve(path, Path::exists)?;
+    }
+    if let Some(tars) = &mut run.data.webdataset {
+        for pattern in [&mut tars.train, &mut tars.validation].into_iter().chain(tars.test.as_mut()) {
+            if !pattern.contains("://") {
+                *pattern = base.resolve(Path::new(pattern), folder_exists)?.to_string_lossy().into_owned();
             }
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
-        let Data { karpathy, coco, scenes, features, positives, .. } = &mut self.data;
-        let karpathy = karpathy.as_mut().map(|Karpathy { annotations, images }| [annotations, images]);
-        let coco = coco.as_mut().map(|Coco { train, validation, test }| [Some(train), Some(validation), test.as_mut()]);
-        let coco = coco.into_iter().flatten().flatten();
-        let coco = coco.flat_map(|CocoSplit { annotations, images }| [annotations, images]);
-        let positives = positives.as_mut().map(|Positives { images, captions }| [images, captions]);
-        let Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &mut self.scoring;
-        let evaluators = self.evaluator.iter_mut().chain(self.evaluators.values_mut());
-        let models = [&mut self.captioner.weights, &mut self.captioner.vision_encoder].into_iter();
-        let models = models.chain(evaluators.map(|evaluator| &mut evaluator.weights));
-        let optional = [scenes, features, meteor_jar, meteor_paraphrases, spice_jar].into_iter().chain(models);
-        std::iter::once(&mut self.output)
-            .chain(karpathy.into_iter().flatten())
-            .chain(coco)
-            .chain(optional.chain(positives.into_iter().flatten()).flatten())
-    }
+fn paths_mut(run: &mut RunFile) -> impl Iterator<Item = &mut PathBuf> {
+    let Data { karpathy, coco, scenes, features, positives, .. } = &mut run.data;
+    let karpathy = karpathy.as_mut().map(|Karpathy { annotations, images }| [annotations, images]);
+    let coco = coco.as_mut().map(|Coco { train, validation, test }| [Some(train), Some(validation), test.as_mut()]);
+    let coco = coco.into_iter().flatten().flatten();
+    let coco = coco.flat_map(|CocoSplit { annotations, images }| [annotations, images]);
+    let positives = positives.as_mut().map(|Positives { images, captions }| [images, captions]);
+    let Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &mut run.scoring;
+    let evaluators = run.evaluator.iter_mut().chain(run.evaluators.values_mut());
+    let models = [&mut run.captioner.weights, &mut run.captioner.vision_encoder].into_iter();
+    let models = models.chain(evaluators.map(|evaluator| &mut evaluator.weights));
+    let optional = [scenes, features, meteor_jar, meteor_paraphrases, spice_jar].into_iter().chain(models);
+    std::iter::once(&mut run.output)
+        .chain(karpathy.into_iter().flatten())
+        .chain(coco)
+        .chain(optional.chain(positives.into_iter().flatten()).flatten())
 }
 
 impl Evaluator {

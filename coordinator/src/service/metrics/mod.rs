@@ -205,7 +205,7 @@ fn expose_step(step: &StepStatistics) {
     for (phase, seconds) in step.phases() {
         gauge!("dico_phase_seconds", "phase" => phase).set(seconds);
     }
-    if let Some((worker_id, seconds)) = step.compute_times.lag() {
+    if let Some((worker_id, seconds)) = step.compute_times.straggler_lag() {
         gauge!("dico_slowest_rank").set(worker_id.0);
         gauge!("dico_lag_seconds").set(seconds);
     }

@@ -134,21 +134,6 @@ pub struct Checkpoints {
     pub keep: u32,
 }
 
-impl RunFile {
-    /// The folder for the captions of evaluations.
-    #[must_use]
-    pub fn captions_folder(&self) -> PathBuf {
-        self.output.join("captions")
-    }
-
-    /// The folder or URL that states are saved to.
-    #[must_use]
-    pub fn checkpoint_place(&self) -> String {
-        let beside = || self.output.join("checkpoints").to_string_lossy().into_owned();
-        self.checkpoints.url.clone().unwrap_or_else(beside)
-    }
-}
-
 impl Default for Checkpoints {
     fn default() -> Self {
         Self { url: None, keep: 2 }

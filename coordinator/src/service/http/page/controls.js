@@ -12,10 +12,10 @@ export class Controls {
   constructor() {
     const button = (name, label, title) => el("button", { type: "button", title, on: { click: () => this.send(name) } }, label);
     this.buttons = {
-      pause: button("pause", "Pause", "Complete the granted steps, save a checkpoint, and pause the run"),
+      pause: button("pause", "Pause", "Complete the steps that workers were told to train, save a checkpoint, and pause the run"),
       resume: button("resume", "Resume", "Continue the paused run"),
-      checkpoint: button("checkpoint", "Checkpoint", "Save a checkpoint after the granted steps"),
-      evaluate: button("evaluate", "Evaluate", "Evaluate the captioner after the granted steps"),
+      checkpoint: button("checkpoint", "Checkpoint", "Save a checkpoint after the steps that workers were told to train"),
+      evaluate: button("evaluate", "Evaluate", "Evaluate the captioner after the steps that workers were told to train"),
     };
     this.tokenButton = el("button", { type: "button", on: { click: () => this.promptForToken() } });
     this.hint = el("p", { class: "hint", hidden: true }, READ_ONLY_HINT);
