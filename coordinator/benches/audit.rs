@@ -5,7 +5,7 @@ use std::path::Path;
 
 use config::RunFile;
 use dico_coordinator::audit::audit;
-use dico_coordinator::journal::{Journal, history::History};
+use dico_coordinator::journal::{Journal, read_only::ReadOnlyJournal};
 use dico_coordinator::run::WorkerId;
 use dico_coordinator::run::plan::Position;
 use dico_coordinator::run::record::{EventKind, Record, StateSource};
@@ -29,7 +29,7 @@ fn main() {
 fn audit_long_run(bencher: Bencher<'_, '_>) {
     let folder = write_journal();
     bencher.counter(ItemsCount::new(STEPS)).bench_local(|| {
-        let audit = audit(&History::open(folder.path()).unwrap()).unwrap();
+        let audit = audit(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
         assert!(audit.clean && audit.samples.committed == STEPS * 8, "{audit:?}");
     });
 }
@@ -69,7 +69,7 @@ fn write_journal() -> TempDir {
         source: StateSource::Seed,
     };
     journal.write(&[Record::Event { kind: EventKind::Joined, detail: joined }, formed]).unwrap();
-    let summaries = catalogue::TRAINING_METRICS
+    let summaries = metric_catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
         .collect();

@@ -20,7 +20,7 @@ fn main() {
 #[divan::bench(args = [8, 1_000], sample_count = 200, sample_size = 1)]
 fn handle_reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
     let (mut run, generation) = start_run(workers);
-    let summaries: HashMap<String, v1::Summary> = catalogue::TRAINING_METRICS
+    let summaries: HashMap<String, v1::Summary> = metric_catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
         .collect();

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::time::Instant;
 
-use catalogue::names;
+use metric_catalogue::names;
 
 /// A phase of a step; numbered as in [`names::PHASES`].
 #[derive(Clone, Copy, Debug)]

@@ -26,7 +26,7 @@ use serde::Serialize;
 use self::samples::{TrainingData, applied_steps, count_epochs};
 use crate::journal::{
     Error,
-    history::{Event, Generation, History, Step},
+    read_only::{Event, Generation, ReadOnlyJournal, Step},
 };
 use crate::run::{WorkerId, lineage::StateFate, plan::Position, record::EventKind};
 
@@ -55,7 +55,8 @@ pub struct Audit {
     pub selections: Vec<StageSelection>,
     /// Changes of training data, each with the stage that was trained next or at that time; in
     /// order.
-    pub exchanges: Vec<DataChangeSummary>,
+    #[serde(rename = "exchanges")]
+    pub data_changes: Vec<DataChangeSummary>,
     /// Generations, in order.
     pub generations: Vec<GenerationRecord>,
 }
@@ -171,7 +172,7 @@ const MAX_LISTED_PROBLEMS: usize = 20;
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn audit(history: &History) -> Result<Audit, Error> {
+pub fn audit(history: &ReadOnlyJournal) -> Result<Audit, Error> {
     history.begin_snapshot()?;
     let chain = history.verify()?;
     let file = history.run_file()?;
@@ -209,7 +210,7 @@ pub fn audit(history: &History) -> Result<Audit, Error> {
         samples,
         epochs,
         selections,
-        exchanges: data.changes_in_effect(&file),
+        data_changes: data.changes_in_effect(&file),
         generations: generation_records(&generations, &steps),
     };
     audit.add_problems(chain.problems.into_iter().chain(path_problems).chain(gaps));
@@ -233,7 +234,7 @@ impl Audit {
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub fn check_record(&mut self, history: &History, head: &JournalHead) -> Result<(), Error> {
+    pub fn check_record(&mut self, history: &ReadOnlyJournal, head: &JournalHead) -> Result<(), Error> {
         let problem = || format!("the journal does not have record {head}: it was changed, or is an older copy");
         let is_present = history.contains(head)?;
         self.add_problems((!is_present).then(problem));

@@ -8,7 +8,7 @@ use config::RunFile;
 
 use super::{RecoveryStart, position_of};
 use crate::{
-    journal::history::{Event, Generation, Step},
+    journal::read_only::{Event, Generation, Step},
     run::{
         plan::{Plan, Position, StageEnds},
         record::EventKind,

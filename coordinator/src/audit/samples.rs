@@ -7,7 +7,7 @@ use proto::v1;
 
 use super::{DataChangeSummary, Epoch, SampleCounts, position_of};
 use crate::{
-    journal::history::{Event, Step},
+    journal::read_only::{Event, Step},
     run::{
         data::{DataChange, SplitSize},
         lineage::{Lineage, StateFate},

@@ -5,7 +5,7 @@ use checkpoint_store::{CheckpointMetadata, Checkpoints, Error};
 
 use crate::{
     checkpoints,
-    journal::{self, history::History},
+    journal::{self, read_only::ReadOnlyJournal},
     run::record::Checkpoint,
 };
 
@@ -15,7 +15,7 @@ use crate::{
 ///
 /// # Errors
 /// Journal or checkpoints cannot be read.
-pub fn checkpoint_problems(history: &History, stored: &Checkpoints) -> anyhow::Result<Vec<String>> {
+pub fn checkpoint_problems(history: &ReadOnlyJournal, stored: &Checkpoints) -> anyhow::Result<Vec<String>> {
     let (file, listing, recorded) = (history.run_file()?, stored.list()?, history.kept_checkpoints()?);
     let mut problems = Vec::new();
     for checkpoint in &recorded {
@@ -47,7 +47,7 @@ pub fn checkpoint_problems(history: &History, stored: &Checkpoints) -> anyhow::R
 
 /// Describes how a checkpoint differs from its record; `None` if it does not.
 fn difference(
-    history: &History,
+    history: &ReadOnlyJournal,
     recorded: &Checkpoint,
     metadata: &CheckpointMetadata,
 ) -> Result<Option<String>, journal::Error> {

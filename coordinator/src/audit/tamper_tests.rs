@@ -28,7 +28,7 @@ struct JournalFile {
 }
 
 impl JournalFile {
-    fn new(history: &History) -> Self {
+    fn new(history: &ReadOnlyJournal) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
         history.connection().execute("VACUUM INTO ?", [path.to_str().unwrap()]).unwrap();
@@ -175,7 +175,7 @@ fn tamper(rng: &mut ChaCha8Rng, connection: &Connection) -> String {
 }
 
 fn audited(connection: Connection) -> Result<Audit, Error> {
-    audit(&History::new(connection)?)
+    audit(&ReadOnlyJournal::new(connection)?)
 }
 
 #[test]
@@ -208,12 +208,12 @@ fn every_change_of_a_journal_is_detected() {
 #[test]
 fn a_truncated_journal_is_detected_with_a_later_record() {
     let original = finished_run();
-    let head = History::new(original.copy()).unwrap().verify().unwrap().head;
+    let head = ReadOnlyJournal::new(original.copy()).unwrap().verify().unwrap().head;
     let connection = original.copy();
     let cut = "DELETE FROM chain WHERE kind = 'event' AND number = (SELECT max(number) FROM events);
         DELETE FROM events WHERE number = (SELECT max(number) FROM events)";
     connection.execute_batch(cut).unwrap();
-    let history = History::new(connection).unwrap();
+    let history = ReadOnlyJournal::new(connection).unwrap();
     let mut audit = audit(&history).unwrap();
     let chain = history.verify().unwrap();
     assert_eq!((chain.count, chain.head.record_number), (0, head.record_number - 1));

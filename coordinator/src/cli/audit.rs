@@ -8,7 +8,7 @@ use checkpoint_store::{Checkpoints, JournalHead};
 use clap::Args;
 use object_storage::Access;
 
-use super::journal::JournalArgs;
+use super::journal_args::JournalArgs;
 use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, RecoveryStart, SampleCounts, StageSelection};
 
 /// Check that a run trained on each sample exactly once.
@@ -52,7 +52,7 @@ impl AuditCommand {
         }
         if !self.journal_only {
             let location = history.run_file()?.checkpoint_location();
-            let checkpoints = Checkpoints::open_existing(&location, &Access::environment());
+            let checkpoints = Checkpoints::open_existing(&location, &Access::from_environment());
             let checkpoints = checkpoints.context("cannot read the checkpoints; --journal-only skips them")?;
             audit.add_problems(audit::stored_checkpoints::checkpoint_problems(&history, &checkpoints)?);
         }
@@ -89,11 +89,11 @@ fn audit_text(audit: &audit::Audit) -> String {
             "stage {stage} ({name}) ended with its best checkpoint, of step {step}; {trained} steps were trained"
         );
     }
-    if !audit.exchanges.is_empty() {
+    if !audit.data_changes.is_empty() {
         text.push('\n');
     }
     for DataChangeSummary { stage, name, step, images_before, images_after, captions_before, captions_after } in
-        &audit.exchanges
+        &audit.data_changes
     {
         _ = writeln!(
             text,

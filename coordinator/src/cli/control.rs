@@ -6,7 +6,7 @@ use proto::v1;
 use serde_json::json;
 use std::io::Write;
 
-use super::admin::AdminArgs;
+use super::connection_args::AdminArgs;
 
 /// The arguments of a command that affects the whole run, such as `coordinator pause`.
 #[derive(Debug, Args)]

@@ -5,11 +5,11 @@ use std::{io::Write, time::Duration};
 use clap::{Args, builder::PossibleValuesParser};
 use serde_json::json;
 
-use super::journal::JournalArgs;
+use super::journal_args::JournalArgs;
 use crate::{
     event_messages::{describe_event, event_kinds},
     formatting::format_local_time,
-    journal::{browse::EventCursor, history::Event},
+    journal::{browse::EventCursor, read_only::Event},
 };
 
 /// Time between two reads of the journal with `--follow`.
@@ -19,7 +19,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 ///
 /// Prints a line for each, with the time in this machine's time zone.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  coordinator events --config configs/demo.yaml --kind lost --json")]
+#[command(after_help = "Example:\n  coordinator events --config configs/demo.yaml --kind stage_ended --json")]
 pub struct EventsCommand {
     #[command(flatten)]
     journal: JournalArgs,

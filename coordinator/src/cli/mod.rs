@@ -1,20 +1,21 @@
 //! The command line: one file per subcommand, except that `control` has all commands to a running
 //! coordinator.
 //!
-//! - `admin`, `journal`, `security`: arguments that several subcommands share.
+//! - `connection_args`, `journal_args`, `security_args`: arguments that several subcommands share: the address of a
+//!   coordinator with its token, the state folder of a journal, TLS files and tokens of a server.
 //! - `serve`: runs the coordinator.
 //! - `validate`, `schema`: check and document run files.
 //! - `status`, `watch`, `control`: calls to a running coordinator.
 //! - `audit`, `events`, `report`, `tensorboard`: read the journal of a run.
 
-mod admin;
 mod audit;
+mod connection_args;
 mod control;
 mod events;
-mod journal;
+mod journal_args;
 mod report;
 mod schema;
-mod security;
+mod security_args;
 mod serve;
 mod status;
 mod tensorboard;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
-use super::journal::JournalArgs;
+use super::journal_args::JournalArgs;
 use crate::report::Report;
 
 /// Write a report of a run as one HTML file.

@@ -10,7 +10,7 @@ use config::RunFile;
 use object_storage::Access;
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::security::SecurityArgs;
+use super::security_args::SecurityArgs;
 use crate::{
     checkpoints::{self, JournalMismatchError},
     journal::{self, AcceptedChanges, Journal},
@@ -209,13 +209,13 @@ fn is_recoverable(error: &anyhow::Error) -> bool {
 /// # Errors
 /// Their folder cannot be created or is not writable.
 fn check_captions_folder(file: &RunFile) -> anyhow::Result<()> {
-    checkpoint_store::check_writable(&file.captions_folder().to_string_lossy(), &Access::environment())
+    checkpoint_store::check_writable(&file.captions_folder().to_string_lossy(), &Access::from_environment())
         .context("captions of evaluations")
 }
 
 /// Opens and lists the checkpoints. Checks that new ones can be written, before the run trains.
 fn open_checkpoints(location: &str) -> anyhow::Result<(Checkpoints, Listing)> {
-    let access = Access::environment();
+    let access = Access::from_environment();
     let opened = Checkpoints::open(location, &access).and_then(|checkpoints| {
         checkpoint_store::check_writable(location, &access)?;
         let listing = checkpoints.list()?;

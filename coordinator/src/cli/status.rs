@@ -7,7 +7,7 @@ use clap::Args;
 use proto::v1;
 use serde_json::json;
 
-use super::admin::AdminArgs;
+use super::connection_args::AdminArgs;
 use crate::formatting::phase_name;
 
 /// Print the status of a run.

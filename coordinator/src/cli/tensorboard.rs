@@ -6,9 +6,9 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use serde_json::json;
 
-use super::journal::JournalArgs;
+use super::journal_args::JournalArgs;
 use crate::{
-    journal::history::History,
+    journal::read_only::ReadOnlyJournal,
     tensorboard::{EventFileWriter, WrittenCounts},
 };
 
@@ -65,7 +65,11 @@ impl TensorboardCommand {
 }
 
 /// Writes new records until the run is finished.
-fn follow_run(history: &History, writer: &mut EventFileWriter, written: &mut WrittenCounts) -> anyhow::Result<()> {
+fn follow_run(
+    history: &ReadOnlyJournal,
+    writer: &mut EventFileWriter,
+    written: &mut WrittenCounts,
+) -> anyhow::Result<()> {
     loop {
         // Read first: when the run is finished, all of its records are in the journal.
         let is_finished = history.is_finished()?;

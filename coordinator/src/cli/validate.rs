@@ -98,7 +98,7 @@ fn check_files(file: &RunFile, data: &DataSet) -> anyhow::Result<(SplitStores, V
         ensure!(scenes.is_file(), "data.scenes: there is no file {}", scenes.display());
     }
     open_metrics(&file.scoring)?;
-    checkpoint_store::check_writable(&file.checkpoint_location(), &object_storage::Access::environment())
+    checkpoint_store::check_writable(&file.checkpoint_location(), &object_storage::Access::from_environment())
         .context("checkpoints")?;
     // A corpus vocabulary has all tokens of the training captions, so these have as many tokens
     // with it as with the full vocabulary.

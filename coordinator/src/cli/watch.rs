@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    admin::{AdminArgs, AdminConnector},
+    connection_args::{AdminArgs, AdminConnector},
     status::status_json,
 };
 use crate::{

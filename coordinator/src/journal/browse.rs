@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::{
     Error,
-    history::{Event, History},
     queries::{IS_CURRENT, is_shown_sql, parse_metrics, read_position, read_u64},
+    read_only::{Event, ReadOnlyJournal},
 };
 use crate::{
     event_messages::{CHECKPOINT_KIND, GENERATION_KIND},
@@ -70,7 +70,7 @@ pub struct RowCounters {
     pub evaluations: u64,
 }
 
-/// A cursor of [`History::events_since`]: for each of its four queries, the number or the time of
+/// A cursor of [`ReadOnlyJournal::events_since`]: for each of its four queries, the number or the time of
 /// the last row that was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EventCursor([f64; 4]);
@@ -143,7 +143,7 @@ pub struct ComparedImage {
     pub after: ScoredCaption,
 }
 
-impl History {
+impl ReadOnlyJournal {
     /// The first `max` steps beyond `after`, in the order of the run. Includes steps that were
     /// given up.
     ///

@@ -48,8 +48,8 @@
 pub mod browse;
 mod chain;
 mod error;
-pub mod history;
 mod queries;
+pub mod read_only;
 mod recovery;
 mod restore;
 mod schema;
@@ -171,8 +171,8 @@ impl Journal {
 
     /// Converts the journal into one for reading.
     #[cfg(test)]
-    pub(crate) fn into_history(self) -> history::History {
-        history::History { connection: self.connection }
+    pub(crate) fn into_history(self) -> read_only::ReadOnlyJournal {
+        read_only::ReadOnlyJournal { connection: self.connection }
     }
 
     /// The number and the hash of the last record on disk.

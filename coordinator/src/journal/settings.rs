@@ -137,7 +137,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::journal::history::History;
+    use crate::journal::read_only::ReadOnlyJournal;
     use crate::run::plan::Position;
     use crate::run::record::{Checkpoint, Record, StateSource};
     use crate::run::testing;
@@ -182,7 +182,7 @@ mod tests {
 
     /// The details of the recorded `settings_changed` events.
     fn recorded_changes(path: &Path) -> Vec<serde_json::Value> {
-        let history = History::new(Connection::open(path).unwrap()).unwrap();
+        let history = ReadOnlyJournal::new(Connection::open(path).unwrap()).unwrap();
         let events = history.events().unwrap();
         events.into_iter().filter(|event| event.kind == "settings_changed").map(|event| event.detail).collect()
     }
@@ -216,7 +216,7 @@ mod tests {
         // The journal has the new run file now.
         drop(open(&path, &changed, AcceptedChanges::Free).unwrap());
         assert_eq!(recorded_changes(&path).len(), 1);
-        let stored = History::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
+        let stored = ReadOnlyJournal::new(Connection::open(&path).unwrap()).unwrap().run_file().unwrap();
         assert_eq!(stored, changed);
         assert!(open(&path, &file(), AcceptedChanges::Free).is_err());
     }

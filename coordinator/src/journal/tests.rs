@@ -11,7 +11,7 @@ use super::{
     *,
 };
 use crate::{
-    journal::history::History,
+    journal::read_only::ReadOnlyJournal,
     run::{
         Run, WorkerId,
         data::{DataChange, SplitSize},
@@ -271,7 +271,7 @@ proptest! {
                 train(&mut journal, start.map_or(Position { stage: 0, step: end }, position), start.map_or(0, |_| steps));
             }
         }
-        let history = History { connection: journal.connection };
+        let history = ReadOnlyJournal { connection: journal.connection };
         let query = format!("SELECT {IS_CURRENT}, {IS_NOT_SELECTED} FROM steps AS own ORDER BY stage, step, generation");
         let fates = history.query_all(&query, |row| Ok(match (row.get(0)?, row.get(1)?) {
             (true, _) => StateFate::Current,

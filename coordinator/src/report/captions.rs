@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::journal::{
     Error,
-    history::{Caption, Evaluation, History},
+    read_only::{Caption, Evaluation, ReadOnlyJournal},
 };
 
 /// Maximal number of images in the report.
@@ -60,7 +60,7 @@ impl Captions {
     /// # Errors
     /// The journal cannot be read.
     pub fn read(
-        history: &History,
+        history: &ReadOnlyJournal,
         settings: &RunFile,
         before: Option<&Evaluation>,
         after: &Evaluation,

@@ -27,8 +27,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use catalogue::Direction;
 use config::{Objective, RunFile};
+use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 
 pub use captions::{CaptionedImage, Captions};
@@ -39,7 +39,7 @@ use crate::{
     event_messages::GUARD_KIND,
     journal::{
         Error,
-        history::{Evaluation, Event, Generation, History, MeasuredStep, ReportedCheckpoint},
+        read_only::{CheckpointRow, Evaluation, Event, Generation, MeasuredStep, ReadOnlyJournal},
     },
     run::{WorkerId, plan::Position, record::EventKind},
 };
@@ -242,7 +242,7 @@ impl Report {
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub fn read(history: &History) -> Result<Self, Error> {
+    pub fn read(history: &ReadOnlyJournal) -> Result<Self, Error> {
         let settings = history.run_file()?;
         let (events, mut audit) = (history.events()?, audit::audit(history)?);
         let (stages, evaluations) = (stages(history, &settings, &events)?, history.evaluations(None)?);
@@ -320,14 +320,14 @@ impl Recoveries {
     }
 }
 
-impl From<ReportedCheckpoint> for CheckpointEntry {
-    fn from(ReportedCheckpoint { name, parameters_sha256, at, is_current, .. }: ReportedCheckpoint) -> Self {
-        Self { name, parameters_sha256, at, is_passed_over: !is_current }
+impl From<CheckpointRow> for CheckpointEntry {
+    fn from(CheckpointRow { name, parameters_sha256, at, is_in_present_history, .. }: CheckpointRow) -> Self {
+        Self { name, parameters_sha256, at, is_passed_over: !is_in_present_history }
     }
 }
 
 /// Reads the stages that have started, with their curves.
-fn stages(history: &History, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
+fn stages(history: &ReadOnlyJournal, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
     let mut started: BTreeMap<u32, (Stage, Curves)> = BTreeMap::new();
     history.for_each_step(Position::default(), |step| {
         let MeasuredStep {
@@ -453,7 +453,7 @@ fn recent_events(events: &[Event], is_listed: impl Fn(&str) -> bool) -> Vec<Even
 }
 
 /// Groups the workers by host, device and version.
-fn machine_groups(history: &History) -> Result<Vec<MachineGroup>, Error> {
+fn machine_groups(history: &ReadOnlyJournal) -> Result<Vec<MachineGroup>, Error> {
     let mut machines: BTreeMap<[String; 3], BTreeSet<WorkerId>> = BTreeMap::new();
     for (machine, worker_id) in history.machines()? {
         machines.entry(machine).or_default().insert(worker_id);

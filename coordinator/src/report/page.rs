@@ -173,8 +173,8 @@ fn stage_section(stage: &Stage) -> Markup {
     let curve = |name: &str| stage.curves.get(name);
     let selected = stage.end.as_ref().map(|end| end.step);
     let single = |name: &'static str| {
-        let unit = catalogue::metric(name).map(|metric| metric.unit);
-        let label = catalogue::label(name).unwrap_or(name);
+        let unit = metric_catalogue::metric(name).map(|metric| metric.unit);
+        let label = metric_catalogue::label(name).unwrap_or(name);
         let title = unit.map_or_else(|| label.to_owned(), |unit| format!("{label}, {unit}"));
         let lines = vec![("a", name, curve(name)?)];
         Chart { title: &title, bands: vec![], lines, shows_range: true, selected }.draw()

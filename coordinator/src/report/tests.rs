@@ -63,7 +63,7 @@ fn event(kind: EventKind, detail: serde_json::Value) -> Record {
 
 /// A run of two stages. A generation failed in the second stage, and its steps beyond 3 were given
 /// up.
-fn history(folder: &Path, extra: Vec<Record>) -> History {
+fn history(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
     let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
     let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
@@ -85,7 +85,7 @@ fn history(folder: &Path, extra: Vec<Record>) -> History {
     records.push(Record::Saved(record::Checkpoint { position, generation: 2, run_id, name, parameters_sha256 }));
     records.extend(extra);
     journal.write(&records).unwrap();
-    History::open(folder).unwrap()
+    ReadOnlyJournal::open(folder).unwrap()
 }
 
 fn report(extra: Vec<Record>) -> Report {
@@ -141,7 +141,7 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
         "passed_over": [{ "step": 8, "score": 2.0, "reason": "its score is not better" }] });
     records.extend([event(EventKind::StageEnded, detail), event(EventKind::Finished, json!({}))]);
     journal.write(&records).unwrap();
-    let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
+    let report = Report::read(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
     let marks = |is_marked: fn(&EvaluationEntry) -> bool| report.evaluations.iter().map(is_marked).collect::<Vec<_>>();
     assert_eq!(marks(|evaluation| evaluation.captioner == Captioner::People), [true, false, false, false]);
@@ -182,7 +182,7 @@ fn a_report_of_a_run_without_steps_is_possible() {
     let folder = tempfile::tempdir().unwrap();
     let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None)]);
     Journal::open(folder.path(), &file).unwrap();
-    let report = Report::read(&History::open(folder.path()).unwrap()).unwrap();
+    let report = Report::read(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
     assert!(report.stages.is_empty() && report.captions.is_none());
     assert!(report.to_html().contains("unfinished"));
 }

@@ -174,10 +174,10 @@ impl Run {
         if reported.generation > last {
             return Some(format!("generation {} does not exist", reported.generation));
         }
-        // The horizon limits only the last generation. States of earlier generations may be
+        // The max_granted_position limits only the last generation. States of earlier generations may be
         // further: if they are, they were given up, and `branch_points` excludes them.
-        (reported.generation == last && is_agreed(reported) && position > self.horizon)
-            .then(|| format!("generation {last} is granted up to {}, not to {position}", self.horizon))
+        (reported.generation == last && is_agreed(reported) && position > self.max_granted_position)
+            .then(|| format!("generation {last} is granted up to {}, not to {position}", self.max_granted_position))
     }
 }
 

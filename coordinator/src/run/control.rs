@@ -15,7 +15,7 @@ use super::{
 /// The reason in the records of events that an operator's command caused.
 const OPERATOR_REQUEST: &str = "an operator requested it";
 
-/// A command of an operator, from `coordinator admin` or the HTTP API.
+/// A command of an operator, from a subcommand such as `coordinator pause` or from the HTTP API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Pause the run after the granted steps.
@@ -57,7 +57,7 @@ impl Run {
             Command::Resume => match self.pause_reason.take() {
                 None => refuse("the run is not paused: there is nothing to resume".into()),
                 Some(reason) => {
-                    self.throughput.interrupt();
+                    self.throughput.reset_timer();
                     let detail = json!({ "at": self.committed.to_string(), "reason": reason });
                     self.record_event(EventKind::Resumed, detail);
                     Ok("the run continues".into())

@@ -158,7 +158,7 @@ impl Run {
         }
         self.flush_statistics();
         let number = self.last_generation + 1;
-        (self.last_generation, self.horizon) = (number, start);
+        (self.last_generation, self.max_granted_position) = (number, start);
         self.term_log.record(number, self.term);
         self.branch_points.add(number, start);
         self.data_changes.iter_mut().for_each(|change| change.record_start(number, start));
@@ -413,7 +413,7 @@ impl Run {
         let Some(generation) = self.generation.as_mut().filter(|_| is_active) else { return };
         let number = generation.number;
         generation.pending_boundary = None;
-        self.throughput.interrupt();
+        self.throughput.reset_timer();
         self.phase = RunPhase::Waiting;
         self.last_end = GenerationEnd { reason: reason.to_owned(), is_failure };
         for worker_id in generation.members.clone() {

@@ -154,7 +154,7 @@ pub struct Run {
     /// Number of the last generation.
     last_generation: u64,
     /// The furthest position that workers may have reached: steps are granted up to here.
-    horizon: Position,
+    max_granted_position: Position,
     /// Decides which states belong to the present history.
     branch_points: BranchPoints,
     /// The furthest position that a member has applied and reported.
@@ -231,7 +231,7 @@ impl Run {
             term,
             term_log: restored.term_log,
             file_json: serde_json::to_string(&file).expect("a run file is plain data"),
-            horizon: plan.horizon(restored.committed, &restored.passed_boundaries),
+            max_granted_position: plan.max_granted_position(restored.committed, &restored.passed_boundaries),
             plan,
             file,
             members: Membership::default(),

@@ -148,7 +148,7 @@ impl Plan {
     /// cannot have passed an evaluation that it does not have, because an evaluation is recorded
     /// before the next step is granted. Each stage ends with an evaluation.
     #[must_use]
-    pub fn horizon(&self, committed: Position, passed_boundaries: &Boundaries) -> Position {
+    pub fn max_granted_position(&self, committed: Position, passed_boundaries: &Boundaries) -> Position {
         let is_evaluated = |end: Position| passed_boundaries.contains(&(end, Boundary::Evaluation));
         let mut position = committed;
         loop {

@@ -116,7 +116,7 @@ impl Run {
             NextAction::Checkpoint => self.start_save(granted),
             NextAction::Evaluate => self.start_evaluation(granted),
             NextAction::Advance { stage } => {
-                self.horizon = Position { stage, step: 0 };
+                self.max_granted_position = Position { stage, step: 0 };
                 let boundary = PendingBoundary::Advance { stage, advanced: BTreeSet::new() };
                 self.send_boundary(boundary, &Directive::Advance(v1::Advance { stage }));
             }
@@ -144,7 +144,7 @@ impl Run {
         let shares: Vec<_> = shares::ranges(&self.share_sizes(self.plan.stage(from).batch)).collect();
         if let Some(generation) = &mut self.generation {
             generation.granted = from.after(steps.into());
-            self.horizon = generation.granted;
+            self.max_granted_position = generation.granted;
         }
         self.broadcast(|rank, _| {
             let share = shares.get(rank.index()).cloned().unwrap_or_default();

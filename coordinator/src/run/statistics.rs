@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use catalogue::names;
 use dataset::limits::MAX_TEXT_BYTES;
+use metric_catalogue::names;
 use proto::v1;
 use summary_statistics::Summary;
 
@@ -37,10 +37,10 @@ pub struct StepStatistics {
     pub seconds: f64,
     /// The longest time that a member spent in the all-reduce, in seconds.
     pub all_reduce_seconds: f64,
-    /// Distributions over all samples of the step, by name in `catalogue::TRAINING_METRICS`.
+    /// Distributions over all samples of the step, by name in `metric_catalogue::TRAINING_METRICS`.
     pub summaries: BTreeMap<&'static str, Summary>,
     /// The duration of each phase of the step, summed over members, in seconds, by name in
-    /// `catalogue::names::PHASES`.
+    /// `metric_catalogue::names::PHASES`.
     pub phase_seconds: BTreeMap<&'static str, f64>,
     /// The candidates of one image with their rewards and weights, if the objective has candidates.
     pub example: Option<v1::Example>,
@@ -93,7 +93,7 @@ impl StepStatistics {
     ) -> Result<Self, ProtocolViolation> {
         let mut summaries = BTreeMap::new();
         for (reported, summary) in &report.summaries {
-            let name = catalogue::TRAINING_METRICS.into_iter().find(|name| name == reported);
+            let name = metric_catalogue::TRAINING_METRICS.into_iter().find(|name| name == reported);
             let name =
                 name.ok_or_else(|| ProtocolViolation::new(format!("unknown summary `{}`", reported.escape_debug())))?;
             summaries.insert(
@@ -237,7 +237,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        journal::{Journal, history::History},
+        journal::{Journal, read_only::ReadOnlyJournal},
         run::{record::Record, testing},
     };
 
@@ -308,7 +308,7 @@ mod tests {
             let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
             let records: Vec<_> = merged.into_iter().map(Record::Step).collect();
             journal.write(&records).unwrap();
-            let history: History = journal.into_history();
+            let history: ReadOnlyJournal = journal.into_history();
             for row in history.step_records(Position::default(), 9).unwrap() {
                 prop_assert!(row.scalars.into_iter().flatten().all(|number| !number.is_nan()), "{:?}", row);
             }

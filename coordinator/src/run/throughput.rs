@@ -38,7 +38,7 @@ impl Throughput {
     }
 
     /// Excludes the time from now until the next recorded position.
-    pub fn interrupt(&mut self) {
+    pub fn reset_timer(&mut self) {
         self.last_record = None;
     }
 
@@ -65,7 +65,7 @@ mod tests {
             throughput.record_position(Time::from_secs(2 * second + 1), at(second));
         }
         assert_eq!(throughput.seconds_until(at(3), 10), Some(14.0));
-        throughput.interrupt();
+        throughput.reset_timer();
         throughput.record_position(Time::from_secs(1_000), at(4));
         throughput.record_position(Time::from_secs(1_002), at(5));
         assert_eq!(throughput.seconds_until(at(5), 10), Some(10.0));

@@ -175,7 +175,7 @@ mod tests {
     }
 
     fn count_events(state: &Path) -> usize {
-        crate::journal::history::History::open(state).unwrap().events().unwrap().len()
+        crate::journal::read_only::ReadOnlyJournal::open(state).unwrap().events().unwrap().len()
     }
 
     #[tokio::test]

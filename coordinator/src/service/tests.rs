@@ -79,7 +79,7 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> TestCo
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (grpc_address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
     let scoring = caption_metrics::Metrics::open(&caption_metrics::MetricFiles::default()).expect("no files are named");
-    let access = object_storage::Access::environment();
+    let access = object_storage::Access::from_environment();
     let checkpoints = checkpoint_store::Checkpoints::open(&file.checkpoint_location(), &access).unwrap();
     let journal_folder = output.path().join("state");
     let service = Service { file, run, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay };

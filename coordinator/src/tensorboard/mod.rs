@@ -24,7 +24,7 @@ use anyhow::{Context, bail};
 use event::{Event, Summary, Value};
 
 use crate::{
-    journal::history::{Caption, Evaluation, History, LineageCursor, MeasuredStep},
+    journal::read_only::{Caption, Evaluation, LineageCursor, MeasuredStep, ReadOnlyJournal},
     run::plan::Position,
 };
 
@@ -66,7 +66,7 @@ impl EventFileWriter {
     ///
     /// # Errors
     /// The journal cannot be read, the folder cannot be written, or another process writes to it.
-    pub fn create(folder: &Path, history: &History) -> anyhow::Result<(Self, WrittenCounts)> {
+    pub fn create(folder: &Path, history: &ReadOnlyJournal) -> anyhow::Result<(Self, WrittenCounts)> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let old_files = exported_files(folder).with_context(|| folder.display().to_string())?;
         for path in &old_files {
@@ -113,7 +113,7 @@ impl EventFileWriter {
     ///
     /// # Errors
     /// The journal cannot be read, or the file cannot be written.
-    pub fn write_new(&mut self, history: &History) -> anyhow::Result<WrittenCounts> {
+    pub fn write_new(&mut self, history: &ReadOnlyJournal) -> anyhow::Result<WrittenCounts> {
         if let Some(position) = history.given_up_since(&mut self.lineage_cursor)? {
             self.purge_after(position)?;
         }

@@ -38,8 +38,8 @@ impl TwoStages {
         self.journal.write(&records.into_iter().collect::<Vec<_>>()).unwrap();
     }
 
-    fn history(&self) -> History {
-        History::open(&self.folder.path().join("state")).unwrap()
+    fn history(&self) -> ReadOnlyJournal {
+        ReadOnlyJournal::open(&self.folder.path().join("state")).unwrap()
     }
 
     fn out(&self) -> PathBuf {

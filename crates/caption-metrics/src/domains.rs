@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use catalogue::names::NOCAPS_DOMAINS;
+use metric_catalogue::names::NOCAPS_DOMAINS;
 
 use crate::report::MetricName;
 use crate::{Item, Metrics, Report, Scores};

@@ -127,7 +127,7 @@ fn any_has_references(items: &[Item]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use catalogue::EVALUATION_METRICS;
+    use metric_catalogue::EVALUATION_METRICS;
     use proptest::prelude::*;
 
     use super::*;

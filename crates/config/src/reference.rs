@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use catalogue::Direction;
+use metric_catalogue::Direction;
 use serde_json::Value;
 
 use crate::keys::{KEYS, Key, Mutability, key_at};
 use crate::schema::RunFile;
-use catalogue::{METRICS, Metric, Source};
+use metric_catalogue::{METRICS, Metric, Source};
 
 /// Width of the document.
 const WIDTH: usize = 100;

@@ -104,7 +104,7 @@ stages:
 
     #[test]
     fn reference_metrics_are_names_of_evaluation_metrics() {
-        let is_evaluated = |name: &&str| catalogue::EVALUATION_METRICS.contains(name);
+        let is_evaluated = |name: &&str| metric_catalogue::EVALUATION_METRICS.contains(name);
         assert!(REFERENCE_METRICS.iter().all(is_evaluated));
     }
 }

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 
-use catalogue::names::NOCAPS_DOMAINS;
 use config::{Coco, CocoSplit};
+use metric_catalogue::names::NOCAPS_DOMAINS;
 use serde::Deserialize;
 
 use crate::annotations::{LenientValue, clean_captions, join_below, read_json};

@@ -18,7 +18,7 @@ pub struct Item {
     pub id: Option<u64>,
     /// The reference captions. Within a split, either every image has captions or no image has.
     pub captions: Vec<String>,
-    /// The image's domain in nocaps; see [`catalogue::names::NOCAPS_DOMAINS`].
+    /// The image's domain in nocaps; see [`metric_catalogue::names::NOCAPS_DOMAINS`].
     pub domain: Option<&'static str>,
     /// The path below the images' folder, or the key in the tar, if that is not `name`.
     pub(crate) path: Option<String>,

@@ -92,7 +92,7 @@ impl DataSet {
         let reads_images = settings.features.is_none() || settings.skip_corrupt;
         let checks = if reads_images { checks } else { ImageChecks::None };
         let mut data = if let Some(tars) = &settings.webdataset {
-            webdataset::load(tars, requested, object_storage::Access::environment().for_streaming())?
+            webdataset::load(tars, requested, object_storage::Access::from_environment().for_streaming())?
         } else if let Some(karpathy) = &settings.karpathy {
             Self::from_splits(karpathy::read_splits(&karpathy.annotations, &karpathy.images, requested)?, checks)
         } else if let Some(coco) = &settings.coco {

@@ -37,12 +37,13 @@ impl Display for Split {
     }
 }
 
-/// Parses every name that [`catalogue::names::canonical_split`] accepts.
+/// Parses every name that [`metric_catalogue::names::canonical_split`] accepts.
 impl FromStr for Split {
     type Err = UnknownSplitError;
 
     fn from_str(name: &str) -> Result<Self, UnknownSplitError> {
-        let split = Self::ALL.into_iter().find(|split| catalogue::names::canonical_split(name) == Some(split.name()));
+        let split =
+            Self::ALL.into_iter().find(|split| metric_catalogue::names::canonical_split(name) == Some(split.name()));
         split.ok_or_else(|| UnknownSplitError(name.to_owned()))
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use dico_coordinator::audit::audit;
-use dico_coordinator::journal::{Journal, history::History};
+use dico_coordinator::journal::{Journal, read_only::ReadOnlyJournal};
 use dico_coordinator::report::Report;
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -121,7 +121,7 @@ pub fn run_file(bytes: &[u8]) {
 }
 
 /// Reads a journal in all ways but the page's.
-fn read(history: &History) {
+fn read(history: &ReadOnlyJournal) {
     _ = audit(history);
     _ = Report::read(history);
     _ = history.lineage();
@@ -131,7 +131,7 @@ fn read(history: &History) {
 pub fn journal(bytes: &[u8]) {
     let folder = temporary_folder();
     std::fs::write(folder.path().join("journal.sqlite"), bytes).expect("the temporary folder can be written");
-    if let Ok(history) = History::open(folder.path()) {
+    if let Ok(history) = ReadOnlyJournal::open(folder.path()) {
         read(&history);
     }
 }
@@ -149,7 +149,7 @@ pub fn journal_json(bytes: &[u8]) {
         connection.execute(&update, [text]).expect("the example has these columns");
     }
     drop(connection);
-    if let Ok(history) = History::open(folder.path()) {
+    if let Ok(history) = ReadOnlyJournal::open(folder.path()) {
         read(&history);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use catalogue::names;
+use metric_catalogue::names;
 use proto::{IMAGES_PER_EVALUATION_RANGE, v1};
 use summary_statistics::Summary;
 
@@ -93,5 +93,5 @@ fn summaries(report: u32) -> HashMap<String, v1::Summary> {
         _ => CANDIDATES,
     };
     let summary = |name| v1::Summary::from(&Summary::of((0..values(name)).map(value)));
-    catalogue::TRAINING_METRICS.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
+    metric_catalogue::TRAINING_METRICS.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
 }

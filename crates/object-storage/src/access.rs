@@ -13,7 +13,7 @@ impl Access {
     /// Settings from the environment: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
     /// `AWS_ENDPOINT`, `AWS_ALLOW_HTTP` and so on.
     #[must_use]
-    pub fn environment() -> Self {
+    pub fn from_environment() -> Self {
         AmazonS3Builder::from_env().into()
     }
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use caption_metrics::cider::Candidate;
-use catalogue::names;
+use metric_catalogue::names;
 use summary_statistics::Summary;
 use tch::{Device, Kind, Tensor, no_grad};
 use tokenizer::Vocabulary;

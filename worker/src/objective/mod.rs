@@ -47,6 +47,6 @@ pub struct LossOutput {
     /// The candidates of one image, to be shown to users; none if the objective does not weight
     /// candidates.
     pub example: Option<CandidateExample>,
-    /// Summaries over this rank's samples, by the names in [`catalogue::names`].
+    /// Summaries over this rank's samples, by the names in [`metric_catalogue::names`].
     pub summaries: BTreeMap<&'static str, Summary>,
 }

@@ -154,7 +154,7 @@ impl Trainer {
     ) -> anyhow::Result<Self> {
         let data = Arc::new(DataSet::load_for(&run)?);
         let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose()?;
-        let checkpoints = Checkpoints::open(&run.checkpoint_location(), &Access::environment());
+        let checkpoints = Checkpoints::open(&run.checkpoint_location(), &Access::from_environment());
         let checkpoints = Arc::new(checkpoints.context("checkpoints")?);
         let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
         let vocabulary = match checkpoint::saved_vocabulary(&run, &checkpoints)? {

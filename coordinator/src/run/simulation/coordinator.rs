@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     checkpoints,
-    journal::{Journal, history::History},
+    journal::{Journal, read_only::ReadOnlyJournal},
     run::{
         Action, Command, Event, Outcome, RequestId, Run, SessionId, Time, captions::EvaluationItem, plan::Position,
         record::Record,
@@ -104,7 +104,7 @@ impl Cluster {
     }
 
     /// Takes the journal, with all records.
-    pub fn take_history(&mut self) -> History {
+    pub fn take_history(&mut self) -> ReadOnlyJournal {
         let Coordinator { journal, records, written_count, .. } = &mut self.coordinator;
         let mut journal = journal.take().expect("a coordinator was started");
         journal.write(&records[*written_count..]).expect("a database in memory can be written");

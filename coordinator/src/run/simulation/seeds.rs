@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     audit::audit,
-    journal::history::History,
+    journal::read_only::ReadOnlyJournal,
     run::{Outcome, Time, plan::Position},
 };
 
@@ -128,7 +128,7 @@ fn run_from_backup(seed: u64, trace: Trace) -> Option<u64> {
 }
 
 /// The journal of a seed's run after this number of events, or at its end. For tests of the audit.
-pub fn recorded_history(seed: u64, events: u64) -> History {
+pub fn recorded_history(seed: u64, events: u64) -> ReadOnlyJournal {
     let mut cluster = Cluster::new(seed, Trace::Off, Scenario::random);
     cluster.start_workers_and_faults();
     while cluster.outcome.is_none() && cluster.event_count < events && cluster.step(MAX_VIRTUAL_TIME) {}

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use catalogue::names;
+use metric_catalogue::names;
 use serde::Serialize;
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     journal::{
         Error,
         browse::{Distribution, RecordedStep, STEP_SCALARS},
-        history::History,
+        read_only::ReadOnlyJournal,
     },
     run::{
         lineage::{Lineage, ModelSelection, StateFate},
@@ -31,17 +31,17 @@ const QUANTILE_DISTRIBUTIONS: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_R
 const QUANTILES: [&str; 5] = ["p05", "p25", "p50", "p75", "p95"];
 /// The number of series: a step's scalars, the means of its distributions, and some quantiles.
 const SERIES_COUNT: usize =
-    STEP_SCALARS.len() + catalogue::TRAINING_METRICS.len() + QUANTILE_DISTRIBUTIONS.len() * QUANTILES.len();
+    STEP_SCALARS.len() + metric_catalogue::TRAINING_METRICS.len() + QUANTILE_DISTRIBUTIONS.len() * QUANTILES.len();
 
 /// The name of a series, and whether it has minimum and maximum, which series of quantiles do not.
 fn series_name(series: usize) -> (String, bool) {
     match (STEP_SCALARS.get(series), series.checked_sub(STEP_SCALARS.len())) {
         (Some(number), _) => ((*number).to_owned(), true),
-        (None, Some(mean)) if mean < catalogue::TRAINING_METRICS.len() => {
-            (catalogue::TRAINING_METRICS[mean].to_owned(), true)
+        (None, Some(mean)) if mean < metric_catalogue::TRAINING_METRICS.len() => {
+            (metric_catalogue::TRAINING_METRICS[mean].to_owned(), true)
         }
         (None, _) => {
-            let quantile = series - STEP_SCALARS.len() - catalogue::TRAINING_METRICS.len();
+            let quantile = series - STEP_SCALARS.len() - metric_catalogue::TRAINING_METRICS.len();
             let (distribution, quantile) =
                 (QUANTILE_DISTRIBUTIONS[quantile / QUANTILES.len()], QUANTILES[quantile % QUANTILES.len()]);
             (format!("{distribution}.{quantile}"), false)
@@ -52,7 +52,7 @@ fn series_name(series: usize) -> (String, bool) {
 /// The values of a step, in the order of the series.
 fn series_values(step: &RecordedStep) -> [Option<f64>; SERIES_COUNT] {
     let distribution = |name: &str| step.summaries.get(name);
-    let means = catalogue::TRAINING_METRICS.into_iter().map(|name| distribution(name)?.mean);
+    let means = metric_catalogue::TRAINING_METRICS.into_iter().map(|name| distribution(name)?.mean);
     let quantiles = QUANTILE_DISTRIBUTIONS.into_iter().flat_map(|name| match distribution(name) {
         Some(Distribution { p05, p25, p50, p75, p95, .. }) => [*p05, *p25, *p50, *p75, *p95],
         None => [None; QUANTILES.len()],
@@ -212,7 +212,7 @@ impl Curves {
     }
 
     /// The query for the next update.
-    pub fn next_query(&self) -> impl FnOnce(&History) -> Result<CurveUpdate, Error> + use<> {
+    pub fn next_query(&self) -> impl FnOnce(&ReadOnlyJournal) -> Result<CurveUpdate, Error> + use<> {
         let last_read = self.last_read;
         move |history| {
             let (branch_points, selections) = (history.branch_points()?, history.selections()?);

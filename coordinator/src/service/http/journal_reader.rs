@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use tokio::sync::Semaphore;
 
 use super::HttpError;
-use crate::journal::{Error, history::History};
+use crate::journal::{Error, read_only::ReadOnlyJournal};
 
 /// Maximal number of concurrent queries. Further queries wait.
 const MAX_CONCURRENT_QUERIES: usize = 4;
@@ -31,12 +31,12 @@ impl JournalReader {
     /// The journal cannot be read.
     pub async fn query<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&History) -> Result<T, Error> + Send + 'static,
+        query: impl FnOnce(&ReadOnlyJournal) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, HttpError> {
         let unavailable = |message: String| HttpError::new(StatusCode::SERVICE_UNAVAILABLE, message);
         let _permit = self.permits.acquire().await.map_err(|error| unavailable(error.to_string()))?;
         let folder = self.journal_folder.clone();
-        let result = tokio::task::spawn_blocking(move || query(&History::open(&folder)?)).await;
+        let result = tokio::task::spawn_blocking(move || query(&ReadOnlyJournal::open(&folder)?)).await;
         result.map_err(|error| unavailable(error.to_string()))?.map_err(|error| unavailable(error.to_string()))
     }
 }

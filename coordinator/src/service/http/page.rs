@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use catalogue::{METRICS, STEP_VALUES};
+use metric_catalogue::{METRICS, STEP_VALUES};
 use serde_json::{Value, json};
 
 /// The web page may only load its own files and call the coordinator. Scripts cannot insert strings

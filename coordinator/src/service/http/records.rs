@@ -6,7 +6,7 @@ use std::{
 };
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
-use catalogue::Direction;
+use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -27,7 +27,7 @@ const MAX_CAPTIONS: u64 = 12;
 pub async fn events(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
     let events = app_state.journal.query(|history| history.latest_events(MAX_EVENTS)).await?;
     let to_json =
-        |event: crate::journal::history::Event| json!({ "at": event.at, "kind": event.kind, "detail": event.detail });
+        |event: crate::journal::read_only::Event| json!({ "at": event.at, "kind": event.kind, "detail": event.detail });
     Ok(Json(events.into_iter().map(to_json).collect::<Vec<_>>()))
 }
 
@@ -63,7 +63,7 @@ pub async fn evaluations(State(app_state): State<Arc<AppState>>) -> Result<impl 
         not_selected: recorded.fate == StateFate::NotSelected,
     };
     let names: BTreeSet<&String> = evaluations.iter().flat_map(|recorded| recorded.metrics.keys()).collect();
-    let better = names.into_iter().filter_map(|name| match catalogue::direction(name) {
+    let better = names.into_iter().filter_map(|name| match metric_catalogue::direction(name) {
         Direction::HigherIsBetter => Some((name.clone(), "higher")),
         Direction::LowerIsBetter => Some((name.clone(), "lower")),
         Direction::Neutral => None,

@@ -177,7 +177,7 @@ pub async fn snapshot(app_state: &Arc<AppState>) -> Result<Snapshot, HttpError> 
         answer.await.map_err(|_| no_answer())
     };
     let status = time::timeout(STATUS_TIMEOUT, request).await.map_err(|_| no_answer())??;
-    let row_counters = app_state.journal.query(crate::journal::history::History::row_counters).await?;
+    let row_counters = app_state.journal.query(crate::journal::read_only::ReadOnlyJournal::row_counters).await?;
     let curves = app_state.curves().version();
     Ok(Snapshot::new(status, &app_state.file, curves, row_counters, app_state.tokens.admin.is_some()))
 }

@@ -157,7 +157,7 @@ fn generation_record(generation: u64, step: u64) -> Record {
 }
 
 fn read_journal(curves: &mut Curves, state: &Path) {
-    let history = crate::journal::history::History::open(state).unwrap();
+    let history = crate::journal::read_only::ReadOnlyJournal::open(state).unwrap();
     while curves.apply(curves.next_query()(&history).unwrap()) {}
 }
 
@@ -571,5 +571,5 @@ async fn every_file_of_the_web_page_is_served_and_loads_nothing_else() {
         assert!(other_urls.is_empty() && !text.contains("innerHTML"), "{other_urls}");
         checked += 1;
     }
-    assert_eq!(files.len(), 17, "{files:?}");
+    assert_eq!(files.len(), 18, "{files:?}");
 }

@@ -1,7 +1,7 @@
 //! All metrics that a coordinator exposes. `docs/operations.md` has the same table, and a test
 //! compares the two.
 
-use catalogue::METRICS;
+use metric_catalogue::METRICS;
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 
 /// The type of a metric, as in Prometheus.

@@ -6,8 +6,8 @@ mod workers;
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use catalogue::{METRICS, names};
 use config::{GuardAction, RunFile};
+use metric_catalogue::{METRICS, names};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use proto::v1::RunState;

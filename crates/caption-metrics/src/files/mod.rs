@@ -66,7 +66,7 @@ pub struct CaptionSet {
 
 impl CaptionSet {
     /// Reads both files; one of them may be [`STDIN`]. `split` is the split of Karpathy's JSON with
-    /// the references, under any name that [`catalogue::names::canonical_split`] knows; by default
+    /// the references, under any name that [`metric_catalogue::names::canonical_split`] knows; by default
     /// `test`.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use catalogue::names::{self, NOCAPS_DOMAINS};
+use metric_catalogue::names::{self, NOCAPS_DOMAINS};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 

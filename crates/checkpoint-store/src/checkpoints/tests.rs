@@ -65,7 +65,7 @@ fn checkpoints_in_a_folder_are_written_read_listed_and_deleted() {
     let folder = tempfile::tempdir().unwrap();
     check_lifecycle(&in_folder(&folder.path().join("new/ä folder")));
     let url = format!("file://{}/other%20folder", folder.path().display());
-    check_lifecycle(&Checkpoints::open(&url, &Access::environment()).unwrap());
+    check_lifecycle(&Checkpoints::open(&url, &Access::from_environment()).unwrap());
     assert!(folder.path().join("other folder/1-dico-00000000/checkpoint.json").is_file());
 }
 

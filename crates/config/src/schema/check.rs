@@ -1,6 +1,6 @@
 //! Checks of values that the types cannot express.
 
-use catalogue::{Direction, names};
+use metric_catalogue::{Direction, names};
 
 use super::{
     Baseline, Captioner, Contrastive, Control, Data, Dico, MAX_WORKERS, Objective, Reward, Rule, RunFile, Scst, Stage,
@@ -241,7 +241,7 @@ impl Stage {
     fn statistics(&self) -> impl Iterator<Item = &'static str> {
         let of_preferences = |name: &str| [names::IMPLICIT_ACCURACY, names::GAMMA_ENTROPY].contains(&name);
         let objective = self.objective;
-        catalogue::TRAINING_METRICS.into_iter().filter(move |name| match objective {
+        metric_catalogue::TRAINING_METRICS.into_iter().filter(move |name| match objective {
             Objective::Dico => true,
             Objective::Scst => !of_preferences(name),
             Objective::Contrastive | Objective::CrossEntropy => false,

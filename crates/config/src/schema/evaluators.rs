@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use catalogue::{Direction, EVALUATION_METRICS, Metric, RETRIEVAL_METRICS, TRAINING_METRICS, metric};
+use metric_catalogue::{Direction, EVALUATION_METRICS, Metric, RETRIEVAL_METRICS, TRAINING_METRICS, metric};
 
 use super::check::{Problem, need};
 use super::{Evaluator, EvaluatorScore, Objective, Reward, RunFile};
@@ -182,7 +182,7 @@ impl RunFile {
                         scores.extend(all.map(|name| (name, Direction::HigherIsBetter)));
                     }
                 }
-                name => scores.push((name.to_owned(), catalogue::direction(name))),
+                name => scores.push((name.to_owned(), metric_catalogue::direction(name))),
             }
         }
         scores

@@ -5,7 +5,7 @@ use super::check::{Problem, need};
 use super::{
     Data, GuardAction, NamedEvaluator, Objective, Positives, ProjectionInit, Rewards, Rule, RunFile, Stage, Trainable,
 };
-use catalogue::{Metric, Source};
+use metric_catalogue::{Metric, Source};
 
 const NEEDS_CAPTIONER: &str = "nothing has trained the captioner: put a stage with `objective: cross_entropy` before it, or set \
                                captioner.weights";

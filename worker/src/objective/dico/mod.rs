@@ -13,8 +13,8 @@
 #[cfg(test)]
 mod golden;
 
-use catalogue::names;
 use config::{Dico, Weights};
+use metric_catalogue::names;
 use summary_statistics::Summary;
 use tch::{Kind, Tensor, no_grad};
 

@@ -41,7 +41,7 @@ impl TestRun {
         let run = RunFile::parse(Path::new("test.yaml"), run).unwrap();
         let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::environment()).unwrap();
+        let checkpoints = Checkpoints::open(folder.path().to_str().unwrap(), &Access::from_environment()).unwrap();
         Self { run, weight_sources, checkpoints, folder }
     }
 

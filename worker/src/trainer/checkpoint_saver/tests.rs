@@ -32,7 +32,7 @@ fn successful_and_failed_saves_are_reported() {
     let state = TrainingState::new(&run, &weight_sources, Device::Cpu).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoints");
-    let checkpoints = Arc::new(Checkpoints::open(path.to_str().unwrap(), &Access::environment()).unwrap());
+    let checkpoints = Arc::new(Checkpoints::open(path.to_str().unwrap(), &Access::from_environment()).unwrap());
     let (sender, mut reports) = tokio::sync::mpsc::channel(8);
     let saver = CheckpointSaver::start(Arc::clone(&checkpoints), sender);
     let save = |checkpoint, name: &str, is_writer: bool| {

@@ -66,7 +66,8 @@ export class Curves {
   }
 
   /**
-   * Shows the curves of a stage. `selectedStep` is the step of the checkpoint that the stage ended with, or null.
+   * Shows the curves of a stage. `selectedStep` is the step of the checkpoint that the stage ended
+   * with, or null.
    * There is one request at a time; an update during a request takes effect after it.
    */
   async update(snapshot, stage, selectedStep) {

@@ -1,4 +1,4 @@
-//! Names that programs, files and people share, and the one table of metrics.
+//! The one table of metrics, and names that programs and files share.
 //!
 //! - [`metrics`]: what a run measures: name, label, unit, direction, range and definition of each.
 //! - [`names`]: constants for names in the code, and the normalized names of splits.

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use checkpoint_store::JournalHead;
 use config::RunFile;
-pub use measurements::{Caption, Evaluation, LineageCursor, MeasuredStep, ReportedCheckpoint};
+pub use measurements::{Caption, CheckpointRow, Evaluation, LineageCursor, MeasuredStep};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ use crate::run::{
 
 /// A journal opened for reading.
 #[derive(Debug)]
-pub struct History {
+pub struct ReadOnlyJournal {
     pub(super) connection: Connection,
 }
 
@@ -75,7 +75,7 @@ pub struct Event {
     pub detail: Value,
 }
 
-impl History {
+impl ReadOnlyJournal {
     /// Opens the journal in `folder`.
     ///
     /// # Errors

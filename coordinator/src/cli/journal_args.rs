@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use config::RunFile;
 
-use crate::journal::history::History;
+use crate::journal::read_only::ReadOnlyJournal;
 
 /// The location of a run's journal.
 #[derive(Debug, Args)]
@@ -22,11 +22,11 @@ pub struct JournalArgs {
 
 impl JournalArgs {
     /// Opens the journal for reading. A coordinator may be writing to it.
-    pub fn open(&self) -> anyhow::Result<History> {
+    pub fn open(&self) -> anyhow::Result<ReadOnlyJournal> {
         let folder = match (&self.config, &self.state) {
             (Some(config), _) => RunFile::load(config)?.output.join("coordinator"),
             (None, state) => state.clone().unwrap_or_default(),
         };
-        History::open(&folder).with_context(|| format!("state {}", folder.display()))
+        ReadOnlyJournal::open(&folder).with_context(|| format!("state {}", folder.display()))
     }
 }

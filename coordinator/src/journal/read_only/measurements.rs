@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use catalogue::names;
+use metric_catalogue::names;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Deserialize;
 
-use super::History;
+use super::ReadOnlyJournal;
 use crate::{
     journal::{
         Error,
@@ -89,7 +89,7 @@ pub struct Caption {
 
 /// A checkpoint that was not deleted, with the columns that the report shows.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ReportedCheckpoint {
+pub struct CheckpointRow {
     /// The position at which it was saved.
     pub position: Position,
     /// Its name.
@@ -100,7 +100,7 @@ pub struct ReportedCheckpoint {
     pub at: f64,
     /// Whether the run may resume from it. False for the last checkpoint of a stage that ended with
     /// an earlier one: the last checkpoint is kept only for the user.
-    pub is_current: bool,
+    pub is_in_present_history: bool,
 }
 
 /// A distribution as stored in the journal.
@@ -115,7 +115,7 @@ struct Distribution {
     p95: Option<f64>,
 }
 
-impl History {
+impl ReadOnlyJournal {
     /// Calls `handle_step` with each step beyond `after`, in the order of the run, because the
     /// steps may not fit into memory together.
     ///
@@ -189,18 +189,18 @@ impl History {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn checkpoints(&self) -> Result<Vec<ReportedCheckpoint>, Error> {
+    pub fn checkpoints(&self) -> Result<Vec<CheckpointRow>, Error> {
         let query = format!(
             "SELECT stage, step, name, parameters_sha256, at, {IS_CURRENT} FROM checkpoints AS own
             WHERE deleted IS NULL AND ({IS_CURRENT} OR {IS_LAST_UNSELECTED}) ORDER BY stage, step"
         );
         self.query_all(&query, |row| {
-            Ok(ReportedCheckpoint {
+            Ok(CheckpointRow {
                 position: read_position(row, 0)?,
                 name: row.get(2)?,
                 parameters_sha256: row.get(3)?,
                 at: row.get(4)?,
-                is_current: row.get(5)?,
+                is_in_present_history: row.get(5)?,
             })
         })
     }
@@ -242,7 +242,7 @@ impl History {
     }
 }
 
-/// A cursor of [`History::given_up_since`]: the numbers of generations and of ended stages that the
+/// A cursor of [`ReadOnlyJournal::given_up_since`]: the numbers of generations and of ended stages that the
 /// caller has seen. Steps may be given up at the start of a generation and at the end of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineageCursor {
