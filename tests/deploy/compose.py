@@ -107,7 +107,7 @@ class ComposeFile(unittest.TestCase):
         self.addCleanup(shutil.rmtree, folder)
         folder.chmod(0o755)
         deploy = kubernetes.copy_deploy_folder(folder)
-        pods.shorten(deploy / "k8s/overlays/cpu-demo")
+        pods.shorten_demo(deploy / "k8s/overlays/cpu-demo")
         addresses = {name: f"10.0.0.{number}" for number, name in enumerate(self.services, 100)}
 
         def start(name: str, program: str = "") -> Container:

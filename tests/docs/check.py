@@ -46,7 +46,7 @@ class Checkout:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        for name in documents.repository():
+        for name in documents.repository_files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
         (folder / "home").mkdir()

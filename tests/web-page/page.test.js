@@ -207,7 +207,7 @@ test("a worker can be drained from its row", TEST_OPTIONS, async () => {
   cluster.startWorker(run, 1);
   const { page, close } = await open(run);
   await page.getByRole("button", { name: "Drain worker 1", exact: true }).click();
-  await page.locator("dialog button.main").click();
+  await page.locator("dialog button.primary").click();
   await page.getByLabel("Token", { exact: true }).fill(ADMIN_TOKEN);
   await page.getByRole("button", { name: "Use token" }).click();
   await page.waitForFunction(() => !document.querySelector('[aria-label="Drain worker 1"]'));

@@ -1,8 +1,9 @@
 //! The command line: one file per subcommand, except that `control` has all commands to a running
 //! coordinator.
 //!
-//! - `connection_args`, `journal_args`, `security_args`: arguments that several subcommands share: the address of a
-//!   coordinator with its token, the state folder of a journal, TLS files and tokens of a server.
+//! - `connection_args`, `journal_args`, `security_args`: arguments that several subcommands share:
+//!   the address of a coordinator with its token, the state folder of a journal, TLS files and
+//!   tokens of a server.
 //! - `serve`: runs the coordinator.
 //! - `validate`, `schema`: check and document run files.
 //! - `status`, `watch`, `control`: calls to a running coordinator.

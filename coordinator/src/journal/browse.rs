@@ -70,8 +70,8 @@ pub struct RowCounters {
     pub evaluations: u64,
 }
 
-/// A cursor of [`ReadOnlyJournal::events_since`]: for each of its four queries, the number or the time of
-/// the last row that was read.
+/// A cursor of [`ReadOnlyJournal::events_since`]: for each of its four queries, the number or the
+/// time of the last row that was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EventCursor([f64; 4]);
 

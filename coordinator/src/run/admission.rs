@@ -174,8 +174,8 @@ impl Run {
         if reported.generation > last {
             return Some(format!("generation {} does not exist", reported.generation));
         }
-        // The max_granted_position limits only the last generation. States of earlier generations may be
-        // further: if they are, they were given up, and `branch_points` excludes them.
+        // `max_granted_position` limits only the last generation. States of earlier generations may
+        // be further: if they are, they were given up, and `branch_points` excludes them.
         (reported.generation == last && is_agreed(reported) && position > self.max_granted_position)
             .then(|| format!("generation {last} is granted up to {}, not to {position}", self.max_granted_position))
     }

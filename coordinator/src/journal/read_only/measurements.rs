@@ -242,8 +242,9 @@ impl ReadOnlyJournal {
     }
 }
 
-/// A cursor of [`ReadOnlyJournal::given_up_since`]: the numbers of generations and of ended stages that the
-/// caller has seen. Steps may be given up at the start of a generation and at the end of a stage.
+/// A cursor of [`ReadOnlyJournal::given_up_since`]: the numbers of generations and of ended stages
+/// that the caller has seen. Steps may be given up at the start of a generation and at the end of a
+/// stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineageCursor {
     generations: u64,

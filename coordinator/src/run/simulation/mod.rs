@@ -25,11 +25,11 @@
 //!             '---> saver        writes checkpoints while training continues
 //! ```
 //!
-//! The training state of a simulated worker is its [`ReadOnlyJournal`]: the list of the updates that it has
-//! applied. A worker applies an update only after all members of the generation have entered the
-//! all-reduce. The text of a caption names the state that it was computed from. Scores depend only
-//! on the position of the state. Therefore sequential code can compute the step with which a stage
-//! must end ([`scenario::Scenario::expected_best_step`]).
+//! The training state of a simulated worker is its [`ReadOnlyJournal`]: the list of the updates
+//! that it has applied. A worker applies an update only after all members of the generation have
+//! entered the all-reduce. The text of a caption names the state that it was computed from. Scores
+//! depend only on the position of the state. Therefore sequential code can compute the step with
+//! which a stage must end ([`scenario::Scenario::expected_best_step`]).
 
 mod cluster;
 mod collective;

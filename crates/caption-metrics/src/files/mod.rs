@@ -66,8 +66,8 @@ pub struct CaptionSet {
 
 impl CaptionSet {
     /// Reads both files; one of them may be [`STDIN`]. `split` is the split of Karpathy's JSON with
-    /// the references, under any name that [`metric_catalogue::names::canonical_split`] knows; by default
-    /// `test`.
+    /// the references, under any name that [`metric_catalogue::names::canonical_split`] knows; by
+    /// default `test`.
     ///
     /// # Errors
     /// A file cannot be read, is not JSON in one of the formats, or has no captions. An image does
