@@ -102,7 +102,7 @@ lint: libtorch
 
 ## Build the documentation of all crates; warnings, such as broken links, are errors.
 docs: libtorch
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --locked
 
 ## Feed every parser of untrusted input with mutated examples, FUZZ_INPUTS=20000 for each. tests/fuzz is for cargo-fuzz.
 fuzz: libtorch

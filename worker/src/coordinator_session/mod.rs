@@ -112,7 +112,7 @@ pub async fn run_worker(options: JoinOptions) -> Result<WorkerExit> {
     run_until(options, shutdown::listen()?).await
 }
 
-/// As [`run`], with `shutdown` as the shutdown signal.
+/// As [`run_worker`], with `shutdown` as the shutdown signal.
 async fn run_until(options: JoinOptions, mut shutdown: watch::Receiver<bool>) -> Result<WorkerExit> {
     let join_and_load = async {
         let host = match options.host {
