@@ -8,7 +8,7 @@
 //! |-------------|------------------------------------------------------------------------------------------|
 //! | `schema`    | the types, and what is refused ([`RunFile::load`]) or warned about                       |
 //! | `keys`      | one table of all keys: units, and which may change while a run is under way              |
-//! | `changes`   | what differs between two run files ([`changes`]), and how a new run continues an old one |
+//! | `changes`   | what differs between two run files ([`changes()`]), and how a new run continues an old one |
 //! | `renamed`   | keys that had other names in earlier versions                                            |
 //! | `reference` | the JSON Schema for editors and `docs/run-file.md`, both generated from the above        |
 
