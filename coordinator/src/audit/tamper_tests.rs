@@ -13,7 +13,7 @@ use crate::{
     run::{
         WorkerId,
         record::{Record, StateSource},
-        simulation::seeds::recorded_history,
+        simulation::seeds::recorded_journal,
         statistics::StepStatistics,
         testing,
     },
@@ -69,7 +69,7 @@ fn finished_run() -> JournalFile {
     records.extend((4..=8).map(|n| step(at(1, n), 2)));
     records.push(Record::Event { kind: EventKind::Finished, detail: json!({}) });
     journal.write(&records).unwrap();
-    JournalFile::new(&journal.into_history())
+    JournalFile::new(&journal.into_read_only())
 }
 
 /// All rows of a journal.
@@ -184,7 +184,7 @@ fn every_change_of_a_journal_is_detected() {
     for seed in 0..40 {
         // Every other run is interrupted.
         let original =
-            JournalFile::new(&recorded_history(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
+            JournalFile::new(&recorded_journal(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
         let untouched = audited(original.copy()).unwrap();
         assert!(untouched.clean, "seed {seed}: {untouched:?}");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -273,7 +273,7 @@ proptest! {
     /// The journal of any run, finished or not, is clean.
     #[test]
     fn untouched_journals_are_clean(seed in any::<u64>(), events in 0..6_000_u64) {
-        let audit = audit(&recorded_history(seed, events)).unwrap();
+        let audit = audit(&recorded_journal(seed, events)).unwrap();
         prop_assert!(audit.clean, "{:?}", audit);
     }
 }

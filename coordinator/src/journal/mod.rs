@@ -171,7 +171,7 @@ impl Journal {
 
     /// Converts the journal into one for reading.
     #[cfg(test)]
-    pub(crate) fn into_history(self) -> read_only::ReadOnlyJournal {
+    pub(crate) fn into_read_only(self) -> read_only::ReadOnlyJournal {
         read_only::ReadOnlyJournal { connection: self.connection }
     }
 

@@ -308,7 +308,7 @@ mod tests {
             let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
             let records: Vec<_> = merged.into_iter().map(Record::Step).collect();
             journal.write(&records).unwrap();
-            let history: ReadOnlyJournal = journal.into_history();
+            let history: ReadOnlyJournal = journal.into_read_only();
             for row in history.step_records(Position::default(), 9).unwrap() {
                 prop_assert!(row.scalars.into_iter().flatten().all(|number| !number.is_nan()), "{:?}", row);
             }

@@ -30,12 +30,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The process failed, or ended before it printed the expected line.
-    #[error("{name} ended with {status}: {} (log: {})", last_log_line(log), log.display())]
+    #[error("{name} ended with {status}: {last_line} (log: {})", log.display())]
     UnexpectedExit {
         /// The name of the process.
         name: String,
         /// Its exit status.
         status: ExitStatus,
+        /// The last line of its log.
+        last_line: String,
         /// The path of its log.
         log: PathBuf,
     },
@@ -47,10 +49,4 @@ pub enum Error {
         /// The line that it printed.
         line: String,
     },
-}
-
-/// The last line of a log.
-fn last_log_line(log: &std::path::Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    text.lines().last().unwrap_or("its log is empty").to_owned()
 }

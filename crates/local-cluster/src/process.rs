@@ -45,7 +45,7 @@ impl Process {
             return Ok(line);
         }
         let status = self.wait()?;
-        Err(Error::UnexpectedExit { name: self.name.clone(), status, log: self.log.clone() })
+        Err(self.unexpected_exit(status))
     }
 
     /// The content of the log, which is what the process has written to standard error.
@@ -100,7 +100,12 @@ impl Process {
         if status.success() {
             return Ok(());
         }
-        Err(Error::UnexpectedExit { name: self.name.clone(), status, log: self.log.clone() })
+        Err(self.unexpected_exit(status))
+    }
+
+    fn unexpected_exit(&self, status: ExitStatus) -> Error {
+        let last_line = self.log().lines().last().unwrap_or("its log is empty").to_owned();
+        Error::UnexpectedExit { name: self.name.clone(), status, last_line, log: self.log.clone() }
     }
 
     fn process_error(&self, source: std::io::Error) -> Error {

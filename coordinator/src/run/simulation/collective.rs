@@ -11,7 +11,7 @@ use proto::v1;
 use rand::Rng;
 
 use super::{
-    ProcessId, ReadOnlyJournal,
+    ProcessId, UpdateHistory,
     cluster::Cluster,
     network::Direction,
     worker::{Activity, WakeReason},
@@ -26,7 +26,7 @@ pub struct Collective {
     /// Rounds in which a member has raised the halt flag.
     pub halt_rounds: BTreeSet<u64>,
     /// The initial state of all members; set when the rendezvous is complete.
-    pub initial_state: Option<ReadOnlyJournal>,
+    pub initial_state: Option<UpdateHistory>,
     /// Whether a member has released the collective, or has died.
     is_broken: bool,
 }
@@ -108,7 +108,7 @@ impl Cluster {
                 assert_eq!(source_position, start, "the source holds the state at the start");
                 worker.history.clone()
             }
-            None if rendezvous.rank == 0 && rendezvous.checkpoint.is_empty() => ReadOnlyJournal::new(),
+            None if rendezvous.rank == 0 && rendezvous.checkpoint.is_empty() => UpdateHistory::new(),
             None if rendezvous.rank == 0 && self.disk.damaged.contains(&rendezvous.checkpoint) => return,
             None if rendezvous.rank == 0 => match self.disk.checkpoints.get(&rendezvous.checkpoint) {
                 Some(history) => history.clone(),

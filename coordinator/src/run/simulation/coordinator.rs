@@ -104,12 +104,12 @@ impl Cluster {
     }
 
     /// Takes the journal, with all records.
-    pub fn take_history(&mut self) -> ReadOnlyJournal {
+    pub fn take_journal(&mut self) -> ReadOnlyJournal {
         let Coordinator { journal, records, written_count, .. } = &mut self.coordinator;
         let mut journal = journal.take().expect("a coordinator was started");
         journal.write(&records[*written_count..]).expect("a database in memory can be written");
         *written_count = records.len();
-        journal.into_history()
+        journal.into_read_only()
     }
 
     /// Kills the coordinator process and schedules the next one. A random number of the records

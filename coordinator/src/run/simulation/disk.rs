@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use checkpoint_store::Listing;
 use rand::Rng;
 
-use super::{ReadOnlyJournal, cluster::Cluster};
+use super::{UpdateHistory, cluster::Cluster};
 use crate::run::{checkpoint::SaveInProgress, record::Record};
 
 /// The storage of checkpoints. A seal marks a checkpoint as complete.
 #[derive(Debug, Default)]
 pub struct Disk {
     /// Sealed checkpoints by name.
-    pub checkpoints: BTreeMap<String, ReadOnlyJournal>,
+    pub checkpoints: BTreeMap<String, UpdateHistory>,
     /// Checkpoints without a seal: a worker writes them, or has died while it wrote them.
     unsealed: BTreeSet<String>,
     /// Whether all writes fail.
@@ -33,7 +33,7 @@ impl Cluster {
     }
 
     /// Seals a checkpoint. Returns whether writing has succeeded.
-    pub fn complete_checkpoint(&mut self, name: String, history: ReadOnlyJournal) -> bool {
+    pub fn complete_checkpoint(&mut self, name: String, history: UpdateHistory) -> bool {
         let is_intact = self.disk.unsealed.remove(&name);
         // If the coordinator has deleted files of the checkpoint in the meantime, the writer may
         // fail because of that, or may not notice it.

@@ -25,7 +25,7 @@
 //!             '---> saver        writes checkpoints while training continues
 //! ```
 //!
-//! The training state of a simulated worker is its [`ReadOnlyJournal`]: the list of the updates
+//! The training state of a simulated worker is its [`UpdateHistory`]: the list of the updates
 //! that it has applied. A worker applies an update only after all members of the generation have
 //! entered the all-reduce. The text of a caption names the state that it was computed from. Scores
 //! depend only on the position of the state. Therefore sequential code can compute the step with
@@ -70,7 +70,7 @@ struct Update {
 }
 
 /// The training state of a simulated worker: all updates that led to it, in order.
-type ReadOnlyJournal = Vec<Update>;
+type UpdateHistory = Vec<Update>;
 
 /// The score of the state at a position: a pseudo-random integer in 0..7. Different salts give
 /// different scores, for different metrics and scenarios.

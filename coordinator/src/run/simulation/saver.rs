@@ -7,7 +7,7 @@ use proto::{v1, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
-    ProcessId, ReadOnlyJournal,
+    ProcessId, UpdateHistory,
     cluster::{Cluster, SimEvent},
     training::digest,
     worker::{Activity, WakeReason},
@@ -23,7 +23,7 @@ pub struct Save {
     /// The name of the checkpoint.
     name: String,
     /// The state.
-    history: ReadOnlyJournal,
+    history: UpdateHistory,
     /// Whether the worker writes the copy (rank 0), or only hashes it.
     is_writer: bool,
     /// The session in which the directive arrived.

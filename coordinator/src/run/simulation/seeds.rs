@@ -55,7 +55,7 @@ fn run_to_end(cluster: &mut Cluster) {
 
 /// Asserts that the audit of a finished run's journal is clean.
 fn check_audit(cluster: &mut Cluster) {
-    let audit = audit(&cluster.take_history()).expect("the journal is intact");
+    let audit = audit(&cluster.take_journal()).expect("the journal is intact");
     assert!(audit.clean && audit.finished, "the audit of the journal is not clean: {audit:?}");
 }
 
@@ -128,11 +128,11 @@ fn run_from_backup(seed: u64, trace: Trace) -> Option<u64> {
 }
 
 /// The journal of a seed's run after this number of events, or at its end. For tests of the audit.
-pub fn recorded_history(seed: u64, events: u64) -> ReadOnlyJournal {
+pub fn recorded_journal(seed: u64, events: u64) -> ReadOnlyJournal {
     let mut cluster = Cluster::new(seed, Trace::Off, Scenario::random);
     cluster.start_workers_and_faults();
     while cluster.outcome.is_none() && cluster.event_count < events && cluster.step(MAX_VIRTUAL_TIME) {}
-    cluster.take_history()
+    cluster.take_journal()
 }
 
 /// The fingerprint of a seed's run: the number of events, and a hash of its trace.

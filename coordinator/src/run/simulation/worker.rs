@@ -8,7 +8,7 @@ use proto::{v1, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
-    ProcessId, ReadOnlyJournal,
+    ProcessId, UpdateHistory,
     cluster::{Cluster, SimEvent},
     network::PacketToCoordinator,
 };
@@ -70,7 +70,7 @@ pub struct Worker {
     /// The position of its training state; none if it has no state.
     pub position: Option<v1::Position>,
     /// Its training state.
-    pub history: ReadOnlyJournal,
+    pub history: UpdateHistory,
     /// The id of the run to which its state belongs; empty before it has joined a run.
     pub run_id: String,
     /// Whether it claims falsely that its state belongs to the run that it joins.
@@ -180,7 +180,7 @@ impl Worker {
             rank: 0,
             compute_time: Time::ZERO,
             position: None,
-            history: ReadOnlyJournal::new(),
+            history: UpdateHistory::new(),
             run_id: String::new(),
             forges_run_id: false,
             step_duration,
@@ -193,7 +193,7 @@ impl Worker {
 
     /// Discards its training state, to take part in this run from the beginning.
     pub fn reset_for_run(&mut self, run_id: String) {
-        (self.position, self.history, self.forges_run_id) = (None, ReadOnlyJournal::new(), false);
+        (self.position, self.history, self.forges_run_id) = (None, UpdateHistory::new(), false);
         (self.latest_generation, self.term, self.abandoned_up_to, self.halted_generation, self.released_up_to) =
             (0, 0, 0, 0, 0);
         (self.is_loaded, self.run_id) = (false, run_id);

@@ -115,7 +115,7 @@ pub(super) fn match_smiley(text: &str, longest: &mut LongestMatch) {
     }
 }
 
-/// The length of a smiley of hat, eyes, nose and mouth: `>:-(`.
+/// The length of a smiley with all of its parts: `>:-(`.
 fn smiley_length(text: &str) -> Option<usize> {
     let rest = text.strip_prefix(['<', '>']).unwrap_or(text);
     let rest = rest.strip_prefix([':', ';', '='])?;

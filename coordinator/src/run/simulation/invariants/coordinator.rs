@@ -9,7 +9,7 @@ use crate::run::{
     model_selection::EndCause,
     plan::Position,
     record::{Checkpoint, EventKind, Record, StateSource},
-    simulation::{ReadOnlyJournal, Update, cluster::Cluster, coordinator::CaptionedState, score, training::digest},
+    simulation::{Update, UpdateHistory, cluster::Cluster, coordinator::CaptionedState, score, training::digest},
 };
 
 impl Cluster {
@@ -87,7 +87,7 @@ impl Cluster {
         let state = match source {
             StateSource::Member(worker_id) => run.members.get(*worker_id).and_then(|member| held_state(member.session)),
             StateSource::Checkpoint(name) => self.disk.checkpoints.get(name).cloned(),
-            StateSource::Seed => Some(ReadOnlyJournal::new()),
+            StateSource::Seed => Some(UpdateHistory::new()),
         };
         let state = state.unwrap_or_else(|| panic!("{source} has no state"));
         assert_eq!(positions(&state), self.steps_to(start), "{source} does not hold the state at {start}");
@@ -113,7 +113,7 @@ impl Cluster {
                 let mut later = self.invariants.generation_starts.range(position.generation + 1..);
                 let is_abandoned = later.any(|(_, start)| *start < Position::from(&position));
                 let is_further =
-                    |state: &ReadOnlyJournal| !is_abandoned && common_prefix_len(committed, state) > kept_count;
+                    |state: &UpdateHistory| !is_abandoned && common_prefix_len(committed, state) > kept_count;
                 assert!(
                     !held_state(member.session).is_some_and(|state| is_further(&state)),
                     "worker {worker_id} held a state that is given up"

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::v1::directive::Directive;
 
 use super::{
-    ReadOnlyJournal, Update,
+    Update, UpdateHistory,
     cluster::{Cluster, Trace},
     disk::Disk,
 };
@@ -43,16 +43,16 @@ pub struct Invariants {
     /// The position at which each generation starts.
     generation_starts: BTreeMap<u64, Position>,
     /// The history of the committed state.
-    pub committed: ReadOnlyJournal,
+    pub committed: UpdateHistory,
     /// The committed position.
     committed_position: Position,
     /// The state of the member of each generation that is at the furthest position.
-    generation_states: BTreeMap<u64, ReadOnlyJournal>,
+    generation_states: BTreeMap<u64, UpdateHistory>,
     /// The directives that members of each generation have begun, in order, without the fields that
     /// differ between members: ranks, shares, peers and ranges.
     generation_directives: BTreeMap<u64, Vec<Directive>>,
     /// The state that the worker of each session last reported.
-    pub reported_states: BTreeMap<SessionId, Option<ReadOnlyJournal>>,
+    pub reported_states: BTreeMap<SessionId, Option<UpdateHistory>>,
     /// The evaluated states of the present history: the number of their updates, and whether they
     /// may be evaluated again.
     pub evaluated: BTreeMap<Position, (usize, bool)>,
@@ -118,7 +118,7 @@ impl Invariants {
 pub struct Backup {
     records: Vec<Record>,
     invariants: Invariants,
-    checkpoints: BTreeMap<String, ReadOnlyJournal>,
+    checkpoints: BTreeMap<String, UpdateHistory>,
 }
 
 impl Backup {

@@ -8,7 +8,7 @@ use crate::run::{
     Outcome, Time,
     record::{EventKind, Record, StateSource},
     simulation::{
-        ProcessId, ReadOnlyJournal,
+        ProcessId, UpdateHistory,
         cluster::{Cluster, Trace},
         network::Direction,
         scenario::Scenario,
@@ -232,7 +232,7 @@ fn a_coordinator_of_a_finished_run_deletes_unknown_checkpoints() {
     cluster.start_member();
     cluster.run_until(|cluster| cluster.count_events(EventKind::Finished) == 1);
     // An evicted worker has written this checkpoint.
-    cluster.disk.checkpoints.insert("0-a-00000003".into(), ReadOnlyJournal::new());
+    cluster.disk.checkpoints.insert("0-a-00000003".into(), UpdateHistory::new());
     cluster.kill_coordinator(Time::from_secs(1));
     cluster.run_to_end();
     assert_eq!((cluster.generation_starts().len(), cluster.checkpoint_names()), (1, vec!["0-a-00000005"]));
