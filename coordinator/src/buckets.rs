@@ -1,6 +1,6 @@
 //! Curves in bounded memory: consecutive steps are aggregated into a limited number of buckets.
 //!
-//! When a curve outgrows its buckets, each bucket is merged with its neighbour, which doubles the
+//! When a curve outgrows its buckets, pairs of neighbouring buckets are merged, which doubles the
 //! number of steps per bucket. Memory is therefore bounded for any number of steps.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 pub struct Aggregate {
     /// The number of values.
     pub count: u64,
+    /// The sum of the values.
     sum: f64,
     /// The smallest value; 0 without values.
     pub min: f64,
@@ -58,14 +59,14 @@ impl<K: Ord + Copy> Merge for BTreeMap<K, Aggregate> {
     }
 }
 
-/// Consecutive steps and their content.
+/// A range of steps, some of which may be missing, and their content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bucket<T> {
     /// The first step.
     pub first: u64,
     /// The last step.
     pub last: u64,
-    /// The content of all its steps.
+    /// The merged content of its steps.
     pub content: T,
 }
 
@@ -75,7 +76,8 @@ impl<T> Bucket<T> {
         Self { first: step, last: step, content }
     }
 
-    /// The index of the bucket of this size that the first step belongs to. Steps count from 1.
+    /// The index of this bucket's first step among ranges of `bucket_size` steps. Steps count from
+    /// 1.
     fn index(&self, bucket_size: u64) -> u64 {
         self.first.saturating_sub(1) / bucket_size
     }
@@ -91,7 +93,7 @@ pub struct Buckets<T> {
 }
 
 impl<T: Merge> Buckets<T> {
-    /// No steps yet, and at most `max_buckets` buckets later.
+    /// Creates an empty sequence, which will have at most `max_buckets` buckets.
     #[must_use]
     pub fn new(max_buckets: usize) -> Self {
         Self { max_buckets, bucket_size: 1, buckets: Vec::new() }
@@ -109,7 +111,7 @@ impl<T: Merge> Buckets<T> {
         &self.buckets
     }
 
-    /// Adds the next step. Steps may be missing, but must be in order.
+    /// Adds a step after all earlier ones. Steps may be missing.
     pub fn add_step(&mut self, step: u64, content: T) {
         self.push_or_merge(Bucket::of_step(step, content));
         while self.buckets.len() > self.max_buckets {
@@ -130,8 +132,8 @@ impl<T: Merge> Buckets<T> {
         }
     }
 
-    /// Removes all steps beyond `step`, and each bucket that contains one of them. Returns the last
-    /// remaining step; 0 if none remains.
+    /// Removes each bucket that contains a step beyond `step`, and so possibly earlier steps of
+    /// that bucket. Returns the last remaining step; 0 if none remains.
     pub fn truncate(&mut self, step: u64) -> u64 {
         self.buckets.retain(|bucket| bucket.last <= step);
         self.buckets.last().map_or(0, |bucket| bucket.last)
@@ -142,10 +144,10 @@ impl<T: Merge> Buckets<T> {
 mod tests {
     use super::*;
 
-    const MAX: usize = 400;
+    const MAX_BUCKETS: usize = 400;
 
     fn buckets(steps: impl Iterator<Item = u64>) -> Vec<Bucket<Aggregate>> {
-        let mut buckets = Buckets::new(MAX);
+        let mut buckets = Buckets::new(MAX_BUCKETS);
         steps.for_each(|step| buckets.add_step(step, Aggregate::of(Some(step as f64))));
         buckets.buckets
     }
@@ -161,7 +163,11 @@ mod tests {
     fn many_steps_are_merged_into_few_buckets_without_gaps() {
         for steps in [401, 1_000, 86_400, 1_000_001] {
             let found = buckets(1..=steps);
-            assert!((MAX / 2..=MAX).contains(&found.len()), "{steps} steps have {} buckets", found.len());
+            assert!(
+                (MAX_BUCKETS / 2..=MAX_BUCKETS).contains(&found.len()),
+                "{steps} steps have {} buckets",
+                found.len()
+            );
             assert_eq!((found[0].first, found.last().unwrap().last), (1, steps));
             assert!(found.windows(2).all(|pair| pair[0].last + 1 == pair[1].first));
             // All buckets but the last have the same size, and aggregate all of their steps.
@@ -173,8 +179,8 @@ mod tests {
     }
 
     #[test]
-    fn steps_before_and_after_a_gap_are_not_merged() {
+    fn steps_before_and_after_a_long_gap_are_not_merged() {
         let found = buckets((1..=1_000).chain(100_001..=101_000));
-        assert!(found.len() <= MAX && found.iter().any(|bucket| bucket.first == 100_001), "{found:?}");
+        assert!(found.len() <= MAX_BUCKETS && found.iter().any(|bucket| bucket.first == 100_001), "{found:?}");
     }
 }

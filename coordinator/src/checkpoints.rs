@@ -13,9 +13,9 @@ use crate::{
     run::{plan::Position, record::RestoredRun},
 };
 
-/// Removes checkpoints that do not exist from the restored run. Adds stored checkpoints that are
-/// not in the journal as unfinished: when the last coordinator ended, they were being written, or
-/// about to be deleted.
+/// Removes checkpoints that are not stored with a seal from the restored run. Adds stored
+/// checkpoints that the restored run does not have as unfinished: when the last coordinator ended,
+/// they were being written, were not recorded yet, or were about to be deleted.
 pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, listing: Listing) {
     let location = file.checkpoint_location();
     for checkpoints in [&mut restored.checkpoints, &mut restored.unselected_checkpoints] {
@@ -28,27 +28,27 @@ pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, listing: Listing) {
         });
     }
     let recorded = recorded_names(restored);
-    // Entries that this run did not write.
-    let mut foreign = Vec::new();
+    // Entries whose names no checkpoint of this run can have.
+    let mut not_of_this_run = Vec::new();
     for name in listing.sealed.iter().chain(&listing.unsealed).filter(|name| !recorded.contains(*name)).cloned() {
         if parse_checkpoint_name(file, &name).is_some() {
             restored.unfinished_checkpoints.insert(name);
         } else {
-            foreign.push(name);
+            not_of_this_run.push(name);
         }
     }
-    foreign.extend(listing.foreign);
-    if let Some(first) = foreign.first() {
+    not_of_this_run.extend(listing.not_checkpoints);
+    if let Some(first) = not_of_this_run.first() {
         warn!(
             location,
-            count = foreign.len(),
+            count = not_of_this_run.len(),
             first,
             "the checkpoint location holds entries that this run did not write"
         );
     }
 }
 
-/// The names of the checkpoints in the journal.
+/// The names of the restored run's checkpoints. The journal has not recorded their deletion.
 fn recorded_names(restored: &RestoredRun) -> BTreeSet<String> {
     restored
         .checkpoints
@@ -64,8 +64,8 @@ pub fn checkpoint_names_of_run<'a>(file: &RunFile, listing: &'a Listing) -> Vec<
     listing.sealed.iter().filter(|name| parse_checkpoint_name(file, name).is_some()).collect()
 }
 
-/// A checkpoint was saved with another journal. Its metadata name the last record that the journal
-/// had at that time, and this journal does not contain that record.
+/// A checkpoint was saved under another journal. Its metadata have another run id, or name a record
+/// that this journal does not contain.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "the journal is not the one that checkpoint {name} was saved under, in generation {generation} at record {head}: it belongs \
@@ -77,17 +77,18 @@ pub struct JournalMismatchError {
     name: String,
     /// The generation that saved it.
     generation: u64,
-    /// The last record of the journal at that time.
+    /// The last record of the journal under which it was saved, when the save began.
     head: JournalHead,
 }
 
 /// Checks that the stored checkpoints belong to this journal: the metadata of a checkpoint name the
-/// record that was the journal's last one when the save began, and the journal must contain it. If
-/// it does not, the journal is another one, or an older copy.
+/// record that was the journal's last one when the save began, and this journal must contain that
+/// record. Otherwise this journal is that of another run, or an older copy.
 ///
-/// Only checkpoints that are not in the journal need this check. They are stored without a record
-/// if the coordinator ended between a save and its record, or between the record of a deletion and
-/// the deletion. Returns the names of checkpoints from before a recovery, which are ignored.
+/// Only checkpoints that the restored run does not have need this check. They are stored without a
+/// record if the coordinator ended between a save and its record, or between the record of a
+/// deletion and the deletion. Returns the names of checkpoints from before a recovery
+/// ([`Journal::recover`]), which are ignored.
 ///
 /// # Errors
 /// [`JournalMismatchError`] if a checkpoint contradicts the journal. A checkpoint or the journal
@@ -104,7 +105,7 @@ pub fn check_against_journal(
     for name in checkpoint_names_of_run(file, listing).into_iter().filter(|name| !recorded.contains(*name)) {
         let metadata = match read_metadata(name) {
             Ok(metadata) => metadata,
-            // A damaged checkpoint can never be used, so it proves nothing.
+            // A damaged checkpoint can never be used, so it need not belong to this journal.
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error).context("checkpoints"),
         };
@@ -121,7 +122,8 @@ pub fn check_against_journal(
 /// Finds the checkpoints from which a run can be recovered if its journal is lost or damaged.
 ///
 /// # Errors
-/// There is no checkpoint to resume from.
+/// There is no checkpoint to resume from, one cannot be read, or the training data changed in the
+/// stage of the newest one.
 pub fn find_recovery_checkpoints(
     file: &RunFile,
     listing: &Listing,
@@ -140,8 +142,8 @@ pub fn find_recovery_checkpoints(
         }
     }
     // Generation numbers also increase across a recovery.
-    let age = |metadata: &&CheckpointMetadata| (metadata.generation, metadata.stage, metadata.step);
-    let Some(newest) = all_metadata.iter().max_by_key(age).cloned() else {
+    let recency = |metadata: &&CheckpointMetadata| (metadata.generation, metadata.stage, metadata.step);
+    let Some(newest) = all_metadata.iter().max_by_key(recency).cloned() else {
         bail!("{location} has no sealed checkpoint of run {} to resume from: choose another output", file.name);
     };
     ensure!(
@@ -152,8 +154,8 @@ pub fn find_recovery_checkpoints(
         newest.checkpoint
     );
     let run_ids = all_metadata.iter().map(|metadata| metadata.run_id.clone()).collect();
-    let is_before = |metadata: &CheckpointMetadata| (metadata.stage, metadata.step) <= (newest.stage, newest.step);
-    let checkpoints = all_metadata.into_iter().filter(is_before).collect();
+    let is_not_beyond = |metadata: &CheckpointMetadata| (metadata.stage, metadata.step) <= (newest.stage, newest.step);
+    let checkpoints = all_metadata.into_iter().filter(is_not_beyond).collect();
     Ok(RecoveryCheckpoints { checkpoints, newest, run_ids })
 }
 
@@ -176,7 +178,8 @@ mod tests {
     use crate::run::{record::Checkpoint, testing};
 
     fn file() -> RunFile {
-        testing::run_file(vec![testing::stage("a-1", 12, 8, Some(4), None)])
+        let (steps, batch, checkpoint_every, evaluate_every) = (12, 8, Some(4), None);
+        testing::run_file(vec![testing::stage("a-1", steps, batch, checkpoint_every, evaluate_every)])
     }
 
     fn checkpoint_at(step: u64) -> Checkpoint {
@@ -197,7 +200,7 @@ mod tests {
         let listing = Listing {
             sealed: names(["0-a-1-00000002", "0-a-1-00000004", "0-a-1-00000012", "1-b-00000004", "notes"]),
             unsealed: names(["0-a-1-00000008", "0-a-1-00000013", "0-a-1-9"]),
-            foreign: names(["notes.txt"]),
+            not_checkpoints: names(["notes.txt"]),
         };
         reconcile(&file(), &mut restored, listing);
         assert_eq!(

@@ -8,16 +8,18 @@ use crate::{
     run::record::EventKind,
 };
 
-/// The kind of the event that a guard rule has fired.
+// Kinds without an `EventKind`: their records are no `Record::Event`.
+/// A guard rule has fired. The journal has a row for it in the table `events`.
 pub const GUARD_KIND: &str = "guard";
-/// The kind of the event that a generation was formed.
+/// A generation was formed. The journal has these, checkpoints and evaluations in tables of their
+/// own.
 pub const GENERATION_KIND: &str = "generation";
-/// The kind of the event that a checkpoint is complete.
+/// A checkpoint is complete.
 pub const CHECKPOINT_KIND: &str = "checkpoint";
-/// The kind of the event that an evaluation is complete.
+/// An evaluation is complete.
 pub const EVALUATION_KIND: &str = "evaluation";
 
-/// Names of all kinds of events.
+/// Names of all kinds of events: those of [`EventKind`] and the four above.
 pub fn event_kinds() -> impl Iterator<Item = &'static str> {
     EventKind::ALL.into_iter().map(EventKind::name).chain([
         GUARD_KIND,
@@ -44,6 +46,7 @@ pub fn describe_event(kind: &str, detail: &Value) -> String {
         GENERATION_KIND => {
             let workers = format_plural(detail["members"].as_u64().unwrap_or_default(), "worker", "workers");
             let (number, stage, step, cause) = (text("generation"), text("stage"), text("step"), text("cause"));
+            // `format_plural` writes a non-breaking space. The other lines have none.
             format!("{number} with {workers}, from stage {stage} step {step}: {cause}").replace('\u{a0}', " ")
         }
         CHECKPOINT_KIND => text("name"),
@@ -81,6 +84,7 @@ pub fn describe_event(kind: &str, detail: &Value) -> String {
 fn describe_fields(detail: &Value) -> String {
     let Value::Object(fields) = detail else { return value_text(detail) };
     let field = |key: &str| fields.get(key).filter(|value| !value.is_null()).map(value_text);
+    // `at` is a position as text, not a time.
     let position = field("at").or_else(|| Some(format!("stage {} step {}", field("stage")?, field("step")?)));
     let common = [("worker ", field("rank")), ("on ", field("host")), ("", field("reason")), ("at ", position)];
     let common: Vec<String> =

@@ -10,7 +10,8 @@ pub fn phase_name(phase: v1::Phase) -> String {
     name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
 }
 
-/// Formats a number with about four significant digits.
+/// Formats a number with at most three decimals, and fewer the larger it is. Numbers below 0.001
+/// and from a million on are in scientific notation.
 #[must_use]
 pub fn format_number(value: f64) -> String {
     let magnitude = value.abs();
@@ -32,14 +33,14 @@ pub fn format_number(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Formats a count with grouped digits.
+/// Formats a count with its digits in groups of three.
 #[must_use]
 pub fn format_count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (n, digit) in digits.chars().enumerate() {
         if n > 0 && (digits.len() - n).is_multiple_of(3) {
-            // A non-breaking space.
+            // A non-breaking space separates the groups.
             text.push('\u{a0}');
         }
         text.push(digit);
@@ -53,7 +54,8 @@ pub fn format_plural(count: u64, singular: &str, plural: &str) -> String {
     format!("{}\u{a0}{}", format_count(count), if count == 1 { singular } else { plural })
 }
 
-/// Formats seconds as `1 d 2 h`, `3 min 20 s` or `4.2 s`.
+/// Formats seconds as `1 d 2 h`, `3 min 20 s` or `4.2 s`, with non-breaking spaces before units.
+/// Other values than durations are `?`.
 #[must_use]
 pub fn format_duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -85,6 +87,7 @@ pub fn format_local_time(at: f64) -> String {
     local.unwrap_or_else(|| "?".to_owned())
 }
 
+/// Parses a Unix time; `None` if it is not a plausible one.
 fn utc_time(at: f64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(Some(at).filter(|at| (0.0..1e11).contains(at))? as i64, 0)
 }
@@ -94,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_about_four_significant_digits() {
+    fn numbers_have_fewer_decimals_the_larger_they_are() {
         let cases =
             [(0.0, "0"), (1.0, "1"), (0.12345, "0.123"), (12.345, "12.35"), (1234.56, "1234.6"), (-0.5, "-0.5")];
         for (value, text) in cases.into_iter().chain([(1e-5, "1.0e-5"), (2.5e7, "2.5e7"), (1e-17, "0"), (100.0, "100")])

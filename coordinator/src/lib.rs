@@ -22,8 +22,8 @@
 //! ```
 //!
 //! `cli::serve` reads the run file and starts the service. The driver is the task that owns the
-//! state machine [`run::Run`]. A `DriverInput` is a message to the driver: a call together with the
-//! channel for its answer. The driver converts it to a [`run::Event`], which has no channel. The
+//! state machine [`run::Run`]. A `DriverInput` is a message to the driver, such as a call with the
+//! channel for its answer. The driver converts most inputs to a [`run::Event`] without channel. The
 //! captions of an evaluation are scored by `service::evaluations`, outside of the state machine and
 //! on a thread of their own; the scores come back to the driver as an event.
 //!
@@ -34,14 +34,15 @@
 //! - [`service`]: the sockets, the clock and the threads around the state machine.
 //! - [`journal`]: the durable record of a run, from which a restarted coordinator resumes.
 //! - `checkpoints`: compares the stored checkpoints with those in the journal at the start.
-//! - [`audit`]: checks with the journal that each sample was trained on exactly once.
+//! - [`audit`]: checks the journal and the checkpoints, and that each sample was trained on exactly
+//!   once.
 //! - [`report`]: the report of a run from its journal, as an HTML file or as JSON.
 //! - [`tensorboard`]: the journal as TensorBoard event files.
 //! - `watch`: a live view of a run in a terminal (`coordinator watch`).
 //! - `buckets`: curves with a bounded number of points, for the web page and the report.
 //! - `event_messages`: one-line descriptions of events, for `coordinator events` and the report.
 //! - `formatting`: numbers, durations and times as text.
-//! - `random_ids`: random run ids, session tokens and coordinator terms.
+//! - `random_ids`: random run ids, keys of join requests and coordinator terms.
 //! - [`cli`]: the command line, one file per subcommand.
 
 pub mod audit;

@@ -2,13 +2,14 @@
 //! crate has the code generated from it, conversions to types of other crates, and the constants
 //! that both sides share.
 
+mod evaluation_items;
 mod run_state;
-mod split;
 mod summary;
 
-pub use split::{MAX_PART_BYTES, split_items};
+pub use evaluation_items::{MAX_PART_BYTES, split_items};
 
-/// Version 1 of the protocol.
+/// The messages and services of the protobuf package `dico.v1`. The `v1` is a part of the package's
+/// name only: the version of the protocol is [`PROTOCOL_VERSION`].
 #[allow(missing_docs)] // generated; documented in the .proto file
 pub mod v1 {
     tonic::include_proto!("dico.v1");
@@ -23,8 +24,8 @@ pub const IMAGES_PER_EVALUATION_RANGE: u64 = 50;
 /// Exchanged at join; a mismatch is refused.
 pub const PROTOCOL_VERSION: u32 = 10;
 
-/// Maximal size of a message to the coordinator, in bytes. The largest messages contain captions.
-/// They have at most a quarter of this size: see [`split_items`].
+/// Maximal size of a message to the coordinator, in bytes. The largest messages contain captions:
+/// at most [`MAX_PART_BYTES`] of them, a quarter of this size (see [`split_items`]).
 pub const MAX_BYTES_TO_COORDINATOR: usize = 16 << 20;
 
 /// Maximal size of a message from the coordinator, in bytes. The largest messages are a run file,

@@ -1,4 +1,4 @@
-//! Conversions of summaries of rewards and other statistics to and from messages.
+//! Conversions between a summary (of rewards, lengths and so on) and its message.
 
 use summary_statistics::{InconsistentSummaryError, Summary, SummaryParts};
 
@@ -12,7 +12,7 @@ impl From<&Summary> for v1::Summary {
     }
 }
 
-/// Fails if the fields contradict each other, which a correct peer never sends.
+/// Fails if the message's fields contradict each other. A correct peer never sends such a message.
 impl TryFrom<&v1::Summary> for Summary {
     type Error = InconsistentSummaryError;
 
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_without_values_is_refused() {
+    fn a_count_other_than_the_sum_of_the_buckets_is_refused() {
         let message = v1::Summary { count: 4, ..(&Summary::of([1.0, -2.0, 0.0])).into() };
         assert_eq!(Summary::try_from(&message), Err(InconsistentSummaryError));
     }

@@ -1,4 +1,5 @@
-//! Atomic files and folders: they appear under their names only when they are complete.
+//! Folders that appear under their names only when they are complete, and files that are synced to
+//! disk.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,7 +15,8 @@ fn partial_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Writes a file and syncs it to disk.
+/// Writes a file and syncs it to disk. Not atomic by itself: files of a folder are complete when
+/// [`create_folder`] renames the folder.
 ///
 /// # Errors
 /// The file cannot be written.

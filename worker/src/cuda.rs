@@ -30,11 +30,11 @@ unsafe extern "C" {
     fn dico_use_deterministic_algorithms();
 }
 
-/// Loads libtorch's CUDA libraries. Must be called before the first tensor is created, while there
-/// is one thread.
+/// Loads libtorch's CUDA libraries, and makes libtorch use only deterministic algorithms. Must be
+/// called before the first tensor is created, while there is one thread.
 ///
 /// # Errors
-/// They cannot be found or used; the message lists the folders that were searched.
+/// The libraries cannot be found (the message lists the folders that were searched) or loaded.
 pub fn load() -> Result<()> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| anyhow!("/proc/self/maps: {error}"))?;
     if mapped_file(&maps, CUDA_LIBRARY).is_none() {
@@ -54,7 +54,8 @@ pub fn load() -> Result<()> {
 
 /// Opens a library until the process ends, with its symbols visible to other libraries.
 fn open_library(path: &Path) -> Result<()> {
-    // SAFETY: Python opens the library in the same way, so its initializers may run now.
+    // SAFETY: opening a library runs its initializers. Those of libtorch may run at any time:
+    // Python opens it in the same way.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     std::mem::forget(library.map_err(|error| anyhow!("cannot open {}: {error}", path.display()))?);
     Ok(())
@@ -68,9 +69,9 @@ struct LibtorchLocation {
     folder: Result<PathBuf>,
 }
 
-/// The locations in the order of the search. `variable` reads an environment variable, `own_folder`
-/// is the folder of the CPU library that the process has loaded, and `pytorch` is the folder of
-/// python3's PyTorch.
+/// The locations of libtorch, in the order of the search. `variable` reads an environment variable,
+/// `own_folder` is the folder of the CPU library that the process has loaded, and `pytorch` is the
+/// folder of python3's PyTorch.
 fn libtorch_locations(
     variable: impl Fn(&str) -> Option<OsString>,
     own_folder: Option<PathBuf>,

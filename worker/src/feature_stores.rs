@@ -1,5 +1,5 @@
-//! The feature stores of a run: which stores its models need, and from which encoders and images
-//! their features must have been computed.
+//! The feature stores of a run: opens them, and checks that they were computed from the run's
+//! encoders and images.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::run_models::{RunModels, WeightSources};
 /// The manifest that the feature store of `split` has to have.
 ///
 /// # Errors
-/// An encoder is not frozen, so its outputs change during the run.
+/// The run trains an encoder, so its outputs change, or initializes one from the seed.
 pub fn expected_manifest(
     data: &DataSet,
     split: Split,
@@ -27,10 +27,10 @@ pub fn expected_manifest(
     )?;
     let vision = models.vision_config();
     let shape = [vision.sequence_length(), vision.width(), models.embedding_width()].map(|size| size as u64);
-    let images = (data.split(split).len() as u64, data.names_sha256(split));
+    let image_count_and_names = (data.split(split).len() as u64, data.names_sha256(split));
     Ok(Manifest::new(
         split.name().to_owned(),
-        images,
+        image_count_and_names,
         data.preprocessing().description(),
         encoders,
         RowFormat { shape, dtype },
@@ -41,7 +41,8 @@ pub fn expected_manifest(
 /// names none.
 ///
 /// # Errors
-/// A store is missing or incomplete, or was computed from other encoders or images.
+/// A store is missing or incomplete, or was computed from other encoders or images, or with other
+/// preprocessing.
 pub fn open_stores(
     run: &RunFile,
     data: &DataSet,
@@ -50,13 +51,14 @@ pub fn open_stores(
 ) -> Result<Option<[Store; 2]>> {
     let Some(folder) = &run.data.features else { return Ok(None) };
     let open = |split: Split| {
+        // A store may have any number type: `Store::open` does not compare it.
         let manifest = expected_manifest(data, split, weight_sources, models, Dtype::F32)?;
         anyhow::Ok(Store::open(&store_path(folder, split), &manifest)?)
     };
     Ok(Some([open(Split::Train)?, open(Split::Validation)?]))
 }
 
-/// The path of the feature store of `split` in the folder that a run file names.
+/// The path of the feature store of `split`; `folder` is `data.features` of the run file.
 #[must_use]
 pub fn store_path(folder: &Path, split: Split) -> PathBuf {
     folder.join(split.name())

@@ -14,8 +14,8 @@ pub fn disable_trimming() {
     unsafe { dico_disable_heap_trimming() };
 }
 
-/// Returns freed memory to the operating system once (`malloc_trim`). Called after rare operations
-/// that allocate more than a step, or other sizes.
+/// Returns the memory that is free now to the operating system (`malloc_trim`). Called after rare
+/// operations that allocate more than a step, or other sizes.
 pub fn trim() {
     // SAFETY: the allocator is thread-safe.
     unsafe { dico_trim_heap() };

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | **A run** | |
 //! | [`coordinator_session`] | the gRPC session with the coordinator: joins, receives directives, sends reports and heartbeats, reconnects |
-//! | [`protocol`] | checks each directive of the coordinator before it is executed |
+//! | [`protocol`] | checks each directive of the coordinator before the worker executes it |
 //! | [`trainer`] | the training thread, which executes directives: steps, evaluations, checkpoints |
 //! | [`run_models`] | the captioner and the evaluators of a run: opens their weights, builds them, and computes the outputs of frozen encoders |
 //! | [`split_evaluation`] | evaluates the models of a run: captions the images of a split, and scores these captions |
@@ -19,20 +19,21 @@
 //! | [`optimizer`] | Adam, and the learning rate schedule |
 //! | [`nn`] | layers, and all parameters of a model in one flat buffer |
 //! | `prefix_tree` | prefix trees of captions: common prefixes are computed once |
-//! | [`export`] | the files besides the weights of a folder that transformers loads |
+//! | [`export`] | the files of a folder for transformers, other than `config.json` and the weights |
 //! | **Support** | |
 //! | [`cli`] | the command line, one file per subcommand |
 //! | [`cuda`] | loads libtorch's CUDA libraries at run time |
 //! | [`phase_timer`] | measures the duration of each phase of a training step |
 //! | [`seeds`] | derives the seed of each use of random numbers from the run's seed |
 //! | [`tensor_conversion`] | converts between the tensors of weight files and libtorch's tensors |
-//! | [`atomic_files`] | writes files and folders that are complete or do not exist |
+//! | [`atomic_files`] | creates folders that are complete or do not exist, and writes files that are synced to disk |
 //! | `host_memory` | settings of the C allocator, which libtorch uses for tensors on a CPU |
 //! | `errors` | an error with its causes as one line |
 //! | `testing` | support for unit tests: their device, and the golden files |
 //!
-//! Only the training thread uses libtorch; the session runs on tokio; they communicate over
-//! channels.
+//! Only the training thread computes with libtorch. (Its data loader and its checkpoint saver have
+//! threads of their own, which only copy tensors.) The session runs on tokio. Session and training
+//! thread communicate over channels.
 
 pub mod atomic_files;
 pub mod captioner;

@@ -1,6 +1,6 @@
 //! Adam and AdamW over the trained range of a model's flat buffer, and the learning rate schedule.
 
-use config::{Schedule, Shape};
+use config::{Schedule, ScheduleShape};
 use tch::{Tensor, no_grad};
 
 use crate::nn::{self, AdamUpdate, Parameters};
@@ -83,8 +83,8 @@ pub fn learning_rate_factor(schedule: &Schedule, step: u64, steps: u64) -> f64 {
         return warmup_step / warmup;
     }
     match schedule.shape {
-        Shape::Constant => 1.0,
-        Shape::Cosine => {
+        ScheduleShape::Constant => 1.0,
+        ScheduleShape::Cosine => {
             let progress = (step - warmup) / (steps - warmup + 1.0);
             0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
         }
@@ -117,7 +117,7 @@ mod tests {
         let mut x: Vec<f64> = Vec::<f32>::try_from(parameters.flat()).unwrap().into_iter().map(f64::from).collect();
         let (mut m, mut v) = ([0.0; 6], [0.0; 6]);
         for step in 1..=5_u64 {
-            // Another config keeps the moments.
+            // From step 4 on another config, which keeps the moments.
             let (decay, max_norm) = if step < 4 { (0.5, 4.0) } else { (0.25, 2.0) };
             if step == 4 {
                 let changed = config::Optimizer { weight_decay: decay, clip_norm: Some(max_norm), ..settings.clone() };
@@ -161,6 +161,7 @@ mod tests {
     struct StageSchedule {
         steps: u64,
         warmup: f64,
+        /// Numbers of steps, and the learning rate of each as a fraction of the peak.
         rates: Vec<(u64, f64)>,
     }
 
@@ -169,6 +170,7 @@ mod tests {
         steps: u64,
         warmup: f64,
         adam: AdamSettings,
+        /// The learning rate of each step, as a fraction of the peak.
         rates: Vec<f64>,
         /// The values after each step.
         parameters: Vec<Vec<f32>>,
@@ -223,7 +225,7 @@ mod tests {
     fn schedules_rise_during_warm_up_and_then_stay_or_fall() {
         let constant = Schedule { warmup: 0.1, ..Schedule::default() };
         assert_eq!([1, 5, 10, 100].map(|step| learning_rate_factor(&constant, step, 100)), [0.1, 0.5, 1.0, 1.0]);
-        let cosine = Schedule { shape: Shape::Cosine, ..Schedule::default() };
+        let cosine = Schedule { shape: ScheduleShape::Cosine, ..Schedule::default() };
         let rates: Vec<f64> = (1..=100).map(|step| learning_rate_factor(&cosine, step, 100)).collect();
         assert!(rates.windows(2).all(|pair| pair[0] > pair[1]) && rates[99] > 0.0 && rates[0] > 0.99);
     }

@@ -29,7 +29,7 @@ pub enum StepPhase {
     Wait,
 }
 
-/// The time of each phase in seconds, in the order of [`names::PHASES`].
+/// The total seconds of each phase, in the order of [`names::PHASES`]. One timer per step.
 #[derive(Debug, Default)]
 pub struct PhaseTimer([Cell<f64>; names::PHASES.len()]);
 
@@ -50,7 +50,7 @@ impl PhaseTimer {
 
     /// The seconds of each phase by name, for a step that took `step_seconds` without waiting. Time
     /// that was not measured counts as [`StepPhase::Learn`].
-    pub fn times(&self, step_seconds: f64) -> HashMap<String, f64> {
+    pub fn seconds_by_phase(&self, step_seconds: f64) -> HashMap<String, f64> {
         let timed: f64 = self.0.iter().map(Cell::get).sum();
         let waited = self.0[StepPhase::Wait as usize].get();
         self.add(StepPhase::Learn, (step_seconds - (timed - waited)).max(0.0));
@@ -69,7 +69,7 @@ mod tests {
         timer.add(StepPhase::Search, 2.0);
         timer.add(StepPhase::Search, 0.5);
         timer.add(StepPhase::Wait, 7.0);
-        let times = timer.times(10.0);
+        let times = timer.seconds_by_phase(10.0);
         assert_eq!((times["load"], times["search"], times["learn"], times["wait"]), (1.0, 2.5, 6.5, 7.0));
         assert_eq!((times["all_reduce"], times.len()), (0.0, 8));
     }

@@ -1,19 +1,25 @@
 //! Validation of directives: checks each one against the run file, and against the previous
-//! messages of both sides. The rest of the worker relies on it.
+//! messages of both sides. The rest of the worker relies on these checks.
 //!
 //! ```text
-//!         Rendezvous    in a generation,                Abandon
-//!   idle ------------>  for Train, Evaluate, ..., Halt ---------> abandoned
-//!    ^                                |                               |
-//!    '--------------------------------'-------------------------------'
-//!       Idle: the worker has released the generation
+//!           Rendezvous                        Abandon
+//!   idle ---------------> in a generation --------------> abandoned
+//!    ^                           |                            |
+//!    '---------------------------'----------------------------'
+//!        the worker reports Idle: it has released the generation
 //! ```
+//!
+//! Train, Evaluate, Checkpoint, Advance and Halt are valid in a generation. Finish is always valid;
+//! no directive is valid after it. Some directives are obsolete, not violations: those of the last
+//! generation if the worker has released it without an Abandon, and Abandon and Halt of earlier
+//! generations.
 
 use config::RunFile;
 use proto::IMAGES_PER_EVALUATION_RANGE;
 use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
 
-/// Maximal number of peers in a Rendezvous. The worker checks each of them on a thread.
+/// Maximal number of peers in a Rendezvous. The worker opens a TCP connection to each of them, on a
+/// thread per peer.
 const MAX_PEERS: usize = 256;
 /// Maximal length of the address of a rendezvous store, in bytes; equal to the coordinator's limit.
 const MAX_ADDRESS_BYTES: usize = 512;
@@ -23,7 +29,7 @@ const MAX_ADDRESS_BYTES: usize = 512;
 const MAX_UNREPORTED_CHECKPOINTS: usize = 1_000;
 /// The number of hexadecimal digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
-/// Maximal number of characters that a message quotes of a text in a directive.
+/// Maximal number of characters of a directive's text that an error message quotes.
 const MAX_QUOTED_CHARS: usize = 100;
 
 /// A violation of the protocol by the coordinator, described in one line of limited length.
@@ -121,7 +127,7 @@ struct Generation {
     is_released: bool,
     /// The position that the worker reaches with all granted steps.
     granted: StageStep,
-    /// The last position that the worker has reported.
+    /// The last position in this generation that the worker has reported.
     reported: StageStep,
     /// Number of image ranges that are assigned and not yet reported.
     pending_ranges: usize,
@@ -132,7 +138,8 @@ struct Generation {
 }
 
 /// Checks directives. Records the messages between a worker and its coordinators, which determine
-/// the directives that are valid next. Persists over sessions, as generations do.
+/// the directives that are valid next. Kept over sessions, because the numbers of generations
+/// increase over all of them.
 #[derive(Debug)]
 pub struct ProtocolChecker {
     limits: RunLimits,
@@ -170,12 +177,14 @@ impl ProtocolChecker {
             {
                 generation.unreported_checkpoints = generation.unreported_checkpoints.saturating_sub(1);
             }
+            // An Idle of an earlier generation may still be queued.
             Message::Idle(idle) if idle.generation >= number => generation.is_released = true,
             _ => {}
         }
     }
 
-    /// Checks a directive. Returns none for one that is obsolete.
+    /// Checks a directive. Returns none if there is nothing to execute: the directive is obsolete,
+    /// or a Leave, which the session executes.
     ///
     /// # Errors
     /// The directive does not fit the run, or is not valid at this point.
@@ -193,11 +202,12 @@ impl ProtocolChecker {
         Ok(is_current.then_some(CheckedDirective { generation, kind }))
     }
 
-    /// Checks a directive of generation `number`. Returns whether it is current, not obsolete.
+    /// Checks a directive of generation `number`. Returns whether it has to be executed: false for
+    /// an obsolete directive and for a Leave.
     fn check_kind(&mut self, number: u64, kind: &DirectiveKind) -> Result<bool, ProtocolViolation> {
         ensure(!self.is_finished, || "after Finish".to_owned())?;
         match kind {
-            // The session handles it.
+            // The session executes it.
             DirectiveKind::Leave(_) => return Ok(false),
             DirectiveKind::Finish(_) => {
                 self.is_finished = true;
@@ -268,7 +278,7 @@ impl ProtocolChecker {
             }
         }
         let v1::SequenceStart { step: first, epoch } = directive.sequence_start.unwrap_or_default();
-        // Each step starts at most one epoch per sample.
+        // A step begins at most as many epochs as it has samples.
         ensure(first <= step && epoch <= first.saturating_mul(batch.into()), || {
             format!("samples from step {first} and epoch {epoch} on, at step {step}")
         })?;
@@ -310,6 +320,7 @@ impl Generation {
         })?;
         let end = first_step + u64::from(steps);
         let (reported_stage, reported_step) = self.reported;
+        // The last report may be of the stage before.
         let reported = if reported_stage == stage { reported_step } else { 0 };
         let window = limits.window;
         ensure(end.saturating_sub(reported) <= window.into(), || {

@@ -10,13 +10,13 @@ pub fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The seed for the use `name`.
+/// The seed for the use of random numbers that is called `name`.
 #[must_use]
 pub fn derive(seed: u64, name: &str) -> u64 {
     name.bytes().fold(mix(seed), |state, byte| mix(state ^ u64::from(byte)))
 }
 
-/// The seed for a use with these numbers, for example stage and step.
+/// The seed for the use of random numbers that `numbers` identify, for example stage and step.
 #[must_use]
 pub fn combine(seed: u64, numbers: &[u64]) -> u64 {
     numbers.iter().fold(mix(seed), |state, number| mix(state ^ number))

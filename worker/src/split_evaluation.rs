@@ -1,6 +1,6 @@
 //! Evaluation of a run's models on a split: generates captions of its images, and computes the
-//! scores that depend on one image only. The coordinator computes all other metrics from the
-//! captions of all images.
+//! scores and embeddings that depend on one image only. The coordinator computes all other metrics
+//! from the captions and embeddings of all images.
 
 use std::collections::HashMap;
 
@@ -85,23 +85,24 @@ impl SplitEvaluation<'_> {
         candidates: &[caption_metrics::Item],
         evaluation_items: &mut [v1::EvaluationItem],
     ) {
-        let mut images: HashMap<usize, Vec<f32>> = HashMap::new();
-        let mut texts: HashMap<TextEmbeddingsKey<'_>, TextEmbeddings> = HashMap::new();
+        let mut image_embeddings: HashMap<usize, Vec<f32>> = HashMap::new();
+        let mut text_embeddings: HashMap<TextEmbeddingsKey<'_>, TextEmbeddings> = HashMap::new();
         for evaluator in &self.weight_sources.evaluators {
             let clip = self.models.clip(evaluator.clip_index);
             let (settings, vocabulary) = (&evaluator.settings, &*evaluator.vocabulary);
             let scorer = ClipScorer { clip, vocabulary, settings, score: evaluator.score };
-            let embed = || to_floats(&self.models.embeddings(batch, 0..candidates.len(), hidden, evaluator.clip_index));
-            let images = &*images.entry(evaluator.clip_index).or_insert_with(embed);
+            let embed_images =
+                || to_floats(&self.models.embeddings(batch, 0..candidates.len(), hidden, evaluator.clip_index));
+            let images = &*image_embeddings.entry(evaluator.clip_index).or_insert_with(embed_images);
             let key = (evaluator.clip_index, settings.prefix.as_str(), settings.text);
-            let texts = &*texts.entry(key).or_insert_with(|| scorer.embed_texts(candidates, |_| {}));
+            let texts = &*text_embeddings.entry(key).or_insert_with(|| scorer.embed_texts(candidates, |_| {}));
             let scores = scorer.score(images, texts);
             let width = clip.config().embedding;
-            let rows = images.chunks_exact(width).zip(texts.captions()).zip(scores);
-            for (item, ((image, text), (score, with_references))) in evaluation_items.iter_mut().zip(rows) {
+            let rows = images.chunks_exact(width).zip(texts.of_captions()).zip(scores);
+            for (item, ((image, text), (score, score_with_references))) in evaluation_items.iter_mut().zip(rows) {
                 item.scores.insert(evaluator.name.clone(), score);
-                if let Some(with_references) = with_references {
-                    item.scores.insert(evaluator.reference_metric.clone(), with_references);
+                if let Some(score) = score_with_references {
+                    item.scores.insert(evaluator.reference_metric.clone(), score);
                 }
                 let prefix = evaluator.retrieval_prefix.clone();
                 item.embeddings.push(v1::Embeddings { prefix, image: image.to_vec(), text: text.to_vec() });
@@ -126,7 +127,7 @@ impl SplitEvaluation<'_> {
         captions.zip(items).map(item).collect()
     }
 
-    /// The scores of a caption by the scene of a synthetic image; none for other images.
+    /// The scores of a caption against the scene of a synthetic image; none for other images.
     fn check_against_scene(&self, item: &Item, caption: &str) -> Vec<(String, f64)> {
         let scene = self.scenes.and_then(|scenes| item.aliases().find_map(|name| scenes.get(name)));
         let Some(scene) = scene else { return Vec::new() };
@@ -141,7 +142,8 @@ impl SplitEvaluation<'_> {
 }
 
 /// One of the image's references as the candidate, and the other references as its references. If
-/// there is only one reference, it is both.
+/// there is only one reference, it is both. `image` is the index of the image in the split, which
+/// selects the candidate.
 fn reference_as_candidate(item: &Item, image: usize) -> caption_metrics::Item {
     let mut references = item.captions.clone();
     let candidate = references.swap_remove(image % references.len());

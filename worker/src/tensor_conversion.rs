@@ -9,25 +9,25 @@ use weights::Dtype;
 /// Converts tensors of a file, by name. Shapes and types stay the same.
 #[must_use]
 pub fn from_weights(tensors: Vec<(String, weights::Tensor<'_>)>) -> BTreeMap<String, Tensor> {
-    let tensor = |tensor: &weights::Tensor<'_>| {
-        let shape: Vec<i64> = tensor.shape.iter().map(|&side| side as i64).collect();
+    let convert = |tensor: &weights::Tensor<'_>| {
+        let shape: Vec<i64> = tensor.shape.iter().map(|&length| length as i64).collect();
         Tensor::from_data_size(&tensor.bytes, &shape, tensor_kind(tensor.dtype))
     };
-    tensors.into_iter().map(|(name, stored)| (name, tensor(&stored))).collect()
+    tensors.into_iter().map(|(name, stored)| (name, convert(&stored))).collect()
 }
 
-/// Converts a tensor to 32 bits for a file. The shape stays the same.
+/// Converts a tensor to f32 for a file. The shape stays the same.
 #[must_use]
 pub fn to_weights(tensor: &Tensor) -> weights::Tensor<'static> {
     let tensor = tensor.to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
     weights::Tensor {
         dtype: Dtype::F32,
-        shape: tensor.size().iter().map(|&side| side as usize).collect(),
+        shape: tensor.size().iter().map(|&length| length as usize).collect(),
         bytes: Cow::Owned(to_bytes(&tensor)),
     }
 }
 
-/// The bytes of a tensor's values, row by row.
+/// The bytes of a tensor's values, in row-major order.
 #[must_use]
 pub fn to_bytes(tensor: &Tensor) -> Vec<u8> {
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];

@@ -9,19 +9,19 @@
 #include <cstring>
 #include <limits>
 
-// The function is compiled for several generations of processors. The program selects the newest
-// one that the machine supports when it starts.
+// A function with this attribute is compiled for several generations of processors. When the
+// program starts, it selects the newest version that the machine supports.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FOR_WIDE_VECTORS __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define FOR_WIDE_VECTORS
 #endif
-// The function is compiled for the instruction set of its caller.
+// A function with this attribute is compiled for the instruction set of its caller.
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace {
 
-// Rows are processed in blocks that fit the first-level cache.
+// The number of values of a row that are processed at a time: they fit the first-level cache.
 constexpr int64_t BLOCK_LENGTH = 2048;
 
 ALWAYS_INLINE float from_bits(uint32_t bits) {
@@ -70,8 +70,8 @@ ALWAYS_INLINE float exponential(float x) {
   constexpr float ROUNDING_OFFSET = 12582912.0F;
   x = std::max(x, -87.0F);
   const float shifted = x * LOG2_E + ROUNDING_OFFSET;
-  const float power = shifted - ROUNDING_OFFSET;
-  const float rest = (x - power * LN_2_HIGH) - power * LN_2_LOW;
+  const float exponent = shifted - ROUNDING_OFFSET;
+  const float rest = (x - exponent * LN_2_HIGH) - exponent * LN_2_LOW;
   // The Taylor series up to the term that |rest| <= ln 2 / 2 requires.
   float sum = 1.0F / 5040.0F;
   sum = sum * rest + 1.0F / 720.0F;
@@ -81,7 +81,7 @@ ALWAYS_INLINE float exponential(float x) {
   sum = sum * rest + 0.5F;
   sum = sum * rest + 1.0F;
   sum = sum * rest + 1.0F;
-  // Multiplies with 2^power; 0x3F800000 are the bits of 1. NaN stays NaN.
+  // Multiplies with 2^exponent; 0x3F800000 are the bits of 1. NaN stays NaN.
   return sum * from_bits((bits_of(shifted) << 23) + 0x3F800000);
 }
 

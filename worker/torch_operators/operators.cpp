@@ -144,7 +144,8 @@ struct Embedding : Function<Embedding> {
 
 // The log-probabilities of tokens, [predictions]: the values (nodes[i], targets[i]) of the
 // log-softmax of hidden [n, w] times table^T, table [v, w]. The vocabulary is processed in blocks.
-// Only the logits are kept for the backward pass, which overwrites them with their gradient.
+// Of the tensors [n, v] only the logits are kept for the backward pass, which on a CPU overwrites
+// them with their gradient.
 struct TokenLogProbabilities : Function<TokenLogProbabilities> {
   static Tensor forward(AutogradContext* context, const Tensor& hidden, const Tensor& table, const Tensor& working,
                         const Tensor& nodes, const Tensor& targets, bool needs_backward) {
@@ -154,14 +155,14 @@ struct TokenLogProbabilities : Function<TokenLogProbabilities> {
     // On a GPU the launch of an operation takes longer than memory accesses: the whole vocabulary
     // is one block.
     const int64_t block = uses_cpu_path(working) ? VOCABULARY_BLOCK : std::max<int64_t>(working.size(0), 1);
-    for (const Tensor& tokens : working.split(block)) {
-      const Tensor values = matrix_product(rows, tokens);
+    for (const Tensor& table_block : working.split(block)) {
+      const Tensor values = matrix_product(rows, table_block);
       sums.push_back(row_logsumexp(values));
       if (needs_backward) logits.push_back(values);
     }
     const Tensor log_normalizers = at::logsumexp(at::stack(sums, 1), 1);
-    // Rounded in the same way as the logits in the sum, so that the two are equal if the target has
-    // all the probability.
+    // The logits of the targets are rounded in the same way as those in `log_normalizers`, so that
+    // logit and normalizer are equal if the target has all the probability.
     const Tensor factors = rows.index_select(0, nodes).to(at::kFloat) * working.index_select(0, targets).to(at::kFloat);
     const Tensor chosen = factors.sum(1).to(working.scalar_type()).to(at::kFloat);
     if (needs_backward) {
@@ -248,8 +249,10 @@ void* dico_adam(const void* parameters, const void* gradient, const void* first_
   return dico::catch_exceptions(error, [&]() -> void* {
     const at::NoGradGuard no_gradients;
     const auto scalar = [&](double value) { return at::full({}, value, tensor(parameters).options()); };
+    const double weight_decay = 0.0;
+    const bool amsgrad = false, maximize = false;
     at::_fused_adam_({tensor(parameters)}, {tensor(gradient)}, {tensor(first_moment)}, {tensor(second_moment)}, {}, {scalar(step)},
-                     learning_rate, beta_1, beta_2, 0.0, epsilon, false, false, scalar(divisor));
+                     learning_rate, beta_1, beta_2, weight_decay, epsilon, amsgrad, maximize, scalar(divisor));
     return new Tensor(tensor(parameters));
   });
 }

@@ -7,12 +7,12 @@
 //!   present position.
 //! - `samples` counts samples. A step is a range of samples (see [`plan`](crate::run::plan)). A
 //!   step that is missing in the present history is a lost batch, and a step that occurs twice is a
-//!   repeated batch. Steps that were given up do not count. Steps that a stage trained after the
-//!   checkpoint that it ended with do count. Steps that were applied although no member had
-//!   reported them (`adopted`) count as committed. If the training data change, one sequence of
-//!   samples ends and another begins.
+//!   repeated batch. Steps that were given up do not count. Steps that were trained after the
+//!   checkpoint that model selection chose do count. Steps that were applied although no member had
+//!   reported them (event `adopted`) count as committed. If the training data change, one sequence
+//!   of samples ends and another begins.
 //! - `stored_checkpoints` checks that the stored checkpoints are those in the journal, and that
-//!   they were saved while this journal was in use.
+//!   they were saved under this journal or one that it replaced.
 
 mod plan_path;
 mod samples;
@@ -37,7 +37,7 @@ pub struct Audit {
     pub clean: bool,
     /// Messages about the first problems other than missing or repeated samples.
     pub problems: Vec<String>,
-    /// The number of all these problems.
+    /// The number of all problems other than missing or repeated samples.
     pub problem_count: u64,
     /// The last record: its number and hash.
     pub head: String,
@@ -50,8 +50,8 @@ pub struct Audit {
     pub samples: SampleCounts,
     /// The epochs that have begun, in order.
     pub epochs: Vec<Epoch>,
-    /// Stages that ended with an earlier checkpoint than their last, because it had the best score;
-    /// in order.
+    /// Stages that ended with an earlier checkpoint than their last, because the earlier one had
+    /// the best score; in order.
     pub selections: Vec<StageSelection>,
     /// Changes of training data, each with the stage that was trained next or at that time; in
     /// order.
@@ -64,11 +64,11 @@ pub struct Audit {
 /// Numbers of samples by how often they were trained on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SampleCounts {
-    /// Trained on exactly once.
+    /// Trained on at least once.
     pub committed: u64,
-    /// Never trained on, although their step is before the run's present position.
+    /// Never trained on, although a later step of their stage was applied.
     pub missing: u64,
-    /// Trained on again after the first time.
+    /// Trained on again after the first time, counted each time.
     pub repeated: u64,
 }
 
@@ -112,14 +112,15 @@ pub struct Epoch {
     pub samples: SampleCounts,
 }
 
-/// A stage that ended with an earlier checkpoint than its last, because it had the best score.
+/// A stage that ended with an earlier checkpoint than its last, because the earlier one had the
+/// best score.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StageSelection {
     /// Number of the stage, from 0.
     pub stage: u32,
     /// The name of the stage.
     pub name: String,
-    /// The step of that checkpoint. The next stage starts from it.
+    /// The step of the earlier checkpoint. The next stage starts from it.
     pub step: u64,
     /// The last step that was trained.
     pub trained: u64,
@@ -151,7 +152,7 @@ pub struct GenerationRecord {
     pub generation: u64,
     /// The worker ids of its members.
     pub members: Vec<WorkerId>,
-    /// Why the previous generation ended.
+    /// Why the previous generation ended; `start` for a coordinator's first generation.
     pub cause: String,
     /// The stage and step at which it started.
     pub start: (u32, u64),
@@ -161,7 +162,8 @@ pub struct GenerationRecord {
     pub steps: u64,
     /// The number of these steps that were given up later.
     pub given_up: u64,
-    /// Seconds from the end of the previous generation to its first applied step.
+    /// Seconds from the end of the previous generation to the first step of this one; `None` if
+    /// there is no such end or step.
     pub recovery_s: Option<f64>,
 }
 
@@ -172,19 +174,19 @@ const MAX_LISTED_PROBLEMS: usize = 20;
 ///
 /// # Errors
 /// The journal cannot be read.
-pub fn audit(history: &ReadOnlyJournal) -> Result<Audit, Error> {
-    history.begin_snapshot()?;
-    let chain = history.verify()?;
-    let file = history.run_file()?;
-    let (generations, steps, events) = (history.generations()?, history.steps()?, history.events()?);
+pub fn audit(journal: &ReadOnlyJournal) -> Result<Audit, Error> {
+    journal.begin_snapshot()?;
+    let chain = journal.verify()?;
+    let file = journal.run_file()?;
+    let (generations, steps, events) = (journal.generations()?, journal.steps()?, journal.events()?);
     let recovered = recovery_start(&events);
     let starts = generations.iter().map(|generation| (generation.number, generation.start)).collect();
-    let applied = applied_steps(&steps, &events, &history.lineage()?, &starts);
+    let applied = applied_steps(&steps, &events, &journal.lineage()?, &starts);
     let data = TrainingData {
-        changes: history.data_changes()?,
-        last_size: history.training_split_size()?.unwrap_or_default(),
+        changes: journal.data_changes()?,
+        last_size: journal.training_split_size()?.unwrap_or_default(),
     };
-    let selections = history.selections()?.into_iter().filter_map(|selection| {
+    let selections = journal.selections()?.into_iter().filter_map(|selection| {
         let Position { stage, step } = selection.position;
         let (last, _) = applied.range(Position { stage, step: 0 }..=Position { stage, step: u64::MAX }).next_back()?;
         let name = file.stages.get(stage as usize)?.name.clone();
@@ -203,6 +205,7 @@ pub fn audit(history: &ReadOnlyJournal) -> Result<Audit, Error> {
     let mut audit = Audit {
         clean: samples.missing == 0 && samples.repeated == 0,
         problems: Vec::new(),
+        // The problems that the chain's check has only counted. `add_problems` counts the others.
         problem_count: chain.count - chain.problems.len() as u64,
         head: chain.head.to_string(),
         recovered,
@@ -234,9 +237,9 @@ impl Audit {
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub fn check_record(&mut self, history: &ReadOnlyJournal, head: &JournalHead) -> Result<(), Error> {
+    pub fn check_record(&mut self, journal: &ReadOnlyJournal, head: &JournalHead) -> Result<(), Error> {
         let problem = || format!("the journal does not have record {head}: it was changed, or is an older copy");
-        let is_present = history.contains(head)?;
+        let is_present = journal.contains(head)?;
         self.add_problems((!is_present).then(problem));
         Ok(())
     }
@@ -258,17 +261,17 @@ fn position_of(json: &serde_json::Value) -> Option<Position> {
     Some(Position { stage, step: json.get("step")?.as_u64()? })
 }
 
-/// Summarizes each generation with its steps and the time of its recovery.
+/// Summarizes each generation with its steps and the duration of its recovery.
 fn generation_records(generations: &[Generation], steps: &[Step]) -> Vec<GenerationRecord> {
     let mut steps_by_generation: BTreeMap<u64, Vec<&Step>> = BTreeMap::new();
     for step in steps {
         steps_by_generation.entry(step.generation).or_default().push(step);
     }
-    let mut ended = None;
+    let mut last_end = None;
     let record = |generation: &Generation| {
         let steps = steps_by_generation.get(&generation.number).map_or(&[][..], Vec::as_slice);
         let first = steps.iter().map(|step| step.at).min_by(f64::total_cmp);
-        let before = std::mem::replace(&mut ended, generation.ended_at);
+        let previous_end = std::mem::replace(&mut last_end, generation.ended_at);
         GenerationRecord {
             generation: generation.number,
             members: generation.members.clone(),
@@ -277,7 +280,7 @@ fn generation_records(generations: &[Generation], steps: &[Step]) -> Vec<Generat
             source: generation.source.clone(),
             steps: steps.len() as u64,
             given_up: steps.iter().filter(|step| step.fate == StateFate::GivenUp).count() as u64,
-            recovery_s: first.zip(before).map(|(first, before)| first - before),
+            recovery_s: first.zip(previous_end).map(|(first, previous_end)| first - previous_end),
         }
     };
     generations.iter().map(record).collect()
@@ -299,9 +302,13 @@ mod tests {
         testing,
     };
 
-    fn step(step: u64, generation: u64, is_current: bool) -> Step {
-        let fate = if is_current { StateFate::Current } else { StateFate::GivenUp };
-        Step { position: Position { stage: 0, step }, generation, at: 100.0 + step as f64, fate }
+    fn step(step: u64, generation: u64) -> Step {
+        let (position, at) = (Position { stage: 0, step }, 100.0 + step as f64);
+        Step { position, generation, at, fate: StateFate::Current }
+    }
+
+    fn given_up(step: Step) -> Step {
+        Step { fate: StateFate::GivenUp, ..step }
     }
 
     fn adopted(from: u64, to: u64) -> Event {
@@ -309,8 +316,8 @@ mod tests {
         Event { at: 0.0, kind: "adopted".into(), detail }
     }
 
-    /// The committed, missing and repeated samples by epoch of a stage with batches of 4 and 10
-    /// images.
+    /// The committed, missing and repeated samples by epoch of a stage with 10 images and batches
+    /// of 4.
     fn samples_by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
         samples_by_epoch_in_lineage(steps, events, &Lineage::default())
     }
@@ -330,7 +337,8 @@ mod tests {
         events: &[Event],
         lineage: &Lineage,
     ) -> Vec<[u64; 3]> {
-        let mut file = testing::run_file(vec![testing::stage("a", 20, 4, None, None)]);
+        let (steps_of_stage, batch) = (20, 4);
+        let mut file = testing::run_file(vec![testing::stage("a", steps_of_stage, batch, None, None)]);
         file.stages[0].objective = Objective::Dico;
         let start = |event: &Event| Some((event.detail["generation"].as_u64()?, position_of(&event.detail["to"])?));
         let starts = events.iter().filter_map(start).collect();
@@ -343,7 +351,7 @@ mod tests {
 
     #[test]
     fn consecutive_steps_have_no_missing_or_repeated_samples() {
-        let steps: Vec<_> = (1..=5).map(|n| step(n, 1, true)).collect();
+        let steps: Vec<_> = (1..=5).map(|n| step(n, 1)).collect();
         assert_eq!(samples_by_epoch(&steps, &[]), [[10, 0, 0], [10, 0, 0]]);
         assert_eq!(samples_by_epoch(&[], &[]), Vec::<[u64; 3]>::new());
     }
@@ -351,19 +359,19 @@ mod tests {
     #[test]
     fn a_missing_step_is_missing_samples_and_a_double_step_is_repeated_samples() {
         // Half of the third step is in the first epoch, half in the second.
-        let gap: Vec<_> = [1, 2, 4, 5].map(|n| step(n, 1, true)).into();
+        let gap: Vec<_> = [1, 2, 4, 5].map(|n| step(n, 1)).into();
         assert_eq!(samples_by_epoch(&gap, &[]), [[8, 2, 0], [8, 2, 0]]);
-        let double = [step(1, 1, true), step(2, 1, true), step(2, 2, true), step(3, 2, true)];
+        let double = [step(1, 1), step(2, 1), step(2, 2), step(3, 2)];
         assert_eq!(samples_by_epoch(&double, &[]), [[10, 0, 4], [2, 0, 0]]);
         // Steps that were given up do not count. Adopted steps fill the gap.
-        let given_up = [step(1, 1, true), step(2, 1, false), step(2, 2, true), step(3, 2, true)];
-        assert_eq!(samples_by_epoch(&given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
+        let with_given_up = [step(1, 1), given_up(step(2, 1)), step(2, 2), step(3, 2)];
+        assert_eq!(samples_by_epoch(&with_given_up, &[]), [[10, 0, 0], [2, 0, 0]]);
         assert_eq!(samples_by_epoch(&gap, &[adopted(2, 3)]), [[10, 0, 0], [10, 0, 0]]);
         // The guard gives up adopted steps, or model selection ends the stage with an earlier step.
         let position = Position { stage: 0, step: 2 };
-        let kept = [step(1, 1, true), step(2, 1, true)];
-        let given_up = Lineage::new(&[(3, position)].into(), &BTreeSet::new());
-        assert_eq!(samples_by_epoch_in_lineage(&kept, &[adopted(2, 4)], &given_up), [[8, 0, 0]]);
+        let kept = [step(1, 1), step(2, 1)];
+        let rolled_back = Lineage::new(&[(3, position)].into(), &BTreeSet::new());
+        assert_eq!(samples_by_epoch_in_lineage(&kept, &[adopted(2, 4)], &rolled_back), [[8, 0, 0]]);
         let not_selected = Lineage::new(&[(3, position)].into(), &[ModelSelection { position, generation: 2 }].into());
         assert_eq!(samples_by_epoch_in_lineage(&kept, &[adopted(2, 4)], &not_selected), [[10, 0, 0], [6, 0, 0]]);
     }
@@ -372,7 +380,7 @@ mod tests {
     fn adopted_steps_do_not_count_if_their_generation_started_elsewhere() {
         let applied = |starts: &[(u64, u64)]| {
             let starts = starts.iter().map(|(number, step)| (*number, Position { stage: 0, step: *step })).collect();
-            applied_steps(&[step(1, 1, true)], &[adopted(1, 3)], &Lineage::default(), &starts).len()
+            applied_steps(&[step(1, 1)], &[adopted(1, 3)], &Lineage::default(), &starts).len()
         };
         assert_eq!((applied(&[(2, 3)]), applied(&[(2, 1)]), applied(&[])), (3, 1, 1));
     }
@@ -389,12 +397,12 @@ mod tests {
         let data = TrainingData { changes: vec![data_change], last_size: SplitSize { images: 7, captions: 35 } };
         let audited =
             |steps: &[Step], events: &[Event]| samples_by_epoch_of_data(&data, steps, events, &Lineage::default());
-        let steps = [step(1, 1, true), step(2, 2, true), step(3, 2, true), step(4, 3, true), step(5, 4, true)];
+        let steps = [step(1, 1), step(2, 2), step(3, 2), step(4, 3), step(5, 4)];
         assert_eq!(audited(&steps, &[]), [[10, 0, 0], [2, 0, 0], [7, 0, 0], [1, 0, 0]]);
         assert_eq!(audited(&steps[..3], &[]), [[10, 0, 0], [2, 0, 0]]);
         // Steps beyond the change that were given up do not count.
-        let given_up = [&steps[..3], &[step(4, 2, false)], &steps[3..]].concat();
-        assert_eq!(audited(&given_up, &[]), audited(&steps, &[]));
+        let with_given_up = [&steps[..3], &[given_up(step(4, 2))], &steps[3..]].concat();
+        assert_eq!(audited(&with_given_up, &[]), audited(&steps, &[]));
         // A missing step counts with the old data. An adopted step counts with the data of the
         // generation before the one that adopts it.
         let gap = [&steps[..2], &steps[3..]].concat();
@@ -418,7 +426,7 @@ mod tests {
             ready_at: None,
             ended_at,
         };
-        let steps = [step(1, 1, true), step(2, 1, true), step(3, 1, false), step(3, 3, true)];
+        let steps = [step(1, 1), step(2, 1), given_up(step(3, 1)), step(3, 3)];
         let records =
             generation_records(&[generation(1, Some(102.5)), generation(2, Some(102.75)), generation(3, None)], &steps);
         assert_eq!(

@@ -10,7 +10,7 @@ use super::{RecoveryStart, position_of};
 use crate::{
     journal::read_only::{Event, Generation, Step},
     run::{
-        plan::{Plan, Position, StageEnds},
+        plan::{Plan, Position, SelectedSteps},
         record::EventKind,
     },
 };
@@ -24,16 +24,16 @@ pub(super) fn path_problems(
     recovered: Option<&RecoveryStart>,
 ) -> Vec<String> {
     let mut path = PathCheck {
-        plan: Plan::new(file, stage_ends(events)),
+        plan: Plan::new(file, selected_steps(events)),
         jumps: jumps(events),
-        stage_ends: positions_by_generation(events, EventKind::StageEnded),
+        ends_by_generation: positions_by_generation(events, EventKind::StageEnded),
         problems: unknown_kinds(events),
     };
-    let first = recovered.map_or(1, |recovered| recovered.generation);
+    let first_generation = recovered.map_or(1, |recovered| recovered.generation);
     let mut reached = recovered.map_or_else(Position::default, |recovered| recovered.position);
     let mut steps_by_generation: BTreeMap<u64, Vec<Position>> = BTreeMap::new();
     steps.iter().for_each(|step| steps_by_generation.entry(step.generation).or_default().push(step.position));
-    for (number, generation) in (first..).zip(generations) {
+    for (number, generation) in (first_generation..).zip(generations) {
         if generation.number != number {
             path.problems.push(format!("generation {number} is missing"));
             break;
@@ -61,8 +61,8 @@ fn unknown_kinds(events: &[Event]) -> Vec<String> {
     unknown.map(|event| format!("an event is of the unknown kind {:?}", event.kind)).take(1).collect()
 }
 
-/// The steps with which stages ended early.
-fn stage_ends(events: &[Event]) -> StageEnds {
+/// The stages that ended early, each with the step of the state that it ended with.
+fn selected_steps(events: &[Event]) -> SelectedSteps {
     let ended = events.iter().filter(|event| event.kind == EventKind::StageEnded.name());
     ended.filter_map(|event| position_of(&event.detail)).map(|Position { stage, step }| (stage, step)).collect()
 }
@@ -93,8 +93,8 @@ struct PathCheck {
     plan: Plan,
     /// The recorded jumps: see [`jumps`].
     jumps: Vec<(u64, Position, Position)>,
-    /// The positions at which stages ended, by the last generation of the stage.
-    stage_ends: BTreeMap<u64, Position>,
+    /// The states with which stages ended early, by the last generation of the stage.
+    ends_by_generation: BTreeMap<u64, Position>,
     problems: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ impl PathCheck {
             self.problems.push(format!("generation {number} starts at {start}, which the run does not have"));
             return;
         }
-        let stage_end = self.stage_ends.get(&(number - 1)).copied();
+        let stage_end = self.ends_by_generation.get(&(number - 1)).copied();
         let is_reached = |position: Position| {
             self.has_same_parameters(position, reached)
                 || stage_end.is_some_and(|end| self.has_same_parameters(position, end))
@@ -144,7 +144,7 @@ impl PathCheck {
             if !is_next || !self.plan.contains(*step) {
                 let number = generation.number;
                 self.problems.push(format!("generation {number} has {step} after {reached}"));
-                // Problems of the later steps follow from this one.
+                // Later steps are not checked: their problems would follow from this one.
                 return steps.last().copied().filter(|last| self.plan.contains(*last)).unwrap_or(reached);
             }
             reached = *step;

@@ -29,12 +29,12 @@ pub(super) struct TrainingData {
 }
 
 impl TrainingData {
-    /// The number of changes before a generation.
+    /// The version of the data that a generation trains on: the number of changes up to it.
     fn version(&self, generation: u64) -> usize {
         self.changes.partition_point(|change| change.generation <= generation)
     }
 
-    /// The size of the data after this number of changes.
+    /// The size of this version of the data.
     fn size(&self, version: usize) -> SplitSize {
         self.changes.get(version).map_or(self.last_size, |change| change.before)
     }
@@ -66,8 +66,9 @@ pub(super) struct AppliedStep {
     generation: u64,
 }
 
-/// The steps that were applied and not given up. An `adopted` event counts if its generation
-/// started at the position that the event names, and if it does not adopt implausibly many steps.
+/// The steps that were applied and not given up. `starts` has the position at which each generation
+/// started. An `adopted` event counts if its generation started at the position that the event
+/// names, and if it adopts at most [`MAX_GAP_STEPS`].
 pub(super) fn applied_steps(
     steps: &[Step],
     events: &[Event],
@@ -87,11 +88,11 @@ pub(super) fn applied_steps(
         let (Some(from), Some(to), Some(adopting_generation)) = (from, to, event.detail["generation"].as_u64()) else {
             continue;
         };
-        let first = if from.stage == to.stage { from.step } else { 0 };
-        if starts.get(&adopting_generation) != Some(&to) || to.step.saturating_sub(first) > MAX_GAP_STEPS {
+        let reported = if from.stage == to.stage { from.step } else { 0 };
+        if starts.get(&adopting_generation) != Some(&to) || to.step.saturating_sub(reported) > MAX_GAP_STEPS {
             continue;
         }
-        for step in first + 1..=to.step {
+        for step in reported + 1..=to.step {
             let position = Position { stage: to.stage, step };
             if lineage.fate(position, adopting_generation) != StateFate::GivenUp {
                 all.entry(position)
@@ -102,8 +103,8 @@ pub(super) fn applied_steps(
     all
 }
 
-/// Counts the samples of each epoch, up to the last applied step of each stage. Positions before
-/// `begin` are not recorded. Also returns problems: gaps that are too long to be counted.
+/// Counts the samples of each epoch, up to the last applied step of each stage. The journal records
+/// only steps beyond `begin`. Also returns problems: gaps that are too long to be counted.
 pub(super) fn count_epochs(
     file: &RunFile,
     data: &TrainingData,
@@ -112,10 +113,10 @@ pub(super) fn count_epochs(
 ) -> (Vec<Epoch>, Vec<String>) {
     let (mut epochs, mut problems) = (Vec::new(), Vec::new());
     for (number, stage) in (begin.stage..).zip(file.stages.iter().skip(begin.stage as usize)) {
-        let before = if number == begin.stage { begin.step } else { 0 };
+        let unrecorded = if number == begin.stage { begin.step } else { 0 };
         let mut counter =
             SampleCounter { data, stage, start: v1::SequenceStart::default(), version: 0, epochs: BTreeMap::new() };
-        let mut next = before + 1;
+        let mut next = unrecorded + 1;
         let in_stage = |step| Position { stage: number, step };
         for (Position { step, .. }, applied_step) in applied.range(in_stage(next)..=in_stage(u64::MAX)) {
             if step - next > MAX_GAP_STEPS {
@@ -139,13 +140,14 @@ struct SampleCounter<'a> {
     /// The epoch and step at which the present sequence of samples starts: a new one starts when
     /// the training data change.
     start: v1::SequenceStart,
-    /// The number of changes before the present data.
+    /// The version of the present data, as of [`TrainingData::version`].
     version: usize,
+    /// The counts so far, by epoch.
     epochs: BTreeMap<u64, SampleCounts>,
 }
 
 impl SampleCounter<'_> {
-    /// Counts the samples of the next step.
+    /// Counts the samples of the next step. A missing step is an [`AppliedStep`] of zero times.
     fn add(&mut self, step: u64, AppliedStep { times, generation }: AppliedStep) {
         let batch = u64::from(self.stage.batch);
         if self.data.version(generation) > self.version {

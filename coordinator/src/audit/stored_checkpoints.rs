@@ -15,30 +15,31 @@ use crate::{
 ///
 /// # Errors
 /// Journal or checkpoints cannot be read.
-pub fn checkpoint_problems(history: &ReadOnlyJournal, stored: &Checkpoints) -> anyhow::Result<Vec<String>> {
-    let (file, listing, recorded) = (history.run_file()?, stored.list()?, history.kept_checkpoints()?);
+pub fn checkpoint_problems(journal: &ReadOnlyJournal, stored: &Checkpoints) -> anyhow::Result<Vec<String>> {
+    let (file, listing, recorded) = (journal.run_file()?, stored.list()?, journal.kept_checkpoints()?);
     let mut problems = Vec::new();
     for checkpoint in &recorded {
         let name = &checkpoint.name;
         match stored.metadata(name) {
-            Ok(metadata) => problems.extend(difference(history, checkpoint, &metadata)?),
+            Ok(metadata) => problems.extend(difference(journal, checkpoint, &metadata)?),
             Err(Error::Missing { .. }) => problems.push(format!("checkpoint {name} is missing")),
             Err(error) => problems.push(error.to_string()),
         }
     }
     let is_recorded = |name: &str| recorded.iter().any(|checkpoint| checkpoint.name == name);
-    let former_run_ids = history.former_run_ids()?;
+    let former_run_ids = journal.former_run_ids()?;
     for name in checkpoints::checkpoint_names_of_run(&file, &listing).into_iter().filter(|name| !is_recorded(name)) {
         match stored.metadata(name) {
             Ok(metadata) if former_run_ids.contains(&metadata.run_id) => {}
-            Ok(metadata) if metadata.run_id != history.run_id()? || !history.contains(&metadata.journal)? => {
+            Ok(metadata) if metadata.run_id != journal.run_id()? || !journal.contains(&metadata.journal)? => {
                 problems.push(format!(
                     "checkpoint {name} was saved under another journal than this one, at record {}",
                     metadata.journal
                 ));
             }
             // The coordinator ended after this checkpoint was saved and before it was recorded, or
-            // after its deletion was recorded and before it was deleted.
+            // after its deletion was recorded and before it was deleted. If its metadata cannot be
+            // read, the run cannot use it.
             _ => {}
         }
     }
@@ -47,7 +48,7 @@ pub fn checkpoint_problems(history: &ReadOnlyJournal, stored: &Checkpoints) -> a
 
 /// Describes how a checkpoint differs from its record; `None` if it does not.
 fn difference(
-    history: &ReadOnlyJournal,
+    journal: &ReadOnlyJournal,
     recorded: &Checkpoint,
     metadata: &CheckpointMetadata,
 ) -> Result<Option<String>, journal::Error> {
@@ -60,7 +61,7 @@ fn difference(
         ("generation", metadata.generation == *generation),
         ("hash of the parameters", metadata.parameters_sha256 == *parameters_sha256),
         // Checkpoints from before a recovery were saved under another journal.
-        ("journal", *run_id != history.run_id()? || history.contains(&metadata.journal)?),
+        ("journal", *run_id != journal.run_id()? || journal.contains(&metadata.journal)?),
     ];
     let differing: Vec<&str> =
         comparisons.into_iter().filter(|(_, is_equal)| !is_equal).map(|(field, _)| field).collect();

@@ -28,10 +28,10 @@ struct JournalFile {
 }
 
 impl JournalFile {
-    fn new(history: &ReadOnlyJournal) -> Self {
+    fn new(journal: &ReadOnlyJournal) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
-        history.connection().execute("VACUUM INTO ?", [path.to_str().unwrap()]).unwrap();
+        journal.connection().execute("VACUUM INTO ?", [path.to_str().unwrap()]).unwrap();
         Self { folder }
     }
 
@@ -45,7 +45,9 @@ impl JournalFile {
 
 /// The journal of a finished run of two stages. One generation failed in the second stage.
 fn finished_run() -> JournalFile {
-    let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)]);
+    let batch = 4;
+    let stages = [("a", 4), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None));
+    let file = testing::run_file(stages.into());
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
     let at = |stage, step| Position { stage, step };
     let formed = |generation, start| Record::Formed {
@@ -63,8 +65,8 @@ fn finished_run() -> JournalFile {
     let mut records = vec![formed(1, at(0, 0))];
     records.extend((1..=4).map(|n| step(at(0, n), 1)));
     records.extend((1..=5).map(|n| step(at(1, n), 1)));
-    let from_to = |step| json!({ "stage": 1, "step": step });
-    let detail = json!({ "from": from_to(5), "to": from_to(3), "generation": 2, "source": "worker 0" });
+    let position = |step| json!({ "stage": 1, "step": step });
+    let detail = json!({ "from": position(5), "to": position(3), "generation": 2, "source": "worker 0" });
     records.extend([Record::Event { kind: EventKind::RolledBack, detail }, formed(2, at(1, 3))]);
     records.extend((4..=8).map(|n| step(at(1, n), 2)));
     records.push(Record::Event { kind: EventKind::Finished, detail: json!({}) });
@@ -107,7 +109,7 @@ fn literal(value: &Value) -> String {
     }
 }
 
-/// A value that differs from this one, but is close to it.
+/// A value that differs from this one.
 fn different_value(rng: &mut ChaCha8Rng, value: &Value) -> Value {
     match value {
         Value::Null => Value::Integer(1),
@@ -137,15 +139,16 @@ fn tamper(rng: &mut ChaCha8Rng, connection: &Connection) -> String {
         0 => format!("DELETE FROM {table} WHERE {condition}"),
         1 => format!("DELETE FROM {table}"),
         2 => {
-            let last = rows[rng.random_range(0..rows.len())..].iter().map(|(condition, _)| format!("({condition})"));
-            format!("DELETE FROM {table} WHERE {}", last.take(100).collect::<Vec<_>>().join(" OR "))
+            let following =
+                rows[rng.random_range(0..rows.len())..].iter().map(|(condition, _)| format!("({condition})"));
+            format!("DELETE FROM {table} WHERE {}", following.take(100).collect::<Vec<_>>().join(" OR "))
         }
         3 | 4 => {
             let column = rng.random_range(0..names.len());
             let value = literal(&different_value(rng, &row[column]));
             format!("UPDATE OR IGNORE {table} SET {} = {value} WHERE {condition}", names[column])
         }
-        // Two rows swap all values but their keys.
+        // Two rows swap the values of the second half of their columns.
         5 => {
             let (other_condition, other_row) = rows.choose(rng).unwrap();
             let set = |row: &[Value]| {
@@ -210,23 +213,24 @@ fn a_truncated_journal_is_detected_with_a_later_record() {
     let original = finished_run();
     let head = ReadOnlyJournal::new(original.copy()).unwrap().verify().unwrap().head;
     let connection = original.copy();
-    let cut = "DELETE FROM chain WHERE kind = 'event' AND number = (SELECT max(number) FROM events);
+    let truncation = "DELETE FROM chain WHERE kind = 'event' AND number = (SELECT max(number) FROM events);
         DELETE FROM events WHERE number = (SELECT max(number) FROM events)";
-    connection.execute_batch(cut).unwrap();
-    let history = ReadOnlyJournal::new(connection).unwrap();
-    let mut audit = audit(&history).unwrap();
-    let chain = history.verify().unwrap();
+    connection.execute_batch(truncation).unwrap();
+    let journal = ReadOnlyJournal::new(connection).unwrap();
+    let mut audit = audit(&journal).unwrap();
+    let chain = journal.verify().unwrap();
     assert_eq!((chain.count, chain.head.record_number), (0, head.record_number - 1));
-    audit.check_record(&history, &chain.head).unwrap();
+    audit.check_record(&journal, &chain.head).unwrap();
     assert!(audit.clean);
-    audit.check_record(&history, &head).unwrap();
+    audit.check_record(&journal, &head).unwrap();
     assert!(!audit.clean && audit.problems[0].contains("older copy"), "{:?}", audit.problems);
 }
 
 #[test]
-fn inconsistent_records_are_detected_although_the_chain_is_valid() {
+fn inconsistent_records_are_detected_without_the_chain() {
     // An attacker who changes a record can also recompute the hash chain. So the audit also
-    // compares the records with each other.
+    // compares the records with each other. This test leaves out the problems that the chain
+    // reveals.
     let original = finished_run();
     let problems_after = |edit: &str| {
         let connection = original.copy();

@@ -45,16 +45,16 @@ fn parse_head(text: &str) -> anyhow::Result<JournalHead> {
 impl AuditCommand {
     /// Audits the run and prints the result.
     pub fn run(self) -> anyhow::Result<()> {
-        let history = self.journal.open()?;
-        let mut audit = audit::audit(&history)?;
+        let journal = self.journal.open()?;
+        let mut audit = audit::audit(&journal)?;
         if let Some(head) = &self.head {
-            audit.check_record(&history, head)?;
+            audit.check_record(&journal, head)?;
         }
         if !self.journal_only {
-            let location = history.run_file()?.checkpoint_location();
+            let location = journal.run_file()?.checkpoint_location();
             let checkpoints = Checkpoints::open_existing(&location, &Access::from_environment());
             let checkpoints = checkpoints.context("cannot read the checkpoints; --journal-only skips them")?;
-            audit.add_problems(audit::stored_checkpoints::checkpoint_problems(&history, &checkpoints)?);
+            audit.add_problems(audit::stored_checkpoints::checkpoint_problems(&journal, &checkpoints)?);
         }
         if self.json {
             writeln!(cli_support::stdout(), "{}", serde_json::to_string(&audit)?)?;

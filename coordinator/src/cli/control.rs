@@ -30,6 +30,7 @@ pub struct DrainCommand {
 impl ControlCommand {
     /// Sends the command and prints the answer.
     pub fn run(self, command: v1::Command) -> anyhow::Result<()> {
+        // Only `drain` has a worker id.
         self.send(command, 0)
     }
 

@@ -37,10 +37,10 @@ pub struct EventsCommand {
 impl EventsCommand {
     /// Reads and prints the events.
     pub fn run(self) -> anyhow::Result<()> {
-        let history = self.journal.open()?;
+        let journal = self.journal.open()?;
         let mut cursor = EventCursor::default();
         loop {
-            let events = history.events_since(&mut cursor)?;
+            let events = journal.events_since(&mut cursor)?;
             self.print(&events)?;
             if !self.follow {
                 return Ok(());

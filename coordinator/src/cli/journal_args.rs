@@ -25,6 +25,7 @@ impl JournalArgs {
     pub fn open(&self) -> anyhow::Result<ReadOnlyJournal> {
         let folder = match (&self.config, &self.state) {
             (Some(config), _) => RunFile::load(config)?.output.join("coordinator"),
+            // clap requires one of the two.
             (None, state) => state.clone().unwrap_or_default(),
         };
         ReadOnlyJournal::open(&folder).with_context(|| format!("state {}", folder.display()))

@@ -1,5 +1,5 @@
-//! The command line: one file per subcommand, except that `control` has all commands to a running
-//! coordinator.
+//! The command line: one file per subcommand, except that `control` has all subcommands that change
+//! a run: `pause`, `resume`, `checkpoint`, `evaluate`, `drain` and `stop`.
 //!
 //! - `connection_args`, `journal_args`, `security_args`: arguments that several subcommands share:
 //!   the address of a coordinator with its token, the state folder of a journal, TLS files and

@@ -31,7 +31,8 @@ impl SecurityArgs {
     /// Reads certificates and tokens.
     ///
     /// # Errors
-    /// A file is invalid, or the coordinator would accept every client at `listen`.
+    /// A file is invalid, or `listen` is not a loopback address and nothing restricts its clients,
+    /// without `--insecure`.
     pub fn prepare(&self, listen: SocketAddr) -> anyhow::Result<Security> {
         let join = Token::load(self.join_token_file.as_deref(), JOIN_TOKEN_VARIABLE)?;
         let admin = Token::load(self.admin_token_file.as_deref(), ADMIN_TOKEN_VARIABLE)?;

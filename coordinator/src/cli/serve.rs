@@ -140,8 +140,8 @@ struct OpenedStorage {
 }
 
 impl StorageOptions {
-    /// Opens journal and checkpoints, or creates them for a new run. Changes nothing before it has
-    /// checked that they belong together.
+    /// Opens journal and checkpoints, or creates them for a new run. Checks that they belong
+    /// together.
     fn open(&self) -> anyhow::Result<OpenedStorage> {
         let (checkpoints, mut listing) = open_checkpoints(&self.file.checkpoint_location())?;
         let read_metadata = |name: &str| checkpoints.metadata(name);
@@ -163,6 +163,7 @@ impl StorageOptions {
             }
             opened => opened.with_context(|| format!("state {}", self.journal_folder.display()))?,
         };
+        // Checkpoints from before a recovery would otherwise be deleted as unfinished.
         listing.sealed.retain(|name| !ignored.contains(name));
         checkpoints::reconcile(&self.file, &mut restored, listing);
         Ok(OpenedStorage { journal, restored, checkpoints })

@@ -42,12 +42,12 @@ pub struct TensorboardCommand {
 impl TensorboardCommand {
     /// Writes the event file.
     pub fn run(self) -> anyhow::Result<()> {
-        let history = self.journal.open()?;
+        let journal = self.journal.open()?;
         let progress = cli_support::spinner("exporting the journal");
-        let (mut writer, mut written) = EventFileWriter::create(&self.out, &history)?;
+        let (mut writer, mut written) = EventFileWriter::create(&self.out, &journal)?;
         progress.set_message("following the run");
         if self.follow {
-            follow_run(&history, &mut writer, &mut written)?;
+            follow_run(&journal, &mut writer, &mut written)?;
         }
         progress.finish_and_clear();
         let WrittenCounts { steps, evaluations } = written;
@@ -66,14 +66,14 @@ impl TensorboardCommand {
 
 /// Writes new records until the run is finished.
 fn follow_run(
-    history: &ReadOnlyJournal,
+    journal: &ReadOnlyJournal,
     writer: &mut EventFileWriter,
     written: &mut WrittenCounts,
 ) -> anyhow::Result<()> {
     loop {
         // Read first: when the run is finished, all of its records are in the journal.
-        let is_finished = history.is_finished()?;
-        let WrittenCounts { steps, evaluations } = writer.write_new(history)?;
+        let is_finished = journal.is_finished()?;
+        let WrittenCounts { steps, evaluations } = writer.write_new(journal)?;
         written.steps += steps;
         written.evaluations += evaluations;
         if is_finished {

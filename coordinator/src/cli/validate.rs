@@ -21,8 +21,9 @@ use images::Images;
 /// Check a run file, and the files and data that it names.
 ///
 /// Checks that all files and images exist and fit together, and decodes up to 1,000 images of each
-/// split. Starts no run and needs no coordinator. Prints `OK`, the plan of the run, the models and
-/// data, and warnings. If images cannot be used, it lists all of them.
+/// split (none if the run has a feature store). Starts no run and needs no coordinator. Prints
+/// `OK`, the plan of the run, the models and data, and warnings. If images cannot be used, it lists
+/// all of them.
 ///
 /// Fails (exit status 1) if the run cannot start with this run file.
 #[derive(Debug, Args)]
@@ -63,6 +64,8 @@ impl ValidateCommand {
         Ok(())
     }
 
+    /// Checks all that the run file names. Returns the images, and descriptions of data and files
+    /// in lines for people.
     fn check(&self, file: &RunFile) -> anyhow::Result<(Images, Vec<String>)> {
         let mut images = Images::inspect(&file.data, self.decode_all)?;
         images.check_usable(self.json)?;
@@ -109,7 +112,7 @@ fn check_files(file: &RunFile, data: &DataSet) -> anyhow::Result<(SplitStores, V
     let mut evaluators: Vec<ClipWeights> = Vec::new();
     let mut embedding_size = 0;
     for named in file.named_evaluators() {
-        embedding_size += named.settings.preset.map_or(0, config::Preset::evaluator_embedding);
+        embedding_size += named.settings.preset.map_or(0, config::Preset::evaluator_embedding_size);
         let Some(path) = &named.settings.weights else { continue };
         let clip = open_evaluator(path, &named.settings.clip).with_context(|| format!("{}.weights", named.key()))?;
         embedding_size += clip.config().embedding;
@@ -124,8 +127,10 @@ fn check_files(file: &RunFile, data: &DataSet) -> anyhow::Result<(SplitStores, V
             evaluators.push(clip);
         }
     }
-    let is_primary = file.primary_evaluator().settings.weights.is_some();
-    let primary = evaluators.first().filter(|_| is_primary);
+    // `named_evaluators` begins with the primary one.
+    let primary_has_weights = file.primary_evaluator().settings.weights.is_some();
+    let primary = evaluators.first().filter(|_| primary_has_weights);
+    // The captioner's vision encoder: its configuration, and its description in feature stores.
     let mut vision = primary.map(|clip| (clip.config().vision_config(), describe_encoder(clip)));
     if let Some(path) = &file.captioner.vision_encoder {
         let clip = open_clip(path, &file.captioner.vision_clip).context("captioner.vision_encoder")?;

@@ -69,9 +69,10 @@ type StatusResult = anyhow::Result<v1::StatusResponse>;
 
 /// Why the live view has ended.
 enum WatchEnd {
-    /// The user has quit, or nothing reads the output any more.
+    /// Nothing is left to print: the user has quit, the terminal was closed, or the run is finished
+    /// and its last line is printed.
     Quit,
-    /// The run is finished; the last status line.
+    /// The run is finished; the status line to print in place of the screen.
     Finished(String),
     /// A signal, by its number.
     Signal(i32),
@@ -148,10 +149,12 @@ fn is_over(status: &v1::StatusResponse) -> bool {
 
 /// The live view on a screen or as lines.
 struct LiveView<'a> {
+    /// The results that [`receive_statuses`] sends.
     statuses: &'a mut mpsc::Receiver<StatusResult>,
     /// Seconds after which an unreachable coordinator is an error; `None` for never.
     give_up_after: Option<u64>,
     collected: CollectedStatus,
+    /// When the view started: the origin of the times in `collected`.
     started: Instant,
 }
 
@@ -188,7 +191,7 @@ impl LiveView<'_> {
         }
     }
 
-    /// Draws until the run ends, or the user quits.
+    /// Draws until the run ends, the user quits or a signal arrives.
     async fn draw(&mut self) -> anyhow::Result<WatchEnd> {
         let mut terminal = Terminal::start()?;
         let mut screen = Screen::new(!cli_support::no_color());
@@ -249,7 +252,8 @@ impl LiveView<'_> {
     }
 }
 
-/// Waits for a signal and returns its number. A signal without a handler has its default effect.
+/// Waits for a signal and returns its number. Waits forever if the handler could not be installed:
+/// the signal then has its default effect.
 async fn wait_for_signal((kind, signal): &mut (SignalKind, std::io::Result<tokio::signal::unix::Signal>)) -> i32 {
     match signal {
         Ok(signal) => _ = signal.recv().await,
@@ -277,6 +281,7 @@ impl Drop for Terminal {
     }
 }
 
+/// What a key does in the live view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KeyAction {
     Quit,

@@ -1,5 +1,6 @@
 //! Queries for the web page and for `coordinator events`. The web page's queries return a limited
-//! number of rows and use an index, because they run while the coordinator serves the run.
+//! number of rows, and find steps and captions by the index of their key, because they run while
+//! the coordinator serves the run.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -33,7 +34,7 @@ pub struct RecordedStep {
     pub generation: u64,
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// The scalars of the step, in the order of [`STEP_SCALARS`]; `None` if not finite.
+    /// The scalars of the step, in the order of [`STEP_SCALARS`]; `None` if absent or not finite.
     pub scalars: [Option<f64>; STEP_SCALARS.len()],
     /// Distributions by name.
     pub summaries: BTreeMap<String, Distribution>,
@@ -43,11 +44,11 @@ pub struct RecordedStep {
 pub const STEP_SCALARS: [&str; 7] =
     ["loss", "learning_rate", "gradient_norm", "seconds", "all_reduce_seconds", "images_per_second", "lag_seconds"];
 
-/// The mean and quantiles of a distribution.
+/// The mean and quantiles of a distribution; `None` if the distribution is empty.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Distribution {
-    /// The mean; `None` if the distribution is empty.
+    /// The mean.
     pub mean: Option<f64>,
     /// The 5 % quantile.
     pub p05: Option<f64>,
@@ -61,12 +62,12 @@ pub struct Distribution {
     pub p95: Option<f64>,
 }
 
-/// Counters of the journal's rows. A counter changes when there are new rows to read.
+/// Counters that grow with the journal's rows. A counter changes when there are new rows to read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RowCounters {
-    /// Events, generations and checkpoints.
+    /// Changes with events, generations and checkpoints.
     pub events: u64,
-    /// Evaluations.
+    /// Changes with evaluations.
     pub evaluations: u64,
 }
 
@@ -135,7 +136,7 @@ pub struct ComparedImage {
     pub index: u64,
     /// The name of the image.
     pub image: String,
-    /// The first reference captions.
+    /// The first reference captions; long ones are truncated.
     pub references: Vec<String>,
     /// The caption of the earlier evaluation; `None` if that evaluation does not have the image.
     pub before: Option<ScoredCaption>,
@@ -186,9 +187,9 @@ impl ReadOnlyJournal {
         Ok(self.connection.query_row(query, [], read_counters)?)
     }
 
-    /// The latest `max` events, newest first. Includes generations (as `generation`) and a few
-    /// checkpoints (as `checkpoint`): if a run saves often, its checkpoints would displace all
-    /// other events.
+    /// The latest `max` events, newest first. Includes generations (as `generation`) and
+    /// checkpoints (as `checkpoint`), but only the last ten checkpoints: in a run that saves often,
+    /// they would displace all other events.
     ///
     /// # Errors
     /// SQLite cannot read them.

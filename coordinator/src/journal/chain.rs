@@ -2,12 +2,13 @@
 //! one, so that every change, move or removal of a record is detected.
 //!
 //! Each record has one entry in the table `chain`. The entry has the kind and the key of the
-//! record. Its hash is SHA-256 over the hash of the previous entry, the kind and key, and the
-//! content of the columns that the record has written, each value with its type and length. The
-//! writer and the check read the content from the tables with the same queries. The last entry is
-//! the head of the journal. The seal of each checkpoint has the head at the time when the save
-//! began. A user who can write to the journal can also recompute all hashes, but cannot change the
-//! heads in the seals of checkpoints or in a log.
+//! record. Its hash is SHA-256 over the hash of the previous entry, the number of the record in the
+//! chain (column `sequence`), the kind and key, and the content of the columns that the record has
+//! written, each value with its type and, for texts and blobs, its length. The writer and the check
+//! read the content from the tables with the same queries. The last entry is the head of the
+//! journal. The metadata of each checkpoint (`state.json`) have the head at the time when the save
+//! began. A user who can write to the journal can also recompute all hashes, but does not thereby
+//! change the heads in checkpoints or in a log.
 
 use checkpoint_store::JournalHead;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::ValueRef};
@@ -39,7 +40,8 @@ pub(super) enum RecordKind {
     Step,
     /// A complete checkpoint, by stage, step and generation.
     Saved,
-    /// The deletion of a checkpoint, by stage, step and generation.
+    /// A checkpoint that will be deleted, was overwritten or is damaged, by stage, step and
+    /// generation.
     Deleted,
     /// An evaluation with all its items, by stage, step and generation.
     Evaluated,
@@ -54,7 +56,8 @@ struct RecordQueries {
     name: &'static str,
     /// The queries for a record's content. Parameters: stage, step, generation, number.
     queries: &'static [&'static str],
-    /// The query for the keys of all records of the kind, in the order of the chain's columns.
+    /// The query for the keys of all records of the kind: stage, step, generation and number, as in
+    /// the table `chain`.
     all_keys: &'static str,
 }
 
@@ -125,7 +128,7 @@ const RECORD_QUERIES: [RecordQueries; 9] = [
     },
 ];
 
-/// An entry of the chain, with the key of its record.
+/// An entry of the chain without its hash: the kind and key of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ChainEntry {
     pub kind: RecordKind,
@@ -159,8 +162,8 @@ impl ChainEntry {
         [&self.stage, &self.step, &self.generation, &self.number]
     }
 
-    /// The hash of this entry, given the hash of the previous one; `None` if the tables do not have
-    /// the record.
+    /// The hash of this entry with the number `record_number`, given the hash of the previous
+    /// entry; `None` if the tables do not have the record.
     fn hash(
         &self,
         connection: &Connection,
@@ -243,7 +246,9 @@ fn hash_value(hash: &mut Sha256, value: ValueRef<'_>) -> rusqlite::Result<()> {
 /// Appends entries to a chain.
 #[derive(Clone, Debug)]
 pub(super) struct ChainWriter {
+    /// The number of the last entry; 0 if there is none.
     record_number: u64,
+    /// The hash of the last entry.
     hash: [u8; 32],
 }
 
@@ -268,7 +273,7 @@ impl ChainWriter {
         Ok(())
     }
 
-    /// The last entry.
+    /// The number and hash of the last entry.
     pub fn head(&self) -> JournalHead {
         JournalHead { record_number: self.record_number, hash: hex(&self.hash) }
     }
@@ -277,7 +282,7 @@ impl ChainWriter {
 /// The result of the check of all records of a journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainCheck {
-    /// The last entry.
+    /// The number and hash of the last entry.
     pub head: JournalHead,
     /// Messages about the first problems.
     pub problems: Vec<String>,
@@ -295,20 +300,21 @@ impl ChainCheck {
 }
 
 /// Checks that each record is unchanged, that none is missing, and that none was added without an
-/// entry.
+/// entry. Of the added records of each kind it reports only one.
 ///
 /// # Errors
 /// SQLite cannot read the journal.
 pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
-    let (mut check, mut previous_hash, mut previous) = (ChainCheck::default(), INITIAL_HASH, 0);
+    let (mut check, mut previous_hash, mut previous_number) = (ChainCheck::default(), INITIAL_HASH, 0);
     let mut chain = connection
         .prepare("SELECT sequence, kind, stage, step, generation, number, hash FROM chain ORDER BY sequence")?;
     let mut rows = chain.query([])?;
     while let Some(row) = rows.next()? {
         let record_number = row.get::<_, i64>(0)?.cast_unsigned();
         let hash: [u8; 32] = row.get(6)?;
-        if record_number != previous + 1 {
-            check.add_problem(format!("records {} to {} are missing", previous + 1, record_number.saturating_sub(1)));
+        if record_number != previous_number + 1 {
+            let (first, last) = (previous_number + 1, record_number.saturating_sub(1));
+            check.add_problem(format!("records {first} to {last} are missing"));
         }
         match ChainEntry::read(row)? {
             None => check.add_problem(format!("record {record_number} is of an unknown kind")),
@@ -321,7 +327,7 @@ pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
             },
         }
         // The next entry is checked against the stored hash, so that each problem is reported once.
-        (previous_hash, previous) = (hash, record_number);
+        (previous_hash, previous_number) = (hash, record_number);
     }
     for RecordQueries { name, all_keys, .. } in &RECORD_QUERIES {
         let query = format!(
@@ -334,11 +340,11 @@ pub(super) fn verify(connection: &Connection) -> rusqlite::Result<ChainCheck> {
             check.add_problem(format!("{name} {} was added", keys.join("/")));
         }
     }
-    check.head = JournalHead { record_number: previous, hash: hex(&previous_hash) };
+    check.head = JournalHead { record_number: previous_number, hash: hex(&previous_hash) };
     Ok(check)
 }
 
-/// Whether the journal contains `head`: it is the last entry, or was the last one before.
+/// Whether the chain has the entry that `head` names, with the same hash.
 ///
 /// # Errors
 /// SQLite cannot read the journal.

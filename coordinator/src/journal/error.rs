@@ -7,7 +7,8 @@ use super::{SettingsError, schema::SCHEMA_VERSION};
 /// Why a journal cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system cannot open the journal's folder or database file.
+    /// The operating system cannot create, open, lock or rename the journal's folder or a file in
+    /// it.
     #[error("{}: {source}", path.display())]
     Open {
         /// The folder or file.
@@ -22,12 +23,12 @@ pub enum Error {
     /// that.
     #[error("{0}")]
     Settings(Box<SettingsError>),
-    /// Another version of the program, with other tables, wrote it.
+    /// Another version of the program, with other tables, wrote the journal.
     #[error(
         "the journal has version {found}, this program writes version {SCHEMA_VERSION}; use another --state or output"
     )]
     OtherVersion {
-        /// The journal's version.
+        /// The version of the journal's tables.
         found: i64,
     },
     /// The operating system provides no random numbers for a run id.
@@ -59,7 +60,7 @@ impl From<rusqlite::Error> for Error {
 }
 
 impl Error {
-    /// Whether a retry may succeed: the disk is full, fails, or the database is locked.
+    /// Whether a retry may succeed: the disk is full or fails, or the database is locked.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         let Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = self else { return false };

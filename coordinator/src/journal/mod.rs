@@ -16,14 +16,14 @@
 //! - Times are Unix seconds. `step` counts applied updates everywhere: step `n` of a stage, from 1,
 //!   consumed the samples `(n - 1) * batch .. n * batch`.
 //! - A generation starts at its `(stage, step)`. Steps of earlier generations beyond that position
-//!   were given up, unless the later generation repeats them. If a step has several rows, the row
-//!   of the highest generation counts.
+//!   were given up, or were not selected (see the next item). If the generation trains them again,
+//!   they have several rows, and the row of the highest generation counts.
 //! - A stage may end with an earlier checkpoint than its last. The event `stage_ended` with
-//!   `{stage, step, generation, cause, reason, passed_over}` records that; `passed_over` lists
-//!   later checkpoints, each with the reason why it was not selected. With cause `guard`, later
-//!   steps are given up. With `best_state` or `early_stopping`, later steps are not selected: the
-//!   run continues from the earlier checkpoint, and the later steps stay in curves, reports and the
-//!   audit.
+//!   `{stage, step, generation, cause, reason, passed_over}` records the checkpoint; `passed_over`
+//!   lists later checkpoints, each with the reason why it was not selected. With cause `guard`,
+//!   later steps are given up. With `best_state` or `early_stopping`, later steps are not selected:
+//!   the run continues from the earlier checkpoint, and the later steps stay in curves, reports and
+//!   the audit.
 //! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations
 //!   and the ends of stages. Rows of generations up to `generation` beyond `(stage, step)` are not
 //!   part of the present history.
@@ -32,7 +32,7 @@
 //! - Rows are only added, and each column is written once. The rows of `chain` name the records in
 //!   the order in which they were written (see [`chain`]).
 //! - The last row of `run` is valid. An event `settings_changed` with `{stage, step, changes:
-//!   [{key, old, new, mutability}]}` names the step from which the last run file applies instead of
+//!   [{key, old, new, mutability}]}` names the step after which a new run file applies instead of
 //!   the one before. `created` is the time at which the coordinator accepted the run file.
 //! - An event `recovered` with `{stage, step, checkpoint, run_ids, ..}` is the first of a journal
 //!   that replaced a lost or damaged one: the run resumed from this checkpoint, under another `id`.
@@ -84,6 +84,7 @@ const FILE_NAME: &str = "journal.sqlite";
 #[derive(Debug)]
 pub struct Journal {
     connection: Connection,
+    /// Appends an entry to the hash chain for each record.
     chain: ChainWriter,
     /// The lock of the journal's folder, held while the journal is open; `None` for a journal in
     /// memory.
@@ -119,7 +120,7 @@ impl Journal {
         std::fs::metadata(folder.join(FILE_NAME)).is_ok_and(|metadata| metadata.len() > 0)
     }
 
-    /// Creates a journal with this connection, and the tables if they do not exist.
+    /// Opens the journal of this connection. Creates the tables if they do not exist.
     ///
     /// # Errors
     /// The journal belongs to another run.
@@ -181,7 +182,7 @@ impl Journal {
         self.chain.head()
     }
 
-    /// Whether the journal contains `head`: it is the last record, or was the last one before.
+    /// Whether the journal has the record that `head` names, with the same hash.
     ///
     /// # Errors
     /// SQLite cannot read the journal.

@@ -16,9 +16,9 @@ use crate::run::{
 pub(super) const IS_CURRENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
     WHERE cuts.generation >= own.generation AND (cuts.stage, cuts.step) < (own.stage, own.step))";
 
-/// SQL: whether the row `own`, which is not [`IS_CURRENT`], is not selected: its stage ended with
-/// an earlier checkpoint, because that one had the best score. Equal to
-/// [`Lineage::fate`](crate::run::lineage::Lineage::fate).
+/// SQL, for a row `own` that is not [`IS_CURRENT`]: whether it is not selected, because its stage
+/// ended with an earlier checkpoint that had the best score. Otherwise the row was given up. Agrees
+/// with [`Lineage::fate`](crate::run::lineage::Lineage::fate).
 pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
     AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
     AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
@@ -28,8 +28,8 @@ pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended 
     AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= own.generation
         AND cuts.generation < ended.detail_json ->> 'generation' AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
 
-/// SQL: whether the checkpoint is the last one of a stage that ended with an earlier checkpoint.
-/// The last one is kept for the user.
+/// SQL: whether a checkpoint is the last one of a stage that ended with an earlier checkpoint. The
+/// run cannot resume from the last one, but it is kept for the user.
 pub(super) const IS_LAST_UNSELECTED: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
     WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
         AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
@@ -78,7 +78,8 @@ pub(super) fn run_file(connection: &Connection) -> Result<RunFile, Error> {
     serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
 }
 
-/// The changes of training data, in order, with the positions at which they took effect.
+/// The changes of training data, in order, with the positions at which they took effect, if they
+/// have.
 pub(super) fn data_changes(connection: &Connection) -> Result<Vec<DataChange>, Error> {
     let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
     let mut events = connection.prepare(query)?;

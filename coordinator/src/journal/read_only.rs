@@ -37,7 +37,7 @@ pub struct Generation {
     pub number: u64,
     /// The worker ids of its members.
     pub members: Vec<WorkerId>,
-    /// Why the previous generation ended.
+    /// Why the previous generation ended; `start` for a coordinator's first generation.
     pub cause: String,
     /// The position at which it started.
     pub start: Position,
@@ -64,12 +64,13 @@ pub struct Step {
     pub fate: StateFate,
 }
 
-/// A recorded event.
+/// A recorded event, or another record in the form of an event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// The kind: the name of a [`EventKind`], or `guard`.
+    /// The kind: the name of an [`EventKind`], or `guard`. Some queries also return records of
+    /// other tables, as `generation`, `checkpoint` and `evaluation`.
     pub kind: String,
     /// The details; the keys depend on the kind.
     pub detail: Value,
@@ -131,7 +132,7 @@ impl ReadOnlyJournal {
         verify(&self.connection)
     }
 
-    /// Whether the journal contains `head`: it is the last record, or was the last one before.
+    /// Whether the journal has the record that `head` names, with the same hash.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -173,7 +174,8 @@ impl ReadOnlyJournal {
         queries::run_file(&self.connection)
     }
 
-    /// The size of the training split; `None` if no worker has joined.
+    /// The size of the training split, from the last `joined` event; `None` if no worker has
+    /// joined.
     ///
     /// # Errors
     /// SQLite cannot read it.
@@ -238,7 +240,7 @@ impl ReadOnlyJournal {
         self.query_all("SELECT stage, step, generation, at FROM steps ORDER BY stage, step, generation", read_step)
     }
 
-    /// All events, in order.
+    /// All rows of the table `events`, in order.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -264,8 +266,8 @@ impl ReadOnlyJournal {
         Ok(points.into_iter().collect())
     }
 
-    /// The stages that ended with an earlier checkpoint than their last, because it had the best
-    /// score.
+    /// The stages that ended with an earlier checkpoint than their last, because the earlier one
+    /// had the best score.
     ///
     /// # Errors
     /// SQLite cannot read them.

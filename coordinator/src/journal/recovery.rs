@@ -20,11 +20,11 @@ const SQLITE_SUFFIXES: [&str; 2] = ["-wal", "-shm"];
 /// The checkpoints from which a run can be recovered.
 #[derive(Clone, Debug)]
 pub struct RecoveryCheckpoints {
-    /// All usable checkpoints up to the newest.
+    /// All usable checkpoints at positions up to that of `newest`.
     pub checkpoints: Vec<CheckpointMetadata>,
     /// The checkpoint that the run resumes from.
     pub newest: CheckpointMetadata,
-    /// The run ids under which these and later checkpoints were saved.
+    /// The run ids under which these checkpoints, and those at later positions, were saved.
     pub run_ids: BTreeSet<String>,
 }
 
@@ -38,11 +38,12 @@ impl Journal {
     /// Another coordinator uses the folder, or the folder is not writable.
     pub fn recover(folder: &Path, file: &RunFile, recovery: &RecoveryCheckpoints) -> Result<Self, Error> {
         let lock = lock(folder)?;
-        let old_name = rename_old_journal(folder).map_err(|source| Error::Open { path: folder.to_owned(), source })?;
+        let renamed_to =
+            rename_old_journal(folder).map_err(|source| Error::Open { path: folder.to_owned(), source })?;
         let connection = Connection::open(folder.join(FILE_NAME))?;
         check_intact(&connection)?;
         let mut journal = Self::new_with_changes(connection, file, AcceptedChanges::Free)?;
-        journal.write(&first_records(recovery, old_name.as_deref()))?;
+        journal.write(&first_records(recovery, renamed_to.as_deref()))?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
@@ -61,10 +62,11 @@ pub(super) fn former_run_ids(connection: &Connection) -> Result<BTreeSet<String>
     Ok(events.query_map([EventKind::Recovered.name()], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
-/// The first records of a recovered journal.
+/// The first records of a recovered journal. `renamed_to` is the new name of the old journal, if
+/// there was one.
 fn first_records(
     RecoveryCheckpoints { checkpoints, newest, run_ids }: &RecoveryCheckpoints,
-    old_name: Option<&str>,
+    renamed_to: Option<&str>,
 ) -> Vec<Record> {
     let position = |metadata: &CheckpointMetadata| Position { stage: metadata.stage, step: metadata.step };
     let detail = json!({
@@ -74,7 +76,7 @@ fn first_records(
         "checkpoint": newest.checkpoint,
         "run_ids": run_ids,
         "journal": newest.journal.to_string(),
-        "set_aside": old_name,
+        "set_aside": renamed_to,
     });
     let formed = Record::Formed {
         generation: newest.generation,

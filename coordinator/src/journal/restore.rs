@@ -9,7 +9,7 @@ use super::{Error, Journal, queries::*};
 use crate::run::{
     lineage::BranchPoints,
     model_selection::Scores,
-    plan::{Boundaries, Boundary, Position, StageEnds},
+    plan::{Boundaries, Boundary, Position, SelectedSteps},
     record::{EventKind, RestoredRun, StepMeans},
     term_log::TermLog,
 };
@@ -56,10 +56,10 @@ impl Journal {
             .collect::<Result<Scores, _>>()?;
         let evaluated = scores.keys().map(|position| (*position, Boundary::Evaluation)).collect();
         let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM events WHERE kind = ? ORDER BY rowid";
-        let stage_ends = connection
+        let selected_steps = connection
             .prepare(query)?
             .query_map([EventKind::StageEnded.name()], |row| Ok((row.get(0)?, read_u64(row, 1)?)))?
-            .collect::<Result<StageEnds, _>>()?;
+            .collect::<Result<SelectedSteps, _>>()?;
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =
             |kind: EventKind| connection.query_row(query, [kind.name()], |row| row.get::<_, String>(0)).optional();
@@ -71,11 +71,12 @@ impl Journal {
             committed,
             checkpoints,
             unselected_checkpoints,
+            // `checkpoints::reconcile` adds them.
             unfinished_checkpoints: BTreeSet::new(),
             passed_boundaries: &saved | &evaluated,
             scores,
             step_means: self.recent_means(committed)?,
-            stage_ends,
+            selected_steps,
             pause_reason,
             data_set: latest(EventKind::Joined)?.and_then(|detail| parse_data_set(&detail)),
             data_changes: data_changes(connection)?,
@@ -94,7 +95,7 @@ impl Journal {
         Ok(log)
     }
 
-    /// The positions at which later generations continued differently.
+    /// The branch points: the starts of generations and the ends of stages.
     fn branch_points(&self) -> Result<BranchPoints, Error> {
         let mut branch_points = BranchPoints::default();
         let query = "SELECT generation + 1, stage, step FROM cuts ORDER BY generation";
@@ -106,7 +107,9 @@ impl Journal {
         Ok(branch_points)
     }
 
-    /// The last committed position of the generation `number`, which started at `start`.
+    /// The last committed position of the last generation, which has the number `number` and
+    /// started at `start`. If its stage has ended with an earlier state, the position of that
+    /// state.
     fn committed(&self, number: u64, start: Position) -> Result<Position, Error> {
         let first_row = |query: &str| {
             self.connection.query_row(query, [number.cast_signed()], |row| read_position(row, 0)).optional()
@@ -119,17 +122,17 @@ impl Journal {
     }
 
     /// The means of the last steps of the current stage up to `committed`. The number of steps is
-    /// one more than the largest `for` of the stage's guard rules: if a value was beyond the bound
-    /// in so many consecutive steps, the rule has fired before the restart.
+    /// one more than the largest `for` of the stage's guard rules. If a metric was beyond a rule's
+    /// bound in all of them, the rule had fired before the last of them, and does not fire again.
     fn recent_means(&self, committed: Position) -> Result<Vec<(Position, StepMeans)>, Error> {
         let file = run_file(&self.connection)?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
-        let Some(longest) = rules.iter().map(|rule| rule.for_).max() else { return Ok(Vec::new()) };
+        let Some(max_for) = rules.iter().map(|rule| rule.for_).max() else { return Ok(Vec::new()) };
         let query = format!(
             "SELECT stage, step, summaries_json FROM steps AS own WHERE stage = ? AND step <= ? AND {IS_CURRENT}
             ORDER BY step DESC, generation DESC LIMIT ?"
         );
-        let parameters = params![committed.stage, committed.step.cast_signed(), i64::from(longest) + 1];
+        let parameters = params![committed.stage, committed.step.cast_signed(), i64::from(max_for) + 1];
         let mut means = self
             .connection
             .prepare(&query)?
@@ -146,7 +149,8 @@ fn parse_means(json: &str) -> StepMeans {
     summaries.into_iter().filter_map(|(name, summary)| Some((name, summary["mean"].as_f64()?))).collect()
 }
 
-/// Parses the data set in the detail of a `joined` event; `None` if an earlier version wrote it.
+/// Parses the data set in the detail of a `joined` event; `None` if an earlier version of the
+/// program wrote the event.
 fn parse_data_set(detail: &str) -> Option<v1::DataSet> {
     let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
     let number = |key: &str| detail.get(key)?.as_u64();

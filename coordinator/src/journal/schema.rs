@@ -8,6 +8,8 @@ use super::{ChainCheck, Error, chain};
 /// The version of the tables. A journal with another version is refused.
 pub(super) const SCHEMA_VERSION: i64 = 6;
 
+/// Creates all tables except `chain`, and the view `cuts`. The documentation of
+/// [`journal`](super) explains them.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, name TEXT NOT NULL, seed INTEGER NOT NULL,
     run_file_json TEXT NOT NULL, created REAL NOT NULL, id TEXT NOT NULL);
@@ -36,7 +38,7 @@ CREATE VIEW IF NOT EXISTS cuts AS
 ";
 
 /// Checks the pages and every record of a journal before the coordinator writes to it. Does not
-/// check a journal of another version.
+/// check a new journal, or one of another version: [`Journal`](super::Journal) refuses the latter.
 pub(super) fn check_intact(connection: &Connection) -> Result<(), Error> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version != SCHEMA_VERSION {
@@ -50,7 +52,7 @@ pub(super) fn check_intact(connection: &Connection) -> Result<(), Error> {
     }
 }
 
-/// Checks the database pages, the hash chain, and the definitions of the tables.
+/// Checks the database pages, the hash chain, and the definitions of tables, views and indices.
 pub(super) fn verify(connection: &Connection) -> Result<ChainCheck, Error> {
     let pages: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if pages != "ok" {
@@ -58,7 +60,7 @@ pub(super) fn verify(connection: &Connection) -> Result<ChainCheck, Error> {
     }
     let mut chain_check = chain::verify(connection)?;
     if read_schema(connection)? != expected_schema()? {
-        chain_check.add_problem("its tables or views were changed".to_owned());
+        chain_check.add_problem("the tables or views of the journal were changed".to_owned());
     }
     Ok(chain_check)
 }

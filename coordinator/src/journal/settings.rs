@@ -50,7 +50,7 @@ impl SettingsError {
             );
             return lines.join("\n");
         }
-        lines.push("To continue this run, restore the old values of those that make another run.".to_owned());
+        lines.push("To continue this run, restore the old values of the settings that make another run.".to_owned());
         match &self.continuation {
             Some(continuation) => {
                 lines.push(
@@ -86,7 +86,7 @@ impl fmt::Display for SettingsError {
 
 impl Journal {
     /// Replaces the `recorded` run file (JSON) by `file` and records the changes, if `accept`
-    /// allows all of them.
+    /// allows all of them or the run has no generation yet.
     pub(super) fn apply_settings(
         &mut self,
         recorded: &str,
@@ -99,13 +99,13 @@ impl Journal {
             return Ok(());
         }
         let restored = self.restore()?;
-        let allowed = match accept {
+        let strictest_allowed = match accept {
             AcceptedChanges::Free => Mutability::Free,
             AcceptedChanges::NextStep => Mutability::NextStep,
         };
         // All settings may change before the first generation: nothing is trained yet.
         let has_begun = restored.last_generation > 0;
-        if has_begun && changes.iter().any(|change| change.mutability > allowed) {
+        if has_begun && changes.iter().any(|change| change.mutability > strictest_allowed) {
             let continuation = last_checkpoint(&recorded, &restored).map(|path| continuation(&recorded, &path));
             return Err(Error::Settings(Box::new(SettingsError { changes, continuation })));
         }
@@ -143,11 +143,12 @@ mod tests {
     use crate::run::testing;
 
     fn file() -> RunFile {
-        testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
+        let (steps, batch, checkpoint_every, evaluate_every) = (20, 4, Some(5), Some(5));
+        testing::run_file(vec![testing::stage("a", steps, batch, checkpoint_every, evaluate_every)])
     }
 
-    /// Creates a journal at this path. Its run has saved step 5 of its stage.
-    fn create_journal(path: &Path) {
+    /// Writes to the journal at this path, or to a new one, that the run has saved step 5.
+    fn write_journal(path: &Path) {
         let mut journal = Journal::new(Connection::open(path).unwrap(), &file()).unwrap();
         let at = |step| Position { stage: 0, step };
         let formed = |generation, start, source| Record::Formed {
@@ -182,8 +183,8 @@ mod tests {
 
     /// The details of the recorded `settings_changed` events.
     fn recorded_changes(path: &Path) -> Vec<serde_json::Value> {
-        let history = ReadOnlyJournal::new(Connection::open(path).unwrap()).unwrap();
-        let events = history.events().unwrap();
+        let journal = ReadOnlyJournal::new(Connection::open(path).unwrap()).unwrap();
+        let events = journal.events().unwrap();
         events.into_iter().filter(|event| event.kind == "settings_changed").map(|event| event.detail).collect()
     }
 
@@ -191,7 +192,7 @@ mod tests {
     fn a_change_from_the_next_step_on_is_applied_and_recorded_when_accepted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
-        create_journal(&path);
+        write_journal(&path);
         let mut changed = file();
         changed.stages[0].optimizer.learning_rate = 1e-4;
         changed.stages[0].patience = Some(3);
@@ -225,7 +226,7 @@ mod tests {
     fn a_change_that_makes_another_run_is_refused_with_the_lines_for_a_new_run_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal.sqlite");
-        create_journal(&path);
+        write_journal(&path);
         let mut other = file();
         (other.seed, other.stages[0].optimizer.learning_rate) = (1, 1e-4);
         for accept in [AcceptedChanges::Free, AcceptedChanges::NextStep] {
@@ -254,7 +255,7 @@ mod tests {
         let path = folder.path().join("journal.sqlite");
         let other = RunFile { name: "other".into(), seed: 1, ..file() };
         drop(open(&path, &other, AcceptedChanges::Free).unwrap());
-        create_journal(&path);
+        write_journal(&path);
         assert_eq!(recorded_changes(&path).len(), 1);
         let mut changed = file();
         changed.control.heartbeat_timeout = 60.0;

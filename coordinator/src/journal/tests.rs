@@ -26,10 +26,12 @@ use crate::{
     },
 };
 
+// Beyond `i64::MAX`, because SQLite's integers are signed.
 const TERM: u64 = 0xF000_0000_0000_0007;
 
 fn file() -> RunFile {
-    testing::run_file(vec![testing::stage("a", 20, 4, Some(5), Some(5))])
+    let (steps, batch, checkpoint_every, evaluate_every) = (20, 4, Some(5), Some(5));
+    testing::run_file(vec![testing::stage("a", steps, batch, checkpoint_every, evaluate_every)])
 }
 
 fn formed(generation: u64, step: u64, source: StateSource) -> Record {
@@ -44,6 +46,7 @@ fn formed(generation: u64, step: u64, source: StateSource) -> Record {
     }
 }
 
+/// A step with the values 0.5 and 1.5 of `kl`, whose mean is 1. Its loss is not finite.
 fn step(step: u64, generation: u64) -> Record {
     let position = v1::Position { stage: 0, step, generation };
     let report = v1::StepDone {
@@ -86,29 +89,28 @@ fn a_restarted_coordinator_does_not_fire_a_guard_rule_twice() {
     file.stages[0].guard = vec![rule(0.5, 2), rule(0.9, 1)];
     let mut journal = Journal::open(folder.path(), &file).unwrap();
     let mut records = vec![formed(1, 0, StateSource::Seed)];
-    // The means are 1.
     records.extend((1..=6).map(|s| step(s, 1)));
     records.extend([formed(2, 5, StateSource::Member(WorkerId(3))), step(6, 2), step(7, 2)]);
     journal.write(&records).unwrap();
-    let measured = journal.restore().unwrap().step_means;
-    let steps: Vec<u64> = measured.iter().map(|(position, _)| position.step).collect();
-    assert_eq!(steps, [5, 6, 7]);
-    assert!(measured.iter().all(|(_, means)| means["kl"] == 1.0), "{measured:?}");
+    let step_means = journal.restore().unwrap().step_means;
+    let steps: Vec<u64> = step_means.iter().map(|(position, _)| position.step).collect();
+    assert_eq!(steps, [5, 6, 7], "one more than the largest `for`");
+    assert!(step_means.iter().all(|(_, means)| means["kl"] == 1.0), "{step_means:?}");
 
     // A rule that has fired fires again only after the metric was within the bound.
     let mut run = Run::new(file, journal.restore().unwrap(), TERM);
-    let mut fired = |step: u64, kl: f64| {
+    let mut fired_bounds = |step: u64, kl: f64| {
         run.check_step_value(Position { stage: 0, step }, "kl", kl)
             .into_iter()
             .map(|rule| rule.bound)
             .collect::<Vec<_>>()
     };
-    assert_eq!(fired(8, 1.0), [0.0; 0]);
-    assert_eq!(fired(9, 0.7), [0.0; 0]);
-    assert_eq!(fired(10, 1.0), [0.9]);
-    assert_eq!(fired(11, 0.4), [0.0; 0]);
-    assert_eq!(fired(12, 1.0), [0.9]);
-    assert_eq!(fired(13, 1.0), [0.5]);
+    assert_eq!(fired_bounds(8, 1.0), [0.0; 0]);
+    assert_eq!(fired_bounds(9, 0.7), [0.0; 0]);
+    assert_eq!(fired_bounds(10, 1.0), [0.9]);
+    assert_eq!(fired_bounds(11, 0.4), [0.0; 0]);
+    assert_eq!(fired_bounds(12, 1.0), [0.9]);
+    assert_eq!(fired_bounds(13, 1.0), [0.5]);
 }
 
 #[test]
@@ -150,7 +152,7 @@ fn a_restarted_coordinator_restores_the_position_of_the_run() {
     records.extend((1..=5).map(|s| step(s, 1)));
     records.extend([Record::Saved(saved(5, 1)), evaluated(5, 1)]);
     records.extend((6..=10).map(|s| step(s, 1)));
-    records.extend([Record::Saved(saved(10, 1)), Record::Deleted(saved(5, 1).name), evaluated(10, 1)]);
+    records.extend([Record::Saved(saved(10, 1)), Record::Deleting(saved(5, 1).name), evaluated(10, 1)]);
     records.extend((11..=15).map(|s| step(s, 1)));
     records.push(evaluated(15, 1));
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
@@ -218,7 +220,7 @@ fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
     journal.write(&records).unwrap();
     let restored = journal.restore().unwrap();
     let at = |step| Position { stage: 0, step };
-    assert_eq!((restored.pause_reason, restored.stage_ends), (None, [(0, 10)].into()));
+    assert_eq!((restored.pause_reason, restored.selected_steps), (None, [(0, 10)].into()));
     assert_eq!((restored.committed, restored.branch_points), (at(10), branch_points([(1, 0), (2, 10)])));
     assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
     assert_eq!(restored.unselected_checkpoints, [saved(15, 1)], "kept for the user");
@@ -228,18 +230,25 @@ fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
     assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
 }
 
+/// The causes with which a stage may end early.
+const CAUSES: [&str; 3] = ["best_state", "early_stopping", "guard"];
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Generations of a stage begin at or before a position that an earlier one has reached. Then
-    /// the stage may end, and generations continue in the next stage. SQL and lineage agree on each
-    /// row.
+    /// Generations of a stage begin at or before the position that the previous one has reached.
+    /// Then the stage may end, and generations continue in the next stage. SQL and lineage agree on
+    /// each row. `first_stage` has for each generation how many steps before that position it
+    /// starts, and how many steps it trains. `end` has how many steps before that position the
+    /// stage ends, and the index of the cause. `next_stage` has for each generation the step at
+    /// which it starts, and how many steps it trains.
     #[test]
     fn sql_and_lineage_agree_on_the_fate_of_each_step(
         first_stage in prop::collection::vec((0..9_u64, 0..5_u64), 1..5), end in prop::option::of((0..9_u64, 0..3_usize)),
         next_stage in prop::collection::vec((prop::option::of(0..4_u64), 0..5_u64), 0..4),
     ) {
-        let stages = vec![testing::stage("a", 20, 4, None, None), testing::stage("b", 20, 4, None, None)];
+        let (steps, batch) = (20, 4);
+        let stages = ["a", "b"].map(|name| testing::stage(name, steps, batch, None, None)).into();
         let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &testing::run_file(stages)).unwrap();
         let (mut generation, mut reached) = (0, Position::default());
         let mut train = |journal: &mut Journal, start: Position, steps: u64| {
@@ -253,16 +262,16 @@ proptest! {
             journal.write(&[formed].into_iter().chain(stepped).collect::<Vec<_>>()).unwrap();
             generation
         };
-        let mut last = 0;
+        let mut last_generation = 0;
         for (steps_back, steps) in first_stage {
             let start = Position { stage: 0, step: reached.step.saturating_sub(steps_back) };
-            last = train(&mut journal, start, steps);
+            last_generation = train(&mut journal, start, steps);
             reached = start.after(steps);
         }
         if let Some((steps_back, cause)) = end {
             let end = reached.step.saturating_sub(steps_back);
-            let cause = ["best_state", "early_stopping", "guard"][cause];
-            let detail = json!({ "stage": 0, "step": end, "generation": last, "cause": cause, "reason": "x" });
+            let (generation, cause) = (last_generation, CAUSES[cause]);
+            let detail = json!({ "stage": 0, "step": end, "generation": generation, "cause": cause, "reason": "x" });
             journal.write(&[Record::Event { kind: EventKind::StageEnded, detail }]).unwrap();
             for (start, steps) in next_stage {
                 let position = |step| Position { stage: 1, step };
@@ -271,16 +280,16 @@ proptest! {
                 train(&mut journal, start.map_or(Position { stage: 0, step: end }, position), start.map_or(0, |_| steps));
             }
         }
-        let history = ReadOnlyJournal { connection: journal.connection };
+        let journal = ReadOnlyJournal { connection: journal.connection };
         let query = format!("SELECT {IS_CURRENT}, {IS_NOT_SELECTED} FROM steps AS own ORDER BY stage, step, generation");
-        let fates = history.query_all(&query, |row| Ok(match (row.get(0)?, row.get(1)?) {
+        let fates = journal.query_all(&query, |row| Ok(match (row.get(0)?, row.get(1)?) {
             (true, _) => StateFate::Current,
             (false, true) => StateFate::NotSelected,
             (false, false) => StateFate::GivenUp,
         }));
-        for (step, fate) in history.steps().unwrap().into_iter().zip(fates.unwrap()) {
+        for (step, fate) in journal.steps().unwrap().into_iter().zip(fates.unwrap()) {
             prop_assert_eq!(step.fate, fate, "{:?}", step);
-            prop_assert!(step.fate != StateFate::NotSelected || end.is_some_and(|(_, cause)| cause < 2));
+            prop_assert!(step.fate != StateFate::NotSelected || end.is_some_and(|(_, cause)| CAUSES[cause] != "guard"));
         }
     }
 }

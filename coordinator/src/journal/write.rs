@@ -73,14 +73,14 @@ pub(super) fn write_record(
         }
         Record::Saved(checkpoint) => {
             let Checkpoint { position, generation, run_id, name, parameters_sha256 } = checkpoint;
-            // The save has overwritten a checkpoint of the same name.
+            // If a checkpoint had the same name, the save has overwritten it.
             write_deletion(transaction, chain, name)?;
             let (stage, step, generation) = key_columns(*position, *generation);
             let sql = "INSERT INTO checkpoints VALUES (?, ?, ?, ?, ?, ?, ?, NULL)";
             execute(sql, params![stage, step, generation, run_id, name, parameters_sha256, now()])?;
             chain.append(transaction, ChainEntry::at(RecordKind::Saved, (stage, step, generation)))
         }
-        Record::Deleted(name) | Record::Damaged(name) => write_deletion(transaction, chain, name),
+        Record::Deleting(name) | Record::Damaged(name) => write_deletion(transaction, chain, name),
         Record::Evaluated { position, generation, metrics, items } => {
             let (stage, step, generation) = key_columns(*position, *generation);
             let sql = "INSERT INTO evaluations VALUES (?, ?, ?, ?, ?)";
@@ -119,8 +119,8 @@ pub(super) fn write_event(
     chain.append(transaction, ChainEntry::of_row(RecordKind::Event, transaction.last_insert_rowid()))
 }
 
-/// Records that the checkpoint of this name is deleted. Does nothing if no checkpoint has this
-/// name.
+/// Records that the checkpoint of this name will be deleted, was overwritten or is damaged. Does
+/// nothing if there is no such checkpoint.
 fn write_deletion(transaction: &Transaction<'_>, chain: &mut ChainWriter, name: &str) -> rusqlite::Result<()> {
     let sql = "UPDATE checkpoints SET deleted = ? WHERE name = ? AND deleted IS NULL RETURNING stage, step, generation";
     let keys = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));

@@ -18,7 +18,7 @@ use crate::journal::{
 const MAX_IMAGES: u32 = 12;
 /// Width and height of a picture, in pixels.
 const PICTURE_SIZE: u32 = 224;
-/// The JPEG quality of a picture, in percent.
+/// The JPEG quality of a picture, from 1 to 100.
 const JPEG_QUALITY: u8 = 82;
 
 /// The captions of two evaluations for the same images.
@@ -30,7 +30,7 @@ pub struct Captions {
     pub after: (u32, u64),
     /// The images, spread evenly over the split.
     pub images: Vec<CaptionedImage>,
-    /// Why no picture can be shown; `None` if at least one can be shown.
+    /// Why no picture can be shown; `None` if at least one can be shown or there are no images.
     pub no_pictures: Option<String>,
 }
 
@@ -60,14 +60,14 @@ impl Captions {
     /// # Errors
     /// The journal cannot be read.
     pub fn read(
-        history: &ReadOnlyJournal,
+        journal: &ReadOnlyJournal,
         settings: &RunFile,
         before: Option<&Evaluation>,
         after: &Evaluation,
     ) -> Result<Self, Error> {
         let mut images = Vec::new();
-        for Caption { image, caption, references, scores } in history.captions(after, MAX_IMAGES)? {
-            let earlier = before.map(|before| history.caption(before, &image)).transpose()?.flatten();
+        for Caption { image, caption, references, scores } in journal.captions(after, MAX_IMAGES)? {
+            let earlier = before.map(|before| journal.caption(before, &image)).transpose()?.flatten();
             let (before, scores_before) = earlier.map(|earlier| (earlier.caption, earlier.scores)).unzip();
             images.push(CaptionedImage {
                 image,

@@ -104,7 +104,8 @@ impl Chart<'_> {
         })
     }
 
-    /// The scale on which all curves fit; `None` if there are no finite values.
+    /// The scale on which all curves fit; `None` if there are no values, or their range is not
+    /// finite.
     fn fit_scale(&self) -> Option<Scale> {
         let lines = self.lines.iter().map(|(_, _, curve)| *curve);
         let bands = self.bands.iter().flat_map(|(_, low, high)| [*low, *high]);
@@ -157,10 +158,11 @@ impl Chart<'_> {
 /// `min`.
 fn round_tick_distance(min: f64) -> f64 {
     let magnitude = 10_f64.powf(min.log10().floor());
-    [1.0, 2.0, 5.0].into_iter().map(|step| step * magnitude).find(|step| *step >= min).unwrap_or(10.0 * magnitude)
+    let distances = [1.0, 2.0, 5.0].map(|factor| factor * magnitude);
+    distances.into_iter().find(|distance| *distance >= min).unwrap_or(10.0 * magnitude)
 }
 
-/// Rounds a coordinate to a tenth of a unit, which is not visible.
+/// Rounds a coordinate to a tenth of a unit. The difference is not visible.
 fn coordinate(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }

@@ -13,7 +13,7 @@ const MAX_POINTS: usize = 400;
 #[derive(Clone, Debug)]
 pub struct Curves(Buckets<BTreeMap<&'static str, Aggregate>>);
 
-/// A curve, as columns of the same length.
+/// A curve, as columns of the same length. Each point aggregates a range of steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Curve {
     /// The last step of each point.

@@ -71,15 +71,15 @@ pub struct Report {
     pub captions: Option<Captions>,
     /// The checkpoints that were not deleted.
     pub checkpoints: Vec<CheckpointEntry>,
-    /// The failures and what they cost: seconds and steps.
+    /// The failures and recoveries, and what they cost: seconds and steps.
     pub recoveries: Recoveries,
     /// The audit: samples, epochs, and the last generations.
     pub audit: Audit,
     /// When each of the generations in `audit` was formed.
     pub formed_at: Vec<f64>,
-    /// The guard rules that have fired.
+    /// The last guard rules that have fired.
     pub guard: Vec<EventEntry>,
-    /// Other events, except for workers that joined.
+    /// The last other events, except for workers that joined.
     pub events: Vec<EventEntry>,
     /// The machines of the workers.
     pub machines: Vec<MachineGroup>,
@@ -112,7 +112,7 @@ pub struct Stage {
     pub objective: &'static str,
     /// The number of steps that the run file plans for the stage.
     pub wanted: u64,
-    /// The number of steps applied.
+    /// The number of steps that were applied and not given up.
     pub steps: u64,
     /// The number of samples of these steps.
     pub samples: u64,
@@ -170,7 +170,7 @@ pub struct EvaluationEntry {
     pub stage: u32,
     /// The name of the evaluated stage.
     pub stage_name: String,
-    /// The number of steps of the stage that were applied.
+    /// The number of steps of the stage that were applied before it.
     pub step: u64,
     /// When it was recorded.
     pub at: f64,
@@ -181,6 +181,7 @@ pub struct EvaluationEntry {
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
     /// Names of the metrics in which no other evaluation of the captioner model has a better score.
+    /// Empty if there is no other one.
     pub best: BTreeSet<String>,
 }
 
@@ -200,11 +201,12 @@ pub struct CheckpointEntry {
 /// The numbers of failures and recoveries, and what they cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Recoveries {
-    /// The number of workers that failed.
+    /// The number of failures of workers.
     pub lost: u64,
-    /// The number of recoveries: generations that replaced a failed one.
+    /// The number of recoveries: generations that continued after an earlier one, because a worker
+    /// joined, left or failed.
     pub count: u64,
-    /// Seconds from the end of the failed generation to the next step, summed.
+    /// Seconds from the end of the earlier generation to the first step of the next one, summed.
     pub seconds: f64,
     /// The longest of these times.
     pub longest: f64,
@@ -230,7 +232,7 @@ pub struct MachineGroup {
     pub host: String,
     /// The device.
     pub device: String,
-    /// The version of the worker.
+    /// The version of the `worker` program.
     pub version: String,
     /// The ids of the workers.
     #[serde(rename = "ranks")]
@@ -242,11 +244,11 @@ impl Report {
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub fn read(history: &ReadOnlyJournal) -> Result<Self, Error> {
-        let settings = history.run_file()?;
-        let (events, mut audit) = (history.events()?, audit::audit(history)?);
-        let (stages, evaluations) = (stages(history, &settings, &events)?, history.evaluations(None)?);
-        let (generations, begun_at) = (history.generations()?, history.created_at()?);
+    pub fn read(journal: &ReadOnlyJournal) -> Result<Self, Error> {
+        let settings = journal.run_file()?;
+        let (events, mut audit) = (journal.events()?, audit::audit(journal)?);
+        let (stages, evaluations) = (stages(journal, &settings, &events)?, journal.evaluations(None)?);
+        let (generations, begun_at) = (journal.generations()?, journal.created_at()?);
         let recoveries = Recoveries::of(&audit, &events);
         let outcome = Outcome::of(&events, &generations);
         let times = events.iter().map(|event| event.at).chain(stages.iter().map(|stage| stage.to));
@@ -256,7 +258,7 @@ impl Report {
         let entries = evaluation_entries(&settings, &stages, &evaluations);
         let captions = evaluations_to_compare(&entries).map(|(before, after)| {
             let before = before.map(|before| &evaluations[before]);
-            Captions::read(history, &settings, before, &evaluations[after])
+            Captions::read(journal, &settings, before, &evaluations[after])
         });
         Ok(Self {
             run: settings.name.clone(),
@@ -268,13 +270,13 @@ impl Report {
             captions: captions.transpose()?,
             evaluations: entries,
             stages,
-            checkpoints: history.checkpoints()?.into_iter().map(CheckpointEntry::from).collect(),
+            checkpoints: journal.checkpoints()?.into_iter().map(CheckpointEntry::from).collect(),
             recoveries,
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
             guard: recent_events(&events, |kind| kind == GUARD_KIND),
             events: recent_events(&events, |kind| kind != GUARD_KIND && kind != EventKind::Joined.name()),
-            machines: machine_groups(history)?,
+            machines: machine_groups(journal)?,
             settings,
         })
     }
@@ -327,9 +329,9 @@ impl From<CheckpointRow> for CheckpointEntry {
 }
 
 /// Reads the stages that have started, with their curves.
-fn stages(history: &ReadOnlyJournal, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
+fn stages(journal: &ReadOnlyJournal, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
     let mut started: BTreeMap<u32, (Stage, Curves)> = BTreeMap::new();
-    history.for_each_step(Position::default(), |step| {
+    journal.for_each_step(Position::default(), |step| {
         let MeasuredStep {
             position: Position { stage: number, step, .. },
             at,
@@ -373,9 +375,10 @@ fn early_end(events: &[Event], stage: u32) -> Option<EarlyEnd> {
     EarlyEnd::deserialize(&of_stage.next()?.detail).ok()
 }
 
-/// The indices of the two evaluations whose captions are compared. The first one is of the
-/// checkpoint that the last evaluated stage started from, the second one of the checkpoint that it
-/// ended with.
+/// The indices of the two evaluations whose captions are compared. The second one is that of the
+/// checkpoint that the last evaluated stage ended with, or else the last one. The first one is that
+/// of the checkpoint that this stage started from, or else the earliest other one; `None` if there
+/// is no other one.
 fn evaluations_to_compare(entries: &[EvaluationEntry]) -> Option<(Option<usize>, usize)> {
     let model_evaluations = || (0..entries.len()).filter(|index| entries[*index].captioner == Captioner::Model);
     let last = model_evaluations().next_back()?;
@@ -385,8 +388,8 @@ fn evaluations_to_compare(entries: &[EvaluationEntry]) -> Option<(Option<usize>,
         .unwrap_or(last);
     let others = || model_evaluations().filter(|index| *index != after);
     let is_before = |index: &usize| (entries[*index].stage, entries[*index].step) <= (stage, 0);
-    // The stage starts from the checkpoint that the previous one ended with, which may not be its
-    // last.
+    // The stage starts from the checkpoint that the previous stage ended with, which may not be the
+    // last one of that stage.
     let before = others().rfind(is_before).map(|last| {
         let is_of_same_stage = |index: &usize| entries[*index].stage == entries[last].stage;
         others().filter(is_of_same_stage).find(|index| entries[*index].is_selected).unwrap_or(last)
@@ -453,9 +456,9 @@ fn recent_events(events: &[Event], is_listed: impl Fn(&str) -> bool) -> Vec<Even
 }
 
 /// Groups the workers by host, device and version.
-fn machine_groups(history: &ReadOnlyJournal) -> Result<Vec<MachineGroup>, Error> {
+fn machine_groups(journal: &ReadOnlyJournal) -> Result<Vec<MachineGroup>, Error> {
     let mut machines: BTreeMap<[String; 3], BTreeSet<WorkerId>> = BTreeMap::new();
-    for (machine, worker_id) in history.machines()? {
+    for (machine, worker_id) in journal.machines()? {
         machines.entry(machine).or_default().insert(worker_id);
     }
     let machine =

@@ -13,7 +13,7 @@ use crate::{
 };
 
 const STYLE: &str = include_str!("style.css");
-/// The scores that are listed first.
+/// The scores that are listed first. The header of the page shows the first one that was recorded.
 const LEADING_SCORES: [&str; 9] =
     ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s", "cider", "bleu_4", "meteor", "rouge_l", "retrieval_r1"];
 /// The number of characters of a SHA-256 that are shown.
@@ -51,7 +51,7 @@ pub fn page(report: &Report) -> Markup {
 }
 
 fn page_header(report: &Report) -> Markup {
-    let (state, name) = match &report.outcome {
+    let (css_class, name) = match &report.outcome {
         Outcome::Finished => ("good", "finished"),
         Outcome::Failed(_) => ("bad", "failed"),
         Outcome::Paused(_) => ("warn", "paused"),
@@ -66,7 +66,7 @@ fn page_header(report: &Report) -> Markup {
     let Recoveries { count: recoveries, seconds, lost, .. } = report.recoveries;
     html! {
         p.kind { "Report of a DiCO run" }
-        h1 { (report.run) " " span.badge.(state) { (name) } }
+        h1 { (report.run) " " span.badge.(css_class) { (name) } }
         @if !reason.is_empty() { p.reason { (reason) } }
         p.when { (format_time(report.begun_at)) " to " (format_time(report.last_at)) }
         dl.tiles {
@@ -89,7 +89,8 @@ fn samples_note(audit: &Audit) -> &'static str {
     if audit.clean { "each was trained on once" } else { "the audit found PROBLEMS" }
 }
 
-/// A score of the model at its first evaluation and at the state that the run ended with.
+/// The first of [`LEADING_SCORES`] that was recorded: its name, and its values at the model's first
+/// evaluation and at the state that the last evaluated stage ended with.
 fn leading_score(evaluations: &[EvaluationEntry]) -> Option<(&'static str, f64, f64)> {
     let of_model = || evaluations.iter().filter(|evaluation| evaluation.captioner == Captioner::Model);
     let last = of_model().next_back()?;
@@ -104,9 +105,10 @@ fn leading_score(evaluations: &[EvaluationEntry]) -> Option<(&'static str, f64, 
 /// The timeline of stages, with the starts of new generations.
 fn timeline(report: &Report) -> Markup {
     let (begin, end) = (report.begun_at, report.last_at);
+    // The position of a time, in thousandths of the width.
     let x = |at: f64| ((at - begin) / (end - begin).max(1e-9) * 1000.0).clamp(0.0, 1000.0).round();
     let generations = || report.audit.generations.iter().zip(&report.formed_at);
-    let recoveries =
+    let recovery_positions =
         || generations().filter(|(generation, _)| generation.recovery_s.is_some()).map(|(_, formed)| x(*formed));
     html! {
         section aria-labelledby="timeline" {
@@ -117,7 +119,7 @@ fn timeline(report: &Report) -> Markup {
                         @let (from, to) = (x(stage.from), x(stage.to));
                         div.stage.(format!("s{}", stage.number % 4)) style=(bar_style(from, to - from)) {}
                     }
-                    @for at in recoveries() { div.fault style=(bar_style(at, 0.0)) {} }
+                    @for position in recovery_positions() { div.fault style=(bar_style(position, 0.0)) {} }
                 }
             }
             div.scroll { table {
@@ -134,17 +136,17 @@ fn timeline(report: &Report) -> Markup {
                     td.number { (stage.batch) }
                     td.number { (format_count(stage.samples)) }
                     td.number { (format_duration(stage.to - stage.from)) }
-                    td { (end_of_stage(stage)) @for state in passed_over(stage) { br; (state) } }
+                    td { (end_of_stage(stage)) @for description in passed_over(stage) { br; (description) } }
                 } } }
             } }
-            @if recoveries().next().is_some() {
+            @if recovery_positions().next().is_some() {
                 p.note { span.swatch.fault {} "a new generation began, because a worker joined, left or failed" }
             }
         }
     }
 }
 
-/// The CSS of a bar of the timeline, in thousandths of its width.
+/// The CSS of a bar of the timeline, from its left end and width in thousandths of the timeline.
 fn bar_style(from: f64, width: f64) -> String {
     format!("left:{}%;width:{}%", from / 10.0, width / 10.0)
 }
@@ -162,6 +164,7 @@ fn end_of_stage(stage: &Stage) -> String {
     }
 }
 
+/// Descriptions of the later checkpoints that the stage did not end with.
 fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
     stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterCheckpoint { step, score, reason }| {
         let score = score.map_or_else(String::new, |score| format!(" (score {})", format_number(score)));
@@ -172,7 +175,8 @@ fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
 fn stage_section(stage: &Stage) -> Markup {
     let curve = |name: &str| stage.curves.get(name);
     let selected = stage.end.as_ref().map(|end| end.step);
-    let single = |name: &'static str| {
+    // `a` and `b` are the CSS classes of the first and the second colour.
+    let metric_chart = |name: &'static str| {
         let unit = metric_catalogue::metric(name).map(|metric| metric.unit);
         let label = metric_catalogue::label(name).unwrap_or(name);
         let title = unit.map_or_else(|| label.to_owned(), |unit| format!("{label}, {unit}"));
@@ -182,27 +186,27 @@ fn stage_section(stage: &Stage) -> Markup {
     let band = |role: &str, from: &str, to: &str| -> Option<(&Curve, &Curve)> {
         Some((curve(&format!("reward_{role}_{from}"))?, curve(&format!("reward_{role}_{to}"))?))
     };
-    let rewards = || {
+    let reward_chart = || {
         let (chosen, rejected) = (curve("reward_chosen_p50")?, curve("reward_rejected_p50")?);
-        let bands = [("b", "rejected"), ("a", "chosen")].into_iter().flat_map(|(class, role)| {
+        let bands = [("b", "rejected"), ("a", "chosen")].into_iter().flat_map(|(css_class, role)| {
             let bands = [band(role, "p05", "p95"), band(role, "p25", "p75")];
-            bands.into_iter().flatten().map(move |(low, high)| (class, low, high))
+            bands.into_iter().flatten().map(move |(low, high)| (css_class, low, high))
         });
         let lines = vec![("a", "chosen", chosen), ("b", "rejected", rejected)];
         Chart { title: "Reward, 5 to 95 %", bands: bands.collect(), lines, shows_range: false, selected }.draw()
     };
     let charts = [
-        single("loss"),
-        rewards(),
-        single("reward_margin"),
-        single("kl"),
-        single("implicit_accuracy"),
-        single("gamma_entropy"),
-        single("caption_length"),
-        single("repetition"),
-        single("gradient_norm"),
-        single("learning_rate"),
-        single("images_per_second"),
+        metric_chart("loss"),
+        reward_chart(),
+        metric_chart("reward_margin"),
+        metric_chart("kl"),
+        metric_chart("implicit_accuracy"),
+        metric_chart("gamma_entropy"),
+        metric_chart("caption_length"),
+        metric_chart("repetition"),
+        metric_chart("gradient_norm"),
+        metric_chart("learning_rate"),
+        metric_chart("images_per_second"),
     ];
     let heading = format!("stage-{}", stage.number);
     html! {

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A caption with a script, as an attacker might send it.
+/// A caption, or the reason of a failure, with a script, as an attacker might send it.
 const MALICIOUS_CAPTION: &str = "</style><script>alert('a dog')</script>";
 
 fn step(stage: u32, step: u64, generation: u64) -> Record {
@@ -33,6 +33,8 @@ fn step(stage: u32, step: u64, generation: u64) -> Record {
     Record::Step(StepStatistics::from_report(WorkerId(0), &report, &v1::Position { stage, step, generation }).unwrap())
 }
 
+/// An evaluation of 30 images with the same caption. Its repetition `rep_1` also has the value
+/// `cider`.
 fn evaluated(stage: u32, step: u64, generation: u64, caption: &str, cider: f64) -> Record {
     let item = |image: u32| EvaluationItem {
         image: format!("{image:03}.jpg"),
@@ -61,10 +63,11 @@ fn event(kind: EventKind, detail: serde_json::Value) -> Record {
     Record::Event { kind, detail }
 }
 
-/// A run of two stages. A generation failed in the second stage, and its steps beyond 3 were given
-/// up.
-fn history(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
-    let stages = vec![testing::stage("a", 4, 4, None, None), testing::stage("b", 8, 4, None, None)];
+/// Writes the journal of a run of two stages. A generation failed in the second stage, and its
+/// steps beyond 3 were given up. The records `extra` follow.
+fn write_journal(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
+    let batch = 4;
+    let stages = [("a", 4), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None)).into();
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
     let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
     let mut records = vec![event(EventKind::Joined, detail), formed(1, 0, 0)];
@@ -90,7 +93,7 @@ fn history(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
 
 fn report(extra: Vec<Record>) -> Report {
     let folder = tempfile::tempdir().unwrap();
-    Report::read(&history(folder.path(), extra)).unwrap()
+    Report::read(&write_journal(folder.path(), extra)).unwrap()
 }
 
 #[test]
@@ -131,9 +134,10 @@ fn a_report_summarizes_the_journal() {
 #[test]
 fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are_not_compared() {
     let folder = tempfile::tempdir().unwrap();
-    let mut stages = vec![testing::stage("a", 2, 4, None, None), testing::stage("b", 8, 4, None, None)];
+    let batch = 4;
+    let mut stages = [("a", 2), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None));
     stages[0].objective = Objective::Contrastive;
-    let mut journal = Journal::open(folder.path(), &testing::run_file(stages)).unwrap();
+    let mut journal = Journal::open(folder.path(), &testing::run_file(stages.into())).unwrap();
     let mut records = vec![formed(1, 0, 0), step(0, 1, 1), step(0, 2, 1), evaluated(0, 2, 1, "people", 9.0)];
     records.extend((1..=8).map(|n| step(1, n, 1)));
     records.extend([evaluated(1, 2, 1, "bad", 1.0), evaluated(1, 4, 1, "good", 3.0), evaluated(1, 8, 1, "fair", 2.0)]);
@@ -180,7 +184,8 @@ fn the_outcome_follows_from_the_last_events() {
 #[test]
 fn a_report_of_a_run_without_steps_is_possible() {
     let folder = tempfile::tempdir().unwrap();
-    let file = testing::run_file(vec![testing::stage("a", 4, 4, None, None)]);
+    let (steps, batch) = (4, 4);
+    let file = testing::run_file(vec![testing::stage("a", steps, batch, None, None)]);
     Journal::open(folder.path(), &file).unwrap();
     let report = Report::read(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
     assert!(report.stages.is_empty() && report.captions.is_none());
@@ -202,14 +207,14 @@ fn the_html_of_a_long_run_is_small() {
 #[test]
 fn the_html_is_well_formed() {
     let html = report(vec![event(EventKind::Finished, json!({}))]).to_html();
-    let void = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
+    let void_elements = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
     let mut open: Vec<String> = Vec::new();
     for tag in html.split('<').skip(1) {
         let name: String =
             tag.chars().take_while(|c| !c.is_whitespace() && *c != '>').collect::<String>().to_lowercase();
         match name.strip_prefix('/') {
             Some(closed) => assert_eq!(open.pop().as_deref(), Some(closed)),
-            None if void.contains(&name.as_str()) => {}
+            None if void_elements.contains(&name.as_str()) => {}
             None => open.push(name),
         }
     }

@@ -38,7 +38,7 @@ impl Run {
             );
             return Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
         }
-        if let Some(refusal) = self.refusal_of_new_workers() {
+        if let Some(refusal) = self.refusal_if_ending() {
             return Err(refusal);
         }
         let (max_workers, heartbeat_timeout) = (self.file.workers.max, self.heartbeat_timeout());
@@ -56,8 +56,9 @@ impl Run {
         })
     }
 
-    /// Why the run admits no workers any more; none if it admits workers.
-    pub(super) fn refusal_of_new_workers(&self) -> Option<Refusal> {
+    /// Why no workers are admitted and no commands are accepted any more: the run is over, or the
+    /// coordinator stops. None otherwise.
+    pub(super) fn refusal_if_ending(&self) -> Option<Refusal> {
         // `RunOver` is final. `Unavailable` makes the worker retry: another coordinator may resume
         // the run.
         let run_over = |reason: String| Some(Refusal::new(RefusalKind::RunOver, reason));
@@ -74,8 +75,9 @@ impl Run {
     }
 
     /// Handles [`super::Event::Attach`]: makes a worker with a reservation a member, or refuses it.
+    /// Evicts a worker whose data differ from the run's.
     pub(super) fn handle_attach(&mut self, now: Time, session: SessionId, attach: v1::Attach) -> Result<(), Refusal> {
-        if let Some(refusal) = self.refusal_of_new_workers() {
+        if let Some(refusal) = self.refusal_if_ending() {
             return Err(refusal);
         }
         if let Some(reason) = self.state_error(&attach) {

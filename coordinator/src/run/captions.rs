@@ -3,7 +3,7 @@
 //!
 //! The validation split is divided into ranges of images. The captions of a range are kept only if
 //! all of them are reported. When a generation ends in between, other members caption the ranges
-//! that are not complete. So each image has one caption in the end.
+//! that are not complete. So each image that can be decoded has one caption in the end.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -90,8 +90,9 @@ pub struct EvaluationItem {
 }
 
 impl EvaluationItem {
-    /// Reads an item of a report. Fails if it exceeds a limit or has an unknown name. Correct
-    /// workers check their data against the same [limits](dataset::limits).
+    /// Reads an item of a report. Fails if the item exceeds a limit, or has a score or embeddings
+    /// with a name that is not `reportable`. Correct workers check their data against the same
+    /// [limits](dataset::limits).
     fn from_report(item: v1::EvaluationItem, reportable: &ReportableScores) -> Result<Self, ProtocolViolation> {
         let v1::EvaluationItem { image, caption, references, scores, image_id, embeddings, continued: _ } = item;
         if [&image, &caption].into_iter().any(|text| text.len() > MAX_TEXT_BYTES) {
@@ -175,7 +176,7 @@ pub struct Captions {
     /// The length of each evaluator's embeddings, by prefix. The first embedding that is reported
     /// sets it; all others must have the same length.
     embedding_sizes: BTreeMap<String, usize>,
-    /// The names that items may have.
+    /// The names that scores and embeddings of items may have.
     reportable: ReportableScores,
 }
 
@@ -217,7 +218,7 @@ impl Captions {
     /// follow.
     ///
     /// # Errors
-    /// An item is invalid; then all items of the range are discarded.
+    /// An item is invalid, or the items exceed a limit. Then all items of the range are discarded.
     pub fn add(
         &mut self,
         range: ImageRange,
@@ -289,6 +290,10 @@ mod tests {
 
     use super::*;
 
+    /// Values of `has_more` in [`Captions::add`].
+    const HAS_MORE: bool = true;
+    const IS_LAST: bool = false;
+
     fn item(image: &str, pac_s: f64) -> v1::EvaluationItem {
         v1::EvaluationItem { image: image.into(), scores: [("pac_s".into(), pac_s)].into(), ..Default::default() }
     }
@@ -317,12 +322,12 @@ mod tests {
         let [first, second] = captions.missing_ranges()[..] else { panic!("two ranges") };
         assert_eq!(second, ImageRange { begin: IMAGES_PER_EVALUATION_RANGE, end: IMAGES_PER_EVALUATION_RANGE + 2 });
         // Ranges may be reported in any order.
-        captions.add(second, vec![item("b", 9.0)], false).unwrap();
+        captions.add(second, vec![item("b", 9.0)], IS_LAST).unwrap();
         assert_eq!((captions.missing_ranges(), captions.is_complete()), (vec![first], false));
         for twice in [vec![item("b", 1.0)], vec![item("c", 1.0), item("c", 2.0)]] {
-            assert!(captions.add(first, twice, false).unwrap_err().to_string().ends_with("twice in an evaluation"));
+            assert!(captions.add(first, twice, IS_LAST).unwrap_err().to_string().ends_with("twice in an evaluation"));
         }
-        captions.add(first, vec![item("c", 1.0), item("a", 0.5)], false).unwrap();
+        captions.add(first, vec![item("c", 1.0), item("a", 0.5)], IS_LAST).unwrap();
         assert!(captions.is_complete());
         let items = captions.into_items();
         let scores: Vec<_> = items.iter().map(|item| (item.image.as_str(), item.scores["pac_s"])).collect();
@@ -362,25 +367,25 @@ mod tests {
             large_sum,
         ];
         for item in invalid {
-            captions_of(1).add(ImageRange { begin: 0, end: 1 }, vec![item], false).unwrap_err();
+            captions_of(1).add(ImageRange { begin: 0, end: 1 }, vec![item], IS_LAST).unwrap_err();
         }
         let mut captions = captions_of(IMAGES_PER_EVALUATION_RANGE * 2);
         let [first, second] = captions.missing_ranges()[..] else { panic!("two ranges") };
         let full_range = (0..IMAGES_PER_EVALUATION_RANGE).map(|number| item(&number.to_string(), 1.0));
-        captions.add(first, full_range.collect(), true).unwrap();
-        captions.add(first, vec![item("a", 1.0)], false).unwrap_err();
+        captions.add(first, full_range.collect(), HAS_MORE).unwrap();
+        captions.add(first, vec![item("a", 1.0)], IS_LAST).unwrap_err();
         let more =
             v1::EvaluationItem { references: vec![String::new(); MAX_CAPTIONS], continued: true, ..Default::default() };
-        captions.add(first, vec![item("a", 1.0), more.clone()], true).unwrap();
-        captions.add(first, vec![more], true).unwrap_err();
+        captions.add(first, vec![item("a", 1.0), more.clone()], HAS_MORE).unwrap();
+        captions.add(first, vec![more], HAS_MORE).unwrap_err();
         let second_item = |size| v1::EvaluationItem { image: "b".into(), ..item_with_embedding_of(size) };
-        captions.add(first, vec![item_with_embedding_of(4), second_item(3)], false).unwrap_err();
-        captions.add(first, vec![item_with_embedding_of(4)], false).unwrap();
-        captions.add(second, vec![second_item(3)], false).unwrap_err();
-        // A refused report changes nothing.
+        captions.add(first, vec![item_with_embedding_of(4), second_item(3)], IS_LAST).unwrap_err();
+        captions.add(first, vec![item_with_embedding_of(4)], IS_LAST).unwrap();
+        captions.add(second, vec![second_item(3)], IS_LAST).unwrap_err();
+        // A refused report completes no range.
         assert_eq!(captions.missing_ranges(), [second]);
         captions.size_bytes = MAX_EVALUATION_BYTES - 100;
-        captions.add(second, vec![second_item(4)], true).unwrap_err();
+        captions.add(second, vec![second_item(4)], HAS_MORE).unwrap_err();
     }
 
     #[test]
@@ -400,7 +405,7 @@ mod tests {
             let mut parts = proto::split_items(items.clone());
             let last = parts.pop().unwrap();
             for part in &parts {
-                captions.add(range, part.clone(), true).unwrap();
+                captions.add(range, part.clone(), HAS_MORE).unwrap();
                 assert_eq!((captions.missing_ranges(), captions.is_complete()), (vec![range], false));
             }
             // The worker that sent the parts has failed. Another worker reports the range again
@@ -408,9 +413,9 @@ mod tests {
             captions.discard_partial_ranges();
             assert_eq!(captions.size_bytes, 0);
             for part in parts {
-                captions.add(range, part, true).unwrap();
+                captions.add(range, part, HAS_MORE).unwrap();
             }
-            captions.add(range, last, false).unwrap();
+            captions.add(range, last, IS_LAST).unwrap();
             assert!(captions.is_complete());
             let added = captions.into_items();
             let max_references = |items: Vec<EvaluationItem>| items.into_iter().map(|item| item.references.len()).max();
@@ -424,7 +429,7 @@ mod tests {
         let range = captions.missing_ranges()[0];
         let without_scores = v1::EvaluationItem { image: "b".into(), ..Default::default() };
         let last = v1::EvaluationItem { image: "c".into(), ..item_with_embedding_of(4) };
-        captions.add(range, vec![item_with_embedding_of(4), without_scores, last], false).unwrap();
+        captions.add(range, vec![item_with_embedding_of(4), without_scores, last], IS_LAST).unwrap();
         assert!(captions.is_complete());
     }
 

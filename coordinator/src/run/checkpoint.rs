@@ -109,8 +109,8 @@ impl Run {
 
     /// A checkpoint name that no other writer can be using at this time. A worker that lost its
     /// connection, or that an earlier coordinator process ordered to save, may still be writing a
-    /// checkpoint of the same position. Therefore all attempts but the first one of a new run have
-    /// the number of the generation in the name.
+    /// checkpoint of the same position. Therefore all attempts except a new run's first one at a
+    /// position have the number of the generation in the name.
     fn unique_checkpoint_name(&mut self, position: Position) -> String {
         let is_first_attempt = self.save_attempts.insert(position) && self.is_fresh;
         let attempt = (!is_first_attempt).then_some(self.last_generation);
@@ -163,7 +163,7 @@ impl Run {
     ) -> Result<(), ProtocolViolation> {
         let hash = report.parameters_sha256;
         if hash.is_empty() || hash.len() > MAX_HASH_BYTES {
-            return Err(ProtocolViolation::new("a checkpoint without a hash of the parameters"));
+            return Err(ProtocolViolation::new("a checkpoint whose hash of the parameters is missing or too long"));
         }
         let (generation, number) = (report.generation, report.checkpoint);
         let Some(saving) = self.find_save(worker_id, generation, number)? else { return Ok(()) };
@@ -196,8 +196,8 @@ impl Run {
         Ok(())
     }
 
-    /// The save in progress, if the member's report is about it; none if the report is about an
-    /// earlier save. Fails if no directive with this number was ever sent.
+    /// The save in progress, if a member's first report on a save is about it; none if the report
+    /// is about an earlier save, or repeated. Fails if no directive with this number was ever sent.
     fn find_save(
         &mut self,
         worker_id: WorkerId,
@@ -213,10 +213,11 @@ impl Run {
         Ok(self.saving.as_mut().filter(is_reported))
     }
 
-    /// Removes a member that will not report on the save in progress. Does nothing if the member is
-    /// still executing that save: if `members_save` is its number.
-    pub(super) fn remove_from_save(&mut self, now: Time, worker_id: WorkerId, members_save: Option<u64>) {
-        let Some(saving) = self.saving.as_mut().filter(|saving| members_save != Some(saving.number)) else { return };
+    /// Removes a member that will not report on the save in progress. `unfinished_save` is the
+    /// number of the save that the member still executes, if any. If that is the save in progress,
+    /// the member will report on it, and is not removed.
+    pub(super) fn remove_from_save(&mut self, now: Time, worker_id: WorkerId, unfinished_save: Option<u64>) {
+        let Some(saving) = self.saving.as_mut().filter(|saving| unfinished_save != Some(saving.number)) else { return };
         if !saving.pending.remove(&worker_id) {
             return;
         }
@@ -268,8 +269,8 @@ impl Run {
         self.delete_old_checkpoints();
     }
 
-    /// Discards the checkpoint from which the generation starts, because a member reports that it
-    /// is damaged. The next generation starts from an earlier checkpoint.
+    /// Discards the checkpoint from which the generation starts, because a member reports that the
+    /// checkpoint is damaged. The next generation starts from an earlier checkpoint.
     pub(super) fn discard_damaged_checkpoint(
         &mut self,
         worker_id: WorkerId,
@@ -325,7 +326,7 @@ impl Run {
             self.checkpoints.keys().filter(|position| must_delete(position)).copied().collect();
         let deleted: Vec<_> = positions.iter().filter_map(|position| self.checkpoints.remove(position)).collect();
         for checkpoint in deleted {
-            self.record(Record::Deleted(checkpoint.name.clone()));
+            self.record(Record::Deleting(checkpoint.name.clone()));
             self.actions.push(Action::DeleteCheckpoint(checkpoint.name));
         }
     }

@@ -40,7 +40,7 @@ impl Run {
             self.stop_requested = true;
             return Ok("the coordinator stops; the run is finished".into());
         }
-        if let Some(refusal) = self.refusal_of_new_workers() {
+        if let Some(refusal) = self.refusal_if_ending() {
             return Err(refusal);
         }
         let refuse = |reason: String| Err(Refusal::new(RefusalKind::FailedPrecondition, reason));
@@ -64,24 +64,24 @@ impl Run {
                 }
             },
             Command::Checkpoint => {
-                let at = self.end_of_granted_steps();
-                if let Some(saved) = self.checkpoints.get(&at) {
-                    return refuse(format!("{at} is already saved as {}", saved.name));
+                let position = self.end_of_granted_steps();
+                if let Some(saved) = self.checkpoints.get(&position) {
+                    return refuse(format!("{position} is already saved as {}", saved.name));
                 }
-                self.plan.add_requested_boundary(Boundary::Checkpoint, at);
-                Ok(format!("{at} will be saved"))
+                self.plan.add_requested_boundary(Boundary::Checkpoint, position);
+                Ok(format!("{position} will be saved"))
             }
             Command::Evaluate => {
-                let at = self.end_of_granted_steps();
+                let position = self.end_of_granted_steps();
                 if self.data.as_ref().is_some_and(|data| data.data_set.validation_images == 0) {
                     return refuse("the data have no validation split".into());
                 }
-                if self.passed_boundaries.contains(&(at, Boundary::Evaluation)) {
-                    return refuse(format!("{at} is already evaluated"));
+                if self.passed_boundaries.contains(&(position, Boundary::Evaluation)) {
+                    return refuse(format!("{position} is already evaluated"));
                 }
-                self.plan.add_requested_boundary(Boundary::Evaluation, at);
+                self.plan.add_requested_boundary(Boundary::Evaluation, position);
                 let when = if self.pause_reason.is_some() { " when the run is resumed" } else { "" };
-                Ok(format!("{at} will be evaluated{when}"))
+                Ok(format!("{position} will be evaluated{when}"))
             }
             Command::Drain(worker_id) => {
                 let Some(member) = self.members.get(worker_id) else {

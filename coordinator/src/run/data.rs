@@ -21,24 +21,29 @@ pub(super) struct RunData {
 }
 
 impl RunData {
-    /// Why a worker with the data `other` cannot become a member; none if it can. Data from the
-    /// journal are those of an earlier coordinator process: in comparison to them the validation
-    /// data may differ, and if `accepts_changes` also the training data.
-    pub(super) fn conflict(&self, worker_id: WorkerId, other: &v1::DataSet, accepts_changes: bool) -> Option<String> {
-        let Self { reported_by, data_set: own } = self;
-        let owner =
+    /// Why a worker with the data `reported` cannot become a member; none if it can. If the
+    /// expected data are from the journal, they are those of an earlier coordinator process: then
+    /// the validation data may differ, and if `accepts_changes` also the training data.
+    pub(super) fn conflict(
+        &self,
+        worker_id: WorkerId,
+        reported: &v1::DataSet,
+        accepts_changes: bool,
+    ) -> Option<String> {
+        let Self { reported_by, data_set: expected } = self;
+        let expected_by =
             reported_by.map_or_else(|| "the run has trained on".to_owned(), |first| format!("worker {first} has"));
         let escape = |fingerprint: &str| fingerprint.escape_debug().to_string();
         let is_from_journal = reported_by.is_none();
-        if own.models_fingerprint != other.models_fingerprint {
+        if expected.models_fingerprint != reported.models_fingerprint {
             return Some(format!(
                 "the models differ in their frozen weights or vocabularies: worker {worker_id} has fingerprint {}, \
-                 {owner} {}; restore the earlier files, or start a new run",
-                escape(&other.models_fingerprint),
-                escape(&own.models_fingerprint),
+                 {expected_by} {}; restore the earlier files, or start a new run",
+                escape(&reported.models_fingerprint),
+                escape(&expected.models_fingerprint),
             ));
         }
-        if own.training_fingerprint != other.training_fingerprint && !(is_from_journal && accepts_changes) {
+        if expected.training_fingerprint != reported.training_fingerprint && !(is_from_journal && accepts_changes) {
             let remedy = match is_from_journal {
                 true => {
                     "restore the earlier data, or serve with --accept-changes to continue with the new data from a new \
@@ -48,24 +53,24 @@ impl RunData {
             };
             return Some(format!(
                 "the training data differ: worker {worker_id} has {} images and {} captions (fingerprint {}), \
-                 {owner} {} and {} ({}); {remedy}",
-                other.train_images,
-                other.train_captions,
-                escape(&other.training_fingerprint),
-                own.train_images,
-                own.train_captions,
-                escape(&own.training_fingerprint),
+                 {expected_by} {} and {} ({}); {remedy}",
+                reported.train_images,
+                reported.train_captions,
+                escape(&reported.training_fingerprint),
+                expected.train_images,
+                expected.train_captions,
+                escape(&expected.training_fingerprint),
             ));
         }
-        let differs = !is_from_journal && own.validation_fingerprint != other.validation_fingerprint;
+        let differs = !is_from_journal && expected.validation_fingerprint != reported.validation_fingerprint;
         differs.then(|| {
             format!(
-                "the validation data differ: worker {worker_id} has {} images (fingerprint {}), {owner} {} ({}); \
+                "the validation data differ: worker {worker_id} has {} images (fingerprint {}), {expected_by} {} ({}); \
                  restart all workers with the same data",
-                other.validation_images,
-                escape(&other.validation_fingerprint),
-                own.validation_images,
-                escape(&own.validation_fingerprint),
+                reported.validation_images,
+                escape(&reported.validation_fingerprint),
+                expected.validation_images,
+                escape(&expected.validation_fingerprint),
             )
         })
     }
@@ -109,7 +114,7 @@ impl From<&v1::DataSet> for SplitSize {
 /// A change of the training data between two coordinator processes (`serve --accept-changes`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataChange {
-    /// The number of the first generation that trains on the new data.
+    /// The number of the first generation after the change.
     pub generation: u64,
     /// The position from which on the run trains on the new data: the earliest start of a
     /// generation since the change. None before the first generation with the new data.

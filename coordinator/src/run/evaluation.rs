@@ -22,7 +22,7 @@ use super::{
 /// The evaluation in progress.
 #[derive(Debug)]
 pub(super) struct Evaluation {
-    /// The number of the evaluation in directives.
+    /// The number of the evaluation; directives and reports contain it.
     number: u64,
     /// The position of the state that is evaluated.
     position: Position,
@@ -74,8 +74,8 @@ impl Run {
         let Some(Evaluation { number, position, captions, .. }) = &mut self.evaluation else { return };
         let (evaluation, position, Some(complete)) = (*number, *position, captions.take()) else { return };
         let items = complete.into_items();
-        let captions = self.file.captions_folder().join(format!("{}.json", self.state_name(position)));
-        self.actions.push(Action::Score { evaluation, items, captions });
+        let captions_file = self.file.captions_folder().join(format!("{}.json", self.state_name(position)));
+        self.actions.push(Action::Score { evaluation, items, captions_file });
     }
 
     /// Handles `EvaluationItems`: a member reports captions of a range.
@@ -100,7 +100,7 @@ impl Run {
         if !is_pending {
             let ImageRange { begin, end } = range;
             return Err(ProtocolViolation::new(format!(
-                "captions of the images {begin}..{end}, which it was not assigned or sent already"
+                "captions of the images {begin}..{end}, which were not assigned to it, or which it has sent before"
             )));
         }
         captions.add(range, report.items, report.more)?;
@@ -110,22 +110,22 @@ impl Run {
         Ok(())
     }
 
-    /// Handles [`super::Event::CaptionsSaved`]: saving the captions has failed, or has succeeded
-    /// after a failure.
-    pub(super) fn handle_captions_saved(&mut self, number: u64, error: Option<String>) {
+    /// Handles [`super::Event::CaptionSaveAttempted`]: saving the captions has failed, or has
+    /// succeeded after a failure.
+    pub(super) fn handle_caption_save_attempt(&mut self, number: u64, error: Option<String>) {
         // There is no evaluation any more if its state was given up in the meantime.
         let Some(evaluation) = self.evaluation.as_mut().filter(|evaluation| evaluation.number == number) else {
             return;
         };
-        let at = evaluation.position.to_string();
+        let position = evaluation.position.to_string();
         let previous_error = std::mem::replace(&mut evaluation.save_error, error);
         match (&previous_error, &evaluation.save_error) {
             (None, Some(reason)) => {
-                let detail = json!({ "at": at, "reason": reason });
+                let detail = json!({ "at": position, "reason": reason });
                 self.record_event(EventKind::SaveFailed, detail);
             }
             (Some(reason), None) => {
-                let detail = json!({ "at": at, "reason": reason });
+                let detail = json!({ "at": position, "reason": reason });
                 self.record_event(EventKind::SavedAgain, detail);
             }
             _ => {}

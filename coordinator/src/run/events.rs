@@ -40,8 +40,9 @@ pub enum Event {
         /// The session.
         session: SessionId,
     },
-    /// Saving the captions of an evaluation has failed, or has succeeded after a failure.
-    CaptionsSaved {
+    /// An attempt to save the captions of an evaluation has failed, or has succeeded after a failed
+    /// one.
+    CaptionSaveAttempted {
         /// The number of the evaluation.
         evaluation: u64,
         /// Why saving has failed, as a message for display; none if it has succeeded.
@@ -51,9 +52,9 @@ pub enum Event {
     Scored {
         /// The number of the evaluation.
         evaluation: u64,
-        /// Scores by name.
+        /// Caption metrics over all images, by name.
         metrics: BTreeMap<String, f64>,
-        /// The captions of the evaluation, with their own scores added.
+        /// The captions of the evaluation, with the scores of each caption added.
         items: Vec<EvaluationItem>,
     },
     /// Time has passed. Sent at regular intervals, so that timeouts are noticed.
@@ -79,8 +80,8 @@ pub enum Action {
         /// The answer.
         response: v1::JoinResponse,
     },
-    /// Confirm an operator's command: it is executed, or will be.
-    Done {
+    /// Accept an operator's command: it is executed, or will be.
+    Accept {
         /// The request that contained the command.
         request: RequestId,
         /// What will happen, as a message for display.
@@ -111,18 +112,19 @@ pub enum Action {
     /// next action is executed.
     Record(Record),
     /// Save the captions of an evaluation, score them, and report them with [`Event::Scored`].
-    /// While they cannot be saved, report the reason with [`Event::CaptionsSaved`].
+    /// If they cannot be saved, report that with [`Event::CaptionSaveAttempted`], and retry.
     Score {
         /// The number of the evaluation.
         evaluation: u64,
         /// Its captions, sorted by image name.
         items: Vec<EvaluationItem>,
         /// The path of the file for the captions.
-        captions: PathBuf,
+        captions_file: PathBuf,
     },
     /// Delete the checkpoint with this name.
     DeleteCheckpoint(String),
-    /// Stop serving. Always the last action.
+    /// End the coordinator process. Sent once, after the run is over or the coordinator was asked
+    /// to stop. With `serve --stay`, the service goes on answering requests after a finished run.
     Exit(Outcome),
 }
 

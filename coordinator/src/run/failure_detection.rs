@@ -22,7 +22,8 @@ impl Run {
         }
     }
 
-    /// Handles [`super::Event::Tick`]: removes members that are overdue, and detects stalls.
+    /// Handles [`super::Event::Tick`]: removes members that are overdue and reservations that have
+    /// expired, and detects stalls.
     pub(super) fn check_timeouts(&mut self, now: Time) {
         let heartbeat_timeout = self.heartbeat_timeout();
         self.members.remove_expired(now);
@@ -55,7 +56,8 @@ impl Run {
     pub(super) fn evict(&mut self, now: Time, worker_id: WorkerId, reason: &str) {
         if let Some(member) = self.members.get(worker_id) {
             let session = member.session;
-            self.send_leave(session, reason, false);
+            let is_orderly = false;
+            self.send_leave(session, reason, is_orderly);
             self.actions.push(Action::Close { session, refusal: None });
         }
         let reason = format!("worker {worker_id} was evicted: {reason}");
@@ -73,9 +75,11 @@ impl Run {
         if member.position.is_some() {
             self.state_holder_removed_at = now;
         }
-        self.remove_from_save(now, worker_id, None);
+        let unfinished_save = None;
+        self.remove_from_save(now, worker_id, unfinished_save);
         if matches!(member.state, MemberState::InGeneration(_)) {
-            self.end_generation(now, reason, true);
+            let is_failure = true;
+            self.end_generation(now, reason, is_failure);
         }
     }
 

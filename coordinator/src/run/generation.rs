@@ -5,14 +5,15 @@
 //!                enough members, all idle             all are ready
 //!     waiting ---------------------------> forming ----------------> running ---> over
 //!        ^                                    |                         |    run finished,
-//!        |                                    | (1)                     |    stopped or failed
+//!        |                                    | (1), (3)                |    stopped or failed
 //!        |  Abandon directive to all members, |                         | (1), (2), (3)
 //!        |  then Idle message of all members  |                         |
 //!        '------------------------------------+-------------------------'
 //!
 //!     (1) at once: a member fails or is evicted
 //!     (2) after the step in flight: a worker joins or leaves; see membership_changes
-//!     (3) at once: a stage ends with an earlier state; see stage_end
+//!     (3) at once: a stage ends with an earlier state, perhaps due to scores that arrive while the
+//!         next generation forms; see stage_end
 //! ```
 
 use std::collections::BTreeSet;
@@ -34,11 +35,11 @@ use super::{
     step_tracker::StepTracker,
 };
 
-/// The run fails after this many consecutive generations that ended with the same fatal failure,
-/// with no progress between them.
+/// The run fails when this many fatal failures in a row have the same reason, with no progress
+/// between them. At most one failure is counted per generation.
 const MAX_SAME_FATAL_FAILURES: u32 = 3;
-/// The run fails after this many consecutive generations that ended with failures that are not
-/// fatal, with no progress between them.
+/// The run fails after this many generations with failures that members report and that are not
+/// fatal, or with stalls of all members, with no progress between them.
 const MAX_OTHER_FAILURES: u32 = 5;
 
 /// The members, the start and the progress of one generation.
@@ -62,8 +63,8 @@ pub(super) struct Generation {
     pub shares: (u32, Vec<u32>),
     /// The run's progress count when the generation was formed.
     pub initial_progress_count: u64,
-    /// The boundary directive that was sent and that not all members have reported; none while
-    /// training.
+    /// The evaluation or stage change that is in progress; none while the members train. A save is
+    /// not included, because the members train during a save.
     pub pending_boundary: Option<PendingBoundary>,
     /// Why the generation has to end. Its members were ordered to halt; it ends when one has halted
     /// or all granted steps are done.
@@ -84,7 +85,7 @@ impl Generation {
 pub(super) struct GenerationEnd {
     /// Why it ended, as a message for display.
     pub reason: String,
-    /// Whether it ended by a failure.
+    /// Whether it ended because of a failure.
     pub is_failure: bool,
 }
 
@@ -218,7 +219,8 @@ impl Run {
     }
 
     /// Moves `committed` to the start of the next generation. It moves back if the state at
-    /// `committed` is lost. It moves forward if members have applied steps whose reports were lost.
+    /// `committed` is lost. It moves forward if members have applied steps whose reports or records
+    /// were lost.
     fn move_committed(&mut self, start: Position, generation: u64, source: &StateSource) {
         // Needed even if no committed step is given up: the beginning of a stage may have been
         // evaluated although no step of the stage is committed.
@@ -287,9 +289,9 @@ impl Run {
         self.send_due_directives(now);
     }
 
-    /// Whether a message of a worker belongs to the generation that forms or runs. False if it
-    /// belongs to an older generation. Fails if that generation does not exist, or if the worker is
-    /// not in it.
+    /// Whether a worker's message about generation `number` is about the generation that forms or
+    /// runs. False if that generation has ended. Fails if it does not exist, or if it forms or runs
+    /// and the worker is not in it.
     pub(super) fn is_current_generation(&self, worker_id: WorkerId, number: u64) -> Result<bool, ProtocolViolation> {
         if number > self.last_generation {
             return Err(ProtocolViolation::new(format!("generation {number} does not exist")));
@@ -384,10 +386,10 @@ impl Run {
         let must_fail = if failed.fatal {
             // A fatal failure counts even if the generation has ended already, because other
             // members have noticed the failure first.
-            self.failure_counter.record(self.progress_count, failed.generation, &reason, true)
+            self.failure_counter.record(self.progress_count, failed.generation, &reason, failed.fatal)
         } else {
             let is_counted = is_current && !is_halting;
-            is_counted && self.failure_counter.record(self.progress_count, failed.generation, &reason, false)
+            is_counted && self.failure_counter.record(self.progress_count, failed.generation, &reason, failed.fatal)
         };
         let text = format!("worker {worker_id} failed: {reason}");
         if failed.fatal {

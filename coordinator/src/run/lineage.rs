@@ -36,7 +36,7 @@ impl BranchPoints {
     }
 }
 
-/// What has become of a state that a generation reached.
+/// Whether the run still uses a state that a generation reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateFate {
     /// The run continues from it, or from a state that was trained from it.
@@ -70,19 +70,19 @@ impl Lineage {
     /// selections.
     #[must_use]
     pub fn new(branch_points: &BTreeSet<(u64, Position)>, selections: &BTreeSet<ModelSelection>) -> Self {
-        let up_to = |generation: u64| {
-            let mut earlier = BranchPoints::default();
-            let points = branch_points.iter().filter(|(first, _)| *first <= generation);
-            points.for_each(|(first, position)| earlier.add(*first, *position));
-            earlier
+        let branch_points_up_to = |last_generation: u64| {
+            let mut selected = BranchPoints::default();
+            let points = branch_points.iter().filter(|(generation, _)| *generation <= last_generation);
+            points.for_each(|(generation, position)| selected.add(*generation, *position));
+            selected
         };
-        let current = up_to(u64::MAX);
+        let current = branch_points_up_to(u64::MAX);
         // If the run later starts from before the selected state, the selection is given up with
         // it.
         let selections = selections
             .iter()
             .filter(|selection| current.is_current(selection.position, selection.generation))
-            .map(|selection| (selection.position.stage, (*selection, up_to(selection.generation))));
+            .map(|selection| (selection.position.stage, (*selection, branch_points_up_to(selection.generation))));
         let selections = selections.collect();
         Self { current, selections }
     }
@@ -128,7 +128,7 @@ mod tests {
         let at = |stage, step| Position { stage, step };
         // The second generation starts at step 4. The stage ends with the state at step 6 of 10,
         // and the third and fourth generations start from that state.
-        let branch_points = [(1, at(0, 0)), (2, at(0, 4)), (3, at(0, 6)), (3, at(0, 6)), (4, at(0, 6))];
+        let branch_points = [(1, at(0, 0)), (2, at(0, 4)), (3, at(0, 6)), (4, at(0, 6))];
         let selection = ModelSelection { position: at(0, 6), generation: 2 };
         let lineage = Lineage::new(&branch_points.into(), &[selection].into());
         let fates = |generation, steps: [u64; 4]| steps.map(|step| lineage.fate(at(0, step), generation));

@@ -77,11 +77,11 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// Turns the reservation of a session token into a member; returns its id.
+    /// Turns the worker with the reservation of a session token into a member; returns its id.
     ///
     /// # Errors
     /// The token is unknown, the address is invalid, or the device is of another type than those of
-    /// the members.
+    /// the members. In the last case the reservation ends.
     pub fn attach(
         &mut self,
         now: Time,
@@ -100,7 +100,8 @@ impl Membership {
             return Err(Refusal::new(RefusalKind::InvalidArgument, reason));
         }
         let machine = self.reservations.remove(worker_id).map(|reservation| reservation.machine).unwrap_or_default();
-        if let Err(refusal) = self.check_device_type(&machine, |_| true) {
+        let counts_as_alive = |_: &join::IdHolder<'_>| true;
+        if let Err(refusal) = self.check_device_type(&machine, counts_as_alive) {
             self.min_unassigned_id = self.min_unassigned_id.min(worker_id);
             return Err(refusal);
         }
@@ -134,7 +135,7 @@ impl Membership {
         member.leave_reason = Some(reason);
     }
 
-    /// Whether all members are idle: no member is in a generation, or still releases one.
+    /// Whether all members are idle: none is in a generation, and none still releases one.
     #[must_use]
     pub fn are_all_idle(&self) -> bool {
         self.non_idle_count == 0
@@ -146,8 +147,8 @@ impl Membership {
         self.members.len() - self.leaving_count
     }
 
-    /// Ends reservations that were not renewed in time, and removes workers from the queue that do
-    /// not retry any more.
+    /// Ends reservations that were not renewed in time, and removes workers that do not retry any
+    /// more from the queue.
     pub fn remove_expired(&mut self, now: Time) {
         self.wait_queue.remove_expired(now);
         if let Some(worker_id) = self.reservations.remove_expired(now) {

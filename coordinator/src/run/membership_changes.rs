@@ -4,8 +4,8 @@
 //! A generation that halts finishes the step in flight: its members agree on the halt in the
 //! all-reduce of that step. Therefore no applied step is lost when a worker joins or leaves in
 //! order. A leaving member is released only when the run does not depend on it any more. The run
-//! depends on a member that is the *sole holder* of the furthest training state, and on a member
-//! that writes a checkpoint.
+//! depends on a leaving member if no staying member and no checkpoint holds the furthest training
+//! state that it holds, or if it writes a checkpoint.
 
 use proto::{v1, v1::directive::Directive};
 use serde_json::json;
@@ -38,25 +38,26 @@ impl Run {
         }
     }
 
-    /// The members of the next generation: the members that do not leave, and a leaving member that
-    /// is the sole holder of the furthest state. None if fewer than `workers.min` members stay and
-    /// no leaving member is a sole holder.
+    /// The members of the next generation: the members that do not leave, and the [holder of a
+    /// state that would be lost](Self::holder_about_to_leave). Only that holder if the coordinator
+    /// stops, or if the holder is isolated. None if there is no such holder, and fewer than
+    /// `workers.min` members stay or the coordinator stops.
     pub(super) fn select_members(&self) -> Option<Vec<WorkerId>> {
-        let sole_holder = self.leaving_sole_holder();
+        let leaving_holder = self.holder_about_to_leave();
         if self.stop_requested {
-            // This generation only saves the state of the sole holder.
-            return sole_holder.map(|worker_id| vec![worker_id]);
+            // This generation only saves the state of that member.
+            return leaving_holder.map(|worker_id| vec![worker_id]);
         }
-        if self.members.staying_count() < self.file.workers.min as usize && sole_holder.is_none() {
+        if self.members.staying_count() < self.file.workers.min as usize && leaving_holder.is_none() {
             return None;
         }
-        if let Some(worker_id) = sole_holder
+        if let Some(worker_id) = leaving_holder
             && self.is_isolated(worker_id)
         {
             return Some(vec![worker_id]);
         }
         let is_selected =
-            |(id, member): &(WorkerId, &Member)| member.leave_reason.is_none() || Some(*id) == sole_holder;
+            |(id, member): &(WorkerId, &Member)| member.leave_reason.is_none() || Some(*id) == leaving_holder;
         Some(self.members.iter().filter(is_selected).map(|(worker_id, _)| worker_id).collect())
     }
 
@@ -72,9 +73,9 @@ impl Run {
         gives_up_steps && now < deadline
     }
 
-    /// The sole holder of the furthest state, if it leaves or the coordinator stops, so that the
-    /// state would be lost. None if the state is saved.
-    pub(super) fn leaving_sole_holder(&self) -> Option<WorkerId> {
+    /// A member that holds the furthest state, if that state would be lost: all holders leave, or
+    /// the coordinator stops. None if the state is saved.
+    pub(super) fn holder_about_to_leave(&self) -> Option<WorkerId> {
         if self.members.staying_count() == self.members.len() && !self.stop_requested {
             return None;
         }
@@ -96,7 +97,7 @@ impl Run {
     }
 
     /// Whether a generation exists only to save its state: all its members leave afterwards, and no
-    /// other member takes the state over.
+    /// other member takes over the state.
     pub(super) fn is_save_only(&self, generation: &Generation) -> bool {
         self.members.staying_count() == 0 || generation.members.iter().all(|id| self.is_isolated(*id))
     }
@@ -107,7 +108,7 @@ impl Run {
         if self.members.staying_count() == self.members.len() {
             return;
         }
-        let needed_ids = [self.leaving_sole_holder(), self.saving.as_ref().map(|saving| saving.writer)];
+        let needed_ids = [self.holder_about_to_leave(), self.saving.as_ref().map(|saving| saving.writer)];
         let can_leave = |(id, member): &(WorkerId, &Member)| {
             member.leave_reason.is_some() && member.state == MemberState::Idle && !needed_ids.contains(&Some(*id))
         };

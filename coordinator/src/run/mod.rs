@@ -6,13 +6,13 @@
 //! position* always means the training state.
 //!
 //! ```text
-//!   Event: Join, Attach, Message, Closed, CaptionsSaved, Scored, Tick, Control, Shutdown
+//!   Event: Join, Attach, Message, Closed, CaptionSaveAttempted, Scored, Tick, Control, Shutdown
 //!      |
 //!      v
 //!   Run ---- messages            checks and dispatches the messages of workers
 //!      |---- admission           checks workers that join, and the training state that they bring
 //!      |---- membership          worker ids, sessions and heartbeats
-//!      |---- failure_detection   removes members that are silent, evicted or leaving
+//!      |---- failure_detection   removes members that fail, and evicts members
 //!      |---- reachability        evicts members that other members cannot connect to
 //!      |---- stall_detection     evicts members that make no progress
 //!      |---- generation          waiting -> forming -> running -> waiting -> ... -> over
@@ -23,7 +23,7 @@
 //!      |       |---- step_tracker  the position of each member
 //!      |       '---- shares        the division of a batch among ranks
 //!      |---- statistics          merges the reports of a step
-//!      |---- throughput          steps per second, and the time to the end of the stage
+//!      |---- throughput          seconds per step, and the time to the end of the stage
 //!      |---- checkpoint          saves the training state, and deletes old checkpoints
 //!      |---- evaluation          collects captions, and requests their scores
 //!      |       '---- captions      the reported captions, checked against limits
@@ -36,19 +36,22 @@
 //!      '---- status              the answers to status requests and to the readiness probe
 //!      |
 //!      v
-//!   Action: Admit, Done, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
+//!   Action: Admit, Accept, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //!
 //!   types: ids and ranks      events: Event and Action      refusal: refused requests
-//!   record: what the journal stores                         simulation, testing: tests
+//!   record: what the journal stores                         violation: invalid messages
+//!   simulation, testing: tests
 //! ```
 //!
 //! Three positions of the run matter. `committed` is the furthest position that at least one member
 //! has applied and reported: the samples up to it are consumed. `granted` is the position up to
 //! which the workers were ordered to train: at most `control.window` steps beyond the last step
-//! that all members have reported. Each member's own position is between the two. The training
-//! state of a worker comes only from another member, from a checkpoint or from the seed, and each
-//! of them names its position in the plan. Therefore every training state has consumed each sample
-//! up to its position exactly once.
+//! that all members have reported. The third is the own position of each member of the generation.
+//! It is at most `granted`, and at most one step or stage change behind `committed`, because a
+//! member applies a step only after all members have entered the all-reduce of that step. The
+//! training state of a worker comes only from another member, from a checkpoint or from the seed,
+//! and each of them names its position in the plan. Therefore every training state has consumed
+//! each sample up to its position exactly once.
 
 mod admission;
 pub mod captions;
@@ -117,7 +120,7 @@ pub use violation::ProtocolViolation;
 
 /// How long the coordinator waits for its members to disconnect when the run is over.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximal length of a reason sent by a worker, in characters.
+/// A reason sent by a worker is cut to this number of characters.
 const MAX_REASON_CHARS: usize = 500;
 
 /// The phase of the run's life cycle, which is also that of its generation; see [`generation`].
@@ -129,7 +132,8 @@ enum RunPhase {
     Forming,
     /// The members of the generation train.
     Running,
-    /// The run is over; the coordinator waits until this time for its members to disconnect.
+    /// The run is finished or has failed, or this coordinator process stops. It waits until this
+    /// time for its members to disconnect.
     Over { outcome: Outcome, until: Time },
 }
 
@@ -159,9 +163,9 @@ pub struct Run {
     branch_points: BranchPoints,
     /// The furthest position that a member has applied and reported.
     committed: Position,
-    /// Incremented with each committed step, saved checkpoint, completed evaluation and discarded
-    /// damaged checkpoint. A run whose generations keep failing while this number does not change
-    /// cannot continue, and fails.
+    /// Incremented with each committed position, saved checkpoint, completed evaluation and
+    /// discarded damaged checkpoint. A run whose generations keep failing while this number does
+    /// not change cannot continue, and fails.
     progress_count: u64,
     /// The boundaries that the present history has passed.
     passed_boundaries: Boundaries,
@@ -180,8 +184,8 @@ pub struct Run {
     is_fresh: bool,
     /// When a member with a training state was last removed; initially the coordinator's start.
     state_holder_removed_at: Time,
-    /// Names of checkpoints that an earlier coordinator began to save or delete, and did not
-    /// finish.
+    /// Names of checkpoints that an earlier coordinator process began to save or delete, and did
+    /// not finish.
     unfinished_checkpoints: BTreeSet<String>,
     /// The scores of the present history's evaluations.
     scores: Scores,
@@ -197,7 +201,7 @@ pub struct Run {
     failure_counter: FailureCounter,
     /// Pairs of members that could not reach each other since the last generation was formed.
     unreachable_pairs: UnreachablePairs,
-    /// The data of the workers; none before the first worker of a new run attaches.
+    /// The identity of the workers' data; none before the first worker of a new run attaches.
     data: Option<RunData>,
     /// Changes of the training data, in order.
     data_changes: Vec<DataChange>,
@@ -208,7 +212,7 @@ pub struct Run {
     last_end: GenerationEnd,
     /// The statistics of the last recorded step.
     latest_step: Option<StepStatistics>,
-    /// The steps per second of the current stage.
+    /// The measured seconds per step of the current stage.
     throughput: Throughput,
     /// Whether the coordinator was asked to stop.
     stop_requested: bool,
@@ -224,7 +228,7 @@ impl Run {
     #[must_use]
     pub fn new(file: RunFile, restored: RestoredRun, term: u64) -> Self {
         let finished = RunPhase::Over { outcome: Outcome::Finished, until: Time::ZERO };
-        let plan = Plan::new(&file, restored.stage_ends);
+        let plan = Plan::new(&file, restored.selected_steps);
         let by_position = |checkpoint: Checkpoint| (checkpoint.position, checkpoint);
         let mut run = Self {
             id: restored.run_id,
@@ -271,8 +275,8 @@ impl Run {
         };
         run.restart_guard();
         for (position, means) in restored.step_means {
-            // Rules that fire here fired before, in an earlier process, which executed their
-            // actions.
+            // Rules that fire here also fired in an earlier coordinator process, which executed
+            // their actions.
             run.guard.check_step(position, |metric| means.get(metric).copied());
         }
         run
@@ -312,11 +316,11 @@ impl Run {
             }
             Event::Message { session, message } => self.handle_message(now, session, message),
             Event::Closed { session } => self.handle_closed(now, session),
-            Event::CaptionsSaved { evaluation, error } => self.handle_captions_saved(evaluation, error),
+            Event::CaptionSaveAttempted { evaluation, error } => self.handle_caption_save_attempt(evaluation, error),
             Event::Scored { evaluation, metrics, items } => self.handle_scores(evaluation, metrics, items),
             Event::Tick => self.check_timeouts(now),
             Event::Control { request, command } => match self.execute_command(command) {
-                Ok(message) => self.actions.push(Action::Done { request, message }),
+                Ok(message) => self.actions.push(Action::Accept { request, message }),
                 Err(refusal) => self.actions.push(Action::Refuse { request, refusal }),
             },
             Event::Shutdown => self.stop_requested = true,
@@ -333,7 +337,7 @@ impl Run {
             self.release_leaving_members(now);
         }
         let can_stop = self.stop_requested && matches!(self.phase, RunPhase::Waiting | RunPhase::Forming);
-        if can_stop && (self.failed_save.is_some() || self.leaving_sole_holder().is_none()) {
+        if can_stop && (self.failed_save.is_some() || self.holder_about_to_leave().is_none()) {
             self.end_run(now, Outcome::Stopped);
         }
         match &self.phase {
@@ -356,7 +360,8 @@ impl Run {
         }
     }
 
-    /// Ends the run with this outcome: sends it to all members, and waits for them to disconnect.
+    /// Ends the run, or only this coordinator process, with this outcome: informs all members, and
+    /// waits for them to disconnect.
     fn end_run(&mut self, now: Time, outcome: Outcome) {
         let sessions: BTreeSet<SessionId> = self.members.iter().map(|(_, member)| member.session).collect();
         let stop_reason = match &self.failed_save {
@@ -372,7 +377,10 @@ impl Run {
                     self.send(session, self.last_generation, v1::directive::Directive::Finish(v1::Finish {}));
                 }
                 Outcome::Stopped => self.send_leave(session, &stop_reason, are_all_steps_saved),
-                Outcome::Failed(reason) => self.send_leave(session, &format!("the run has failed: {reason}"), false),
+                Outcome::Failed(reason) => {
+                    let is_orderly = false;
+                    self.send_leave(session, &format!("the run has failed: {reason}"), is_orderly);
+                }
             }
         }
         let (kind, reason) = match &outcome {
@@ -394,7 +402,7 @@ impl Run {
         self.phase = RunPhase::Over { outcome, until: now.saturating_add(DISCONNECT_TIMEOUT) };
     }
 
-    /// The name of the checkpoint with the final state of a finished run.
+    /// The name of the checkpoint at the committed position: of a finished run, its final state.
     fn result_checkpoint(&self) -> Option<&str> {
         self.checkpoints.get(&self.committed).map(|checkpoint| checkpoint.name.as_str())
     }
@@ -417,7 +425,7 @@ impl Run {
     }
 }
 
-/// A text from a worker as one line of at most [`MAX_REASON_CHARS`].
+/// A text from a worker as one line of at most [`MAX_REASON_CHARS`] characters; the rest is cut.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_REASON_CHARS).collect()
 }

@@ -18,7 +18,7 @@ pub type Scores = BTreeMap<Position, BTreeMap<String, f64>>;
 /// The best state of a stage and its score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BestState {
-    /// The state.
+    /// The position of the state.
     pub position: Position,
     /// The score by the stage's metric.
     pub score: f64,
@@ -51,21 +51,22 @@ impl EndCause {
 /// The decision to end a stage, and the state that it ends with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndDecision {
-    /// The state that the next stage starts from: a checkpoint, or the beginning of the stage.
+    /// The position of the state that the stage ends with: that of a checkpoint, or the beginning
+    /// of the stage. The next stage starts from that state.
     pub position: Position,
     /// Why the stage ends, for programs.
     pub cause: EndCause,
     /// Why the stage ends, as a message for display.
     pub reason: String,
-    /// Later states that a user may have expected the stage to end with, in order: the last one
-    /// that was saved, and those with a better score.
+    /// Later states that a user may have expected the stage to end with, in order: those with a
+    /// better score than the state at `position`, and the last one that was saved.
     pub later_states: Vec<LaterState>,
 }
 
 /// A state of a stage that is later than the one that the stage ends with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaterState {
-    /// The state.
+    /// The position of the state.
     pub position: Position,
     /// Its score by the stage's metric; none if it was not evaluated.
     pub score: Option<f64>,
@@ -76,18 +77,18 @@ pub struct LaterState {
 /// Maximal number of states in [`EndDecision::later_states`].
 const MAX_LATER_STATES: usize = 8;
 
-/// The facts about a stage from which its end is decided.
+/// The settings and results of a stage that determine with which state it ends.
 #[derive(Clone, Copy, Debug)]
 pub struct StageView<'a> {
-    /// The stage.
+    /// The settings of the stage.
     pub stage: &'a Stage,
-    /// The stage's guard, which has the stage's number, too.
+    /// The stage's guard. [`Guard::stage`] is the number of the stage.
     pub guard: &'a Guard,
-    /// The scores of the run.
+    /// The scores of all stages.
     pub scores: &'a Scores,
-    /// The checkpoints of the run.
+    /// The checkpoints of all stages.
     pub checkpoints: &'a BTreeMap<Position, Checkpoint>,
-    /// The boundaries that the run has passed. Includes checkpoints that are deleted by now.
+    /// The boundaries that the run has passed, also those whose checkpoints are deleted by now.
     pub passed_boundaries: &'a Boundaries,
 }
 
@@ -167,8 +168,8 @@ impl StageView<'_> {
     /// The last saved state of the stage, if it is later than `position`.
     #[must_use]
     pub fn last_saved_after(&self, position: Position) -> Option<Position> {
-        let later = self.checkpoints.keys().rev().find(|other| other.stage == self.guard.stage());
-        later.copied().filter(|other| *other > position)
+        let last = self.checkpoints.keys().rev().find(|other| other.stage == self.guard.stage());
+        last.copied().filter(|last| *last > position)
     }
 
     /// The positions of the states that the stage has to end with if rollback rules fire. Their

@@ -1,6 +1,10 @@
 //! The plan: the next action of the run at each position. It follows from the run file, from the
 //! stages that have ended early, and from operators' requests.
 //!
+//! A stage *ends early* if it ends with an earlier state than its last one: by early stopping, by a
+//! rollback of the guard, or because another state than the last one is the best. In the last case
+//! all steps of the stage were trained.
+//!
 //! The batch size of a stage is constant, so a position in the run determines the data: step `s` of
 //! a stage consumes the samples `s * batch .. (s + 1) * batch` of that stage's infinite, permuted
 //! sequence.
@@ -56,10 +60,11 @@ impl std::fmt::Display for Position {
     }
 }
 
-/// A boundary: an interruption of training at a position.
+/// What takes place at a boundary, which is a position of the plan between two steps. (Changes of
+/// stages are not included.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Boundary {
-    /// Save the state.
+    /// Save the state; training continues during the save.
     Checkpoint,
     /// Caption the validation images, and score the captions.
     Evaluation,
@@ -90,22 +95,22 @@ pub enum NextAction {
 }
 
 /// For each stage that ended early: the step of the state that it ended with.
-pub type StageEnds = BTreeMap<u32, u64>;
+pub type SelectedSteps = BTreeMap<u32, u64>;
 
 /// The stages of a run with their boundaries.
 #[derive(Clone, Debug)]
 pub struct Plan {
     stages: Vec<Stage>,
-    stage_ends: StageEnds,
+    selected_steps: SelectedSteps,
     /// For each kind of boundary: the last position for which an operator requested one.
     requested_boundaries: BTreeMap<Boundary, Position>,
 }
 
 impl Plan {
-    /// The plan of a valid run file, in which these stages have ended early.
+    /// The plan of a valid run file. The stages in `selected_steps` have ended early.
     #[must_use]
-    pub fn new(file: &RunFile, stage_ends: StageEnds) -> Self {
-        Self { stages: file.stages.clone(), stage_ends, requested_boundaries: BTreeMap::new() }
+    pub fn new(file: &RunFile, selected_steps: SelectedSteps) -> Self {
+        Self { stages: file.stages.clone(), selected_steps, requested_boundaries: BTreeMap::new() }
     }
 
     /// Adds a boundary at this position that an operator has requested.
@@ -113,15 +118,15 @@ impl Plan {
         self.requested_boundaries.insert(boundary, position);
     }
 
-    /// Ends the stage at this position.
+    /// Ends the stage of this position early, with the state at this position.
     pub fn end_stage(&mut self, position: Position) {
-        self.stage_ends.insert(position.stage, position.step);
+        self.selected_steps.insert(position.stage, position.step);
     }
 
-    /// Whether the stage was ended early.
+    /// Whether the stage has ended early.
     #[must_use]
-    pub fn has_ended(&self, stage: u32) -> bool {
-        self.stage_ends.contains_key(&stage)
+    pub fn has_ended_early(&self, stage: u32) -> bool {
+        self.selected_steps.contains_key(&stage)
     }
 
     /// Whether the run file has this stage, with at least this many steps.
@@ -146,18 +151,18 @@ impl Plan {
     /// The furthest position that workers may have reached, if the journal has `committed` and
     /// `passed_boundaries`. Workers may have trained steps that the journal does not have. But they
     /// cannot have passed an evaluation that it does not have, because an evaluation is recorded
-    /// before the next step is granted. Each stage ends with an evaluation.
+    /// before the next step is granted. Each stage that does not end early ends with an evaluation.
     #[must_use]
     pub fn max_granted_position(&self, committed: Position, passed_boundaries: &Boundaries) -> Position {
         let is_evaluated = |end: Position| passed_boundaries.contains(&(end, Boundary::Evaluation));
         let mut position = committed;
         loop {
             let end = Position { step: self.steps(position.stage), ..position };
-            let is_stage_over = self.has_ended(position.stage) || is_evaluated(end);
+            let is_stage_over = self.has_ended_early(position.stage) || is_evaluated(end);
             if position.step < end.step || !is_stage_over || position.stage as usize + 1 == self.stages.len() {
                 let Stage { evaluate_every, evaluate_first, steps, .. } = self.stage(position);
                 let planned_end = Position { step: *steps, ..position };
-                if self.has_ended(position.stage) {
+                if self.has_ended_early(position.stage) {
                     // Workers may have trained beyond the position at which the stage ended.
                     return planned_end;
                 }
@@ -198,7 +203,7 @@ impl Plan {
         let is_requested = |boundary| self.requested_boundaries.get(&boundary) == Some(&position);
         let evaluates = is_scheduled(stage.evaluate_every) || (stage.evaluate_first && position.step == 0);
         let evaluates = evaluates || is_requested(Boundary::Evaluation);
-        let evaluates = evaluates && !(is_at_end && self.has_ended(position.stage));
+        let evaluates = evaluates && !(is_at_end && self.has_ended_early(position.stage));
         let saves = is_scheduled(stage.checkpoint_every) || (evaluates && stage.metric.is_some());
         let saves = saves || is_requested(Boundary::Checkpoint);
         if saves && is_due(Boundary::Checkpoint) {
@@ -222,12 +227,12 @@ impl Plan {
         }
     }
 
-    /// The number of steps of a stage: those of the run file, or fewer if the stage has ended
-    /// early.
+    /// The number of steps of a stage: that of the run file or, if the stage has ended early, the
+    /// step of the state that it ended with.
     #[must_use]
     pub fn steps(&self, stage: u32) -> u64 {
         let planned_steps = self.stages[stage as usize].steps;
-        self.stage_ends.get(&stage).map_or(planned_steps, |end| planned_steps.min(*end))
+        self.selected_steps.get(&stage).map_or(planned_steps, |selected| planned_steps.min(*selected))
     }
 
     /// The number of samples that training has consumed at `position`.
@@ -264,7 +269,8 @@ mod tests {
 
     #[test]
     fn a_stage_ends_with_a_checkpoint_then_an_evaluation() {
-        let plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]), StageEnds::new());
+        let file = testing::run_file(vec![testing::stage("a", 5, 4, Some(2), Some(4))]);
+        let plan = Plan::new(&file, SelectedSteps::new());
         let at = |step| Position { stage: 0, step };
         let expected = [
             (at(0), NextAction::Train { steps: 2 }),
@@ -282,7 +288,7 @@ mod tests {
 
     #[test]
     fn an_operator_can_request_boundaries() {
-        let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), StageEnds::new());
+        let mut plan = Plan::new(&testing::run_file(vec![testing::stage("a", 5, 4, None, None)]), SelectedSteps::new());
         let at = |step| Position { stage: 0, step };
         plan.add_requested_boundary(Boundary::Checkpoint, at(2));
         plan.add_requested_boundary(Boundary::Evaluation, at(2));
@@ -298,7 +304,7 @@ mod tests {
     #[test]
     fn stages_follow_each_other_and_their_samples_are_counted() {
         let stages = vec![testing::stage("a", 3, 4, None, None), testing::stage("b", 2, 5, None, None)];
-        let plan = Plan::new(&testing::run_file(stages), StageEnds::new());
+        let plan = Plan::new(&testing::run_file(stages), SelectedSteps::new());
         let actions = execute(&plan);
         assert!(actions.contains(&(Position { stage: 0, step: 3 }, NextAction::Advance { stage: 1 })));
         assert_eq!(actions.last(), Some(&(Position { stage: 1, step: 2 }, NextAction::Finish)));
@@ -309,7 +315,7 @@ mod tests {
     fn a_stage_with_a_metric_saves_every_state_that_it_evaluates() {
         let stage =
             Stage { metric: Some("cider".into()), evaluate_first: true, ..testing::stage("a", 3, 4, None, Some(2)) };
-        let plan = Plan::new(&testing::run_file(vec![stage]), StageEnds::new());
+        let plan = Plan::new(&testing::run_file(vec![stage]), SelectedSteps::new());
         let at = |step| Position { stage: 0, step };
         let expected = [
             (at(0), NextAction::Checkpoint),
@@ -330,12 +336,12 @@ mod tests {
         let stage = Stage { evaluate_first: true, ..testing::stage("a", 6, 4, None, Some(2)) };
         let file = testing::run_file(vec![stage, testing::stage("b", 1, 5, None, None)]);
         let at = |step| Position { stage: 0, step };
-        let mut plan = Plan::new(&file, StageEnds::new());
+        let mut plan = Plan::new(&file, SelectedSteps::new());
         plan.end_stage(at(4));
         let passed = [(at(4), Boundary::Checkpoint), (at(4), Boundary::Evaluation)].into();
         assert_eq!(plan.next_action(at(4), &passed), NextAction::Advance { stage: 1 });
         assert_eq!(plan.samples_before(Position { stage: 1, step: 1 }), 4 * 4 + 5);
-        // The final state of a stage is always saved, also if the stage has ended early.
+        // The state with which a stage ends is always saved, also if the stage has ended early.
         assert_eq!(plan.next_action(at(4), &Boundaries::new()), NextAction::Checkpoint);
         plan.end_stage(at(0));
         assert_eq!(plan.next_action(at(0), &Boundaries::new()), NextAction::Advance { stage: 1 });
@@ -347,7 +353,7 @@ mod tests {
             steps in 1..60_u64, checkpoint in prop::option::of(1..20_u64), evaluate in prop::option::of(1..20_u64),
         ) {
             let file = testing::run_file(vec![testing::stage("a", steps, 4, checkpoint, evaluate)]);
-            let actions = execute(&Plan::new(&file, StageEnds::new()));
+            let actions = execute(&Plan::new(&file, SelectedSteps::new()));
             let steps_of = |action: &NextAction| if let NextAction::Train { steps } = action { *steps } else { 0 };
             let trained: u64 = actions.iter().map(|(_, action)| steps_of(action)).sum();
             prop_assert_eq!(trained, steps);

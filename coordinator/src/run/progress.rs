@@ -17,23 +17,28 @@ use super::{
     statistics::StepStatistics,
 };
 
-/// A boundary directive that was sent to the members, and the reports that are still missing.
+/// An evaluation or a stage change that is in progress, and the reports that are still missing.
 #[derive(Debug)]
 pub(super) enum PendingBoundary {
-    /// The members write captions.
+    /// An evaluation: the members caption images.
     Captions {
         /// The ranges of images that were assigned to each member and are not reported yet.
         pending: BTreeMap<WorkerId, BTreeSet<ImageRange>>,
     },
-    /// The coordinator scores the captions; no member is involved.
+    /// An evaluation: the coordinator scores the captions, and the members wait.
     Scores,
-    /// The members enter the next stage; these have reported it.
-    Advance { stage: u32, advanced: BTreeSet<WorkerId> },
+    /// A stage change: the members enter the next stage.
+    Advance {
+        /// The number of the next stage.
+        stage: u32,
+        /// The members that have reported that they have entered it.
+        advanced: BTreeSet<WorkerId>,
+    },
 }
 
 impl Run {
     /// Sends the directives that are due. Halts or ends the generation, or ends the run, if that is
-    /// due. Called after each event.
+    /// due. Called after each event while a generation runs.
     pub(super) fn send_due_directives(&mut self, now: Time) {
         while let Some(generation) = self.generation.as_ref().filter(|_| self.phase == RunPhase::Running) {
             let (granted, are_all_reported) = (generation.granted, generation.all_steps_reported());
@@ -69,7 +74,8 @@ impl Run {
             }
             if let Some(reason) = halt_reason {
                 if are_all_reported {
-                    self.end_generation(now, &reason, false);
+                    let is_failure = false;
+                    self.end_generation(now, &reason, is_failure);
                 }
                 return;
             }
@@ -81,7 +87,8 @@ impl Run {
             }
             if self.is_save_only(generation) {
                 if self.ensure_saved(granted) && are_all_reported {
-                    self.end_generation(now, "all members leave", false);
+                    let is_failure = false;
+                    self.end_generation(now, "all members leave", is_failure);
                 }
                 return;
             }
@@ -126,9 +133,9 @@ impl Run {
     }
 
     /// How many of the next `steps` may be granted: up to `control.window` steps beyond those that
-    /// all members have reported. Returns 0 if that is less than half of `control.window`: fewer
-    /// directives with more steps each cause less network traffic, and the members still have
-    /// granted steps to train.
+    /// all members have reported. Returns 0 if that is less than half of `control.window` and less
+    /// than `steps`: fewer directives with more steps each cause less network traffic, and the
+    /// members still have granted steps to train.
     fn grantable_steps(&self, generation: &Generation, steps: u64) -> u32 {
         let window = self.file.control.window;
         let granted = generation.granted.step;
@@ -158,7 +165,7 @@ impl Run {
         });
     }
 
-    /// The number of samples of a batch for each rank of the generation.
+    /// Updates and returns the number of samples of a batch for each rank of the generation.
     fn share_sizes(&mut self, batch: u32) -> Vec<u32> {
         let Some(generation) = &mut self.generation else { return Vec::new() };
         let (shared_batch, sizes) = &mut generation.shares;
@@ -174,7 +181,8 @@ impl Run {
         sizes.clone()
     }
 
-    /// Sends a boundary directive to all members, and waits for their reports.
+    /// Sends the directive of a boundary to all members. No steps are granted until the boundary is
+    /// complete.
     pub(super) fn send_boundary(&mut self, boundary: PendingBoundary, directive: &Directive) {
         if let Some(generation) = &mut self.generation {
             generation.pending_boundary = Some(boundary);

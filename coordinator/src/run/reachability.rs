@@ -21,7 +21,7 @@ use proto::v1;
 
 use super::{Run, Time, WorkerId, generation::StartPoint, membership::Member, plan::Position, record::StateSource};
 
-/// The number of other members that each member tries to connect to.
+/// Maximal number of other members that each member tries to connect to.
 const MAX_PROBED_PEERS: usize = 64;
 
 /// Pairs of members that cannot reach each other, the lower id first.
@@ -95,7 +95,8 @@ impl Run {
         }
     }
 
-    /// Evicts members with machine-local addresses that members with other addresses cannot reach.
+    /// Evicts, or isolates, members with machine-local addresses that members with other addresses
+    /// cannot reach.
     fn evict_machine_local(&mut self, now: Time, pairs: &mut UnreachablePairs) {
         let mut misconfigured: BTreeMap<WorkerId, (WorkerId, String)> = BTreeMap::new();
         for (a, b) in pairs.iter().copied() {
@@ -131,8 +132,8 @@ impl Run {
     }
 
     /// The sole holder of the furthest training state: the only member that holds it. None if
-    /// several members hold it, or if it is in a checkpoint. The eviction of a sole holder loses
-    /// steps.
+    /// several members hold it, or if only a checkpoint does. The eviction of a sole holder loses
+    /// steps, unless the state [is saved](Self::is_saved).
     fn sole_holder(&self) -> Option<WorkerId> {
         let StartPoint { start, source: StateSource::Member(worker_id) } = self.select_start() else { return None };
         let holds = |member: &Member| member.position.as_ref().map(Position::from) == Some(start);

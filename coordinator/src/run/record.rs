@@ -13,7 +13,7 @@ use super::{
     lineage::BranchPoints,
     membership::Machine,
     model_selection::Scores,
-    plan::{Boundaries, Position, StageEnds},
+    plan::{Boundaries, Position, SelectedSteps},
     statistics::StepStatistics,
     term_log::TermLog,
 };
@@ -57,7 +57,8 @@ pub struct Checkpoint {
     pub parameters_sha256: String,
 }
 
-/// The kinds of [`Record::Event`]: facts that the journal stores as a name and a JSON detail.
+/// The kinds of [`Record::Event`]. The journal stores an event as the name of its kind and a detail
+/// in JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A worker attached, and is a member.
@@ -70,11 +71,12 @@ pub enum EventKind {
     Left,
     /// Committed steps were given up.
     RolledBack,
-    /// Members had applied steps that none of them had reported.
+    /// The run moved forward: members had applied steps that are not in the journal, because their
+    /// reports or records were lost.
     Adopted,
-    /// A state could not be saved: training waits.
+    /// A checkpoint, or the captions of an evaluation, could not be saved: training waits.
     SaveFailed,
-    /// States can be saved again: training continues.
+    /// What could not be saved is saved: training continues.
     SavedAgain,
     /// A checkpoint cannot be used.
     Damaged,
@@ -89,9 +91,9 @@ pub enum EventKind {
     Resumed,
     /// The run is complete.
     Finished,
-    /// The run cannot go on.
+    /// The run cannot continue.
     Failed,
-    /// The coordinator was asked to stop.
+    /// The coordinator stopped before the end of the run, because it was asked to.
     Stopped,
     /// The run continues with changed settings in its run file.
     SettingsChanged,
@@ -169,11 +171,12 @@ impl EventKind {
     }
 }
 
-/// A record: one fact about the run that the coordinator stores in the journal.
+/// A record: what happened in the run, or will happen next, as the coordinator stores it in the
+/// journal.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// A generation was formed. Durable before the coordinator sends its number to any worker, so
-    /// that no number is used twice.
+    /// A generation was formed, and its rendezvous begins. Durable before the coordinator sends the
+    /// generation's number to any worker, so that no number is used twice.
     Formed {
         /// The number of the generation.
         generation: u64,
@@ -188,11 +191,11 @@ pub enum Record {
         /// The source of its initial state.
         source: StateSource,
     },
-    /// All members of a generation are ready.
+    /// All members of a generation are ready: training begins.
     Ready {
         /// The number of the generation.
         generation: u64,
-        /// Whether the previous generation ended by failure.
+        /// Whether the previous generation ended because of a failure.
         recovery: bool,
     },
     /// A generation ended.
@@ -208,7 +211,7 @@ pub enum Record {
     Saved(Checkpoint),
     /// The checkpoint with this name will be deleted. Durable before the deletion, so that the
     /// journal never lists a checkpoint that does not exist.
-    Deleted(String),
+    Deleting(String),
     /// The checkpoint with this name cannot be used. Durable before another one is used instead.
     Damaged(String),
     /// An evaluation is complete. Durable before training continues: the end of a stage depends on
@@ -218,7 +221,7 @@ pub enum Record {
         position: Position,
         /// The last generation that took part.
         generation: u64,
-        /// Scores by name.
+        /// Caption metrics over all images, by name.
         metrics: BTreeMap<String, f64>,
         /// All captions, sorted by image name.
         items: Vec<EvaluationItem>,
@@ -230,7 +233,8 @@ pub enum Record {
         /// The rule and the value.
         rule: TriggeredRule,
     },
-    /// An event of this kind. See [`Self::must_be_durable`] for the events that are decisions.
+    /// An event in the course of the run; not to be confused with an input of the state machine,
+    /// [`super::Event`]. Some kinds are durable: see [`Self::must_be_durable`].
     Event {
         /// The kind.
         kind: EventKind,
@@ -244,7 +248,9 @@ impl Record {
     #[must_use]
     pub fn must_be_durable(&self) -> bool {
         match self {
-            Self::Formed { .. } | Self::Saved(_) | Self::Deleted(_) | Self::Damaged(_) | Self::Evaluated { .. } => true,
+            Self::Formed { .. } | Self::Saved(_) | Self::Deleting(_) | Self::Damaged(_) | Self::Evaluated { .. } => {
+                true
+            }
             // Workers do not reconnect after the end of the run: a coordinator without this record
             // would wait for them.
             Self::Event { kind: EventKind::Finished, .. } => true,
@@ -282,11 +288,11 @@ pub struct RestoredRun {
     pub scores: Scores,
     /// The means of the last steps of the current stage, as many as its guard needs.
     pub step_means: Vec<(Position, StepMeans)>,
-    /// The stages that ended early.
-    pub stage_ends: StageEnds,
+    /// The stages that ended early, each with the step of the state that it ended with.
+    pub selected_steps: SelectedSteps,
     /// Why the run is paused; none if it is not.
     pub pause_reason: Option<String>,
-    /// The description of the workers' data; none if no worker has ever attached.
+    /// The fingerprints and sizes of the workers' data; none if no worker has ever attached.
     pub data_set: Option<v1::DataSet>,
     /// Changes of the training data, in order.
     pub data_changes: Vec<DataChange>,

@@ -30,7 +30,8 @@ pub enum RefusalKind {
     ResourceExhausted,
     /// The session token is unknown.
     Unauthenticated,
-    /// The coordinator is about to stop.
+    /// The coordinator is about to stop. The worker retries: another coordinator may resume the
+    /// run.
     Unavailable,
     /// The run is over: `NOT_FOUND`.
     RunOver,

@@ -1,8 +1,8 @@
 //! Division of a batch among ranks into shares: contiguous ranges of at least one sample each,
 //! which together are the batch.
 //!
-//! The division does not change the update, because gradients are summed over samples. It changes
-//! only the duration of a step.
+//! Except for rounding, the division does not change the update, because gradients are summed over
+//! samples. It changes the duration of a step.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

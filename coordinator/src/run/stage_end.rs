@@ -1,13 +1,13 @@
 //! Ends of stages: executes early stopping, model selection and the actions of the guard.
 //!
-//! A stage ends early or with an earlier state for one of three reasons: its best state is not its
-//! last, its `patience` has run out (early stopping), or a guard rule with `action: rollback` has
-//! fired. All three use one mechanism: [`StageView::end_decision`] names a position, the next
-//! generation starts from the checkpoint at that position, and the plan continues with the next
-//! stage. If the guard ended the stage, the steps after the position are given up. Otherwise these
-//! steps count as trained, and stay in all records. The checkpoint of the stage's last state is
-//! kept in both cases. The decision depends only on recorded data (scores and rules). Therefore a
-//! coordinator that restarts before it has executed the decision reaches the same decision again.
+//! A stage ends with an earlier state than its last one for one of three reasons: its best state is
+//! not its last, its `patience` has run out (early stopping), or a guard rule with `action:
+//! rollback` has fired. All three use one mechanism: [`StageView::end_decision`] names a position,
+//! the next generation starts from the checkpoint at that position, and the plan continues with the
+//! next stage. If the guard ended the stage, the steps after the position are given up. Otherwise
+//! these steps count as trained, and stay in all records. The checkpoint of the stage's last state
+//! is kept in both cases. The decision depends only on recorded data (scores and rules). Therefore
+//! a coordinator that restarts before it has executed the decision reaches the same decision again.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +69,7 @@ impl Run {
 
     /// Records the rules that fire, and pauses the run if one of them has `action: pause`.
     fn apply_rules(&mut self, position: Position, check: impl FnOnce(&mut Guard) -> Vec<TriggeredRule>) {
-        if position.stage != self.guard.stage() || self.plan.has_ended(position.stage) {
+        if position.stage != self.guard.stage() || self.plan.has_ended_early(position.stage) {
             return;
         }
         for rule in check(&mut self.guard) {
@@ -86,12 +86,12 @@ impl Run {
     /// Ends the current stage with an earlier state if that is due. Does nothing while the run is
     /// paused.
     pub(super) fn try_end_stage(&mut self, now: Time) {
-        let has_ended = self.plan.has_ended(self.guard.stage());
+        let has_ended_early = self.plan.has_ended_early(self.guard.stage());
         // The state that is being saved, or that cannot be saved at the moment, may turn out to be
         // the one with which the stage ends.
         let is_saving = self.saving.as_ref().is_some_and(|saving| !saving.is_cancelled);
         let must_wait = is_saving || self.failed_save.is_some() || self.pause_reason.is_some();
-        if has_ended || must_wait || matches!(self.phase, RunPhase::Over { .. }) {
+        if has_ended_early || must_wait || matches!(self.phase, RunPhase::Over { .. }) {
             return;
         }
         let Some(EndDecision { position, cause, reason, later_states }) = self.stage_view().end_decision() else {
@@ -111,6 +111,7 @@ impl Run {
             "generation": self.last_generation,
             "cause": cause.name(),
             "reason": reason,
+            // The journal's name of `later_states`.
             "passed_over": later_states.into_iter().map(describe).collect::<Vec<_>>(),
         });
         self.record_event(EventKind::StageEnded, detail);
@@ -118,12 +119,14 @@ impl Run {
         self.delete_checkpoints(|other| *other > position);
         self.cancel_save_beyond(position);
         if cause != EndCause::Guard {
-            // The later steps are not lost: they count as trained, and the run continues from the
-            // selected state.
+            // Model selection gives up no committed steps: the later steps count as trained. After
+            // a rollback, `committed` stays at the later steps, and the next generation records
+            // that they are given up.
             self.committed = position;
         }
         let name = &self.plan.stage(position).name;
         let reason = format!("stage {name} ends with its state at step {}: {reason}", position.step);
-        self.end_generation(now, &reason, false);
+        let is_failure = false;
+        self.end_generation(now, &reason, is_failure);
     }
 }

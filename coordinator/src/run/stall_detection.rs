@@ -26,7 +26,8 @@ impl Run {
         let is_saving = |id: WorkerId| self.saving.as_ref().is_some_and(|saving| saving.is_pending(id));
         let has_pending_directive = |id: WorkerId| pending.binary_search(&id).is_ok() || is_saving(id);
         self.members.reset_stall_timers(now, has_pending_directive);
-        // In a rendezvous, members wait for each other until all members have entered it.
+        // In a rendezvous, members wait for each other until all members have entered it. When the
+        // first member is ready, all have.
         let is_rendezvous_incomplete =
             self.generation.as_ref().is_some_and(|generation| generation.ready_members.is_empty());
         let waits_for_others = |member: &Member| match member.phase {
@@ -50,8 +51,10 @@ impl Run {
                 let reason =
                     format!("all ranks have waited for each other for {seconds} s (see control.heartbeat_timeout)");
                 let generation = self.last_generation;
-                let must_fail = self.failure_counter.record(self.progress_count, generation, &reason, false);
-                self.end_generation(now, &reason, true);
+                let is_fatal = false;
+                let must_fail = self.failure_counter.record(self.progress_count, generation, &reason, is_fatal);
+                let is_failure = true;
+                self.end_generation(now, &reason, is_failure);
                 if must_fail {
                     let reason = format!("generations keep failing without progress: {reason}");
                     self.end_run(now, Outcome::Failed(reason));

@@ -23,7 +23,7 @@ pub struct StepStatistics {
     pub generation: u64,
     /// The sum of the loss over all images or tokens.
     pub loss_sum: f64,
-    /// The number of these images or tokens.
+    /// The number of these images or tokens: the loss is the sum divided by this number.
     pub loss_weight: f64,
     /// The number of samples.
     pub samples: u64,
@@ -113,8 +113,8 @@ impl StepStatistics {
                 "an example with too many candidates, too long texts, or numbers that are not finite",
             ));
         }
-        let durations = [report.seconds, report.all_reduce_seconds, report.loss_weight];
-        if phase_seconds.values().chain(&durations).any(|value| !value.is_finite() || *value < 0.0) {
+        let non_negative = [report.seconds, report.all_reduce_seconds, report.loss_weight];
+        if phase_seconds.values().chain(&non_negative).any(|value| !value.is_finite() || *value < 0.0) {
             return Err(ProtocolViolation::new("the seconds and weight of a step must be finite and not negative"));
         }
         Ok(Self {
@@ -147,7 +147,7 @@ impl StepStatistics {
         self.summaries.get(names::REWARD_CHOSEN).filter(|summary| summary.count() > 0).map(Summary::mean)
     }
 
-    /// Samples per second.
+    /// Samples per second; a sample is an image, or a caption for cross-entropy.
     #[must_use]
     pub fn images_per_second(&self) -> f64 {
         if self.seconds > 0.0 { self.samples as f64 / self.seconds } else { 0.0 }
@@ -196,9 +196,9 @@ fn is_valid_example(example: &v1::Example) -> bool {
     is_short(&example.image) && example.candidates.len() <= MAX_CANDIDATES && example.candidates.iter().all(is_valid)
 }
 
-/// Merges the members' reports of each step. It holds the steps that some members of the generation
-/// have not reported yet. Their number is bounded, because steps are granted at most
-/// `control.window` beyond the last step that all members have reported.
+/// Merges the members' reports of each step. Holds the steps that some members of the generation
+/// have reported and others have not. The number of these steps is bounded, because steps are
+/// granted at most `control.window` beyond the last step that all members have reported.
 #[derive(Debug, Default)]
 pub struct StepMerger {
     /// The number of reports and the merged statistics of each step.

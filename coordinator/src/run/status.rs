@@ -141,9 +141,9 @@ impl Run {
             return format!("{members} of at least {min} workers are attached");
         }
         if self.members.are_all_idle() {
-            let at = self.committed;
+            let committed = self.committed;
             return format!(
-                "a worker that holds {at} may still reconnect; without it the run resumes from an earlier state"
+                "a worker that holds {committed} may still reconnect; without it the run resumes from an earlier state"
             );
         }
         let is_not_idle = |(_, member): &(WorkerId, &Member)| member.state != MemberState::Idle;

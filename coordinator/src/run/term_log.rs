@@ -4,7 +4,7 @@
 //! journal, the coordinator uses numbers of earlier generations again. Therefore each coordinator
 //! process has a *term*, a random number. A generation is identified by its number and by the term
 //! of the process that formed it. A Rendezvous directive contains both, and workers report both
-//! when they join again. (In Raft a term is a number that increases; here it is only unique.)
+//! when they attach. (In Raft a term is a number that increases; here it is only unique.)
 
 use std::collections::BTreeMap;
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use config::{RunFile, Stage};
 
-/// A stage that trains with cross-entropy.
+/// A stage that trains with cross-entropy. `checkpoint_every` and `evaluate_every` are intervals in
+/// steps. The stage is saved and evaluated at its end even without them.
 pub fn stage(name: &str, steps: u64, batch: u32, checkpoint_every: Option<u64>, evaluate_every: Option<u64>) -> Stage {
     let template = template().stages.remove(0);
     Stage { name: name.into(), steps, batch, checkpoint_every, evaluate_every, ..template }

@@ -1,6 +1,6 @@
-//! Throughput of the run in wall-clock time, to estimate the time to the end of a stage. The time
-//! of evaluations and checkpoints is included; the time of pauses and of recoveries from failures
-//! is not.
+//! Throughput of the run (wall-clock seconds per step), to estimate the time to the end of a stage.
+//! The time of evaluations and checkpoints is included. The time of pauses, and the time from the
+//! end of a generation to the first step of the next, is not.
 
 use super::{Time, plan::Position};
 
@@ -12,6 +12,7 @@ const MIN_SMOOTHING: f64 = 0.02;
 pub struct Throughput {
     /// The last recorded position, and when it was reached; none after an interruption.
     last_record: Option<(Time, Position)>,
+    /// The stage that is measured.
     stage: u32,
     /// The number of steps of the stage that were measured.
     step_count: u64,

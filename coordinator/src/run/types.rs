@@ -4,10 +4,11 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// Time since the coordinator started.
+/// Time since the coordinator process started, almost without the time in which the process was
+/// suspended or blocked: see `service/clock.rs`.
 pub type Time = Duration;
 
-/// A worker's identity in the cluster. It stays the same across generations and reconnects.
+/// A worker's identity in a run. It stays the same across generations and reconnects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WorkerId(pub u32);

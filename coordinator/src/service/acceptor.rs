@@ -1,5 +1,5 @@
 //! The acceptor of the gRPC port: accepts connections, performs the TLS handshake if configured,
-//! and passes on connections that begin with the HTTP/2 preface.
+//! and passes connections that begin with the HTTP/2 preface to the gRPC server.
 //!
 //! tonic's own acceptor would neither report refused peers nor limit the number of connections.
 
@@ -60,12 +60,13 @@ impl Peer {
     }
 }
 
-type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+/// The bytes of a connection: plain text or TLS.
+type ByteStream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// An accepted connection. It counts toward [`MAX_CONNECTIONS`] until it is dropped.
 pub struct Connection {
     peer: Peer,
-    stream: Stream,
+    stream: ByteStream,
     /// The part of the preface that the acceptor has read, and the server has not.
     unread_preface: &'static [u8],
     _permit: OwnedSemaphorePermit,
@@ -121,7 +122,8 @@ impl Acceptor {
                     Ok(Ok(stream)) => {
                         let connection =
                             Connection { peer: Peer(peer), stream, unread_preface: PREFACE, _permit: permit };
-                        // The stream was dropped: the coordinator is shutting down.
+                        // Fails if the server has dropped the receiver: the coordinator is shutting
+                        // down.
                         _ = sender.send(Ok(connection)).await;
                         return;
                     }
@@ -140,7 +142,7 @@ impl Acceptor {
 }
 
 /// Performs the TLS handshake, if required, and checks the HTTP/2 preface.
-async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<Stream> {
+async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<ByteStream> {
     stream.set_nodelay(true)?;
     let mut stream = match tls {
         Some(tls) => Either::Right(Box::new(tls.accept(stream).await?)),
@@ -157,7 +159,8 @@ async fn handshake(stream: TcpStream, tls: Option<TlsAcceptor>) -> io::Result<St
     Ok(stream)
 }
 
-/// The reason for which a connection was refused; `None` if the peer has closed it.
+/// The reason for which a connection was refused; `None` if the peer closed it during the
+/// handshake.
 fn refusal_reason(error: &io::Error) -> Option<RefusalReason> {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match (tls, error.kind()) {

@@ -19,13 +19,14 @@ use super::{
     refusals::{RefusalReason, Refusals, is_call_of},
 };
 
-/// The tokens that gRPC calls and the web page's commands require. A status request requires no
-/// token.
+/// The tokens that gRPC calls and the web page's commands require. Requests for the status require
+/// no token.
 #[derive(Clone, Default)]
 pub struct Tokens {
     /// The token that workers must present. `None`: every peer with a connection may join.
     pub join: Option<Token>,
-    /// The token that commands require. `None`: only peers on this machine may send commands.
+    /// The token that commands require. `None`: only peers on this machine may send commands, and
+    /// only over gRPC.
     pub admin: Option<Token>,
 }
 
@@ -80,7 +81,8 @@ pub struct AuthLayer {
 }
 
 /// Middleware that refuses calls without the required token. It logs and counts these refusals, and
-/// the calls that the services behind it answer with an error.
+/// the calls that the services behind it answer with an error. The answer `Aborted`, after which
+/// the worker retries, is only logged.
 pub async fn authorize(State(auth_layer): State<AuthLayer>, request: Request, next: Next) -> Response {
     let AuthLayer { tokens, refusals } = auth_layer;
     let path = request.uri().path().to_owned();
@@ -141,13 +143,13 @@ mod tests {
     #[test]
     fn each_call_requires_its_token() {
         let (local, remote) = ("[::ffff:127.0.0.1]:9", "10.0.0.2:9");
-        let (join, admin) = ("the token of workers", "the token of admins");
-        let (join, admin) = (join.replace(' ', "-"), admin.replace(' ', "-"));
-        let (join, admin) = (join.as_str(), admin.as_str());
+        let (join, admin) = ("the-token-of-workers", "the-token-of-admins");
         let open = Tokens::default();
         let join_only = Tokens { join: token(join), admin: None };
         let both = Tokens { join: token(join), admin: token(admin) };
         let (bad_join, bad_admin) = (Some(RefusalReason::WrongJoinToken), Some(RefusalReason::WrongAdminToken));
+        // The coordinator's tokens, the call, its peer, the presented token, the reason of the
+        // refusal.
         let cases = [
             (&open, JOIN, remote, None, None),
             (&open, STATUS, local, None, None),

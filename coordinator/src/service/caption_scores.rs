@@ -1,5 +1,6 @@
 //! Scores of an evaluation. Workers compute the scores that need a model, such as PAC-S; this
-//! module adds the metrics that need all captions at once, such as CIDEr-D.
+//! module averages these, and adds retrieval and the metrics of captions against references, such
+//! as CIDEr-D.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +8,9 @@ use caption_metrics::{ImageEvaluation, Metrics};
 
 use crate::run::captions::EvaluationItem;
 
-/// Computes the scores of an evaluation, and adds to each item its own scores. Drops the items'
-/// embeddings, which only the retrieval metrics need.
+/// Computes the scores of an evaluation, and adds to each item the scores of its caption. Drops the
+/// items' embeddings, which only the retrieval metrics need. Returns the scores by metric, and the
+/// items.
 #[must_use]
 pub fn score_captions(metrics: &Metrics, items: Vec<EvaluationItem>) -> (BTreeMap<String, f64>, Vec<EvaluationItem>) {
     let (mut items, evaluations): (Vec<EvaluationItem>, Vec<ImageEvaluation>) =
@@ -23,7 +25,7 @@ pub fn score_captions(metrics: &Metrics, items: Vec<EvaluationItem>) -> (BTreeMa
     (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), items)
 }
 
-/// Moves the embeddings of an item into the input of the metrics.
+/// Makes the input of the metrics for an item. Moves the item's embeddings into that input.
 fn split_evaluation(mut item: EvaluationItem) -> (EvaluationItem, ImageEvaluation) {
     let evaluation = ImageEvaluation {
         item: caption_metrics::Item { candidate: item.caption.clone(), references: item.references.clone() },

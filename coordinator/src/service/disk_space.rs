@@ -1,5 +1,5 @@
-//! Free space of the disks that the coordinator uses, as metrics. A separate thread queries the
-//! disks, because a disk that does not respond must not block the coordinator.
+//! Size and free space of the disks that the coordinator uses, as metrics. A separate thread
+//! queries the disks, because a disk that does not respond must not block the coordinator.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ pub struct Disk {
     pub gauges: [Gauge; 2],
 }
 
-/// Updates the gauges until the future is dropped.
+/// Updates the gauges every [`QUERY_INTERVAL`] until the future is dropped.
 pub async fn watch(disks: Vec<Disk>) {
     let mut ticks = time::interval(QUERY_INTERVAL);
     let mut disks = disks;
@@ -42,7 +42,7 @@ pub async fn watch(disks: Vec<Disk>) {
 }
 
 fn update_gauges(disk: &Disk) {
-    // An error means that the folder does not exist yet.
+    // The folder may not exist yet. The gauges keep their values.
     let Ok(size_and_free) = size_and_free(&disk.folder) else { return };
     disk.gauges.iter().zip(size_and_free).for_each(|(gauge, bytes)| gauge.set(bytes));
 }

@@ -37,18 +37,20 @@ const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INPUTS_PER_ITERATION: usize = 256;
 
 /// A message to the driver, from a gRPC or HTTP call, a signal, or a task that the driver started.
-/// Calls have a channel for the answer.
+/// The driver answers the variants with a `reply` through that channel.
 pub enum DriverInput {
     /// A worker requests to join.
     Join {
         /// The worker's address, for limits; see
         /// [`Peer::client_address`](super::acceptor::Peer::client_address).
         address: IpAddr,
+        /// A new random text; see [`Event::Join`].
         generated_join_key: String,
+        /// The worker's request.
         join: v1::JoinRequest,
         reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
     },
-    /// A worker opens its session.
+    /// A worker opens its session: `attach` is the session's first message.
     Attach { session: SessionId, attach: v1::Attach, handle: SessionHandle },
     /// An event that the driver passes to the run unchanged.
     Event(Event),
@@ -56,12 +58,13 @@ pub enum DriverInput {
     Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
     /// A client requests the status.
     Status { reply: oneshot::Sender<v1::StatusResponse> },
-    /// The coordinator receives a request to stop.
+    /// The coordinator is asked to stop, through [`StopHandle`](super::StopHandle).
     Shutdown,
 }
 
 /// The driver's side of a worker's session. Dropping it ends the session.
 pub struct SessionHandle {
+    /// The worker's address, for log lines.
     pub peer: SocketAddr,
     pub directives: mpsc::Sender<Result<v1::Directive, Status>>,
     /// Its drop ends the task that reads the worker's messages.
@@ -72,23 +75,25 @@ pub struct SessionHandle {
 pub struct Driver {
     pub run: Run,
     pub recorder: Recorder,
+    /// The metrics for Prometheus.
     pub metrics: Metrics,
     pub refusals: Refusals,
     /// Computes the scores of captions.
     pub scoring: Arc<caption_metrics::Metrics>,
+    /// The readiness of the run. The recorder has that of the journal.
     pub readiness: watch::Sender<Readiness>,
     /// The run's checkpoints.
     pub checkpoints: Arc<Checkpoints>,
     /// The sender of the driver's own input channel, for the tasks that it spawns.
     pub inputs: mpsc::Sender<DriverInput>,
-    /// The final status, for requests after the run's end.
-    pub final_status: watch::Sender<Option<v1::StatusResponse>>,
+    /// The status when the driver stopped, for later requests; `None` until then.
+    pub status_at_stop: watch::Sender<Option<v1::StatusResponse>>,
     /// Whether to keep serving when the run is finished, until an operator stops the coordinator.
     pub stay: bool,
 }
 
 impl Driver {
-    /// Drives the run to its end. Returns how it ended.
+    /// Drives the run until the coordinator has to exit. Returns how the process ended.
     ///
     /// # Errors
     /// The journal cannot be written.
@@ -105,15 +110,17 @@ impl Driver {
             last_progress_log: None,
             has_new_records: false,
         };
-        let mut inputs = Vec::with_capacity(MAX_INPUTS_PER_ITERATION);
-        let mut run_outcome = None;
+        let mut batch = Vec::with_capacity(MAX_INPUTS_PER_ITERATION);
+        // Set once the run has requested the exit. With `stay`, the driver continues after a
+        // finished run until an operator stops it.
+        let mut exit_outcome = None;
         loop {
             let mut outcome = None;
             let mut is_tick = false;
             tokio::select! {
-                _ = queue.recv_many(&mut inputs, MAX_INPUTS_PER_ITERATION) => {
+                _ = queue.recv_many(&mut batch, MAX_INPUTS_PER_ITERATION) => {
                     event_loop.clock.begin_iteration(Instant::now());
-                    for input in inputs.drain(..) {
+                    for input in batch.drain(..) {
                         outcome = outcome.or(event_loop.handle_input(input).await?);
                     }
                 }
@@ -121,19 +128,21 @@ impl Driver {
                     is_tick = true;
                     event_loop.clock.begin_iteration(Instant::now());
                     outcome = event_loop.handle_event(Event::Tick).await?;
-                    event_loop.driver.refusals.log_suppressed(Instant::now());
+                    event_loop.driver.refusals.log_suppressed_counts(Instant::now());
                 }
             }
             // To publish the metrics of thousands of members takes longer than to handle most
-            // inputs. So the driver publishes when the queue is empty, and at least once per tick.
+            // inputs. So the driver publishes at each tick, and after new records only when no
+            // input waits.
             if is_tick || outcome.is_some() || (event_loop.has_new_records && queue.is_empty()) {
                 event_loop.publish();
             }
             let Driver { run, stay, .. } = &event_loop.driver;
             let keeps_serving = *stay && !run.is_stopping();
-            run_outcome = run_outcome.or(outcome);
-            if let Some(outcome) = run_outcome.take_if(|outcome| *outcome != Outcome::Finished || !keeps_serving) {
-                event_loop.driver.final_status.send_replace(Some(event_loop.driver.run.status(event_loop.clock.now())));
+            exit_outcome = exit_outcome.or(outcome);
+            if let Some(outcome) = exit_outcome.take_if(|outcome| *outcome != Outcome::Finished || !keeps_serving) {
+                let status = event_loop.driver.run.status(event_loop.clock.now());
+                event_loop.driver.status_at_stop.send_replace(Some(status));
                 let head = event_loop.driver.recorder.head().await?;
                 event_loop.driver.recorder.finish().await?;
                 info!(%head, "the journal is closed; `coordinator audit --head HEAD` detects later changes");
@@ -152,15 +161,16 @@ enum PendingRequest {
 /// The event loop: the driver with its open requests, sessions and tasks.
 struct EventLoop {
     driver: Driver,
+    /// The run's time. It hardly advances while the driver is blocked or the process is suspended.
     clock: Clock,
     pending_requests: BTreeMap<RequestId, PendingRequest>,
     last_request_id: u64,
     sessions: BTreeMap<SessionId, SessionHandle>,
-    /// The task that saves and scores the captions of an evaluation.
+    /// The task that saves and scores the captions of the last evaluation; it may have ended.
     evaluation_task: Option<AbortHandle>,
     /// When progress was last logged.
     last_progress_log: Option<Instant>,
-    /// Whether a record was written since metrics and readiness were last updated.
+    /// Whether there were records since the last call of [`Self::publish`].
     has_new_records: bool,
 }
 
@@ -213,7 +223,7 @@ impl EventLoop {
                         _ = reply.send(Ok(response));
                     }
                 }
-                Action::Done { request, message } => {
+                Action::Accept { request, message } => {
                     if let Some(PendingRequest::Control(reply)) = self.pending_requests.remove(&request) {
                         _ = reply.send(Ok(message));
                     }
@@ -224,6 +234,7 @@ impl EventLoop {
                     None => {}
                 },
                 Action::Send { session, mut directive } => {
+                    // A checkpoint names the journal's last record, which the run does not know.
                     if let Some(Directive::Checkpoint(checkpoint)) = &mut directive.directive {
                         let JournalHead { record_number, hash } = self.driver.recorder.head().await?;
                         checkpoint.journal = Some(v1::JournalHead { sequence: record_number, hash });
@@ -252,32 +263,32 @@ impl EventLoop {
                         self.driver.recorder.sync().await?;
                     }
                 }
-                Action::Score { evaluation, items, captions: path } => {
+                Action::Score { evaluation, items, captions_file: path } => {
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
                     let task =
                         tokio::spawn(CompletedEvaluation { evaluation, items, path }.save_and_score(scoring, inputs));
-                    // The run has one evaluation at a time: it has cancelled an unfinished earlier
-                    // one.
+                    // The run has one evaluation at a time. It has dropped the evaluation of a task
+                    // that still runs.
                     if let Some(cancelled) = self.evaluation_task.replace(task.abort_handle()) {
                         cancelled.abort();
                     }
                 }
                 Action::DeleteCheckpoint(name) => self.delete_checkpoint(name),
-                Action::Exit(run_outcome) => outcome = Some(run_outcome),
+                Action::Exit(exit_outcome) => outcome = Some(exit_outcome),
             }
         }
         Ok(outcome)
     }
 
-    /// Sends a message to a worker without waiting. Ends the session of a worker that does not read
-    /// its messages.
+    /// Sends a directive, or the error that ends the session, to a worker without waiting. Ends the
+    /// session of a worker that does not read its stream.
     fn send(&mut self, session: SessionId, message: Result<v1::Directive, Status>) {
         let Some(handle) = self.sessions.get(&session) else { return };
         if handle.directives.try_send(message).is_err() {
             self.sessions.remove(&session);
             let inputs = self.driver.inputs.clone();
-            // On another task: this task reads the channel. If it waited for space in the full
-            // channel, it would wait for ever.
+            // On another task, because this task reads the channel of inputs: if it waited for
+            // space in that channel, it would wait for ever.
             tokio::spawn(async move { _ = inputs.send(DriverInput::Event(Event::Closed { session })).await });
         }
     }
@@ -291,6 +302,7 @@ impl EventLoop {
         });
     }
 
+    /// Updates the metrics and the readiness that depend on the run's state.
     fn publish(&mut self) {
         self.has_new_records = false;
         self.driver.metrics.publish(&self.driver.run);
@@ -310,16 +322,18 @@ impl EventLoop {
             Record::Step(step) => self.log_progress(step),
             Record::Saved(saved) => info!(at = %saved.position, name = saved.name, "checkpoint"),
             Record::Damaged(name) => warn!(name, "a checkpoint cannot be used"),
-            Record::Deleted(name) => info!(name, "deleting an old checkpoint"),
+            Record::Deleting(name) => info!(name, "deleting an old checkpoint"),
             Record::Evaluated { position, metrics, .. } => info!(at = %position, ?metrics, "evaluation"),
             Record::Guard { position, rule } => {
                 warn!(at = %position, action = rule.action.name(), "the guard: {rule}");
             }
+            // An event of the journal, not an [`Event`] of the state machine.
             Record::Event { kind, detail } if !kind.needs_attention() => info!(%detail, "{}", kind.name()),
             Record::Event { kind, detail } => warn!(%detail, "{}", kind.name()),
         }
     }
 
+    /// Logs a step, unless another one was logged within the last [`PROGRESS_LOG_INTERVAL`].
     fn log_progress(&mut self, step: &StepStatistics) {
         if self.last_progress_log.is_some_and(|last| last.elapsed() < PROGRESS_LOG_INTERVAL) {
             return;

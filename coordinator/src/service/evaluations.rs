@@ -1,5 +1,5 @@
 //! Saves the captions of an evaluation as a file, then scores them. While the captions cannot be
-//! saved, the run is paused, with the reason.
+//! saved, the run is paused, and its status has the reason.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -33,22 +33,22 @@ impl CompletedEvaluation {
         while let Err(error) = save_captions(path.clone(), Arc::clone(&items)).await {
             let reason = error.to_string();
             if reported_reason.as_ref() != Some(&reason) {
-                send_event(&inputs, Event::CaptionsSaved { evaluation, error: Some(reason.clone()) }).await;
+                send_event(&inputs, Event::CaptionSaveAttempted { evaluation, error: Some(reason.clone()) }).await;
                 reported_reason = Some(reason);
             }
             time::sleep(SAVE_RETRY_INTERVAL).await;
         }
         if reported_reason.is_some() {
-            send_event(&inputs, Event::CaptionsSaved { evaluation, error: None }).await;
+            send_event(&inputs, Event::CaptionSaveAttempted { evaluation, error: None }).await;
         }
         let items = Arc::unwrap_or_clone(items);
         let scored = tokio::task::spawn_blocking(move || score_captions(&scoring, items));
-        let (metrics, items) = scored.await.unwrap_or_else(|panic| {
+        let (scores, items) = scored.await.unwrap_or_else(|panic| {
             // Without a result the run would wait for ever.
             warn!(%panic, "cannot score an evaluation: it is recorded without scores");
             Default::default()
         });
-        send_event(&inputs, Event::Scored { evaluation, metrics, items }).await;
+        send_event(&inputs, Event::Scored { evaluation, metrics: scores, items }).await;
     }
 }
 
@@ -70,6 +70,7 @@ async fn save_captions(path: PathBuf, items: Arc<Vec<EvaluationItem>>) -> Result
         write_captions(&path, &items).map_err(|source| SaveCaptionsError { path, source })
     });
     saved.await.unwrap_or_else(|panic| {
+        // A retry would panic again: the run continues without the file.
         warn!(%panic, "cannot save the captions of an evaluation");
         Ok(())
     })

@@ -1,6 +1,9 @@
-//! A limit on the number of open items (connections, sessions) that clients share fairly: an item
-//! beyond the limit evicts the oldest item of the client address with the most items. A client that
-//! opens many items therefore does not lock out other clients.
+//! A limit on the number of open items (connections, streams) that clients share fairly: an item
+//! beyond the limit evicts the oldest item of the client with the most items. A client that opens
+//! many items therefore does not lock out other clients.
+//!
+//! Clients are counted by [`Peer::client_address`]. To evict an item is to close it; this module
+//! does not evict members of the run.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -33,9 +36,9 @@ impl<T> FairLimit<T> {
     }
 
     /// Adds an item if the limit is not reached. If it is reached, adds the item only if another
-    /// client has more items than this client would have, and evicts the oldest item of that
-    /// client. So two clients cannot evict each other's items again and again. Returns whether the
-    /// item was added.
+    /// client has more items than this client would have, and evicts the oldest item of the client
+    /// with the most items. So two clients cannot evict each other's items again and again. Returns
+    /// whether the item was added.
     pub fn try_insert(&mut self, peer: Peer, item: T) -> bool {
         let counts = self.counts();
         let own_count = counts.get(&peer.client_address()).copied().unwrap_or_default() + 1;
@@ -67,8 +70,8 @@ impl<T> FairLimit<T> {
     }
 }
 
-/// A [`FairLimit`] on streams. Each stream holds the receiver that it gets here, which completes
-/// when the stream is evicted.
+/// A [`FairLimit`] on streams. Each stream holds the receiver that it gets here: the receiver
+/// completes when the stream is evicted, and its drop shows that the stream has closed.
 #[derive(Debug)]
 pub struct StreamLimit(Mutex<FairLimit<oneshot::Sender<()>>>);
 
@@ -87,15 +90,15 @@ impl StreamLimit {
 
     /// Opens a stream: see [`FairLimit::insert`].
     pub fn open(&self, peer: Peer) -> oneshot::Receiver<()> {
-        let (evict, evicted) = oneshot::channel();
-        self.open_streams().insert(peer, evict);
+        let (evict_on_drop, evicted) = oneshot::channel();
+        self.open_streams().insert(peer, evict_on_drop);
         evicted
     }
 
     /// Opens a stream if the limit allows it: see [`FairLimit::try_insert`].
     pub fn try_open(&self, peer: Peer) -> Option<oneshot::Receiver<()>> {
-        let (evict, evicted) = oneshot::channel();
-        self.open_streams().try_insert(peer, evict).then_some(evicted)
+        let (evict_on_drop, evicted) = oneshot::channel();
+        self.open_streams().try_insert(peer, evict_on_drop).then_some(evicted)
     }
 }
 
@@ -103,14 +106,15 @@ impl StreamLimit {
 mod tests {
     use super::*;
 
-    /// Inserts an item for each address. Returns the index of the item that the last one evicts.
-    fn evicted_by_last(max: usize, addresses: &[u8]) -> Option<usize> {
+    /// Inserts an item for each host of a network. Returns the index of the item that the last one
+    /// evicts.
+    fn evicted_by_last(max: usize, hosts: &[u8]) -> Option<usize> {
         let mut limit = FairLimit::new(max);
         let insert = |(index, host): (usize, &u8)| {
             let peer = Peer(([10, 0, 0, *host], 7).into());
             limit.insert(peer, index).map(|(_, index)| index)
         };
-        addresses.iter().enumerate().map(insert).last().flatten()
+        hosts.iter().enumerate().map(insert).last().flatten()
     }
 
     #[test]
@@ -133,7 +137,7 @@ mod tests {
         }
         assert!(
             try_insert(3) && !try_insert(1),
-            "a third client is admitted; the first already has as many items as the others"
+            "a third client is admitted; the first would have as many items as the second"
         );
     }
 

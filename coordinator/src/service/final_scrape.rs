@@ -39,8 +39,8 @@ impl ScrapeTracker {
         self.0.send_modify(|last| *last = Some((now, last.map(|(earlier, _)| now - earlier))));
     }
 
-    /// Waits for one more scrape, for at most twice the last interval. Returns at once if there
-    /// were fewer than two scrapes.
+    /// Waits for one more scrape, for at most twice the last interval and at most [`MAX_WAIT`].
+    /// Returns at once if there were fewer than two scrapes.
     pub async fn wait_for_final_scrape(&self) {
         let mut scrapes = self.0.subscribe();
         let last = *scrapes.borrow_and_update();
@@ -101,6 +101,7 @@ mod tests {
     async fn the_wait_ends_without_a_scrape_at_its_limit() {
         let scrapes = ScrapeTracker::new();
         let now = Instant::now();
+        // The interval between these scrapes is zero, and so is the limit.
         scrapes.record_scrape(now);
         scrapes.record_scrape(now);
         scrapes.wait_for_final_scrape().await;

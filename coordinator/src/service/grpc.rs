@@ -40,7 +40,7 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 /// memory that other clients can make the coordinator use.
 const MAX_UNATTACHED_SESSIONS: usize = 1024;
 
-/// The paths of the read-only calls.
+/// The paths of the calls of the Admin service that only read the status.
 pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
 /// Maximal number of open [`Admin::watch`] streams. The limit is low because clients need no token
@@ -59,11 +59,11 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Grpc {
     driver: mpsc::Sender<DriverInput>,
     refusals: Refusals,
-    /// Whether the journal can be written. While it cannot, the driver does not answer; error
-    /// messages have the reason.
+    /// Whether the journal can be written. While it cannot, the driver may not answer, and the
+    /// error of a status request has the reason.
     journal_readiness: watch::Receiver<Readiness>,
-    /// The final status, once the run is over.
-    final_status: watch::Receiver<Option<v1::StatusResponse>>,
+    /// The status when the driver stopped; `None` until then.
+    status_at_stop: watch::Receiver<Option<v1::StatusResponse>>,
     last_session_id: Arc<AtomicU64>,
     /// Sessions that have not sent Attach.
     unattached: Arc<StreamLimit>,
@@ -76,22 +76,23 @@ impl Grpc {
         driver: mpsc::Sender<DriverInput>,
         refusals: Refusals,
         journal_readiness: watch::Receiver<Readiness>,
-        final_status: watch::Receiver<Option<v1::StatusResponse>>,
+        status_at_stop: watch::Receiver<Option<v1::StatusResponse>>,
     ) -> Self {
         let unattached = Arc::new(StreamLimit::new(MAX_UNATTACHED_SESSIONS));
         let watch_streams = Arc::new(StreamLimit::new(MAX_WATCH_STREAMS));
         let last_session_id = Arc::default();
-        Self { driver, refusals, journal_readiness, final_status, last_session_id, unattached, watch_streams }
+        Self { driver, refusals, journal_readiness, status_at_stop, last_session_id, unattached, watch_streams }
     }
 
     fn next_session_id(&self) -> SessionId {
         SessionId(self.last_session_id.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
+    /// The present status; after the driver has stopped, the status at that time.
     async fn current_status(&self) -> Result<v1::StatusResponse, Status> {
         match time::timeout(STATUS_TIMEOUT, self.send_request(|reply| DriverInput::Status { reply })).await {
             Ok(Ok(status)) => Ok(status),
-            Ok(Err(shutting_down)) => self.final_status.borrow().clone().ok_or(shutting_down),
+            Ok(Err(shutting_down)) => self.status_at_stop.borrow().clone().ok_or(shutting_down),
             Err(_) => {
                 let not_ready = self.journal_readiness.borrow().clone().err();
                 let reason = not_ready.map_or_else(|| "it is busy".to_owned(), |not_ready| not_ready.to_string());
@@ -100,6 +101,7 @@ impl Grpc {
         }
     }
 
+    /// Sends a request to the driver and waits for its reply.
     async fn send_request<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> DriverInput) -> Result<T, Status> {
         let shutting_down = || Status::unavailable("the coordinator is shutting down");
         let (reply, answer) = oneshot::channel();
@@ -131,7 +133,7 @@ impl From<Refusal> for Status {
     }
 }
 
-/// The directives to a worker.
+/// The stream of directives to a worker.
 type Directives = Pin<Box<dyn Stream<Item = Result<v1::Directive, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -140,7 +142,7 @@ impl Coordinator for Grpc {
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let generated_join_key = random_ids::random_hex_id()
-            .map_err(|error| Status::internal(format!("cannot generate a session token: {error}")))?;
+            .map_err(|error| Status::internal(format!("cannot generate a random join key: {error}")))?;
         let (address, join) = (peer_of(&request)?.client_address(), request.into_inner());
         let answer = self.send_request(|reply| DriverInput::Join { address, generated_join_key, join, reply }).await?;
         Ok(Response::new(answer?))
@@ -179,16 +181,17 @@ impl Admin for Grpc {
         let (updates, stream) = mpsc::channel(1);
         let grpc = self.clone();
         tokio::spawn(async move {
-            let mut final_status = grpc.final_status.clone();
+            let mut status_at_stop = grpc.status_at_stop.clone();
             loop {
-                let is_over = final_status.borrow_and_update().is_some();
+                let has_stopped = status_at_stop.borrow_and_update().is_some();
                 // A client that does not read its stream is treated as disconnected.
-                if updates.send_timeout(grpc.current_status().await, WATCH_STALL_TIMEOUT).await.is_err() || is_over {
+                let sent = updates.send_timeout(grpc.current_status().await, WATCH_STALL_TIMEOUT).await;
+                if sent.is_err() || has_stopped {
                     return;
                 }
                 tokio::select! {
                     () = time::sleep(interval) => {}
-                    Ok(()) = final_status.changed() => {}
+                    Ok(()) = status_at_stop.changed() => {}
                     () = updates.closed() => return,
                     _ = &mut evicted => {
                         // Fails if the client does not read its stream.
@@ -219,7 +222,7 @@ impl Admin for Grpc {
     }
 }
 
-/// The coordinator's side of a worker's session: the stream of its messages.
+/// The task that reads the messages of a worker's session and passes them to the driver.
 struct Session {
     driver: mpsc::Sender<DriverInput>,
     refusals: Refusals,
@@ -245,6 +248,7 @@ impl Session {
         };
         let error = match first {
             Ok(Ok(Some(v1::WorkerMessage { message: Some(Message::Attach(attach)) }))) => {
+                // The session no longer counts toward MAX_UNATTACHED_SESSIONS.
                 drop(evicted);
                 return self.forward_messages(outbound, attach).await;
             }
@@ -261,7 +265,8 @@ impl Session {
     async fn forward_messages(mut self, outbound: mpsc::Sender<Result<v1::Directive, Status>>, attach: v1::Attach) {
         let (session, peer) = (self.id, self.peer);
         let (close_on_drop, mut closed_by_driver) = oneshot::channel();
-        // This task keeps a weak sender, so that the session ends when the driver drops the handle.
+        // This task keeps a weak sender, so that the stream of directives ends when the driver
+        // drops the handle.
         let handle = SessionHandle { peer, directives: outbound.clone(), _close_on_drop: close_on_drop };
         let outbound = outbound.downgrade();
         if self.driver.send(DriverInput::Attach { session, attach, handle }).await.is_err() {
@@ -275,7 +280,7 @@ impl Session {
             let event = match message {
                 Ok(Some(v1::WorkerMessage { message: Some(message) })) => Event::Message { session, message },
                 // A kind of message that this coordinator does not know: the worker is newer, but
-                // of a compatible version.
+                // has the same protocol version.
                 Ok(Some(v1::WorkerMessage { message: None })) => continue,
                 Ok(None) => Event::Closed { session },
                 Err(status) => {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Maximal number of lines of one kind within a [`PERIOD`].
+/// Maximal number of lines of one kind that are written within a [`PERIOD`].
 const MAX_LINES: u32 = 20;
 /// The time over which lines are counted, from the first of them.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -15,7 +15,9 @@ const PERIOD: Duration = Duration::from_secs(10);
 pub struct LogLimit {
     /// When the current period started; `None` before its first line.
     period_start: Option<Instant>,
-    lines: u32,
+    /// The number of lines of the period that were written.
+    written: u32,
+    /// The number of lines of the period that were suppressed.
     suppressed: u64,
 }
 
@@ -23,13 +25,14 @@ impl LogLimit {
     /// Counts a line as written or suppressed. Returns whether it may be written.
     pub fn try_acquire(&mut self, now: Instant) -> bool {
         self.period_start.get_or_insert(now);
-        let is_allowed = self.lines < MAX_LINES;
-        self.lines += u32::from(is_allowed);
+        let is_allowed = self.written < MAX_LINES;
+        self.written += u32::from(is_allowed);
         self.suppressed += u64::from(!is_allowed);
         is_allowed
     }
 
-    /// Ends the current period if its time is over. Returns the number of suppressed lines, if any.
+    /// Ends the current period if its time is over. Returns the number of lines suppressed in that
+    /// period, if any.
     pub fn end_period(&mut self, now: Instant) -> Option<u64> {
         let is_over = self.period_start.is_some_and(|start| now - start >= PERIOD);
         let Self { suppressed, .. } = is_over.then(|| std::mem::take(self))?;
@@ -52,8 +55,8 @@ mod tests {
         assert_eq!(limit.end_period(start + PERIOD), Some(1_980));
         assert_eq!(limit.end_period(start + PERIOD), None);
         assert_eq!(written(&mut limit, start + 2 * PERIOD), 20);
-        let mut other = LogLimit::default();
-        assert!(other.try_acquire(start));
-        assert_eq!(other.end_period(start + PERIOD), None, "no line was suppressed");
+        let mut quiet = LogLimit::default();
+        assert!(quiet.try_acquire(start));
+        assert_eq!(quiet.end_period(start + PERIOD), None, "no line was suppressed");
     }
 }

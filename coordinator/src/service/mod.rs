@@ -71,11 +71,11 @@ use recorder::Recorder;
 
 /// Capacity of the driver's input channel. Senders wait while it is full.
 const MAX_QUEUED_INPUTS: usize = 4096;
-/// How long open connections may take to close after the last answer.
+/// How long the servers may take to close their connections when the coordinator exits.
 const CLOSE_TIMEOUT: time::Duration = time::Duration::from_secs(1);
 /// Maximal number of concurrent calls on one connection.
 const MAX_CALLS_PER_CONNECTION: u32 = 128;
-/// Maximal total size of a call's headers, in bytes. The token is the longest header.
+/// Maximal total size of a call's headers, in bytes. The longest header is the one with the token.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// HTTP/2 keepalive: the server pings a peer after this time without traffic.
 const KEEPALIVE_INTERVAL: time::Duration = time::Duration::from_secs(30);
@@ -96,9 +96,9 @@ pub struct Service {
     pub checkpoints: Checkpoints,
     /// Computes the scores of captions.
     pub scoring: caption_metrics::Metrics,
-    /// The listener for workers and the admin CLI (gRPC).
+    /// The listener of the gRPC port, for workers and for the operator's commands.
     pub grpc: TcpListener,
-    /// The listener for Prometheus, probes and browsers (HTTP).
+    /// The listener of the HTTP port, for Prometheus, probes and browsers.
     pub http: TcpListener,
     /// TLS and tokens.
     pub security: Security,
@@ -107,7 +107,7 @@ pub struct Service {
 }
 
 /// The access control of a coordinator. By default every peer may join, and every peer on this
-/// machine may send commands.
+/// machine may send commands over gRPC.
 #[derive(Clone, Default)]
 pub struct Security {
     /// The TLS settings; `None` for plain text.
@@ -121,7 +121,7 @@ pub struct Security {
 pub struct StopHandle(mpsc::Sender<driver::DriverInput>);
 
 impl StopHandle {
-    /// Requests that the coordinator saves the run, releases its workers and exits.
+    /// Requests that the coordinator saves a checkpoint, releases its workers and exits.
     pub async fn stop(&self) {
         // Fails if the coordinator has stopped already.
         _ = self.0.send(driver::DriverInput::Shutdown).await;
@@ -129,7 +129,8 @@ impl StopHandle {
 }
 
 impl Service {
-    /// Starts the service. The handle stops it; the future serves until the run is over.
+    /// Starts the service. The future serves until the handle or an operator stops the coordinator,
+    /// or until the run is over. [`Service::stay`] keeps it serving when the run is finished.
     pub fn start(self) -> (StopHandle, impl Future<Output = anyhow::Result<Outcome>>) {
         let (inputs, queue) = mpsc::channel(MAX_QUEUED_INPUTS);
         let stop = StopHandle(inputs.clone());
@@ -161,7 +162,7 @@ impl Service {
         let shutdown_received = |mut shutdown: watch::Receiver<()>| async move { _ = shutdown.changed().await };
 
         let app_state = Arc::new(app_state);
-        tokio::spawn(Arc::clone(&app_state).run_updates(shutdown_received(shutdown.clone())));
+        tokio::spawn(Arc::clone(&app_state).send_updates(shutdown_received(shutdown.clone())));
         let scrape_tracker = ScrapeTracker::new();
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
         let allowed_hosts = AllowedHosts::for_server(self.http.local_addr()?);
@@ -171,10 +172,12 @@ impl Service {
         let http_server = tokio::spawn(http::serve(self.http, routes, refusals.clone(), shutdown.clone()));
         let acceptor = Acceptor { listener: self.grpc, tls, refusals: refusals.clone() };
         let auth_layer = AuthLayer { tokens, refusals: refusals.clone() };
-        let (final_status, final_status_receiver) = watch::channel(None);
-        let grpc = grpc::Grpc::new(inputs.clone(), refusals.clone(), journal_readiness_receiver, final_status_receiver);
-        let workers = CoordinatorServer::new(grpc.clone()).max_decoding_message_size(proto::MAX_BYTES_TO_COORDINATOR);
-        let routes = Routes::new(workers).add_service(AdminServer::new(grpc)).into_axum_router();
+        let (status_at_stop, status_at_stop_receiver) = watch::channel(None);
+        let grpc_services =
+            grpc::Grpc::new(inputs.clone(), refusals.clone(), journal_readiness_receiver, status_at_stop_receiver);
+        let workers =
+            CoordinatorServer::new(grpc_services.clone()).max_decoding_message_size(proto::MAX_BYTES_TO_COORDINATOR);
+        let routes = Routes::new(workers).add_service(AdminServer::new(grpc_services)).into_axum_router();
         let routes = routes.layer(middleware::from_fn_with_state(auth_layer, auth::authorize));
         let grpc_server = Server::builder()
             .max_concurrent_streams(MAX_CALLS_PER_CONNECTION)
@@ -201,7 +204,7 @@ impl Service {
             readiness: run_readiness,
             checkpoints,
             inputs,
-            final_status,
+            status_at_stop,
             stay: self.stay,
         };
         let outcome = driver.drive(queue).await;

@@ -1,5 +1,5 @@
 //! The recorder: a thread that writes the journal, so that the driver waits for the disk only where
-//! a record must be durable.
+//! a record must be durable, or while the queue of records is full.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 
 /// Capacity of the queue of records. The driver waits while it is full.
 const MAX_QUEUED_RECORDS: usize = 8192;
-/// Interval between attempts to write.
+/// Interval between attempts to write the same records.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximal number of records in one transaction.
 const MAX_RECORDS_PER_TRANSACTION: usize = 1024;
@@ -31,7 +31,7 @@ enum WriteRequest {
 pub struct Recorder {
     requests: mpsc::Sender<WriteRequest>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
-    /// The journal's last record; `None` while records are queued.
+    /// The number and hash of the journal's last record; `None` from a write to the next sync.
     head: Option<JournalHead>,
 }
 
@@ -55,7 +55,7 @@ impl Recorder {
         }
     }
 
-    /// Waits until all records are on disk.
+    /// Waits until all queued records are on disk.
     pub async fn sync(&mut self) -> Result<(), Error> {
         let (reply, response) = oneshot::channel();
         if self.requests.send(WriteRequest::Sync(reply)).await.is_err() {
@@ -85,7 +85,7 @@ impl Recorder {
         match tokio::task::spawn_blocking(join).await {
             Ok(Some(Ok(result))) => result,
             Ok(Some(Err(panic))) => std::panic::resume_unwind(panic),
-            // The thread has ended before, and its error was returned then.
+            // An earlier call has returned the thread's result.
             Ok(None) | Err(_) => Ok(()),
         }
     }
@@ -124,7 +124,11 @@ fn serve_requests(
     Ok(())
 }
 
-/// Retries until the records are written, so that a full disk pauses the run and no record is lost.
+/// Writes records. Retries after a transient error, so that a full disk pauses the run and no
+/// record is lost.
+///
+/// # Errors
+/// The error is not transient.
 fn write_with_retry(
     journal: &mut Journal,
     records: &[Record],

@@ -35,23 +35,24 @@ pub enum RefusalReason {
     WrongJoinToken,
     /// The call has no admin token, or a wrong one.
     WrongAdminToken,
-    /// The session token of Attach belongs to no reservation.
+    /// No reservation has the session token of Attach.
     UnknownSessionToken,
     /// The worker has another version of the protocol.
     OtherProtocolVersion,
     /// Another worker has the worker id (`--rank`).
     WorkerIdTaken,
-    /// The run has `workers.max` workers.
+    /// The run has `workers.max` workers, or all worker ids are taken. Also: a client opens a watch
+    /// stream beyond the limit.
     MaxWorkersReached,
     /// The run's other workers compute on another kind of device.
     DeviceMismatch,
-    /// The run is over.
+    /// The run is over, or the coordinator is shutting down or does not answer.
     RunOver,
     /// The run's state does not allow the request.
     WrongRunState,
     /// The message or body is larger than the limit.
     OversizedMessage,
-    /// The message or body cannot be decoded.
+    /// The message or body cannot be decoded, or an HTTP request has invalid headers.
     UndecodableMessage,
     /// The message is invalid, or breaks the protocol at this point.
     ProtocolViolation,
@@ -150,12 +151,14 @@ struct SharedRefusals {
 /// Rate limits of log lines.
 #[derive(Default)]
 struct LogLimits {
+    /// Of refusals, by reason.
     refusals: [LogLimit; RefusalReason::ALL.len()],
+    /// Of workers that have to retry, which are not refusals.
     retries: LogLimit,
 }
 
 impl Refusals {
-    /// Counters in the current metrics recorder, starting from zero.
+    /// Counters in the current recorder of the crate `metrics`, starting from zero.
     pub fn new() -> Self {
         let counters = RefusalReason::ALL.map(|reason| {
             let counter = counter!("dico_refusals_total", "reason" => reason.name());
@@ -184,8 +187,9 @@ impl Refusals {
         }
     }
 
-    /// Logs how many log lines were suppressed. The driver calls it at each tick.
-    pub fn log_suppressed(&self, now: Instant) {
+    /// Logs how many log lines were suppressed in the periods that are over. The driver calls this
+    /// function at each tick.
+    pub fn log_suppressed_counts(&self, now: Instant) {
         let mut limits = self.log_limits();
         for (reason, limit) in RefusalReason::ALL.into_iter().zip(&mut limits.refusals) {
             if let Some(count) = limit.end_period(now) {

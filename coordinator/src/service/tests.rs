@@ -28,7 +28,7 @@ use crate::{
     run::{Outcome, Run, testing},
 };
 
-/// A coordinator with connected clients.
+/// A coordinator with connected clients: one of the workers' service, one of the Admin service.
 struct TestCluster {
     client: CoordinatorClient<Channel>,
     admin: AdminClient<Channel>,
@@ -47,8 +47,11 @@ struct TestCoordinator {
     output: tempfile::TempDir,
 }
 
+/// Starts a coordinator, and connects clients. Its run has 12 steps of 8 samples, and a checkpoint
+/// every 4 steps.
 async fn start() -> TestCluster {
-    start_with(testing::stage("a", 12, 8, Some(4), None)).await
+    let (steps, batch, checkpoint_every, evaluate_every) = (12, 8, Some(4), None);
+    start_with(testing::stage("a", steps, batch, checkpoint_every, evaluate_every)).await
 }
 
 async fn start_with(stage: Stage) -> TestCluster {
@@ -87,6 +90,7 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> TestCo
     TestCoordinator { grpc: grpc_address, http: http_address, stop, service: tokio::spawn(service), output }
 }
 
+/// A request to join, with this worker id or with any.
 fn join(worker_id: Option<u32>) -> v1::JoinRequest {
     v1::JoinRequest { protocol_version: PROTOCOL_VERSION, worker_id, host: "here".into(), ..Default::default() }
 }
@@ -95,6 +99,7 @@ fn control_request(command: v1::Command) -> v1::ControlRequest {
     v1::ControlRequest { command: command.into(), worker_id: 0 }
 }
 
+/// The first message of a session, with this session token.
 fn attach(token: String) -> Message {
     let data_set = Some(v1::DataSet { validation_images: 1, ..Default::default() });
     Message::Attach(v1::Attach { session_token: token, store_address: "here:1".into(), data_set, ..Default::default() })
@@ -116,6 +121,7 @@ async fn session_error(client: &mut CoordinatorClient<Channel>, first: Message) 
     directives.message().await.unwrap_err()
 }
 
+/// The response to a request over HTTP, with its headers.
 async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
@@ -244,6 +250,7 @@ fn assert_exposes(metrics: &str, lines: &[&str]) {
 
 #[tokio::test]
 async fn a_run_with_one_worker_finishes() {
+    // 12 steps of 8 samples, and a checkpoint every 4 steps.
     let stage_with_metric = Stage { metric: Some("bleu_4".into()), ..testing::stage("a", 12, 8, Some(4), None) };
     let TestCluster { mut client, mut admin, http, service, output, .. } = start_with(stage_with_metric).await;
     assert!(http_get(http, "/readyz").await.starts_with("HTTP/1.1 503"));
@@ -304,7 +311,8 @@ async fn a_run_that_its_guard_paused_continues_after_resume() {
     let mut pauses = 0;
     while let Some(v1::Directive { generation, directive }) = directives.message().await.unwrap() {
         let directive = directive.unwrap();
-        // Only the pause saves a checkpoint at that step.
+        // The run pauses at step 8, the end of the granted steps. Only a pause saves a checkpoint
+        // there.
         let is_pause_checkpoint =
             matches!(&directive, Directive::Checkpoint(checkpoint) if checkpoint.name.ends_with("00000008"));
         for message in worker_replies(output.path(), generation, directive) {
@@ -317,7 +325,8 @@ async fn a_run_that_its_guard_paused_continues_after_resume() {
         let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
         assert_eq!(status.state(), RunState::Paused);
         assert!(status.reason.contains("reward_chosen is 0.6000, above 0.5 at stage 0 step 2"), "{}", status.reason);
-        // Answered in a later iteration of the event loop than the first: metrics are up to date.
+        // This request is answered in a later iteration of the event loop than the last one:
+        // metrics are up to date.
         admin.status(v1::StatusRequest {}).await.unwrap();
         assert!(http_get(http, "/readyz").await.contains("paused: "));
         let lines = ["dico_paused 1", "dico_guard_events_total{metric=\"reward_chosen\",action=\"pause\"} 1"];
@@ -328,7 +337,7 @@ async fn a_run_that_its_guard_paused_continues_after_resume() {
 }
 
 /// Trains until the run is paused because the captions of the first evaluation cannot be saved.
-/// Returns the status.
+/// Returns the status, and the channels of the worker's session.
 async fn pause_with_unwritable_captions(
     cluster: &mut TestCluster,
 ) -> (v1::StatusResponse, mpsc::Sender<v1::WorkerMessage>, Streaming<v1::Directive>) {
@@ -356,6 +365,7 @@ async fn pause_with_unwritable_captions(
 
 #[tokio::test]
 async fn a_run_is_paused_while_captions_cannot_be_saved() {
+    // 8 steps, and an evaluation every 4 steps.
     let mut cluster = start_with(testing::stage("a", 8, 8, None, Some(4))).await;
     let (status, sender, mut directives) = pause_with_unwritable_captions(&mut cluster).await;
     assert!(
@@ -364,7 +374,8 @@ async fn a_run_is_paused_while_captions_cannot_be_saved() {
         status.reason
     );
     assert_eq!(status.step, 4);
-    // Answered in a later iteration of the event loop than the first: readiness is up to date.
+    // This request is answered in a later iteration of the event loop than the last one: readiness
+    // is up to date.
     cluster.admin.status(v1::StatusRequest {}).await.unwrap();
     let ready = http_get(cluster.http, "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("paused: cannot save captions"), "{ready}");
@@ -442,6 +453,8 @@ async fn long_evaluation_items_arrive_in_several_messages() {
     let journal = rusqlite::Connection::open(cluster.output.path().join("state/journal.sqlite")).unwrap();
     let query = "SELECT json_array_length(references_json), length(references_json) FROM evaluation_items";
     let lengths = journal.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap();
+    // Each reference has 3 digits, 5,000 letters, two quotation marks and a comma, except the last;
+    // the list has two brackets.
     assert_eq!(lengths, (1_000, 1_000 * 5_006 + 1));
 }
 

@@ -1,9 +1,10 @@
 //! The messages of TensorFlow's `event.proto`, `summary.proto` and `tensor.proto` that the export
-//! needs. Names and field numbers are those of TensorFlow.
+//! needs, with TensorFlow's field numbers. [`Tensor`] and [`TensorShape`] are `TensorProto` and
+//! `TensorShapeProto`; the other messages have TensorFlow's names.
 
 use prost::{Message, Oneof};
 
-/// The version of event files. A START event purges later steps since this version.
+/// The version of event files. In files of this version, a START event purges later steps.
 const FILE_VERSION: &str = "brain.Event:2";
 /// `SessionLog.SessionStatus.START`.
 const SESSION_STATUS_START: i32 = 1;
@@ -59,6 +60,7 @@ pub(super) enum ValueContent {
     Tensor(Tensor),
 }
 
+/// `SummaryMetadata`: how TensorBoard shows a value.
 #[derive(Clone, PartialEq, Message)]
 struct SummaryMetadata {
     #[prost(message, optional, tag = "1")]
@@ -67,6 +69,7 @@ struct SummaryMetadata {
     data_class: i32,
 }
 
+/// `SummaryMetadata.PluginData`: the plugin of TensorBoard that shows a value.
 #[derive(Clone, PartialEq, Message)]
 struct PluginData {
     #[prost(string, tag = "1")]
@@ -87,6 +90,7 @@ pub(super) struct Tensor {
 #[derive(Clone, PartialEq, Message)]
 struct TensorShape {}
 
+/// `SessionLog`: marks the start of a program that writes the file.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct SessionLog {
     #[prost(int32, tag = "1")]

@@ -1,11 +1,12 @@
 //! Export of a run's journal as a TensorBoard event file.
 //!
-//! The file has all data: metrics of each step (`train/loss`, `speed/images_per_second` and so on),
+//! One file has all data: metrics of each step (`train/loss`, `speed/images_per_second` and so on),
 //! scores and some captions of each evaluation (`evaluation/cider` and so on), and the run file as
 //! text. TensorBoard has one step counter for the whole run: the steps of a stage follow all steps
 //! that the run file plans for earlier stages, even if an earlier stage ended before its last step.
-//! When the run gives up steps, the export writes an event with `SessionLog.status = START`, as a
-//! program that restarts from a checkpoint does. TensorBoard then drops ("purges") later steps.
+//! When the run continues from an earlier position, the export writes an event with
+//! `SessionLog.status = START`, as a program that restarts from a checkpoint does. TensorBoard then
+//! drops ("purges") later steps, and the export writes those of them again that were not given up.
 //!
 //! - `event`: the messages in the file, as TensorFlow defines them.
 //! - `tf_record`: the framing of the messages.
@@ -47,11 +48,12 @@ pub struct EventFileWriter {
     last_step: Position,
     /// The position of the last evaluation that was written.
     last_evaluation: Option<Position>,
-    /// Tells whether the run has given up steps since the last write.
+    /// Tells whether the run may have given up steps since the last write.
     lineage_cursor: LineageCursor,
 }
 
-/// The numbers of steps and evaluations that a call has written.
+/// The numbers of steps and evaluations that a call has written, including those that it has
+/// written again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WrittenCounts {
     /// Steps.
@@ -66,7 +68,7 @@ impl EventFileWriter {
     ///
     /// # Errors
     /// The journal cannot be read, the folder cannot be written, or another process writes to it.
-    pub fn create(folder: &Path, history: &ReadOnlyJournal) -> anyhow::Result<(Self, WrittenCounts)> {
+    pub fn create(folder: &Path, journal: &ReadOnlyJournal) -> anyhow::Result<(Self, WrittenCounts)> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let old_files = exported_files(folder).with_context(|| folder.display().to_string())?;
         for path in &old_files {
@@ -80,8 +82,8 @@ impl EventFileWriter {
         let path = folder.join(format!("{FILE_PREFIX}{:010}.{:09}{FILE_SUFFIX}", now.as_secs(), now.subsec_nanos()));
         let file = File::create_new(&path).with_context(|| path.display().to_string())?;
         file.try_lock().with_context(|| path.display().to_string())?;
-        let run_file = history.run_file()?;
-        let created_at = history.created_at()?;
+        let run_file = journal.run_file()?;
+        let created_at = journal.created_at()?;
         let steps_before = run_file.stages.iter().scan(0_u64, |sum, stage| {
             let before = *sum;
             *sum = sum.saturating_add(stage.steps);
@@ -96,13 +98,13 @@ impl EventFileWriter {
             last_evaluation: None,
             lineage_cursor: LineageCursor::default(),
         };
-        history.given_up_since(&mut writer.lineage_cursor)?;
+        journal.earliest_branch_point_since(&mut writer.lineage_cursor)?;
         writer.write_event(&Event::version(created_at))?;
-        // TensorBoard purges all steps of an earlier file. They are written again.
+        // TensorBoard purges all steps of an earlier file. `write_new` writes them again.
         writer.write_event(&Event::start(created_at, 0))?;
         let settings = format!("```\n{}\n```", serde_json::to_string_pretty(&run_file)?);
         writer.write_event(&Event::summary(created_at, 0, Summary::of([Value::text("run_file", settings)])))?;
-        let written = writer.write_new(history)?;
+        let written = writer.write_new(journal)?;
         for path in old_files {
             std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
         }
@@ -113,13 +115,13 @@ impl EventFileWriter {
     ///
     /// # Errors
     /// The journal cannot be read, or the file cannot be written.
-    pub fn write_new(&mut self, history: &ReadOnlyJournal) -> anyhow::Result<WrittenCounts> {
-        if let Some(position) = history.given_up_since(&mut self.lineage_cursor)? {
+    pub fn write_new(&mut self, journal: &ReadOnlyJournal) -> anyhow::Result<WrittenCounts> {
+        if let Some(position) = journal.earliest_branch_point_since(&mut self.lineage_cursor)? {
             self.purge_after(position)?;
         }
         let mut written = WrittenCounts::default();
         let mut failed = None;
-        history.for_each_step(self.last_step, |step| {
+        journal.for_each_step(self.last_step, |step| {
             if failed.is_none() {
                 failed = self.write_step(&step).err();
                 written.steps += 1;
@@ -128,8 +130,8 @@ impl EventFileWriter {
         if let Some(error) = failed {
             return Err(error);
         }
-        for evaluation in history.evaluations(self.last_evaluation)? {
-            let captions = history.captions(&evaluation, CAPTIONS_PER_EVALUATION)?;
+        for evaluation in journal.evaluations(self.last_evaluation)? {
+            let captions = journal.captions(&evaluation, CAPTIONS_PER_EVALUATION)?;
             self.write_evaluation(&evaluation, &captions)?;
             written.evaluations += 1;
         }
@@ -143,7 +145,8 @@ impl EventFileWriter {
         &self.path
     }
 
-    /// Makes TensorBoard drop the steps beyond `position`.
+    /// Makes TensorBoard drop the steps beyond `position`. The next call of `write_new` writes
+    /// those of them again that were not given up.
     fn purge_after(&mut self, position: Position) -> anyhow::Result<()> {
         if self.last_step.max(self.last_evaluation.unwrap_or_default()) > position {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -29,7 +29,8 @@ struct TwoStages {
 impl TwoStages {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let stages = vec![testing::stage("a", 10, 4, None, None), testing::stage("b", 20, 4, None, None)];
+        let batch = 4;
+        let stages = [("a", 10), ("b", 20)].map(|(name, steps)| testing::stage(name, steps, batch, None, None)).into();
         let journal = Journal::open(&folder.path().join("state"), &testing::run_file(stages)).unwrap();
         Self { folder, journal }
     }
@@ -38,7 +39,7 @@ impl TwoStages {
         self.journal.write(&records.into_iter().collect::<Vec<_>>()).unwrap();
     }
 
-    fn history(&self) -> ReadOnlyJournal {
+    fn open_read_only(&self) -> ReadOnlyJournal {
         ReadOnlyJournal::open(&self.folder.path().join("state")).unwrap()
     }
 
@@ -53,6 +54,7 @@ impl TwoStages {
         let mut bytes = &std::fs::read(&files[0]).unwrap()[..];
         let mut events = Vec::new();
         while !bytes.is_empty() {
+            // The framing is 8 bytes of length, 4 of its checksum, and 4 of the data's checksum.
             let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
             events.push(Event::decode(&bytes[12..12 + length]).unwrap());
             bytes = &bytes[length + 16..];
@@ -117,7 +119,7 @@ fn steps_of_all_stages_have_one_counter_and_their_metrics() {
     // The first stage ends early. That does not shift the steps of the second.
     run.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
     run.write([evaluated(1, 3, "a | <b>dog</b>")]);
-    let (export, written) = EventFileWriter::create(&run.out(), &run.history()).unwrap();
+    let (export, written) = EventFileWriter::create(&run.out(), &run.open_read_only()).unwrap();
     assert_eq!(written, WrittenCounts { steps: 11, evaluations: 1 });
     let steps: Vec<i64> = run.curve("run/stage").into_keys().collect();
     assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13]);
@@ -137,10 +139,10 @@ fn steps_of_all_stages_have_one_counter_and_their_metrics() {
     let row = text.lines().last().unwrap();
     assert_eq!(row, "| 1&#46;jpg | a &#124; &#60;b&#62;dog&#60;&#47;b&#62; | a dog |");
     // The first export has locked the file.
-    let error = EventFileWriter::create(&run.out(), &run.history()).unwrap_err();
+    let error = EventFileWriter::create(&run.out(), &run.open_read_only()).unwrap_err();
     assert!(error.to_string().contains("--out"), "{error}");
     drop(export);
-    EventFileWriter::create(&run.out(), &run.history()).unwrap();
+    EventFileWriter::create(&run.out(), &run.open_read_only()).unwrap();
     assert_eq!(run.curve("run/stage").len(), 11);
 }
 
@@ -150,14 +152,14 @@ fn steps_that_were_given_up_are_purged_and_no_step_is_written_twice() {
     run.write([formed(1, Position::default())]);
     run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
     run.write([evaluated(0, 5, "a dog")]);
-    let history = run.history();
-    let (mut export, _) = EventFileWriter::create(&run.out(), &history).unwrap();
-    assert_eq!(export.write_new(&history).unwrap(), WrittenCounts::default());
+    let journal = run.open_read_only();
+    let (mut export, _) = EventFileWriter::create(&run.out(), &journal).unwrap();
+    assert_eq!(export.write_new(&journal).unwrap(), WrittenCounts::default());
     run.write([step(0, 7, 1, 1.0)]);
-    assert_eq!(export.write_new(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
+    assert_eq!(export.write_new(&journal).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     // The next generation gives up the steps after 4.
     run.write([formed(2, Position { stage: 0, step: 4 }), step(0, 5, 2, 2.0)]);
-    assert_eq!(export.write_new(&history).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
+    assert_eq!(export.write_new(&journal).unwrap(), WrittenCounts { steps: 1, evaluations: 0 });
     let losses = |run: &TwoStages| {
         run.curve("train/loss").into_iter().map(|(step, loss)| (step, loss as i64)).collect::<Vec<_>>()
     };
@@ -167,24 +169,24 @@ fn steps_that_were_given_up_are_purged_and_no_step_is_written_twice() {
     let detail = json!({ "stage": 0, "step": 2, "generation": 2, "cause": "guard", "reason": "test" });
     run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(3, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 3, 3.0)]);
-    export.write_new(&history).unwrap();
+    export.write_new(&journal).unwrap();
     assert_eq!(losses(&run), [(1, 1), (2, 1), (11, 3)]);
     let purges = run.events().iter().filter(|event| matches!(event.content, Some(EventContent::SessionLog(_)))).count();
     assert_eq!(purges, 3, "one at the beginning, and one each time that steps were given up");
 }
 
 #[test]
-fn steps_after_the_checkpoint_that_a_stage_ended_with_are_not_purged() {
+fn steps_after_the_checkpoint_that_a_stage_ended_with_stay_visible() {
     let mut run = TwoStages::new();
     run.write([formed(1, Position::default())]);
     run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
     run.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
-    let history = run.history();
-    let (mut export, _) = EventFileWriter::create(&run.out(), &history).unwrap();
+    let journal = run.open_read_only();
+    let (mut export, _) = EventFileWriter::create(&run.out(), &journal).unwrap();
     let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
     run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(2, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 2, 3.0)]);
-    export.write_new(&history).unwrap();
+    export.write_new(&journal).unwrap();
     assert_eq!(run.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);
     assert_eq!(run.curve("evaluation/cider").into_keys().collect::<Vec<_>>(), [2, 6]);
 }

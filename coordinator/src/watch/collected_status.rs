@@ -16,6 +16,7 @@ pub struct CollectedStatus {
     received_at: Duration,
     /// When the coordinator became unreachable, and the last reason; `None` if it is reachable.
     failure: Option<(Duration, String)>,
+    /// The last steps of the present stage for which a status was received.
     curve: VecDeque<StepValues>,
 }
 
@@ -39,7 +40,7 @@ impl CollectedStatus {
             self.curve.clear();
         }
         if before.map(|before| before.step) != Some(status.step) || self.curve.is_empty() {
-            // The run has given up the recorded steps at this step and beyond.
+            // If the status has an earlier step than the one before, steps were given up.
             while self.curve.back().is_some_and(|last| last.step >= status.step) {
                 self.curve.pop_back();
             }
@@ -76,7 +77,8 @@ impl CollectedStatus {
         self.failure.as_ref().map(|(since, reason)| (now.saturating_sub(*since), reason.as_str()))
     }
 
-    /// The estimated seconds until the end of the stage; `None` if the run makes no progress.
+    /// The estimated seconds until the end of the stage; `None` if there is no estimate, the run
+    /// makes no progress, or the coordinator does not answer.
     pub fn seconds_left(&self) -> Option<f64> {
         let status = self.status.as_ref()?;
         status.seconds_left.filter(|_| status.state() == RunState::Running && self.failure.is_none())
@@ -92,6 +94,7 @@ impl CollectedStatus {
 mod tests {
     use super::*;
 
+    /// A status whose loss is the number of its step.
     fn status_at(state: RunState, stage: u32, step: u64) -> StatusResponse {
         StatusResponse { state: state.into(), stage, step, steps: 100, loss: step as f64, ..StatusResponse::default() }
     }

@@ -5,8 +5,8 @@ use std::{fmt::Write, time::Duration};
 use super::CollectedStatus;
 use crate::formatting::{format_duration, format_number, format_plural};
 
-/// Formats the status as one line, which changes only if the run makes progress or its state
-/// changes.
+/// Formats the status as one line. The line has no ages, so it does not change while the status and
+/// the reachability of the coordinator stay the same.
 pub fn status_line(collected: &CollectedStatus, now: Duration) -> String {
     if let Some((_, reason)) = collected.failure(now) {
         return format!("unreachable: {reason}");

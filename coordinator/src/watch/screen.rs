@@ -45,9 +45,9 @@ const MIN_WIDE_WIDTH: u16 = 72;
 pub struct Screen {
     /// Whether to use colours. No information depends on colour alone.
     colours: bool,
-    /// The index of the first visible worker.
+    /// The index of the first visible worker. Drawing limits it to the number of workers.
     first_row: usize,
-    /// The number of visible workers.
+    /// The number of workers that fit on the screen, as of the last drawing.
     visible_rows: usize,
 }
 
@@ -203,7 +203,8 @@ impl Screen {
         frame.render_widget(sparkline.absent_value_symbol(" "), bars);
     }
 
-    /// Draws a row for each visible worker. Returns their range as text if not all are visible.
+    /// Draws a row for each visible worker. Returns their range as text if not all are visible;
+    /// otherwise an empty text.
     fn draw_workers(&mut self, frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) -> String {
         let members = &status.members;
         self.visible_rows = usize::from(area.height.saturating_sub(1)).max(1);
@@ -224,6 +225,8 @@ impl Screen {
         format!("   workers {} to {} of {}", self.first_row + 1, self.first_row + self.visible_rows, members.len())
     }
 
+    /// The cells of a worker's row, in the order of [`COLUMNS`], and its style: bold for the
+    /// slowest worker, yellow for one without recent messages.
     fn worker_row(&self, status: &StatusResponse, member: &v1::Member) -> ([String; COLUMNS.len()], Style) {
         let v1::Position { step, .. } = member.position.unwrap_or_default();
         let is_slowest = status.slowest_worker == Some(member.worker_id) && status.members.len() > 1;

@@ -1,4 +1,4 @@
-//! CIDEr-D as a reward in training, and of an evaluation. Captions are generated.
+//! CIDEr-D as a reward in training, and as a score of an evaluation. Captions are generated.
 
 use caption_metrics::cider::{Candidate, CiderReward};
 use caption_metrics::{Corpus, Item, cider_d};
@@ -18,7 +18,8 @@ fn rewards(bencher: Bencher<'_, '_>, images: usize) {
     let references: Vec<Vec<String>> = (0..images).map(|_| (0..REFERENCES).map(|_| caption()).collect()).collect();
     let cider = CiderReward::new(&references);
     let candidates: Vec<_> = (0..CANDIDATES).map(|_| Candidate { text: caption(), has_end_token: true }).collect();
-    bencher.counter(ItemsCount::new(CANDIDATES)).bench_local(|| cider.rewards(7, &candidates));
+    let image = 7;
+    bencher.counter(ItemsCount::new(CANDIDATES)).bench_local(|| cider.rewards(image, &candidates));
 }
 
 /// The captions of all images of an evaluation.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Without files it generates 5,000 candidates with 5 references each. METEOR reads its tables from
-//! `DICO_METEOR_JAR` and `DICO_METEOR_PARAPHRASES` if these are set.
+//! the files that `DICO_METEOR_JAR` and `DICO_METEOR_PARAPHRASES` name, and omits stages without a
+//! table.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -34,8 +35,8 @@ fn main() {
     println!("{:28} {:8.3}", "total of n-gram metrics", start.elapsed().as_secs_f64());
     print_time("fluency", || fluency(&corpus));
     let start = Instant::now();
-    let table = |name| std::env::var_os(name).map(PathBuf::from);
-    let (jar, paraphrases) = (table("DICO_METEOR_JAR"), table("DICO_METEOR_PARAPHRASES"));
+    let path_in = |name| std::env::var_os(name).map(PathBuf::from);
+    let (jar, paraphrases) = (path_in("DICO_METEOR_JAR"), path_in("DICO_METEOR_PARAPHRASES"));
     let tables = match print_time("meteor: tables", || MeteorTables::open(jar.as_deref(), paraphrases.as_deref())) {
         Ok(tables) => tables,
         Err(error) => return eprintln!("scoring_time: {error}"),
@@ -45,11 +46,12 @@ fn main() {
 
     let references: Vec<_> = items.iter().map(|item| item.references.clone()).collect();
     let cider = print_time("rewards: document frequency", || CiderReward::new(&references));
+    // A training step of 32 images. The candidates of five items serve as those of one image.
     let step: Vec<_> = items.chunks_exact(5).take(32).enumerate().collect();
     print_time("rewards: 32 images x 5", || {
-        for (image, five) in &step {
+        for (image, five_items) in &step {
             let candidate = |item: &Item| Candidate { text: item.candidate.clone(), has_end_token: true };
-            let candidates: Vec<_> = five.iter().map(candidate).collect();
+            let candidates: Vec<_> = five_items.iter().map(candidate).collect();
             black_box(cider.rewards(*image, &candidates));
         }
     });

@@ -9,14 +9,15 @@ const NUMERATOR_EPSILON: f64 = 1e-15;
 const DENOMINATOR_EPSILON: f64 = 1e-9;
 
 /// BLEU-1 to BLEU-4 (0 to 1), as `Bleu(4)` of pycocoevalcap: the geometric mean of clipped n-gram
-/// precisions, each `(correct + 1e-15) / (guess + 1e-9)` (`Papineni et al.`, "BLEU: a Method for
-/// Automatic Evaluation of Machine Translation", ACL 2002), times the brevity penalty
-/// `exp(1 - 1 / ratio)` if the candidate is shorter than the reference with the closest length (the
-/// shorter of two equally close ones).
+/// precisions (`Papineni et al.`, "BLEU: a Method for Automatic Evaluation of Machine Translation",
+/// ACL 2002), times the brevity penalty. A precision is `(correct + 1e-15) / (guess + 1e-9)`, from
+/// the numbers of matching and of all n-grams of the candidate. The penalty is `exp(1 - 1 / ratio)`
+/// if `ratio`, of candidate length to reference length, is below 1. The reference length is that of
+/// the reference with the closest length (the shorter of two equally close ones).
 ///
 /// Corpus values are computed from counts and lengths summed over the items. An item without
-/// references matches nothing and has reference length 0, so that its tokens lower the corpus
-/// value.
+/// references matches nothing and has reference length 0, so that its n-grams lower the precisions
+/// of the corpus.
 #[must_use]
 pub fn bleu(corpus: &Corpus) -> [Scores; 4] {
     let mut total = Statistics::default();
@@ -36,7 +37,7 @@ pub fn bleu(corpus: &Corpus) -> [Scores; 4] {
 /// The statistics that BLEU is computed from, of one item or summed over several.
 #[derive(Debug, Default, PartialEq)]
 struct Statistics {
-    /// The number of the candidate's n-grams that match the references, by order.
+    /// The number of the candidate's n-grams that match the references, by order; unigrams first.
     correct: [u64; MAX_ORDER],
     /// The number of all n-grams of the candidate, by order.
     guess: [u64; MAX_ORDER],

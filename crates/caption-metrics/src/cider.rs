@@ -49,7 +49,7 @@ pub struct Candidate {
     pub has_end_token: bool,
 }
 
-/// The end token's id in n-grams. Words have smaller ids, because they are numbered from 1.
+/// The end token's id in n-grams. Words have smaller ids: [`Vocabulary`] numbers them from 1.
 const END_TOKEN: u32 = u32::MAX;
 
 /// CIDEr-D as a reward: it scores any number of candidates against the references of an image, with
@@ -60,15 +60,17 @@ const END_TOKEN: u32 = u32::MAX;
 /// frequencies, as in the published code of self-critical training (ruotianluo's
 /// `self-critical.pytorch`, `array_to_str`). Without it a captioner learns to stop in mid-sentence
 /// ("a dog and a"), because the last n-grams of such a caption match inside references and the
-/// missing rest costs nothing. With it, "and a END" matches no reference, and a candidate that was
-/// cut at the length limit misses the n-grams at the end of the references. Reported scores
-/// ([`cider_d`]) do not count the end token.
+/// missing rest costs nothing. With the end token, "and a END" matches no reference, and a
+/// candidate that was cut at the length limit misses the n-grams at the end of the references.
+/// Reported scores ([`cider_d`]) do not count the end token.
 ///
 /// A reward equals the score of [`cider_d`] for items with one candidate for each image of the
 /// split, if an additional word that no caption contains is appended to all references and to all
 /// candidates with an end token.
 pub struct CiderReward {
+    /// The words of the references.
     vocabulary: Vocabulary,
+    /// The references of each image, with the end token.
     references: CaptionGroups,
     idf: InverseDocumentFrequency,
 }
@@ -140,7 +142,7 @@ struct InverseDocumentFrequency {
     /// The number of items in whose references an n-gram occurs, if it is more than one. Most
     /// n-grams occur in one item, which has the same weight as none.
     documents: HashMap<Ngram, u32, BuildHasherDefault<NgramHasher>>,
-    /// The logarithms of 0 (counted as 1) to the number of items.
+    /// The logarithms of 0 (taken as 1), 1, 2, ... up to the number of items.
     logarithms: Vec<f64>,
 }
 
@@ -164,6 +166,7 @@ impl InverseDocumentFrequency {
         Self { documents, logarithms }
     }
 
+    /// The logarithm of the number of items divided by the document frequency of `ngram`.
     fn weight(&self, ngram: Ngram) -> f64 {
         let documents = self.documents.get(&ngram).map_or(0, |&number| number as usize);
         self.logarithms[self.logarithms.len() - 1] - self.logarithms[documents]
@@ -198,14 +201,12 @@ impl TfIdfVector {
 
     fn similarity(&self, reference: &Self) -> f64 {
         let mut products = [0.0; MAX_ORDER];
-        ngrams::for_each_common(&self.weights, &reference.weights, |index, own, other| {
-            products[self.weights[index].0.order()] += own.min(other) * other;
+        ngrams::for_each_common(&self.weights, &reference.weights, |index, weight, reference_weight| {
+            products[self.weights[index].0.order()] += weight.min(reference_weight) * reference_weight;
         });
-        let cosines = products.iter().zip(self.norms.iter().zip(&reference.norms)).map(|(product, (own, other))| {
-            let norm = own * other;
-            // If a norm is 0, so is the product.
-            if norm == 0.0 { 0.0 } else { product / norm }
-        });
+        let norms = self.norms.iter().zip(&reference.norms).map(|(norm, reference_norm)| norm * reference_norm);
+        // If a norm is 0, so is the product.
+        let cosines = products.iter().zip(norms).map(|(product, norm)| if norm == 0.0 { 0.0 } else { product / norm });
         let distance = self.bigrams.abs_diff(reference.bigrams) as f64;
         cosines.sum::<f64>() / MAX_ORDER as f64 * (-distance * distance / (2.0 * SIGMA * SIGMA)).exp()
     }
@@ -300,9 +301,10 @@ mod tests {
         let references = ["a cross", "a yellow cross and a purple cross and a blue cross"];
         let others = [["a purple circle", "there is a small star"], ["a blue triangle", "a triangle"]];
         let [complete, incomplete] = ["a purple cross and a cross", "a purple cross and a cross and a"];
-        let metric =
+        let score_without_end =
             |candidate| cider_d(&[item(candidate, &references), item("", &others[0]), item("", &others[1])]).items[0];
-        assert!(metric(incomplete) > metric(complete), "{} and {}", metric(incomplete), metric(complete));
+        let scores = [complete, incomplete].map(score_without_end);
+        assert!(scores[1] > scores[0], "{scores:?}");
         let all_references = [references, others[0], others[1]].map(|captions| captions.map(str::to_owned).to_vec());
         let rewards = CiderReward::new(&all_references)
             .rewards(0, &[with_end_token(complete), with_end_token(incomplete), without_end_token(incomplete)]);

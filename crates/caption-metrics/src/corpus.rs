@@ -7,7 +7,7 @@ use crate::ptb_tokenizer::PtbTokenizer;
 
 /// Items as token ids. All n-gram metrics are functions of it.
 ///
-/// A token of the reference tokenizer may contain a no-break space. pycocoevalcap's ROUGE-L splits
+/// A token of [`crate::ptb_tokenizer`] may contain a no-break space. pycocoevalcap's ROUGE-L splits
 /// captions at plain spaces only and counts it as one token; BLEU and CIDEr split captions at any
 /// white space and count it as several words. The corpus has both versions.
 pub struct Corpus {
@@ -15,6 +15,7 @@ pub struct Corpus {
     tokens: CaptionGroups,
     /// Captions as words: tokens split at white space.
     words: CaptionGroups,
+    /// The ids of tokens and of words.
     vocabulary: Vocabulary,
 }
 
@@ -83,6 +84,7 @@ impl Corpus {
     }
 }
 
+/// Splits the captions of an item into the candidate, which is the first, and the references.
 fn split_candidate<'a, I: Iterator<Item = &'a [u32]>>(mut captions: I) -> (&'a [u32], I) {
     (captions.next().unwrap_or_default(), captions)
 }
@@ -111,9 +113,11 @@ impl Vocabulary {
     }
 }
 
-/// Groups of captions as ids, in one block of memory.
+/// Groups of captions as token ids, in one block of memory. A group has the captions of an item, or
+/// the references of an image.
 #[derive(Default)]
 pub(crate) struct CaptionGroups {
+    /// The tokens of all captions.
     ids: Vec<u32>,
     /// The end of each caption in `ids`.
     caption_ends: Vec<usize>,

@@ -5,19 +5,20 @@ use std::cmp::Ordering;
 /// Kendall's tau-b and tau-c (Stuart's) of two lists of equal length, as `scipy.stats.kendalltau`
 /// defines them. None if a list has fewer than two distinct values.
 ///
-/// Takes time n log n (Knight 1966): discordant pairs are counted as exchanges of a merge sort.
+/// Takes time n log n (Knight 1966): the discordant pairs of captions are the inversions that a
+/// merge sort removes.
 ///
 /// # Panics
 /// The lists are of different length.
 #[must_use]
 pub fn kendall_tau(scores: &[f64], ratings: &[f64]) -> Option<[f64; 2]> {
     assert_eq!(scores.len(), ratings.len(), "each score has one judgement");
-    let mut pairs: Vec<(f64, f64)> = scores.iter().copied().zip(ratings.iter().copied()).collect();
-    pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let tied_scores = count_pairs_in_runs(pairs.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len));
-    let tied_in_both = count_pairs_in_runs(pairs.chunk_by(|a, b| a == b).map(<[_]>::len));
-    let distinct_scores = pairs.chunk_by(|a, b| a.0 == b.0).count();
-    let mut ratings_by_score: Vec<f64> = pairs.iter().map(|pair| pair.1).collect();
+    let mut observations: Vec<(f64, f64)> = scores.iter().copied().zip(ratings.iter().copied()).collect();
+    observations.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let tied_scores = count_pairs_in_runs(observations.chunk_by(|a, b| a.0 == b.0).map(<[_]>::len));
+    let tied_in_both = count_pairs_in_runs(observations.chunk_by(|a, b| a == b).map(<[_]>::len));
+    let distinct_scores = observations.chunk_by(|a, b| a.0 == b.0).count();
+    let mut ratings_by_score: Vec<f64> = observations.iter().map(|&(_, rating)| rating).collect();
     let discordant = sort_counting_inversions(&mut ratings_by_score);
     let tied_ratings = count_pairs_in_runs(ratings_by_score.chunk_by(|a, b| a == b).map(<[_]>::len));
     let distinct_ratings = ratings_by_score.chunk_by(|a, b| a == b).count();
@@ -26,10 +27,10 @@ pub fn kendall_tau(scores: &[f64], ratings: &[f64]) -> Option<[f64; 2]> {
     if fewer_values < 2 {
         return None;
     }
-    let pair_total = pair_count(pairs.len());
+    let pair_total = pair_count(observations.len());
     let concordance = pair_total - tied_scores - tied_ratings + tied_in_both - 2.0 * discordant as f64;
     let tau_b = concordance / ((pair_total - tied_scores) * (pair_total - tied_ratings)).sqrt();
-    let (count, fewer_values) = (pairs.len() as f64, fewer_values as f64);
+    let (count, fewer_values) = (observations.len() as f64, fewer_values as f64);
     let tau_c = 2.0 * concordance / (count * count * (fewer_values - 1.0) / fewer_values);
     Some([tau_b.clamp(-1.0, 1.0), tau_c])
 }
@@ -103,9 +104,9 @@ mod tests {
                 untied_ratings += f64::from(b != 0.0);
             }
         }
-        let values =
+        let distinct_values =
             |list: &[f64]| list.iter().map(|value| value.to_bits()).collect::<std::collections::BTreeSet<_>>().len();
-        let fewer_values = values(scores).min(values(ratings)) as f64;
+        let fewer_values = distinct_values(scores).min(distinct_values(ratings)) as f64;
         let count = scores.len() as f64;
         let taus = [
             concordance / f64::sqrt(untied_scores * untied_ratings),

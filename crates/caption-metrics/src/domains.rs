@@ -12,22 +12,22 @@ impl Metrics {
     /// domain of each item.
     ///
     /// A domain is scored like a separate set of images, as in nocaps' own evaluation: CIDEr's
-    /// document frequencies are those of the domain. Metrics that are not computed from captions
-    /// and references get the mean over the domain. Retrieval ranks are among the images of all
-    /// domains.
+    /// document frequencies are those of the domain. SPICE, and metrics that are not computed from
+    /// captions and references, get the mean over the domain. Retrieval ranks are among the images
+    /// of all domains.
     pub fn add_domains(&self, items: &[Item], domains: &[Option<&'static str>], report: &mut Report) {
         for domain in NOCAPS_DOMAINS {
-            let member_indices = || {
+            let domain_indices = || {
                 (0..)
                     .zip(domains)
                     .filter(|(_, item_domain)| **item_domain == Some(domain))
                     .map(|(index, _): (usize, _)| index)
             };
-            let domain_items: Vec<Item> = member_indices().filter_map(|index| items.get(index)).cloned().collect();
+            let domain_items: Vec<Item> = domain_indices().filter_map(|index| items.get(index)).cloned().collect();
             if domain_items.is_empty() {
                 continue;
             }
-            let mean = |values: &Vec<f64>| Scores::mean(member_indices().map(|index| values[index]).collect()).corpus;
+            let mean = |values: &Vec<f64>| Scores::mean(domain_indices().map(|index| values[index]).collect()).corpus;
             let means: BTreeMap<MetricName, f64> =
                 report.items.iter().map(|(name, values)| (name.clone(), mean(values))).collect();
             let mut scores = self.score_without_spice(&domain_items).corpus;

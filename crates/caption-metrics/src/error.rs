@@ -12,9 +12,10 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The content of a file is invalid, or does not match the other file.
+    /// The content of a file is invalid, too large, or does not match the other file; a file that
+    /// SPICE needs is missing; or standard input cannot be read a second time.
     #[error("{}: {problem}", path.display())]
-    Format {
+    Invalid {
         /// The file.
         path: PathBuf,
         /// The problem, and its position in the file if known.
@@ -30,7 +31,7 @@ impl Error {
         Self::File { path: path.into(), source }
     }
 
-    pub(crate) fn format(path: impl Into<PathBuf>, problem: impl ToString) -> Self {
-        Self::Format { path: path.into(), problem: problem.to_string() }
+    pub(crate) fn invalid(path: impl Into<PathBuf>, problem: impl ToString) -> Self {
+        Self::Invalid { path: path.into(), problem: problem.to_string() }
     }
 }

@@ -9,7 +9,7 @@ use crate::{Item, Metrics, Report, Scores, retrieval};
 pub struct ImageEvaluation {
     /// The candidate and the references.
     pub item: Item,
-    /// The scores of this image, by metric.
+    /// The scores of this image, by the name of the metric.
     pub scores: BTreeMap<String, f64>,
     /// The evaluators' embeddings, by the prefix of the names of their retrieval metrics.
     pub embeddings: BTreeMap<String, Embeddings>,

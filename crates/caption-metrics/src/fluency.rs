@@ -36,11 +36,12 @@ pub struct Fluency {
 /// punctuation does not count, and clitics are separate words.
 #[must_use]
 pub fn fluency(corpus: &Corpus) -> Fluency {
-    // The tokenizer keeps the full stop of a single letter.
+    // "a." is a token too: the tokenizer keeps the full stop of a single letter.
     let ending_ids: Vec<u32> = INCORRECT_ENDINGS.into_iter().chain(["a."]).filter_map(|word| corpus.id(word)).collect();
     let mut repeated = [(); MAX_ORDER].map(|()| Vec::with_capacity(corpus.len()));
     let mut incorrect = Vec::with_capacity(corpus.len());
     let mut counts = SparseVector::new();
+    // Unigrams and bigrams of all candidates.
     let mut short_ngrams: Vec<Ngram> = Vec::new();
     let mut total = [0_usize; MAX_ORDER];
     for (candidate, _) in corpus.words() {

@@ -1,6 +1,6 @@
-//! Caption metrics whose values are comparable with published ones. Each metric computes exactly
-//! what the reference implementation, pycocoevalcap 1.2, computes, including its quirks, and is
-//! tested against values that it printed.
+//! Caption metrics whose values are comparable with published ones. Each metric over references
+//! computes exactly what the reference implementation, pycocoevalcap 1.2, computes, including its
+//! quirks, and is tested against values that pycocoevalcap printed.
 //!
 //! Captions are plain text. [`ptb_tokenizer`] tokenizes them once for all metrics over references
 //! ([`Corpus`]). [`Metrics`] computes all metrics for which the user has the files. No caption

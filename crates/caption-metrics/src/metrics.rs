@@ -10,7 +10,7 @@ use crate::{Corpus, Error, Fluency, Item, Report, bleu, cider_d, fluency, rouge_
 /// METEOR matches words and stems only, and SPICE is not computed.
 #[derive(Debug, Clone)]
 pub struct MetricFiles {
-    /// `meteor-1.5.jar`, for its function words and synonyms.
+    /// `meteor-1.5.jar`, for its function words, synonyms and abbreviations.
     pub meteor_jar: Option<PathBuf>,
     /// METEOR's `paraphrase-en.gz`.
     pub meteor_paraphrases: Option<PathBuf>,
@@ -28,7 +28,8 @@ impl Default for MetricFiles {
 }
 
 impl MetricFiles {
-    /// These files, and the `java` in the search path.
+    /// The METEOR jar, the paraphrase table and the SPICE jar, each if there is one, and the `java`
+    /// in the search path.
     #[must_use]
     pub fn new([meteor_jar, meteor_paraphrases, spice_jar]: [&Option<PathBuf>; 3]) -> Self {
         let [meteor_jar, meteor_paraphrases, spice_jar] =
@@ -47,7 +48,7 @@ impl Metrics {
     /// Reads `files`, once for any number of calls of [`score`](Self::score).
     ///
     /// # Errors
-    /// A file cannot be read.
+    /// A file cannot be read or is invalid.
     pub fn open(files: &MetricFiles) -> Result<Self, Error> {
         let meteor = MeteorTables::open(files.meteor_jar.as_deref(), files.meteor_paraphrases.as_deref())?;
         let spice = files.spice_jar.as_ref().map(|jar| Spice::open(&files.java, jar)).transpose()?;

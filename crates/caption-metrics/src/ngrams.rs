@@ -2,7 +2,7 @@
 
 use std::hash::{Hash, Hasher};
 
-/// The maximal order of the n-grams of BLEU and CIDEr-D.
+/// The maximal number of tokens of the n-grams of BLEU and CIDEr-D.
 pub(crate) const MAX_ORDER: usize = 4;
 
 /// An n-gram of one to four token ids. They are packed into one number, 32 bits each from the top,
@@ -57,7 +57,7 @@ pub(crate) type SparseVector<T> = Vec<(Ngram, T)>;
 
 /// The n-grams of all orders in `caption`.
 pub(crate) fn all_orders(caption: &[u32]) -> impl Iterator<Item = Ngram> {
-    (1..=MAX_ORDER).flat_map(|order| caption.windows(order).map(Ngram::new))
+    (1..=MAX_ORDER).flat_map(|length| caption.windows(length).map(Ngram::new))
 }
 
 /// Counts the n-grams of all orders in `caption`; replaces the contents of `counts`.

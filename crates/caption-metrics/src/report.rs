@@ -18,7 +18,7 @@ pub struct Report {
     pub corpus: BTreeMap<MetricName, f64>,
     /// One value per item, in the order of the items, for metrics that have values per item.
     pub items: BTreeMap<MetricName, Vec<f64>>,
-    /// The values by domain, if images have domains (nocaps).
+    /// The corpus values of each domain, if images have domains (nocaps).
     pub domains: BTreeMap<&'static str, BTreeMap<MetricName, f64>>,
     /// Notes for the user on the values, one line each.
     pub notes: Vec<String>,

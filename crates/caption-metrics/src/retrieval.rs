@@ -11,7 +11,7 @@ const BLOCK_BYTES: usize = 128 << 10;
 
 /// The retrieval rank of each caption's own image among all images, by the dot product of
 /// embeddings: 1 plus the number of images that are strictly more similar to the caption, so that
-/// ties do not lower the rank. `texts` and `images` contain embeddings of `width` numbers and
+/// ties do not worsen the rank. `texts` and `images` contain embeddings of `width` numbers and
 /// length 1, one after the other; caption i belongs to image i.
 ///
 /// A similarity of NaN counts against the caption. Products are summed in f32 in an order that
@@ -25,12 +25,12 @@ pub fn ranks(texts: &[f32], images: &[f32], width: usize) -> Vec<usize> {
     let own_similarity: Vec<f32> =
         texts.chunks_exact(width).zip(images.chunks_exact(width)).map(|(text, image)| dot(text, image)).collect();
     let mut ranks = vec![1; own_similarity.len()];
-    let block = (BLOCK_BYTES / size_of::<f32>()).div_ceil(width);
-    for (block_index, images) in images.chunks(block * width).enumerate() {
+    let images_per_block = (BLOCK_BYTES / size_of::<f32>()).div_ceil(width);
+    for (block_index, images) in images.chunks(images_per_block * width).enumerate() {
         for (caption, text) in texts.chunks_exact(width).enumerate() {
             let is_more_similar = |&(index, image): &(usize, &[f32])| {
                 let is_less_or_equal = dot(text, image) <= own_similarity[caption];
-                !is_less_or_equal && block_index * block + index != caption
+                !is_less_or_equal && block_index * images_per_block + index != caption
             };
             ranks[caption] += images.chunks_exact(width).enumerate().filter(is_more_similar).count();
         }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn the_own_image_is_ranked_among_all_images() {
-        // The second text is closest to the first image, then to the third, then to its own.
+        // The second text is closest to the third image, then to the first, then to its own.
         let texts = [1.0, 0.0, 0.8, 0.6, 0.0, 1.0];
         let images = [1.0, 0.0, 0.0, 1.0, 0.6, 0.8];
         // 0.8 and 0.96 against 0.6; 1.0 against 0.8.
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_do_not_lower_ranks_but_nan_does() {
+    fn ties_do_not_worsen_ranks_but_nan_does() {
         assert_eq!(ranks(&[1.0, 1.0], &[1.0, 1.0], 1), [1, 1]);
         assert_eq!(ranks(&[f32::NAN, 1.0, 1.0], &[1.0, f32::NAN, 1.0], 1), [3, 3, 2]);
         assert_eq!(ranks(&[], &[], 3), [0; 0]);

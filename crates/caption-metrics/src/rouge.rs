@@ -21,9 +21,9 @@ pub fn rouge_l(corpus: &Corpus) -> Scores {
     let mut row = Vec::new();
     let mut items = Vec::with_capacity(corpus.len());
     for (candidate, references) in corpus.tokens() {
-        let candidate = non_empty(candidate);
+        let candidate = counted_tokens(candidate);
         let (mut precision, mut recall) = (0.0_f64, 0.0_f64);
-        for reference in references.map(non_empty) {
+        for reference in references.map(counted_tokens) {
             let common = longest_common_subsequence(candidate, reference, &mut row) as f64;
             precision = precision.max(common / candidate.len() as f64);
             recall = recall.max(common / reference.len() as f64);
@@ -35,7 +35,8 @@ pub fn rouge_l(corpus: &Corpus) -> Scores {
     Scores::mean(items)
 }
 
-fn non_empty(caption: &[u32]) -> &[u32] {
+/// The tokens that count: the first [`MAX_TOKENS`]; never none.
+fn counted_tokens(caption: &[u32]) -> &[u32] {
     if caption.is_empty() { EMPTY_CAPTION } else { &caption[..caption.len().min(MAX_TOKENS)] }
 }
 

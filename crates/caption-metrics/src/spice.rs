@@ -35,7 +35,9 @@ pub struct Spice {
 /// An item in the program's input file.
 #[derive(Serialize)]
 struct SpiceInput {
+    /// The index of the item.
     image_id: usize,
+    /// The candidate.
     test: String,
     refs: Vec<String>,
 }
@@ -61,7 +63,8 @@ struct FMeasure {
 }
 
 impl Spice {
-    /// Checks that `jar` and the Stanford models exist; `java` is the command that runs the jar.
+    /// Checks that `jar` and the files of the Stanford models exist; `java` is the command that
+    /// runs the jar.
     ///
     /// # Errors
     /// One of these files does not exist.
@@ -70,7 +73,7 @@ impl Spice {
         let jar = jar.canonicalize().map_err(|source| Error::file(jar, source))?;
         if let Some(missing) = REQUIRED_FILES.iter().map(|name| jar.with_file_name(name)).find(|path| !path.exists()) {
             let problem = "no such file; SPICE needs it from stanford-corenlp-full-2015-12-09.zip (nlp.stanford.edu)";
-            return Err(Error::format(missing, problem));
+            return Err(Error::invalid(missing, problem));
         }
         let java = if java.components().count() > 1 {
             std::path::absolute(java).map_err(|source| Error::file(java, source))?

@@ -67,12 +67,12 @@ fn assert_equals_reference(run: &str, tables: &MeteorTables) {
             max_difference = max_difference.max((got - value).abs());
             assert!(max_difference <= TOLERANCE, "{got} is not {value}: {candidate:?} by {references:?}");
         }
-        let corpus = (meteor.corpus() - values.corpus).abs();
+        let corpus_difference = (meteor.corpus() - values.corpus).abs();
         eprintln!(
-            "{run}: {} groups, largest difference {max_difference:e}, of the corpus value {corpus:e}",
+            "{run}: {} groups, largest difference {max_difference:e}, of the corpus value {corpus_difference:e}",
             expected.groups.len()
         );
-        assert!(corpus <= TOLERANCE, "{} is not {}", meteor.corpus(), values.corpus);
+        assert!(corpus_difference <= TOLERANCE, "{} is not {}", meteor.corpus(), values.corpus);
     }
 }
 

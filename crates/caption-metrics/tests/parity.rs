@@ -1,6 +1,6 @@
 //! Compares metrics and tokens of thousands of captions with those of pycocoevalcap, which
-//! `tests/parity/metrics.py` wrote into the folder that DICO_METRICS_PARITY names. Skipped without
-//! it.
+//! `tests/parity/metrics.py` wrote into the folder that DICO_METRICS_PARITY names. The tests are
+//! skipped if DICO_METRICS_PARITY is not set.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,8 +39,8 @@ fn metrics_equal_those_of_pycocoevalcap() {
     let Some(folder) = folder() else { return };
     let captions = CaptionSet::read(&folder.join("refs.json"), &folder.join("cands.json"), None).unwrap();
     let expected: ExpectedScores = read(&folder.join("expected.json"));
-    let table = |name| std::env::var_os(name).map(PathBuf::from);
-    let (meteor_jar, meteor_paraphrases) = (table("DICO_METEOR_JAR"), table("DICO_METEOR_PARAPHRASES"));
+    let path_in = |name| std::env::var_os(name).map(PathBuf::from);
+    let (meteor_jar, meteor_paraphrases) = (path_in("DICO_METEOR_JAR"), path_in("DICO_METEOR_PARAPHRASES"));
     let has_tables = meteor_jar.is_some() && meteor_paraphrases.is_some();
     let files = MetricFiles { meteor_jar, meteor_paraphrases, ..MetricFiles::default() };
     let report = Metrics::open(&files).unwrap().score(&captions.items);
@@ -64,12 +64,12 @@ fn metrics_equal_those_of_pycocoevalcap() {
             .unwrap();
         let max_difference = difference(id, *value);
         let failures = captions.ids.iter().zip(own).filter(|(id, value)| difference(id, **value) > tolerance).count();
-        let corpus = (report.corpus[name.as_str()] - expected.corpus[name]).abs();
+        let corpus_difference = (report.corpus[name.as_str()] - expected.corpus[name]).abs();
         let total = own.len();
         eprintln!(
-            "{name}: largest difference {max_difference:.1e} by item ({id}), {corpus:.1e} of the corpus value; {failures} of {total} differ"
+            "{name}: largest difference {max_difference:.1e} by item ({id}), {corpus_difference:.1e} of the corpus value; {failures} of {total} differ"
         );
-        failed |= failures > 0 || corpus > tolerance;
+        failed |= failures > 0 || corpus_difference > tolerance;
     }
     assert!(!failed, "values differ");
 }

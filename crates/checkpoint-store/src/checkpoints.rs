@@ -30,16 +30,16 @@ pub struct Checkpoints {
 /// The content of a checkpoint location.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listing {
-    /// Names of complete checkpoints, that is, of prefixes with a seal. Damage is detected only
-    /// when they are read.
+    /// Names of complete checkpoints, that is, of folders or prefixes with a seal. Damage is
+    /// detected only when a checkpoint is read.
     pub sealed: BTreeSet<String>,
-    /// Names of incomplete checkpoints, that is, of prefixes without a seal.
+    /// Names of incomplete checkpoints, that is, of folders or prefixes without a seal.
     pub unsealed: BTreeSet<String>,
     /// Names of files and folders that cannot be checkpoints.
-    pub foreign: BTreeSet<String>,
+    pub not_checkpoints: BTreeSet<String>,
 }
 
-/// A local copy of a checkpoint that has passed all checks.
+/// A checkpoint whose files match its seal: in its folder, or as a local copy if it is in a bucket.
 #[derive(Debug)]
 pub struct VerifiedCheckpoint {
     path: PathBuf,
@@ -85,7 +85,7 @@ impl Checkpoints {
     /// As [`open`](Self::open), for a location that has to exist.
     ///
     /// # Errors
-    /// As above; or the folder does not exist.
+    /// As for `open`; or the folder does not exist.
     pub fn open_existing(location: &str, access: &Access) -> Result<Self, Error> {
         if let Location::Folder(folder) = Location::parse(location)? {
             std::fs::metadata(folder).map_err(|error| Error::system(location, &error))?;
@@ -109,8 +109,8 @@ impl Checkpoints {
     /// of that name first. The checkpoint is complete and durable on return.
     ///
     /// # Errors
-    /// The name is invalid, or a file cannot be written; then its files are deleted if
-    /// possible.
+    /// The name is invalid, `fill` fails, or a file cannot be written. In the last two cases the
+    /// files of the checkpoint are deleted if possible.
     pub fn write(
         &self,
         name: &str,
@@ -125,8 +125,8 @@ impl Checkpoints {
         })
     }
 
-    /// Copies the checkpoint `name` to this machine, unless it is local, and verifies all
-    /// checksums.
+    /// Copies the checkpoint `name` to a temporary folder, unless it is in a local folder, and
+    /// verifies all checksums.
     ///
     /// # Errors
     /// See [`Error::is_damage`]; or the location cannot be read.
@@ -185,7 +185,7 @@ impl Checkpoints {
         })
     }
 
-    /// Copies a file to `target`, and verifies size and checksum.
+    /// Copies a file of the checkpoint `name` to `target`, and verifies its size and checksum.
     fn copy_and_verify(&self, name: &str, file: &SealedFile, target: &mut impl Write) -> Result<(), Error> {
         let key = self.key(name, &file.name);
         let damaged = |problem| Error::Damaged {
@@ -218,7 +218,7 @@ impl Checkpoints {
         })
     }
 
-    /// Lists the location.
+    /// Lists the checkpoints and other content of the location.
     ///
     /// # Errors
     /// The location cannot be read.
@@ -226,7 +226,7 @@ impl Checkpoints {
         let mut listing = Listing::default();
         for (name, is_folder) in self.names()? {
             if !is_folder || names::check(&name).is_err() {
-                listing.foreign.insert(name);
+                listing.not_checkpoints.insert(name);
                 continue;
             }
             match self.runtime.block_on(self.store.head(&self.key(&name, seal::SEAL_FILE))) {
@@ -260,7 +260,7 @@ impl Checkpoints {
     /// that an interrupted deletion leaves are not a checkpoint.
     ///
     /// # Errors
-    /// The name is invalid, or a file cannot be deleted.
+    /// The name is invalid, or a file cannot be listed or deleted.
     pub fn delete(&self, name: &str) -> Result<(), Error> {
         names::check(name)?;
         match &self.folder {
@@ -291,7 +291,8 @@ impl Checkpoints {
         self.prefix.clone().join(name).join(file)
     }
 
-    /// The path or URL of a checkpoint or of a file of it, for messages.
+    /// The path or URL of a file of a checkpoint, or of the checkpoint itself if `file` is empty;
+    /// for messages.
     pub(crate) fn location_of(&self, name: &str, file: &str) -> String {
         let location = format!("{}/{name}/{file}", self.location);
         location.trim_end_matches('/').to_owned()
@@ -311,7 +312,8 @@ fn delete_folder(folder: &Path) -> std::io::Result<()> {
     existed(std::fs::remove_dir_all(folder)).map(|_| ())
 }
 
-/// Checks whether checkpoints can be written to a location. Leaves nothing there.
+/// Checks whether checkpoints can be written to a location: creates a file there, or in the nearest
+/// existing parent folder, and deletes it.
 ///
 /// # Errors
 /// The location cannot be written.

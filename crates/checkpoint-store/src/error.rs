@@ -8,8 +8,8 @@ pub enum Error {
     /// The location is invalid.
     #[error(transparent)]
     Location(#[from] object_storage::LocationError),
-    /// The name is not valid for a checkpoint or a file, or the checkpoint already has a file of
-    /// this name.
+    /// The name is not valid for a checkpoint or a file, is that of the seal, or the checkpoint
+    /// already has a file of this name.
     #[error(
         "{name:?} cannot be the name of a checkpoint or of a new file in one: use 1 to 255 letters, digits, `-`, `_` or `.`"
     )]
@@ -25,12 +25,12 @@ pub enum Error {
         /// The error of the operating system.
         problem: String,
     },
-    /// The location cannot be read or written.
+    /// The location cannot be read or written, or the settings for buckets are invalid.
     #[error("{location}: {problem}")]
     Store {
         /// The path or URL.
         location: String,
-        /// The error of the store.
+        /// The error of the store or of the operating system.
         problem: String,
     },
     /// There is no checkpoint of this name, or it is incomplete.
@@ -45,20 +45,22 @@ pub enum Error {
         /// The path of the folder.
         location: String,
     },
-    /// The checkpoint does not match its seal.
+    /// A checkpoint or model folder does not match its seal, or the seal or the metadata are
+    /// damaged.
     #[error("{location} is damaged: {problem}")]
     Damaged {
-        /// The path or URL of the checkpoint.
+        /// The path or URL of the checkpoint, or of its metadata.
         location: String,
-        /// The file and its problem.
+        /// The problem, with the name of the file unless `location` has it.
         problem: String,
     },
-    /// The checkpoint is intact, but of another format version.
+    /// The seal or the metadata of a checkpoint or model folder have another format version. They
+    /// are intact; other files are not verified.
     #[error("{location} has format {found}, this program reads {known}: use the version that wrote it")]
     Version {
-        /// The path or URL of the checkpoint.
+        /// The path or URL of the checkpoint, or of its metadata.
         location: String,
-        /// The version of its format.
+        /// The version of the format of the seal or metadata.
         found: u64,
         /// The version that this program reads.
         known: u64,
@@ -84,14 +86,15 @@ impl Error {
         }
     }
 
-    /// Whether the checkpoint itself is missing or damaged, so that an earlier one has to be used.
+    /// Whether the checkpoint itself is missing or damaged, so that an earlier checkpoint has to be
+    /// used.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Missing { .. } | Self::Unsealed { .. } | Self::Damaged { .. })
     }
 }
 
-/// The message of the innermost cause, if that is a full disk or quota.
+/// The message of the first cause that is a full disk or quota; none if there is no such cause.
 fn storage_full(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
     causes.find_map(|cause| {

@@ -1,4 +1,4 @@
-//! Seals of local model folders: imported models and checkpoints.
+//! Seals and verifies local model folders: imported models, and checkpoints in local folders.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::seal::{self, SealError, SealedFile};
 use crate::{Error, names};
 
-/// Writes a seal for all files in a folder.
+/// Writes the seal of a folder that has none yet. The seal lists all files in the folder.
 ///
 /// # Errors
 /// A file cannot be read, or has a name that a seal cannot list; or the seal cannot be written.
@@ -29,7 +29,7 @@ pub fn seal_folder(folder: &Path) -> Result<(), Error> {
     std::fs::write(&path, sealed).map_err(|error| system_error(&path, error))
 }
 
-/// Verifies all checksums of a sealed folder.
+/// Verifies the sizes and checksums of all files that the seal of a folder lists.
 ///
 /// # Errors
 /// The folder does not match its seal, or has no seal.

@@ -1,11 +1,11 @@
 //! Checkpoints in folders and S3 buckets.
 //!
-//! A checkpoint is a prefix with files and a *seal*, `checkpoint.json`, which is written last and
-//! lists every file with its size and SHA-256. A prefix without a seal is not a checkpoint; a
-//! checkpoint whose files do not match its seal is damaged. No file is ever renamed, because S3
-//! cannot rename objects.
+//! A checkpoint is a folder, or a prefix in a bucket, with files and a *seal*, `checkpoint.json`,
+//! which is written last and lists every other file with its size and SHA-256. A folder or prefix
+//! without a seal is not a checkpoint; a checkpoint whose files do not match its seal is damaged.
+//! No file is renamed, because S3 cannot rename objects.
 //!
-//! All functions block: call them from synchronous threads, never from asynchronous code.
+//! All functions that read or write block: never call them from asynchronous code.
 //!
 //! | module | content |
 //! |---|---|

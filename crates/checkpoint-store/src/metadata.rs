@@ -4,7 +4,8 @@ use crate::{Checkpoints, Error};
 
 /// The file with the metadata of a checkpoint.
 pub const METADATA_FILE: &str = "state.json";
-/// The version of the format; incremented when older programs cannot read newer checkpoints.
+/// The version of the metadata's format; incremented when older programs cannot read newer
+/// checkpoints. Only this version is read.
 pub const METADATA_FORMAT: u64 = 3;
 
 /// Which run, position and parameters a checkpoint has. The seal covers the file with the metadata
@@ -13,12 +14,12 @@ pub const METADATA_FORMAT: u64 = 3;
 /// checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointMetadata {
-    /// [`METADATA_FORMAT`], or the version of an older program.
+    /// The version of the format; [`METADATA_FORMAT`] in checkpoints of this program.
     pub format: u64,
     /// The name of the run.
     pub run: String,
-    /// The unique id of the run. Empty in older formats, as are all following fields except for
-    /// the position.
+    /// The unique id of the run. Older formats have no such field, nor the other fields below with
+    /// `serde(default)`.
     #[serde(default)]
     pub run_id: String,
     /// The name of the checkpoint.
@@ -35,7 +36,7 @@ pub struct CheckpointMetadata {
     /// The generation that saved the checkpoint.
     #[serde(default)]
     pub generation: u64,
-    /// The head of the journal when the coordinator ordered the save.
+    /// The head of the journal when the coordinator ordered the checkpoint.
     #[serde(default)]
     pub journal: JournalHead,
     /// The start of the stage's current sequence of samples.
@@ -43,13 +44,13 @@ pub struct CheckpointMetadata {
     pub sequence: SampleSequence,
 }
 
-/// The head of the journal's hash chain: it identifies all records up to it.
+/// The head of the journal's hash chain: the last record. Its hash identifies all records up to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalHead {
     /// The number of the last record, from 1; 0 if there is none.
     #[serde(rename = "sequence")]
     pub record_number: u64,
-    /// The hash of that record, SHA-256 in hex.
+    /// The hash of that record and so of all earlier ones, SHA-256 in hex.
     pub hash: String,
 }
 
@@ -65,7 +66,7 @@ impl std::fmt::Display for JournalHead {
 pub struct SampleSequence {
     /// The step whose first sample is the first of the sequence.
     pub step: u64,
-    /// The number of the first epoch.
+    /// The number of the epoch with which the sequence begins.
     pub epoch: u64,
 }
 
@@ -75,10 +76,11 @@ impl Checkpoints {
     /// # Errors
     /// The metadata are damaged, of an unknown format, or cannot be read.
     pub fn metadata(&self, name: &str) -> Result<CheckpointMetadata, Error> {
-        let text = self.read_file(name, METADATA_FILE)?;
+        let bytes = self.read_file(name, METADATA_FILE)?;
         let location = || self.location_of(name, METADATA_FILE);
         let damaged = |problem: String| Error::Damaged { location: location(), problem };
-        let metadata: CheckpointMetadata = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
+        let metadata: CheckpointMetadata =
+            serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         if metadata.format != METADATA_FORMAT {
             return Err(Error::Version { location: location(), found: metadata.format, known: METADATA_FORMAT });
         }

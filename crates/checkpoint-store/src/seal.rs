@@ -13,9 +13,9 @@ use crate::names;
 pub const SEAL_FILE: &str = "checkpoint.json";
 /// Maximal size of a seal, in bytes; real seals have a few hundred.
 pub const MAX_SEAL_BYTES: u64 = 1 << 20;
-/// The version of the format; incremented when older programs cannot read newer checkpoints.
+/// The version of the seal's format; incremented when older programs cannot read newer seals.
 pub const SEAL_FORMAT: u64 = 1;
-/// The key of the checksum over all other keys.
+/// The key of the seal's own checksum, the SHA-256 of the content of all other keys.
 const CHECKSUM_KEY: &str = "sha256";
 
 /// A file of a checkpoint, as the seal lists it.

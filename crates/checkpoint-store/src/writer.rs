@@ -7,7 +7,7 @@ use crate::seal::{self, SealedFile};
 use crate::{Error, names};
 
 /// The size of a part, in bytes: large files are written and read in parts. S3 allows 10,000 parts,
-/// so a file can have 80 GB.
+/// so a file can have 83 GB.
 pub const PART_BYTES: usize = 8 << 20;
 /// Maximal number of parts that are transferred concurrently.
 pub const MAX_CONCURRENT_PARTS: usize = 4;
@@ -15,7 +15,9 @@ pub const MAX_CONCURRENT_PARTS: usize = 4;
 /// Writes the files of a checkpoint.
 pub struct CheckpointWriter<'a> {
     checkpoints: &'a Checkpoints,
+    /// The name of the checkpoint.
     name: &'a str,
+    /// The files that have been written.
     written: Vec<SealedFile>,
 }
 
@@ -28,7 +30,7 @@ impl<'a> CheckpointWriter<'a> {
     /// durable on return.
     ///
     /// # Errors
-    /// The name is taken or invalid, or the store refuses the file.
+    /// The name is taken or invalid, or the file cannot be written.
     pub fn add<B: Into<Bytes>>(&mut self, file: &str, chunks: impl IntoIterator<Item = B>) -> Result<(), Error> {
         names::check(file)?;
         if file == seal::SEAL_FILE || self.written.iter().any(|entry| entry.name == file) {
@@ -60,7 +62,8 @@ impl<'a> CheckpointWriter<'a> {
         let mut upload = WriteMultipart::new_with_chunk_size(store.put_multipart(&key).await?, PART_BYTES);
         for chunk in first_chunks.into_iter().chain(chunks) {
             if let Err(error) = upload.wait_for_capacity(MAX_CONCURRENT_PARTS).await {
-                // Only the first error is reported, not that parts of the file remain.
+                // If the upload cannot be aborted either, so that parts remain, that error is not
+                // reported.
                 _ = upload.abort().await;
                 return Err(error);
             }

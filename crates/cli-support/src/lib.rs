@@ -1,5 +1,5 @@
-//! Command-line support of both programs: logs, output, progress bars, signals, completions, and
-//! permissions of new files.
+//! Command-line support of the programs: logs, output, progress bars, signals, completions, and
+//! limits and permissions of files.
 //!
 //! - `logs`: the flag and the subscriber for logs.
 //! - `output`: standard output and standard error, with control characters escaped.
@@ -25,8 +25,8 @@ pub use output::{one_line, print_error, print_line, stdout};
 pub use progress::{hidden_progress_bar, progress_bar, spinner};
 pub use signals::ShutdownSignals;
 
-/// Whether the environment variable `NO_COLOR` is set, with which users turn colours off:
-/// <https://no-color.org>.
+/// Whether the environment variable `NO_COLOR` is set and not empty. Users turn colours off with
+/// it: <https://no-color.org>.
 #[must_use]
 pub fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())

@@ -1,12 +1,13 @@
-//! Standard output and standard error. A reader may close them, and they may be terminals: control
-//! characters in text from peers and files are escaped.
+//! Standard output and standard error. Their reader may close them. They may be terminals, so
+//! control characters in text from peers and files are escaped.
 
 use std::borrow::Cow;
 use std::fmt::{Arguments, Write as _};
 use std::io::{self, ErrorKind, Result, StdoutLock, Write};
 
-/// Standard output. Control characters are written as `\u001b`, which is valid in JSON, too. If its
-/// reader has closed it, as `head` does, the process ends without an error.
+/// Standard output. Control characters are escaped, in the form `\u001b`, which is valid in JSON,
+/// too; bytes that are not UTF-8 are written as they are. If the reader has closed standard output,
+/// as `head` does, the process ends without an error.
 ///
 /// For programs that only print. Programs that must continue without a reader use [`print_line`].
 #[must_use]
@@ -25,8 +26,9 @@ pub fn print_error(text: Arguments<'_>) {
     _ = writeln!(io::stderr(), "{}", escape_control_characters(&text.to_string()));
 }
 
-/// A peer's text as one line that is safe for a terminal: its first `max_chars` characters, with
-/// control characters escaped.
+/// A peer's text as one line that is safe for a terminal: its first `max_chars` characters,
+/// followed by `...` if there are more. White space becomes spaces, and control characters are
+/// escaped.
 #[must_use]
 pub fn one_line(text: &str, max_chars: usize) -> String {
     let mut chars = text.chars();

@@ -12,8 +12,8 @@ pub struct ShutdownSignals {
 }
 
 impl ShutdownSignals {
-    /// Installs handlers. From then on SIGUSR1 and SIGUSR2, which batch systems send as a warning
-    /// before a time limit, do not end this process.
+    /// Installs handlers of these signals. From then on SIGUSR1 and SIGUSR2, which batch systems
+    /// send as a warning before a time limit, do not end this process.
     ///
     /// # Errors
     /// A handler cannot be installed.

@@ -1,5 +1,5 @@
-//! Differences between two run files of a run, and the run file that continues a run where a change
-//! is refused.
+//! Differences between two run files of a run, and the lines of a run file for a new run that
+//! starts from a checkpoint, for changes that the old run refuses.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -37,28 +37,28 @@ pub fn changes(old: &RunFile, new: &RunFile) -> Vec<Change> {
     found
 }
 
-/// Compares two values at a path; `general` is the path with `[]` for the elements of lists.
-fn compare(old: &Value, new: &Value, path: &str, general: &str, found: &mut Vec<Change>) {
+/// Compares two values at a path; `key_path` is the path with `[]` for the elements of lists.
+fn compare(old: &Value, new: &Value, path: &str, key_path: &str, found: &mut Vec<Change>) {
     if old == new {
         return;
     }
-    let key = key_at(general);
+    let key = key_at(key_path);
     match (old, new) {
         (Value::Object(old), Value::Object(new)) if key.is_none() => {
             for name in names(old, new) {
                 let [old, new] = [old, new].map(|object| object.get(name).unwrap_or(&Value::Null));
                 let below = |path: &str| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                compare(old, new, &below(path), &below(general), found);
+                compare(old, new, &below(path), &below(key_path), found);
             }
         }
         (Value::Array(old), Value::Array(new)) if key.is_none() => {
             for i in 0..old.len().max(new.len()) {
                 let [old, new] = [old, new].map(|list| list.get(i).unwrap_or(&Value::Null));
-                compare(old, new, &format!("{path}[{i}]"), &format!("{general}[]"), found);
+                compare(old, new, &format!("{path}[{i}]"), &format!("{key_path}[]"), found);
             }
         }
         _ => {
-            let mutability = key.map_or_else(|| strictest_below(general), |key| key.mutability);
+            let mutability = key.map_or_else(|| strictest_below(key_path), |key| key.mutability);
             found.push(Change { key: path.to_owned(), old: old.clone(), new: new.clone(), mutability });
         }
     }
@@ -140,7 +140,7 @@ stages:
         RunFile::parse(Path::new("run.yaml"), text).unwrap()
     }
 
-    /// The changes from the run above to the one with these replacements, as `key mutability`.
+    /// The changes from [`RUN`] to [`RUN`] with these replacements, as `key mutability`.
     fn found(replacements: &[(&str, &str)]) -> Vec<String> {
         let new = replacements.iter().fold(RUN.to_owned(), |text, (from, to)| {
             assert!(text.contains(from), "{from}");
@@ -150,7 +150,7 @@ stages:
     }
 
     #[test]
-    fn changed_keys_are_named_with_their_class() {
+    fn changed_keys_are_named_with_their_mutability() {
         assert_eq!(found(&[]), Vec::<String>::new());
         assert_eq!(
             found(&[("  - name: dico", "  - name: tune"), ("1.0e-3", "0.001"), ("max: 2", "max: 3")]),

@@ -8,7 +8,7 @@ use crate::schema::Problem;
 /// A problem of a run file, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file could not be read.
+    /// The file could not be read, or its path could not be made absolute.
     #[error("{}: {source}", path.display())]
     Read {
         /// The run file.
@@ -28,7 +28,7 @@ pub enum Error {
         /// The problem.
         problem: String,
     },
-    /// A value is out of its range or contradicts another.
+    /// A value is out of its range, is missing, or contradicts another, or the file is too long.
     #[error("{0}")]
     Value(Diagnostic),
 }
@@ -38,13 +38,13 @@ pub enum Error {
 #[error("{0}")]
 pub struct JsonError(pub(crate) String);
 
-/// A length that the captioner cannot have.
+/// A maximal length of captions that exceeds the captioner's number of positions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key} is {length}, the captioner has {positions} positions")]
 pub struct LengthError {
     /// The key of the run file with the length.
     pub key: &'static str,
-    /// The length in tokens.
+    /// The maximal length in tokens.
     pub length: u32,
     /// The number of positions of the captioner.
     pub positions: usize,
@@ -55,7 +55,7 @@ pub struct LengthError {
 pub struct Diagnostic {
     /// The run file.
     pub path: PathBuf,
-    /// Line of the value, or of what should contain it, from 1.
+    /// Line of the value, or of the key that should contain it, from 1.
     pub line: u64,
     /// Column, from 1.
     pub column: u64,
@@ -87,8 +87,8 @@ impl Error {
             Yaml::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
             Yaml::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
             other => {
-                // The message repeats the location and, for multi-line ones, a snippet: one line is
-                // enough here.
+                // The message ends with the location, and further lines may show the text: only the
+                // part before them is used.
                 let message = other.to_string();
                 let first = message.lines().next().unwrap_or_default();
                 let problem = first.split(" at line ").next().unwrap_or(first);
@@ -113,8 +113,8 @@ fn word_at(text: &str, line: u64, column: u64) -> Option<String> {
 /// A message that names the valid word that is nearest to a wrong one, or all valid words. Case and
 /// the kind of dash do not matter.
 pub(crate) fn unknown(what: &str, found: &str, expected: &[&str]) -> String {
-    let plain = found.to_lowercase().replace(['-', ' '], "_");
-    let similarity = |word: &str| strsim::jaro_winkler(word, &plain);
+    let normalized = found.to_lowercase().replace(['-', ' '], "_");
+    let similarity = |word: &str| strsim::jaro_winkler(word, &normalized);
     match expected.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b))) {
         Some(near) if similarity(near) > 0.7 => format!("unknown {what} `{found}`: did you mean `{near}`?"),
         _ => format!("unknown {what} `{found}`: expected one of `{}`", expected.join("`, `")),

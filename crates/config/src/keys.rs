@@ -35,11 +35,11 @@ impl Mutability {
 /// A key of a run file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Path from the top, such as `stages[].optimizer.learning_rate`.
+    /// Path from the top level, such as `stages[].optimizer.learning_rate`.
     pub path: &'static str,
     /// Whether it may change in a run.
     pub mutability: Mutability,
-    /// Unit of its value, or what a text names; empty if it has none.
+    /// Unit of the value, or what the value is, such as a path; empty if the type says enough.
     pub unit: &'static str,
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn key_at(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
-/// The strictest mutability of the keys below a path; of none, that of a fixed key.
+/// The strictest mutability of the keys below a path; [`Mutability::Fixed`] if there are none.
 pub(crate) fn strictest_below(path: &str) -> Mutability {
     let below = |key: &&Key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with(['.', '[']));
     KEYS.iter().filter(below).map(|key| key.mutability).max().unwrap_or(Fixed)

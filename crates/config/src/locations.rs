@@ -31,8 +31,9 @@ impl Locations {
         Self(serde_saphyr::from_str_with_options(text, options).ok())
     }
 
-    /// The location of the value at `path` if it is a scalar, else of its key. Without such a key,
-    /// the location of the key that should contain it, or else the beginning of the document.
+    /// The location of the value at `path` if that is a scalar or an element of a list, else of its
+    /// key. If there is no value at `path`, the location of the innermost key or element that
+    /// should contain it, or else the beginning of the document.
     pub fn of(&self, path: &str) -> LineColumn {
         let Some(mut node) = self.0.as_ref() else { return (1, 1) };
         let mut found = (1, 1);
@@ -87,13 +88,13 @@ impl Locations {
     }
 }
 
-/// A step of a path.
+/// A component of a path.
 enum Part<'a> {
     Key(&'a str),
     Index(usize),
 }
 
-/// The steps of a path such as `stages[2].guard[0].for`.
+/// The components of a path such as `stages[2].guard[0].for`.
 fn parts(path: &str) -> impl Iterator<Item = Part<'_>> {
     path.split(['.', '[']).map(|part| match part.strip_suffix(']').map(str::parse) {
         Some(Ok(index)) => Part::Index(index),
@@ -107,6 +108,7 @@ fn line_column(location: &Location, key: &Spanned<String>) -> Option<LineColumn>
     known(location).or_else(|| known(&key.defined)).or_else(|| known(&key.referenced))
 }
 
+/// The line and column of a location, if the parser knows them.
 fn known(location: &Location) -> Option<LineColumn> {
     (location.line() > 0).then(|| (location.line(), location.column()))
 }

@@ -27,6 +27,7 @@ pub(crate) fn resolve(run: &mut RunFile, run_file: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// All paths of a run file but the patterns of `data.webdataset`.
 fn paths_mut(run: &mut RunFile) -> impl Iterator<Item = &mut PathBuf> {
     let Data { karpathy, coco, scenes, features, positives, .. } = &mut run.data;
     let karpathy = karpathy.as_mut().map(|Karpathy { annotations, images }| [annotations, images]);
@@ -46,11 +47,12 @@ fn paths_mut(run: &mut RunFile) -> impl Iterator<Item = &mut PathBuf> {
 }
 
 impl Evaluator {
-    /// Reads a file that has an evaluator alone, as a run file has it under `evaluator`. A relative
-    /// path in it is relative to its folder.
+    /// Reads a file with the settings of one evaluator: the keys that a run file has under
+    /// `evaluator`. A relative path in the file is relative to its folder.
     ///
     /// # Errors
-    /// The file cannot be read or is not in its form.
+    /// The file cannot be read, is not YAML, or has an unknown key or a wrong type. Values are
+    /// not checked.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::Read { path: path.to_owned(), source };
         let text = std::fs::read_to_string(path).map_err(failed)?;
@@ -72,9 +74,9 @@ struct PathBase {
 }
 
 impl PathBase {
-    /// The absolute form of `path`. What does not exist (by `exists`) below the run file's folder
-    /// but does below the current one is taken from there, with a warning: run files of earlier
-    /// versions were written so.
+    /// The absolute form of `path`. A relative path that, according to `exists`, does not exist
+    /// below the run file's folder but does below the current folder is taken from the current
+    /// folder, with a warning: in earlier versions, paths were relative to that folder.
     fn resolve(&self, path: &Path, exists: impl Fn(&Path) -> bool) -> io::Result<PathBuf> {
         if path.is_absolute() {
             return std::path::absolute(path);
@@ -93,20 +95,21 @@ impl PathBase {
     }
 }
 
-/// Whether there is the folder of the tars of a brace pattern, as far as no brace is in its name.
+/// Whether the folder of a brace pattern exists: the path up to the last `/` before the first
+/// brace.
 fn folder_exists(pattern: &Path) -> bool {
     let text = pattern.to_string_lossy();
     let plain = text.split('{').next().unwrap_or_default();
     Path::new(plain.rsplit_once('/').map_or("", |(folder, _)| folder)).is_dir()
 }
 
-/// An absolute path without `.` and `..`, so that one place has one name in journals and messages.
+/// An absolute path without `.` and `..`, so that journals and messages have one path for a file.
 fn normalised(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
         match part {
             Component::CurDir => {}
-            // The root's parent is the root.
+            // In the root, `pop` does nothing: the root's parent is the root.
             Component::ParentDir => _ = normal.pop(),
             part => normal.push(part),
         }

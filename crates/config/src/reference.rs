@@ -80,8 +80,8 @@ pub fn schema_json() -> Value {
     schema
 }
 
-/// Joins the lines of descriptions, and removes formats of numbers, which are Rust's and not JSON
-/// Schema's.
+/// Joins the lines of descriptions, and removes formats of numbers such as `uint32`, which are no
+/// part of JSON Schema.
 fn tidy(value: &mut Value) {
     match value {
         Value::Object(object) => {
@@ -98,12 +98,12 @@ fn tidy(value: &mut Value) {
     }
 }
 
-/// A key in the schema.
+/// The schema of a key.
 #[derive(Clone, Copy)]
 pub(crate) struct Property<'a> {
-    /// Its schema in the containing type.
+    /// The key's entry in the properties of the type that contains it: description and default.
     own: &'a Value,
-    /// The schema of its type.
+    /// The schema of the type of its values.
     of_type: &'a Value,
     required: bool,
 }
@@ -120,7 +120,7 @@ fn walk_below<'a>(root: &'a Value, object: &'a Value, path: &str, visit: &mut dy
         let of_type = resolve(root, own);
         if key_at(&path).is_some() {
             visit(&path, Property { own, of_type, required: required(name) });
-            // A value that is a word or has keys of its own.
+            // A value of this key is a word, or a map whose keys are visited, too.
             alternatives(of_type).for_each(|one| walk_below(root, one, &path, visit));
         } else if of_type["items"].is_object() {
             walk_below(root, resolve(root, &of_type["items"]), &format!("{path}[]"), visit);
@@ -132,12 +132,12 @@ fn walk_below<'a>(root: &'a Value, object: &'a Value, path: &str, visit: &mut dy
     }
 }
 
-/// What a value can be, of one that is listed.
+/// The schemas of the values of a type whose values are listed; none for other types.
 fn alternatives(of_type: &Value) -> impl Iterator<Item = &Value> {
     of_type["oneOf"].as_array().into_iter().flatten()
 }
 
-/// The schema of a key in an object, or in one of the objects that a value can be.
+/// The schema of the key `name` in `object`, or in one of its alternatives.
 fn property<'a>(object: &'a Value, name: &str) -> &'a Value {
     let has_it = |one: &&Value| one["properties"].get(name).is_some();
     &std::iter::once(object).chain(alternatives(object)).find(has_it).unwrap_or(&Value::Null)["properties"][name]
@@ -175,12 +175,12 @@ pub fn reference() -> String {
         text.push_str(&entry(key, name, properties[key.path]));
     }
     text.push_str(METRICS_INTRODUCTION);
-    for (title, of) in [
+    for (title, is_included) in [
         ("Statistics of training steps", &(|source: Source| source.is_step()) as &dyn Fn(Source) -> bool),
         ("Scores of evaluations", &|source: Source| !source.is_step()),
     ] {
         _ = write!(text, "\n### {title}\n\n");
-        for metric in METRICS.iter().filter(|metric| of(metric.source)) {
+        for metric in METRICS.iter().filter(|metric| is_included(metric.source)) {
             text.push_str(&metric_entry(metric));
         }
     }
@@ -207,7 +207,7 @@ fn description(schema: &Value) -> &str {
     schema["description"].as_str().unwrap_or_default()
 }
 
-/// What the document says of a key.
+/// The entry of a key in the document.
 fn entry(key: &Key, name: &str, property: Property<'_>) -> String {
     let Property { own, of_type, required } = property;
     let necessity = match &own["default"] {
@@ -215,16 +215,16 @@ fn entry(key: &Key, name: &str, property: Property<'_>) -> String {
         Value::Null => "default: absent".to_owned(),
         default => format!("default: `{}`", as_yaml(default)),
     };
-    let facts: Vec<&str> = type_name(of_type).into_iter().chain([key.unit]).filter(|fact| !fact.is_empty()).collect();
-    // What a text names says more than that it is a text.
-    let facts = if facts.first() == Some(&"text") && facts.len() > 1 { &facts[1..] } else { &facts };
+    let kinds: Vec<&str> = type_name(of_type).into_iter().chain([key.unit]).filter(|kind| !kind.is_empty()).collect();
+    // "path", for example, says more than "text, path".
+    let kinds = if kinds.first() == Some(&"text") && kinds.len() > 1 { &kinds[1..] } else { &kinds };
     let mutability = match key.mutability {
         Mutability::Free => "may change freely",
         Mutability::NextStep => "may change from the next step on",
         Mutability::Fixed => "another value makes another run",
     };
-    let facts = [facts.join(", "), necessity, mutability.to_owned()].join("; ");
-    let mut text = wrap(&format!("- **`{name}`**: {facts}.\\"), "", "  ");
+    let attributes = [kinds.join(", "), necessity, mutability.to_owned()].join("; ");
+    let mut text = wrap(&format!("- **`{name}`**: {attributes}.\\"), "", "  ");
     text.push_str(&wrap(description(own), "  ", "  "));
     for value in alternatives(of_type).chain(alternatives(&of_type["items"])) {
         let line = format!("- `{}`: {}", written(value), description(value));
@@ -251,9 +251,9 @@ fn written(value: &Value) -> String {
     }
 }
 
-/// The name of a type, for people; none of one whose values are listed.
+/// The name of a type, for people; none for a type that the document has no name for.
 fn type_name(schema: &Value) -> Option<&'static str> {
-    let of =
+    let is_type =
         |name: &str| schema["type"] == name || schema["type"].as_array().is_some_and(|all| all.contains(&name.into()));
     if schema["oneOf"].is_array() {
         return Some("one of the values below");
@@ -273,7 +273,7 @@ fn type_name(schema: &Value) -> Option<&'static str> {
         ),
         ("object", if schema["additionalProperties"]["type"] == "number" { "map to numbers" } else { "map" }),
     ];
-    names.into_iter().find(|(name, _)| of(name)).map(|(_, name)| name)
+    names.into_iter().find(|(name, _)| is_type(name)).map(|(_, name)| name)
 }
 
 /// A default value as it is written in YAML.
@@ -314,8 +314,8 @@ fn short(number: f64) -> String {
     format!("{number:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Breaks a paragraph into lines, each with its end; the first begins with `first`, the others with
-/// `next`.
+/// Breaks a paragraph into lines, each with a line break at its end. The first line begins with
+/// `first`, the others with `next`.
 fn wrap(text: &str, first: &str, next: &str) -> String {
     let (mut lines, mut line) = (String::new(), first.to_owned());
     let mut empty = true;

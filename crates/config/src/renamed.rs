@@ -1,9 +1,10 @@
 //! Keys that had other names in earlier versions. The earlier names are accepted, with a warning,
 //! in this version and the next.
 //!
-//! The field of a renamed key has the earlier name as `serde(alias)`; a test compares.
+//! The field of a renamed key has the earlier name as `serde(alias)`; the tests below fail if this
+//! table and the aliases differ.
 
-/// The paths of earlier keys, and their present names.
+/// The path of each renamed key, with its earlier name, and its present name.
 pub const RENAMED: &[(&str, &str)] = &[
     ("precision", "compute_dtype"),
     ("wire", "gradient_dtype"),

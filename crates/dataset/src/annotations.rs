@@ -26,7 +26,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).map_err(read_error)?);
     let start = reader.fill_buf().map_err(read_error)?;
     if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
-        return Err(Error::format(path.display(), "the file is UTF-16; save it as UTF-8"));
+        return Err(Error::invalid(path.display(), "the file is UTF-16; save it as UTF-8"));
     }
     let byte_order_mark = start.len() - without_byte_order_mark(start).len();
     reader.consume(byte_order_mark);
@@ -34,7 +34,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
         if error.is_io() {
             read_error(error.into())
         } else {
-            Error::format(path.display(), describe_parse_error(&error, path))
+            Error::invalid(path.display(), describe_parse_error(&error, path))
         }
     })
 }
@@ -88,7 +88,7 @@ impl LenientValue {
     }
 }
 
-/// Captions without surrounding white space and byte-order marks, and without empty ones.
+/// Removes white space and byte-order marks around each caption, and captions that are then empty.
 pub fn clean_captions(captions: impl IntoIterator<Item = String>) -> Vec<String> {
     let is_space = |c: char| c.is_whitespace() || c == '\u{feff}';
     let trimmed = captions.into_iter().map(|caption| match caption.trim_matches(is_space) {
@@ -98,7 +98,8 @@ pub fn clean_captions(captions: impl IntoIterator<Item = String>) -> Vec<String>
     trimmed.filter(|caption| !caption.is_empty()).collect()
 }
 
-/// The path of `file` below `folder`; none if it leads out of the folder.
+/// The path of `file` below `folder`; none if `file` is absolute or contains `..`, because it may
+/// lead out of the folder.
 pub fn join_below(folder: &Path, file: &Path) -> Option<PathBuf> {
     let is_inside = file.components().all(|component| matches!(component, Component::Normal(_) | Component::CurDir));
     is_inside.then(|| folder.join(file))

@@ -3,7 +3,7 @@
 //! There is no escaping. Unmatched braces are errors, because in a pattern they are a mistake; bash
 //! leaves them unchanged.
 
-/// Maximal number of names of a pattern; more than the tars of any data set.
+/// Maximal number of names that a pattern expands to; more than the tars of any data set.
 const MAX_NAMES: usize = 100_000;
 /// Maximal length of a pattern in bytes; longer than any path.
 const MAX_PATTERN_BYTES: usize = 4096;
@@ -26,7 +26,8 @@ pub enum PatternError {
 /// pattern without braces expands to itself.
 ///
 /// # Errors
-/// The braces do not match, or there are more than 100,000 names.
+/// The braces do not match, the pattern has more than 4,096 bytes, or there are more than 100,000
+/// names.
 pub fn expand(pattern: &str) -> Result<Vec<String>, PatternError> {
     if pattern.len() > MAX_PATTERN_BYTES {
         return Err(PatternError::TooLong);

@@ -1,5 +1,5 @@
-//! Whether and why a run needs reference captions. A run needs none if its only reward is an
-//! evaluator's score of image and caption.
+//! Whether and why a run needs reference captions: because a stage trains on them, is evaluated on
+//! them, rewards a comparison with them, or watches a metric that compares with them.
 
 use config::{Objective, Reward, RunFile, Stage};
 
@@ -9,7 +9,8 @@ use crate::Split;
 /// scores that compare with references begin with `ref_`.
 const REFERENCE_METRICS: [&str; 8] = ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice"];
 
-/// The reason why a run needs the captions of `split`; none if it does not need them.
+/// The reason why a run needs the captions of `split`; none if it does not need them, as those of
+/// the test split.
 #[must_use]
 pub fn reason(run: &RunFile, split: Split) -> Option<String> {
     match split {

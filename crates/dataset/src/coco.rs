@@ -3,7 +3,8 @@
 //!
 //! VizWiz and nocaps use the same format. In VizWiz, captions that are marked as rejected or
 //! precanned ("quality issues are too severe ...") describe no image and are skipped. In nocaps,
-//! images have a `domain`. Images for an evaluation server have no `annotations`.
+//! images have a `domain`. Files of images whose captions are secret, on an evaluation server, have
+//! no `annotations`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,6 +15,7 @@ use metric_catalogue::names::NOCAPS_DOMAINS;
 use serde::Deserialize;
 
 use crate::annotations::{LenientValue, clean_captions, join_below, read_json};
+use crate::image_names::LongerName;
 use crate::{Error, ImageRef, Item, Split, Splits, image_names};
 
 #[derive(Deserialize)]
@@ -66,15 +68,17 @@ pub fn read_splits(settings: &Coco, requested: &[Split]) -> Result<Splits, Error
         *splits.get_mut(split) = items;
         splits.notes.extend(notes);
     }
-    image_names::make_unique(&mut splits, &[]);
+    // Names are the whole paths already.
+    let longer_names: [LongerName<'_>; 0] = [];
+    image_names::make_unique(&mut splits, &longer_names);
     Ok(splits)
 }
 
 /// The images of one file in the order of its `images`: those with captions, or all if the file has
-/// no captions at all. Also returns notes on skipped images and captions.
+/// no annotations. Also returns notes on skipped images and captions.
 fn read_split(settings: &CocoSplit) -> Result<(Vec<Item>, Vec<String>), Error> {
     let file = settings.annotations.display();
-    let format_error = |problem: String| Error::format(&file, problem);
+    let format_error = |problem: String| Error::invalid(&file, problem);
     let Annotations { images, annotations } = read_json(&settings.annotations)?;
     let annotations = annotations.unwrap_or_default();
     let has_no_annotations = annotations.is_empty();

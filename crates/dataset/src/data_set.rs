@@ -12,7 +12,7 @@ use crate::{BadImage, Error, ImageRef, Item, Split, Splits, UnusualImages, finge
 /// Maximal number of unusual images that a warning names.
 const MAX_NAMED_IMAGES: usize = 20;
 /// The width and height, in pixels, to which [`DataSet::undecodable_images`] resizes images.
-const TEST_DECODE_SIZE: u32 = 224;
+const DECODE_CHECK_SIZE: u32 = 224;
 
 /// The images and captions of a run.
 #[derive(Debug, Default)]
@@ -23,12 +23,14 @@ pub struct DataSet {
     pub(crate) unusual: UnusualImages,
     /// The tars with the images; none if images are separate files.
     pub(crate) shards: Option<Shards>,
+    /// The generated images and captions of the training split.
     pub(crate) positives: Positives,
     pub(crate) preprocessing: Preprocessing,
 }
 
 impl DataSet {
-    /// A data set whose test split consists of these files, by name, without captions.
+    /// A data set whose test split consists of these images, each a name and a file, without
+    /// captions.
     #[must_use]
     pub fn from_files(files: Vec<(String, PathBuf)>) -> Self {
         let item = |(name, path): (String, PathBuf)| Item::new(&name, Vec::new(), ImageRef::File(path));
@@ -74,7 +76,7 @@ impl DataSet {
         self.splits.train.iter().map(|item| item.captions.len() as u64).sum()
     }
 
-    /// The generated captions of a training image; may be empty.
+    /// The generated captions of the training image with this index; may be empty.
     #[must_use]
     pub fn generated_captions(&self, image: usize) -> &[String] {
         self.positives.captions(image)
@@ -129,7 +131,7 @@ impl DataSet {
     /// The encoded bytes of an image. Thread-safe.
     ///
     /// # Errors
-    /// The file or tar cannot be read, or has changed since the data set was loaded.
+    /// The file or tar cannot be read, or the tar has changed since the data set was loaded.
     pub fn read(&self, item: &Item) -> Result<Bytes, Error> {
         match (&item.image, &self.shards) {
             (ImageRef::File(path), _) => read_file(path),
@@ -147,10 +149,11 @@ impl DataSet {
         self.preprocessing.apply(&encoded, size).map_err(|problem| Error::image(self.location(item), problem))
     }
 
-    /// The preprocessed generated image for training image `image`; see [`pixels`](Self::pixels).
+    /// The preprocessed generated image for the training image with this index; see
+    /// [`pixels`](Self::pixels).
     ///
     /// # Errors
-    /// There is no generated image, or it is damaged.
+    /// There is no generated image, or it cannot be read or decoded.
     pub fn generated_pixels(&self, image: usize, size: u32) -> Result<Vec<u8>, Error> {
         let path = self.positives.image(&self.splits.train[image])?;
         self.preprocessing.apply(&read_file(&path)?, size).map_err(|problem| Error::image(path.display(), problem))
@@ -182,9 +185,9 @@ impl DataSet {
         let items = self.split(split);
         let decode = |index: usize| {
             let item = &items[images[index]];
-            let mut decoded = self.pixels(item, TEST_DECODE_SIZE);
+            let mut decoded = self.pixels(item, DECODE_CHECK_SIZE);
             if split == Split::Train && self.positives.has_images() {
-                decoded = decoded.and_then(|_| self.generated_pixels(images[index], TEST_DECODE_SIZE));
+                decoded = decoded.and_then(|_| self.generated_pixels(images[index], DECODE_CHECK_SIZE));
             }
             on_decoded();
             match decoded {

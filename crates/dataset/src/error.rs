@@ -3,10 +3,10 @@ use std::fmt::Display;
 /// An error in the data, in one line that names the file or URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be read.
+    /// A file or folder could not be read.
     #[error("{location}: {source}")]
     Read {
-        /// The path of the file.
+        /// The path of the file or folder.
         location: String,
         /// The error of the operating system.
         source: std::io::Error,
@@ -19,12 +19,13 @@ pub enum Error {
         /// The error of the store.
         problem: String,
     },
-    /// Annotations, patterns, tars or indices have a wrong format.
+    /// Annotations, patterns of tar names, tars or their index files have a wrong format or do not
+    /// have what the run needs, or a limit of [`limits`](crate::limits) is exceeded.
     #[error("{location}: {problem}")]
-    Format {
-        /// The path, URL or pattern.
+    Invalid {
+        /// The path, URL, pattern, or part of the data.
         location: String,
-        /// The problem, and its position.
+        /// The problem, and its position if known.
         problem: String,
     },
     /// Images of the annotations are missing or invalid, and `data.skip_corrupt` is unset; names
@@ -59,21 +60,21 @@ fn others(more: usize) -> String {
 }
 
 impl Error {
-    pub(crate) fn format(location: impl Display, problem: impl Display) -> Self {
-        Self::Format { location: location.to_string(), problem: problem.to_string() }
+    pub(crate) fn invalid(location: impl Display, problem: impl Display) -> Self {
+        Self::Invalid { location: location.to_string(), problem: problem.to_string() }
     }
 
     pub(crate) fn image(location: impl Display, problem: impl Display) -> Self {
         Self::Image { location: location.to_string(), problem: problem.to_string() }
     }
 
-    /// Whether the error concerns a single image, so that the others can be used. An unreachable
-    /// bucket, for instance, concerns all images of its tars.
+    /// Whether an error of reading or decoding an image concerns only this image, so that the
+    /// others can be used. An unreachable bucket, for instance, concerns all images of its tars.
     #[must_use]
     pub fn is_image_error(&self) -> bool {
         match self {
             Self::Read { .. } | Self::Image { .. } | Self::Unusable { .. } => true,
-            Self::Store { .. } | Self::Format { .. } => false,
+            Self::Store { .. } | Self::Invalid { .. } => false,
         }
     }
 
@@ -82,7 +83,7 @@ impl Error {
     pub fn with_remedy(&self) -> String {
         match self {
             Self::Read { .. } | Self::Image { .. } => format!("{self} ({REMEDY})"),
-            Self::Unusable { .. } | Self::Store { .. } | Self::Format { .. } => self.to_string(),
+            Self::Unusable { .. } | Self::Store { .. } | Self::Invalid { .. } => self.to_string(),
         }
     }
 }

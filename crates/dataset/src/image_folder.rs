@@ -30,7 +30,7 @@ impl ImageFolder {
         images.list(folder, 0)?;
         if images.paths.is_empty() {
             let kinds = EXTENSIONS.join(", ");
-            return Err(Error::format(folder.display().to_string(), format!("there are no images in it ({kinds})")));
+            return Err(Error::invalid(folder.display().to_string(), format!("there are no images in it ({kinds})")));
         }
         images.paths.sort();
         for (index, path) in images.paths.iter().enumerate() {
@@ -50,6 +50,7 @@ impl ImageFolder {
         Ok(images)
     }
 
+    /// Adds the images of `folder`, which is `depth` levels below the folder of images.
     fn list(&mut self, folder: &Path, depth: usize) -> Result<(), Error> {
         let read_error = |source| Error::Read { location: folder.display().to_string(), source };
         for entry in std::fs::read_dir(folder).map_err(read_error)? {

@@ -1,7 +1,8 @@
 //! Names and numeric ids of a split's images.
 //!
 //! A name identifies an image within its split: the journal, reports, the web page and result files
-//! refer to images by name. It is the shortest name that no other image of the split has.
+//! refer to images by name. All images of a split have the shortest kind of name that is unique for
+//! each of them.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};

@@ -17,7 +17,8 @@ use image_preprocess::{ImageWarnings, MAX_ENCODED_BYTES};
 const FORMAT_VERSION: u32 = 3;
 /// Maximal size of a `.txt` member, in bytes.
 const MAX_TXT_MEMBER_BYTES: u64 = 1 << 20;
-/// Maximal size of a `.json` member, in bytes: the maximal number of captions of maximal length.
+/// Maximal size of a `.json` member, in bytes: more than the maximal number of captions of maximal
+/// length.
 const MAX_JSON_MEMBER_BYTES: u64 = 128 << 20;
 /// Maximal number of unknown extensions that are counted separately; others are counted together.
 const MAX_UNKNOWN_EXTENSIONS: usize = 16;
@@ -146,7 +147,7 @@ enum MemberType {
 }
 
 impl TarIndex {
-    /// Reads the headers and captions of a tar, and the first bytes of its images.
+    /// Reads the headers, captions and images of a tar, and checks the images.
     ///
     /// # Errors
     /// The tar is truncated, invalid or cannot be read. Problems of single samples are stored with

@@ -10,8 +10,8 @@ use crate::shards::TarMember;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// The name of the image, unique within its split, in the journal, reports and result files:
-    /// its file name, or the key in its tar. If these are not unique, the path or the tar is part
-    /// of it.
+    /// its file name, or the key in its tar. If these are not unique in the split, the path or the
+    /// tar is part of the name.
     pub name: String,
     /// The image's numeric id in its data set: the COCO id, if the data set has COCO ids. Within a
     /// split, either all images have distinct ids or no image has an id.

@@ -47,7 +47,7 @@ struct Sentence {
 /// # Errors
 /// The file cannot be read or has a wrong format.
 pub fn read_splits(annotations: &Path, images: &Path, requested: &[Split]) -> Result<Splits, Error> {
-    let format_error = |problem: String| Error::format(annotations.display(), problem);
+    let format_error = |problem: String| Error::invalid(annotations.display(), problem);
     let Annotations { images: entries } = read_json(annotations)?;
     let mut splits = Splits::default();
     let mut unused: BTreeMap<String, u64> = BTreeMap::new();

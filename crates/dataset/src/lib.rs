@@ -1,7 +1,7 @@
 //! Data sets of images and captions: annotation formats, and tars in folders or buckets.
 //!
-//! The coordinator uses it to check a run's data before it starts, workers to train on them. All
-//! functions block: call them from synchronous threads, never from asynchronous code.
+//! The coordinator uses this crate to check a run's data before the run starts, workers to train on
+//! the data. All functions block: call them from synchronous threads, never from asynchronous code.
 //!
 //! | module | content |
 //! |---|---|
@@ -62,7 +62,7 @@ pub use split::Split;
 /// annotations.
 ///
 /// # Errors
-/// They cannot be read or have a wrong format.
+/// The annotations cannot be read or have a wrong format.
 pub fn validation_files(settings: &config::Data) -> Result<HashMap<String, PathBuf>, Error> {
     if settings.webdataset.is_some() {
         return Ok(HashMap::new());
@@ -78,7 +78,7 @@ pub fn validation_files(settings: &config::Data) -> Result<HashMap<String, PathB
 /// The bytes of an image file, up to the maximal size of an image.
 ///
 /// # Errors
-/// It cannot be read, or is too large.
+/// The file cannot be read, or is too large.
 pub fn read_file(path: &Path) -> Result<Bytes, Error> {
     let read_error = |source| Error::Read { location: path.display().to_string(), source };
     let file = std::fs::File::open(path).map_err(read_error)?;

@@ -55,20 +55,20 @@ impl DataSet {
                     })
                 };
                 if let Some(problem) = problem {
-                    return Err(Error::format(annotation_source(split), problem));
+                    return Err(Error::invalid(annotation_source(split), problem));
                 }
             }
         }
         let images = self.split(Split::Validation).len() as u64;
         if images > MAX_VALIDATION_IMAGES {
             let problem = format!("{images} validation images, {MAX_VALIDATION_IMAGES} at most");
-            return Err(Error::format(annotation_source(Split::Validation), problem));
+            return Err(Error::invalid(annotation_source(Split::Validation), problem));
         }
         Ok(())
     }
 
     /// Checks that an evaluation of the validation split fits into the coordinator's memory limit
-    /// with captions of at most `max_caption_bytes` bytes and embeddings of `embedding_size`
+    /// with candidates of at most `max_caption_bytes` bytes and embeddings of `embedding_size`
     /// values.
     ///
     /// # Errors
@@ -76,11 +76,12 @@ impl DataSet {
     pub fn check_evaluation(&self, embedding_size: usize, max_caption_bytes: usize) -> Result<(), Error> {
         if embedding_size > MAX_EMBEDDING_SIZE {
             let problem = format!("embeddings of {embedding_size} numbers, {MAX_EMBEDDING_SIZE} at most");
-            return Err(Error::format("the evaluator", problem));
+            return Err(Error::invalid("the evaluator", problem));
         }
         let items = self.split(Split::Validation);
         let bytes = |item: &crate::Item| {
             let texts = item.captions.iter().map(String::len).chain([item.name.len(), max_caption_bytes]);
+            // An embedding of the image and one of the candidate.
             evaluation_item_bytes(texts, 2 * embedding_size)
         };
         let total: usize = items.iter().map(bytes).sum();
@@ -95,7 +96,7 @@ impl DataSet {
             gib(total),
             gib(MAX_EVALUATION_BYTES),
         );
-        Err(Error::format("the validation split", problem))
+        Err(Error::invalid("the validation split", problem))
     }
 }
 
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn a_range_of_maximal_texts_is_accepted_and_too_large_a_split_is_refused() {
         let largest = item("a.jpg", vec!["x".repeat(MAX_TEXT_BYTES); MAX_CAPTIONS]);
-        // A range of 50 images with texts of maximal length fits.
+        // An evaluation range of the protocol (50 images) with texts of maximal length fits.
         let one = evaluation_item_bytes(largest.captions.iter().map(String::len), 2 * MAX_EMBEDDING_SIZE);
         assert!(50 * (one + 2 * MAX_TEXT_BYTES) <= MAX_EVALUATION_BYTES);
         data_set(vec![largest.clone()]).check_evaluation(MAX_EMBEDDING_SIZE, MAX_TEXT_BYTES).unwrap();

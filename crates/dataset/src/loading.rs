@@ -98,7 +98,7 @@ impl DataSet {
         } else if let Some(coco) = &settings.coco {
             Self::from_splits(coco::read_splits(coco, requested)?, checks)
         } else {
-            return Err(Error::format("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"));
+            return Err(Error::invalid("data", "needs exactly one of `karpathy`, `coco` and `webdataset`"));
         };
         data.check_texts(|split| annotation_source(settings, split))?;
         data.preprocessing = preprocessing(settings);
@@ -206,7 +206,7 @@ impl DataSet {
             return None;
         }
         let reason = caption_requirements::reason(run, split)?;
-        Some(Error::format(annotation_source(&run.data, split), format!("split `{split}` has no captions: {reason}")))
+        Some(Error::invalid(annotation_source(&run.data, split), format!("split `{split}` has no captions: {reason}")))
     }
 
     fn check_not_empty(&self, split: Split, settings: &config::Data) -> Result<(), Error> {
@@ -217,7 +217,7 @@ impl DataSet {
         let skipped =
             skipped.next().map(|first| format!("images left out: {}, the first of them {first}", 1 + skipped.count()));
         let reasons: String = skipped.iter().chain(self.notes()).map(|reason| format!("; {reason}")).collect();
-        Err(Error::format(annotation_source(settings, split), format!("no usable image in split `{split}`{reasons}")))
+        Err(Error::invalid(annotation_source(settings, split), format!("no usable image in split `{split}`{reasons}")))
     }
 }
 

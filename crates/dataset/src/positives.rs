@@ -10,8 +10,9 @@ use crate::{Error, Item};
 /// The generated images and captions of a training split.
 #[derive(Debug, Default)]
 pub struct Positives {
+    /// The folder of generated images, if there is one.
     images: Option<PathBuf>,
-    /// The captions of each training image.
+    /// The generated captions of each training image; empty if there are none.
     captions: Vec<Vec<String>>,
 }
 
@@ -19,7 +20,7 @@ impl Positives {
     /// Loads the positives that `settings` names, for the images of the training split.
     ///
     /// # Errors
-    /// The file of captions cannot be read, has a wrong format, or lacks an image.
+    /// The file of captions cannot be read, has a wrong format, or lacks captions of an image.
     pub fn load(settings: &config::Positives, train: &[Item]) -> Result<Self, Error> {
         let captions = match &settings.captions {
             None => Vec::new(),
@@ -29,7 +30,7 @@ impl Positives {
                     let captions = item.aliases().find_map(|name| by_name.get(name));
                     let captions = clean_captions(captions.cloned().unwrap_or_default());
                     let missing = || {
-                        Error::format(
+                        Error::invalid(
                             path.display(),
                             format!("it has no captions of {}{}", item.name, ambiguous_name_hint(item)),
                         )
@@ -47,7 +48,7 @@ impl Positives {
         self.images.is_some()
     }
 
-    /// The generated captions of a training image.
+    /// The generated captions of the training image with this index.
     pub fn captions(&self, image: usize) -> &[String] {
         self.captions.get(image).map_or(&[], |captions| captions)
     }
@@ -60,7 +61,7 @@ impl Positives {
     /// The path of the generated image for `item`.
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
         let folder = self.images.as_deref();
-        let folder = folder.ok_or_else(|| Error::format(&item.name, "there are no generated images"))?;
+        let folder = folder.ok_or_else(|| Error::invalid(&item.name, "there are no generated images"))?;
         Ok(image_path(folder, item))
     }
 }

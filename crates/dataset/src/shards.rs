@@ -19,7 +19,9 @@ const MAX_INDEX_BYTES: u64 = 256 << 20;
 /// An image in a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TarMember {
+    /// The index of the tar in [`Shards`].
     shard: usize,
+    /// The bytes of the image in the tar.
     extent: index::Extent,
 }
 
@@ -118,20 +120,20 @@ impl Indexer<'_> {
         let index_file = tar.with_suffix(INDEX_SUFFIX)?;
         if let Some(bytes) = self.stores.read_if_small(&index_file, MAX_INDEX_BYTES)?
             && let Some(index) =
-                TarIndex::parse(&bytes, &version).map_err(|problem| Error::format(&index_file.location, problem))?
+                TarIndex::parse(&bytes, &version).map_err(|problem| Error::invalid(&index_file.location, problem))?
         {
             return Ok((version, index));
         }
         tracing::info!("indexing {}", tar.location);
         let reader = self.stores.reader(tar, &version)?;
-        let index = TarIndex::build(reader, &version).map_err(|problem| Error::format(&tar.location, problem))?;
+        let index = TarIndex::build(reader, &version).map_err(|problem| Error::invalid(&tar.location, problem))?;
         self.write(&index_file, &index);
         Ok((version, index))
     }
 
     /// Writes an index. An error is logged once and otherwise ignored.
     fn write(&self, index_file: &Object, index: &TarIndex) {
-        let written = index.to_json().map_err(|error| Error::format(&index_file.location, error));
+        let written = index.to_json().map_err(|error| Error::invalid(&index_file.location, error));
         if let Err(error) = written.and_then(|json| self.stores.write(index_file, json))
             && !self.has_warned.swap(true, Ordering::Relaxed)
         {

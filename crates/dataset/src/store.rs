@@ -42,6 +42,7 @@ impl Debug for Stores {
 pub struct Object {
     /// The path or URL.
     pub location: String,
+    /// The object's name in its store.
     key: Key,
     store: Arc<dyn ObjectStore>,
     is_local: bool,
@@ -51,7 +52,7 @@ impl Object {
     /// The object whose name is this one's with a suffix.
     pub fn with_suffix(&self, suffix: &str) -> Result<Self, Error> {
         let location = format!("{}{suffix}", self.location);
-        let key = Key::parse(format!("{}{suffix}", self.key)).map_err(|error| Error::format(&location, error))?;
+        let key = Key::parse(format!("{}{suffix}", self.key)).map_err(|error| Error::invalid(&location, error))?;
         Ok(Self { location, key, store: self.store.clone(), is_local: self.is_local })
     }
 
@@ -67,7 +68,7 @@ pub struct Version {
     pub size: u64,
     /// The modification time of a file, or the entity tag of an object.
     pub tag: String,
-    /// The `If-Match` condition of requests for the same content.
+    /// The `If-Match` condition of requests for the same content: a strong entity tag.
     if_match: Option<String>,
 }
 
@@ -99,14 +100,14 @@ impl Stores {
     pub fn locate(&mut self, name: &str) -> Result<Object, Error> {
         let location = name.to_owned();
         let Some((scheme, rest)) = name.split_once("://") else {
-            let key = file_key(Path::new(name)).map_err(|problem| Error::format(&location, problem))?;
+            let key = file_key(Path::new(name)).map_err(|problem| Error::invalid(&location, problem))?;
             return Ok(Object { location, key, store: self.folders.clone(), is_local: true });
         };
         let (bucket, key) = match rest.split_once('/') {
             Some((bucket, key)) if scheme == "s3" && !bucket.is_empty() && !key.is_empty() => (bucket, key),
-            _ => return Err(Error::format(location, "is neither a path nor of the form s3://bucket/key")),
+            _ => return Err(Error::invalid(location, "is neither a path nor of the form s3://bucket/key")),
         };
-        let key = Key::parse(key).map_err(|error| Error::format(&location, error))?;
+        let key = Key::parse(key).map_err(|error| Error::invalid(&location, error))?;
         let store = match self.buckets.get(bucket) {
             Some(store) => store.clone(),
             None => {
@@ -148,7 +149,8 @@ impl Stores {
         written.map(|_| ()).map_err(|error| object.store_error(&error))
     }
 
-    /// A range of an object's bytes. Fails if its version has changed.
+    /// A range of an object's bytes. Fails if the object's version has changed and the store has
+    /// strong entity tags.
     pub fn read_range(&self, object: &Object, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
         let length = range.end.saturating_sub(range.start);
         let options = GetOptions {
@@ -159,7 +161,7 @@ impl Stores {
         let fetch = async { object.store.get_opts(&object.key, options).await?.bytes().await };
         let bytes = self.runtime.block_on(fetch).map_err(|error| object.store_error(&error))?;
         if bytes.len() as u64 != length {
-            return Err(Error::format(
+            return Err(Error::invalid(
                 &object.location,
                 format!("{} bytes instead of {length}: truncated?", bytes.len()),
             ));
@@ -167,7 +169,8 @@ impl Stores {
         Ok(bytes)
     }
 
-    /// A sequential reader of an object. Fails if its version has changed.
+    /// A sequential reader of an object. Fails as [`read_range`](Self::read_range) does if the
+    /// object's version has changed.
     pub fn reader(&self, object: &Object, version: &Version) -> Result<ObjectReader, Error> {
         let options = GetOptions { if_match: version.if_match.clone(), ..GetOptions::default() };
         let opened = self.runtime.block_on(object.store.get_opts(&object.key, options));

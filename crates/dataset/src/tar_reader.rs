@@ -79,9 +79,9 @@ pub struct MemberHeader {
     pub path: String,
     /// Whether the member is a regular file that is not sparse: its content is stored verbatim.
     pub is_plain_file: bool,
-    /// The position of its content.
+    /// The position of the member's content in the tar.
     pub offset: u64,
-    /// The size of its content; never more than the tar has after `offset`.
+    /// The size of the member's content; never more than the tar has after `offset`.
     pub length: u64,
 }
 

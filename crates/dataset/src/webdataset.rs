@@ -30,7 +30,7 @@ pub fn load(settings: &WebDataset, requested: &[Split], access: Access) -> Resul
     let mut split_of_tar = Vec::new();
     for (split, pattern) in patterns {
         let Some(pattern) = pattern.filter(|_| requested.contains(&split)) else { continue };
-        let names = brace_expansion::expand(pattern).map_err(|problem| Error::format(pattern, problem))?;
+        let names = brace_expansion::expand(pattern).map_err(|problem| Error::invalid(pattern, problem))?;
         split_of_tar.resize(split_of_tar.len() + names.len(), split);
         tars.extend(names);
     }

@@ -1,4 +1,4 @@
-//! The processes of a run.
+//! The data set and the processes of a run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,11 +14,12 @@ use crate::progress::Progress;
 /// Interval of status requests to the coordinator.
 const POLL: Duration = Duration::from_millis(250);
 
-/// Synthesizes the data set, with `more` options, unless it exists.
+/// Synthesizes a data set in `folder`, unless it exists. `more_options` are further options of
+/// `worker synthesize`.
 ///
 /// # Errors
 /// It cannot be synthesized, or the existing one has another number of images.
-pub fn synthesize(folder: &Path, images: u32, seed: u64, more: &[&str]) -> Result<()> {
+pub fn synthesize(folder: &Path, images: u32, seed: u64, more_options: &[&str]) -> Result<()> {
     if folder.join("dataset.json").exists() {
         let found = std::fs::read_dir(folder.join("images")).with_context(|| folder.display().to_string())?.count();
         let folder = folder.display();
@@ -30,7 +31,7 @@ pub fn synthesize(folder: &Path, images: u32, seed: u64, more: &[&str]) -> Resul
     }
     let mut command = command("worker")?;
     command.arg("synthesize").arg("--out").arg(folder);
-    command.args(["--images", &images.to_string(), "--seed", &seed.to_string()]).args(more);
+    command.args(["--images", &images.to_string(), "--seed", &seed.to_string()]).args(more_options);
     let status = command.status().context("cannot run worker synthesize")?;
     ensure!(status.success(), "worker synthesize failed");
     Ok(())
@@ -43,13 +44,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a coordinator on free ports, and as many workers as the run takes.
+    /// Starts a coordinator on free ports, with the run file at `run_file`, and as many workers as
+    /// that run takes. `run` is the content of the run file.
     ///
     /// # Errors
     /// A program is missing or does not start.
-    pub fn start(config: &Path, run: &RunFile) -> Result<Self> {
+    pub fn start(run_file: &Path, run: &RunFile) -> Result<Self> {
         let log = |name: &str| run.output.join(format!("{name}.log"));
-        let coordinator = Coordinator::start(command("coordinator")?, config, &[], log("coordinator"))?;
+        let coordinator = Coordinator::start(command("coordinator")?, run_file, &[], log("coordinator"))?;
         let (grpc, http) = (&coordinator.grpc_address, &coordinator.http_address);
         println!("coordinator: grpc={grpc} http={http}; page: http://{http}");
         let url = format!("http://{grpc}");
@@ -69,7 +71,7 @@ impl Cluster {
     /// by worker id.
     ///
     /// # Errors
-    /// A process failed; the message has the end of its log.
+    /// A process failed; the message has the last line of its log.
     pub async fn watch(mut self, mut progress: Progress) -> Result<BTreeMap<String, String>> {
         let url = format!("http://{}", self.coordinator.grpc_address);
         let mut admin = AdminClient::connect(url).await.context("cannot reach the coordinator")?;
@@ -97,7 +99,7 @@ impl Cluster {
     }
 }
 
-/// Whether a process still runs; fails if it has failed.
+/// Whether a process still runs. The error is that it ended with an exit status other than 0.
 fn is_alive(process: &mut Process) -> Result<bool> {
     let status = process.try_wait()?;
     status.map_or(Ok(()), |status| process.check_exit_status(status))?;

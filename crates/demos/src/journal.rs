@@ -11,9 +11,9 @@ pub struct Journal(Connection);
 
 /// A recorded evaluation.
 pub struct Evaluation {
-    /// The step of its stage.
+    /// The step of the evaluated state, in its stage.
     pub step: u64,
-    /// The last generation that took part.
+    /// The last generation that evaluated this step.
     pub generation: u64,
     /// Scores by name.
     pub metrics: BTreeMap<String, f64>,
@@ -23,13 +23,14 @@ impl Journal {
     /// Opens a journal, also while a coordinator writes to it.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no journal, or it cannot be opened.
     pub fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY);
         Ok(Self(connection.with_context(|| format!("cannot open {}", path.display()))?))
     }
 
-    /// The evaluations of a stage, in order of step, each from the last generation.
+    /// The evaluations of a stage, in order of step. If several generations evaluated a step, the
+    /// evaluation of the last one.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -45,7 +46,7 @@ impl Journal {
         .collect()
     }
 
-    /// The details of all events of a kind, in order.
+    /// The details (`detail_json`) of all events of a kind, in order.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -55,7 +56,7 @@ impl Journal {
         rows.map(|row| Ok(serde_json::from_str(&row?)?)).collect()
     }
 
-    /// The captions and references of a stage's last evaluation, by image.
+    /// The caption and the reference captions of each image in a stage's last evaluation.
     ///
     /// # Errors
     /// The stage was never evaluated, or the journal cannot be read.

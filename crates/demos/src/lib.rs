@@ -1,9 +1,9 @@
 //! Coordinators and workers on this machine, for the demo and the comparison.
 //!
 //! ```text
-//! cluster.rs   starts and watches the processes
+//! cluster.rs   synthesizes data, starts and watches the processes
 //! progress.rs  shows progress
-//! journal.rs   reads the results
+//! journal.rs   reads evaluations, captions and events from a run's journal
 //! ```
 
 pub mod cluster;
@@ -12,7 +12,7 @@ pub mod progress;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Ends with an error when the program gets a signal to end.
+/// Waits for SIGTERM or SIGINT, then returns an error.
 ///
 /// # Errors
 /// Always.

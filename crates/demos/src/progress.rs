@@ -50,7 +50,7 @@ impl Progress {
         }
     }
 
-    /// Leaves the bars on the screen.
+    /// Ends the bars, and leaves them on the screen.
     pub fn finish(&self) {
         for bar in self.bars.iter().filter(|bar| !bar.is_finished()) {
             bar.abandon();

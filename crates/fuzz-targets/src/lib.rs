@@ -1,4 +1,4 @@
-//! Every parser of input that a user or a peer controls, as a function of bytes.
+//! Parsers of input that a user or a peer controls, each as a function of bytes.
 //!
 //! `tests/fuzz` runs them under cargo-fuzz with coverage guidance, which needs a nightly compiler;
 //! `tests/mutations.rs` feeds them mutated examples on the stable one. A target may refuse its
@@ -26,7 +26,7 @@ evaluator: { weights: none }
 stages: [{ name: dico, objective: dico, steps: 9, batch: 8, optimizer: { learning_rate: 1.0e-3 } }]
 ";
 
-/// Its records, without the hash chain.
+/// The records of the example journal: rows of its tables, without the hash chain.
 const EXAMPLE_RECORDS: &str = r#"
 PRAGMA journal_mode = DELETE;
 INSERT INTO generations VALUES
@@ -42,7 +42,7 @@ INSERT INTO events VALUES
     (3, 6, 'stage_ended', '{"stage":0,"step":2,"generation":1,"cause":"best_state","reason":"it is the best"}');
 "#;
 
-/// A name and its function.
+/// The name of a target, and the function that parses an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets. `tests/fuzz/fuzz_targets` has a file for each.
@@ -120,24 +120,23 @@ pub fn run_file(bytes: &[u8]) {
     _ = config::RunFile::from_json(text);
 }
 
-/// Reads a journal in all ways but the page's.
-fn read(history: &ReadOnlyJournal) {
-    _ = audit(history);
-    _ = Report::read(history);
-    _ = history.lineage();
+/// Reads a journal for the audit, the report and the lineage.
+fn read(journal: &ReadOnlyJournal) {
+    _ = audit(journal);
+    _ = Report::read(journal);
+    _ = journal.lineage();
 }
 
 /// A journal's SQLite file.
 pub fn journal(bytes: &[u8]) {
     let folder = temporary_folder();
     std::fs::write(folder.path().join("journal.sqlite"), bytes).expect("the temporary folder can be written");
-    if let Ok(history) = ReadOnlyJournal::open(folder.path()) {
-        read(&history);
+    if let Ok(journal) = ReadOnlyJournal::open(folder.path()) {
+        read(&journal);
     }
 }
 
-/// A journal with two generations, some steps and events, in which this text stands in all JSON
-/// columns.
+/// The example journal with this text in the JSON columns of `events`, `steps` and `generations`.
 pub fn journal_json(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let folder = temporary_folder();
@@ -149,8 +148,8 @@ pub fn journal_json(bytes: &[u8]) {
         connection.execute(&update, [text]).expect("the example has these columns");
     }
     drop(connection);
-    if let Ok(history) = ReadOnlyJournal::open(folder.path()) {
-        read(&history);
+    if let Ok(journal) = ReadOnlyJournal::open(folder.path()) {
+        read(&journal);
     }
 }
 

@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// The default number of inputs of each target.
 const INPUTS: u64 = 400;
-/// Values at which parsers have their limits.
+/// Bytes at the limits of signed and unsigned numbers.
 const EDGES: [u8; 6] = [0, 1, 0x7F, 0x80, 0xFE, 0xFF];
 
 #[test]
@@ -106,8 +106,9 @@ fn pickles(archive: &[u8]) -> Vec<Vec<u8>> {
     names.into_iter().map(read).collect()
 }
 
-fn safetensors(header: &str, data: usize) -> Vec<u8> {
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data]].concat()
+/// A safetensors file with this header and `data_bytes` zeros.
+fn safetensors(header: &str, data_bytes: usize) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; data_bytes]].concat()
 }
 
 /// A shard of two samples, one with its captions in JSON.

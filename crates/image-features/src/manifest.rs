@@ -36,7 +36,8 @@ impl Dtype {
     }
 }
 
-/// The description of a frozen CLIP image encoder: identity of its weights, and how it is computed.
+/// The description of a frozen CLIP image encoder: identity of its weights, and how its outputs are
+/// computed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderDescription {
@@ -174,8 +175,8 @@ impl Manifest {
         std::fs::rename(&partial_path, &path).map_err(file_error)
     }
 
-    /// Checks that the rows of this store are those of `required`. Paths may differ; hashes may
-    /// not.
+    /// Checks that the rows of this store are those of `required`. Paths of weights and the number
+    /// type may differ; hashes may not.
     pub(crate) fn ensure_matches(&self, folder: &Path, required: &Self) -> Result<(), Error> {
         let shape = |m: &Self| format!("{} x {} + {}", m.tokens, m.width, m.embedding);
         let size = |encoder: &EncoderDescription| format!("{} pixels", encoder.image_size);

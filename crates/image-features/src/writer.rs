@@ -10,6 +10,7 @@ pub struct Writer {
     manifest: Manifest,
     features: File,
     checksums: File,
+    /// The number of rows that are on disk.
     rows: u64,
 }
 
@@ -17,8 +18,8 @@ impl Writer {
     /// Creates the store that `manifest` describes in `folder`, or continues it.
     ///
     /// # Errors
-    /// The folder has a store with another manifest, another process writes to it, or it cannot be
-    /// written.
+    /// The folder has a store with another manifest, another process writes to the store, or the
+    /// folder cannot be written.
     pub fn open(folder: &Path, manifest: Manifest) -> Result<Self, Error> {
         let file_error = |name: &str| {
             let path = folder.join(name);
@@ -75,7 +76,7 @@ impl Writer {
     /// Appends whole rows. They are on disk on return.
     ///
     /// # Errors
-    /// They cannot be written, e.g. because the disk is full; earlier rows stay intact.
+    /// The rows cannot be written, e.g. because the disk is full; earlier rows stay intact.
     ///
     /// # Panics
     /// If `bytes` does not consist of whole rows, or has more rows than there are images left.
@@ -144,6 +145,7 @@ mod tests {
         Manifest::new("train".into(), (5, "names".into()), "clip".into(), (encoder("aa"), vec![encoder("bb")]), rows)
     }
 
+    /// Rows of 16 bytes: eight numbers of type f16.
     fn rows(range: std::ops::Range<u8>) -> Vec<u8> {
         range.flat_map(|row| (0..16).map(move |i| row.wrapping_mul(16) + i)).collect()
     }

@@ -1,12 +1,12 @@
-//! Large buffers that a thread reuses for the next image: fresh pages from the kernel cost more
-//! time than filling them.
+//! Large buffers that a thread reuses for the next image: to get new pages from the kernel takes
+//! more time than to fill a buffer.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
 /// Maximal number of buffers that a thread keeps.
 const MAX_BUFFERS: usize = 8;
-/// Maximal size of a buffer that is kept: larger images are rare.
+/// Maximal size of a buffer that is kept, in bytes: larger images are rare.
 const MAX_BUFFER_BYTES: usize = 8 << 20;
 
 thread_local! {
@@ -14,7 +14,7 @@ thread_local! {
     static FREE_BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A byte buffer with arbitrary initial content.
+/// A byte buffer. Its initial content is arbitrary: it may come from an earlier use.
 pub struct Buffer(Vec<u8>);
 
 impl Buffer {

@@ -56,7 +56,7 @@ fn read_exif(reader: &mut (impl Read + Seek)) -> Option<Vec<u8>> {
         let [0xFF, marker, high, low] = segment else { return None };
         let length = u16::from_be_bytes([high, low]).checked_sub(2)?;
         match marker {
-            // Start of scan or end of image: no further segments.
+            // Start of scan or end of image (or a misplaced start of image): no further segments.
             0xD8..=0xDA => return None,
             0xE1 => {
                 let mut content = vec![0; usize::from(length)];

@@ -66,8 +66,8 @@ impl Preprocessing {
     /// Preprocesses an encoded image to `size` x `size` pixels: RGB interleaved, row by row.
     ///
     /// # Errors
-    /// The image is not a JPEG, PNG or WebP, is damaged or truncated, or has more pixels or bytes
-    /// than Pillow would decode.
+    /// The image is not a JPEG, PNG or WebP, is damaged or truncated, has no pixels or more than
+    /// Pillow would decode, or takes more than 512 MiB when decoded; or `size` is 0.
     pub fn apply(self, encoded: &[u8], size: u32) -> Result<Vec<u8>, Error> {
         let orientation = if self.exif { orientation(encoded) } else { Orientation::NoTransforms };
         if orientation == Orientation::NoTransforms {
@@ -212,7 +212,8 @@ fn check_signature(start: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// Whether the last bytes of an image are those that its format requires at the end.
+/// Whether an image ends as its format requires, by its last bytes or, for WebP, by the length in
+/// its header.
 fn has_complete_ending(reader: &mut (impl BufRead + Seek)) -> std::io::Result<bool> {
     let length = reader.seek(SeekFrom::End(0))?;
     let (mut start, mut end) = ([0; 12], [0; 12]);

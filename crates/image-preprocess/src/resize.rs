@@ -6,7 +6,8 @@
 //! with the vertical pass for tall images, to save time, and differs by some levels.
 //!
 //! Pillow scales the whole image: 1 x 100,000 pixels to 224 x 22,400,000. This module computes only
-//! the crop, so that memory stays within the decoded image and `size` columns of it.
+//! the crop. Beside the decoded image it needs memory for the result of the horizontal pass: `size`
+//! columns of at most the image's height.
 //!
 //! The input is stored column by column, so that both passes are weighted sums of contiguous bytes,
 //! which the compiler vectorizes.
@@ -79,16 +80,17 @@ fn covered_range(taps: &[FilterTaps]) -> Range<usize> {
 /// The part of an image that a plan reads. It is stored column by column; each column has all reds,
 /// then all greens, then all blues.
 pub struct SourceColumns {
-    /// The bytes of a channel of a column, rounded up to a multiple of [`BLOCK_BYTES`].
-    height: usize,
+    /// The number of bytes from one channel of a column to the next: the number of rows, rounded up
+    /// to a multiple of [`BLOCK_BYTES`].
+    channel_stride: usize,
     bytes: Buffer,
 }
 
 impl SourceColumns {
-    /// Columns with arbitrary content.
+    /// Columns whose bytes the caller has to write: their initial content is arbitrary.
     pub fn new(plan: &ResizePlan) -> Self {
-        let height = plan.rows().len().next_multiple_of(BLOCK_BYTES);
-        Self { height, bytes: Buffer::new(plan.columns().len() * 3 * height) }
+        let channel_stride = plan.rows().len().next_multiple_of(BLOCK_BYTES);
+        Self { channel_stride, bytes: Buffer::new(plan.columns().len() * 3 * channel_stride) }
     }
 
     /// Copies the columns of a decoded image.
@@ -97,20 +99,20 @@ impl SourceColumns {
         let Range { start, end } = plan.columns();
         let rows = image.pixels.chunks_exact(3 * image.width).skip(plan.rows().start).take(plan.rows().len());
         for (y, row) in rows.enumerate() {
-            let targets = columns.bytes[y..].iter_mut().step_by(columns.height);
+            let targets = columns.bytes[y..].iter_mut().step_by(columns.channel_stride);
             targets.zip(&row[3 * start..3 * end]).for_each(|(target, &value)| *target = value);
         }
         columns
     }
 
     /// The number of bytes from one channel of a column to the next.
-    pub fn height(&self) -> usize {
-        self.height
+    pub fn channel_stride(&self) -> usize {
+        self.channel_stride
     }
 
     /// The columns, each with all three channels.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        self.bytes.chunks_exact_mut(3 * self.height)
+        self.bytes.chunks_exact_mut(3 * self.channel_stride)
     }
 }
 
@@ -119,26 +121,27 @@ impl SourceColumns {
 pub fn resize_and_crop(plan: &ResizePlan, columns: &SourceColumns) -> Vec<u8> {
     let ResizePlan { size, horizontal, vertical } = plan;
     let (first_column, rows) = (plan.columns().start, plan.rows());
-    let width = (3 * size).next_multiple_of(BLOCK_BYTES);
-    let mut intermediate = Buffer::new(rows.len().next_multiple_of(BLOCK_BYTES) * width);
+    let channel_stride = columns.channel_stride;
+    let row_stride = (3 * size).next_multiple_of(BLOCK_BYTES);
+    let mut intermediate = Buffer::new(channel_stride * row_stride);
     for (x, taps) in horizontal.iter().enumerate() {
         for channel in 0..3 {
             let first = 3 * (taps.first - first_column) + channel;
-            for y in (0..columns.height).step_by(BLOCK_BYTES) {
+            for y in (0..channel_stride).step_by(BLOCK_BYTES) {
                 let sums =
-                    weighted_sum(&columns.bytes[first * columns.height + y..], 3 * columns.height, &taps.weights);
-                let targets = intermediate[y * width + 3 * x + channel..].iter_mut().step_by(width);
+                    weighted_sum(&columns.bytes[first * channel_stride + y..], 3 * channel_stride, &taps.weights);
+                let targets = intermediate[y * row_stride + 3 * x + channel..].iter_mut().step_by(row_stride);
                 targets.zip(sums).for_each(|(target, value)| *target = value);
             }
         }
     }
-    let mut pixels = Vec::with_capacity(size * width);
+    let mut pixels = Vec::with_capacity(size * row_stride);
     for taps in vertical {
-        let source_rows = &intermediate[(taps.first - rows.start) * width..];
-        for x in (0..width).step_by(BLOCK_BYTES) {
-            pixels.extend(weighted_sum(&source_rows[x..], width, &taps.weights));
+        let source_rows = &intermediate[(taps.first - rows.start) * row_stride..];
+        for x in (0..row_stride).step_by(BLOCK_BYTES) {
+            pixels.extend(weighted_sum(&source_rows[x..], row_stride, &taps.weights));
         }
-        pixels.truncate(pixels.len() + 3 * size - width);
+        pixels.truncate(pixels.len() + 3 * size - row_stride);
     }
     pixels
 }
@@ -190,8 +193,8 @@ fn cubic(x: f64) -> f64 {
 #[inline(always)]
 fn weighted_sum(bytes: &[u8], stride: usize, weights: &[i32]) -> [u8; BLOCK_BYTES] {
     let mut sums = [ROUNDING; BLOCK_BYTES];
-    for (row, &weight) in bytes.chunks(stride).zip(weights) {
-        for (sum, &value) in sums.iter_mut().zip(&row[..BLOCK_BYTES]) {
+    for (chunk, &weight) in bytes.chunks(stride).zip(weights) {
+        for (sum, &value) in sums.iter_mut().zip(&chunk[..BLOCK_BYTES]) {
             *sum = sum.wrapping_add(i32::from(value).wrapping_mul(weight));
         }
     }

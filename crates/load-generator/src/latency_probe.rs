@@ -12,7 +12,8 @@ use crate::{recorder::Recorder, usage::Usage};
 /// The interval between requests.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Sends requests and reads the resource usage of the coordinator's process, until it is dropped.
+/// Sends requests and reads the resource usage of the coordinator's process, until this future is
+/// dropped.
 /// Each request is to resume the run, which the coordinator refuses: it passes through the same
 /// queue as a heartbeat, and the response is short.
 pub async fn run(admin: AdminClient<Channel>, process_id: u32, recorder: Arc<Recorder>) {

@@ -42,14 +42,14 @@ const RESERVED_FILES: u64 = 100;
 ///
 /// The report has:
 ///
-/// - join storm: all workers join at the same moment. The time of one `Join` with connecting, and
-///   the times until the last worker has joined, until the last one has its rendezvous, and until
+/// - join storm: all workers start at the same moment, and at most 16 at a time join. The times
+///   from the start until each worker has joined, until the last one has its rendezvous, and until
 ///   the first steps are granted.
 /// - fan-out of a directive: the time from the first worker's receipt of a `Train` directive to the
 ///   last one's; and from the report that triggered it to the last one's receipt.
 /// - heartbeat: heartbeats are not answered, so a probe sends a request 20 times per second over
 ///   its own connection, through the same queue. The round trip of a probe is an upper bound for a
-///   heartbeat. It is counted from when the request was due.
+///   heartbeat. It is counted from the time at which the request was due.
 /// - CPU seconds and peak memory of the coordinator, CPU seconds of this process. Both share the
 ///   machine.
 #[derive(Debug, Parser)]

@@ -12,25 +12,26 @@ const VALIDATION_IMAGES: u64 = 20 * IMAGES_PER_EVALUATION_RANGE;
 const CANDIDATES: u32 = 5;
 /// The number of tokens per candidate.
 const TOKENS_PER_CANDIDATE: u64 = 12;
-/// The number of different step reports.
+/// The number of different sets of summaries in step reports.
 const STEP_REPORTS: u32 = 64;
 /// The dimension of an embedding.
 const EMBEDDING_SIZE: usize = 64;
 
-/// Step reports, created in advance because creating one costs more than sending it.
+/// Creates step reports from summaries that are created in advance, because creating summaries
+/// costs more than sending a report.
 pub struct StepReports {
     summaries: Vec<HashMap<String, v1::Summary>>,
 }
 
 impl StepReports {
-    /// Creates the summaries of all reports.
+    /// Creates the summaries.
     pub fn new() -> Self {
         Self { summaries: (0..STEP_REPORTS).map(summaries).collect() }
     }
 
     /// A worker's report of a step: one image, with all summaries of DiCO.
-    pub fn step_done(&self, number: u32, position: v1::Position, seconds: f64) -> v1::StepDone {
-        let report = (u64::from(number) + position.step) as usize % self.summaries.len();
+    pub fn step_done(&self, worker_number: u32, position: v1::Position, seconds: f64) -> v1::StepDone {
+        let report = (u64::from(worker_number) + position.step) as usize % self.summaries.len();
         v1::StepDone {
             position: Some(position),
             loss_sum: 1.0,
@@ -76,7 +77,7 @@ pub fn evaluation_items(range: v1::ImageRange) -> Vec<v1::EvaluationItem> {
     (range.begin..range.end).map(item).collect()
 }
 
-/// A unit vector that differs slightly between images.
+/// A one-hot vector. Images whose numbers are equal modulo [`EMBEDDING_SIZE`] have the same.
 fn unit_vector(image: u64) -> Vec<f32> {
     let mut vector = vec![0.0; EMBEDDING_SIZE];
     vector[image as usize % EMBEDDING_SIZE] = 1.0;
@@ -85,13 +86,13 @@ fn unit_vector(image: u64) -> Vec<f32> {
 
 /// The summaries of all training metrics for the step report with this number.
 fn summaries(report: u32) -> HashMap<String, v1::Summary> {
-    // Different numbers in 0..1 for each report.
-    let value = |k: u32| f64::from((report * 97 + k * 31) % 1000) / 1000.0;
-    let values = |name| match name {
+    // Numbers in 0..1 that differ between reports.
+    let value = |index: u32| f64::from((report * 97 + index * 31) % 1000) / 1000.0;
+    let value_count = |name| match name {
         names::REWARD_CHOSEN | names::REWARD_MARGIN | names::IMPLICIT_ACCURACY | names::GAMMA_ENTROPY => 1,
         names::REWARD_REJECTED => CANDIDATES - 1,
         _ => CANDIDATES,
     };
-    let summary = |name| v1::Summary::from(&Summary::of((0..values(name)).map(value)));
+    let summary = |name| v1::Summary::from(&Summary::of((0..value_count(name)).map(value)));
     metric_catalogue::TRAINING_METRICS.into_iter().map(|name| (name.to_owned(), summary(name))).collect()
 }

@@ -20,7 +20,7 @@ pub struct Recorder {
 /// The measurements of a load test.
 #[derive(Clone, Debug, Default)]
 pub struct Measurements {
-    /// When each worker had joined.
+    /// When each worker had joined, in the order of joining.
     pub join_times: Vec<Duration>,
     /// When the last worker received its rendezvous.
     pub rendezvous_complete: Duration,
@@ -36,9 +36,9 @@ pub struct Measurements {
     pub usage_before_training: Usage,
     /// The coordinator's latest resource usage.
     pub usage: Usage,
-    /// The size of one worker's messages to the coordinator, without captions, in bytes.
+    /// The total size of one worker's messages to the coordinator, without captions, in bytes.
     pub sent_bytes: u64,
-    /// The size of the coordinator's messages to that worker, in bytes.
+    /// The total size of the coordinator's messages to that worker, in bytes.
     pub received_bytes: u64,
 }
 

@@ -26,9 +26,9 @@ pub struct Report {
     pub steps_recorded: u64,
     /// The number of generations.
     pub generations: u64,
-    /// The time from the first grant to the end.
+    /// The time from the first grant to the first report of the last step.
     pub training_seconds: f64,
-    /// The simultaneous join of all workers.
+    /// The join of all workers, which start at the same moment.
     pub join_storm: JoinStorm,
     /// The delivery of directives to all workers.
     pub fan_out: FanOut,
@@ -38,16 +38,16 @@ pub struct Report {
     pub coordinator: CoordinatorUsage,
     /// CPU seconds of all workers together.
     pub workers_cpu_seconds: f64,
-    /// The size of one worker's messages.
+    /// The total size of the messages from and to one worker.
     pub messages: MessageSizes,
 }
 
-/// The simultaneous join of all workers. Times start when they begin to connect.
+/// The join of all workers, which start at the same moment. Times are since that moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct JoinStorm {
     /// The number of workers that joined.
     pub joined: usize,
-    /// The time until a worker has joined.
+    /// The times until each worker has joined.
     pub join_seconds: Percentiles,
     /// The time until the last worker has its rendezvous.
     pub formed_seconds: f64,
@@ -58,11 +58,11 @@ pub struct JoinStorm {
 /// The delivery of `Train` directives to all workers.
 #[derive(Clone, Debug, Serialize)]
 pub struct FanOut {
-    /// The number of directives to each worker.
+    /// The number of `Train` directives to each worker.
     pub directives: usize,
     /// The time from the first worker's receipt to the last one's.
     pub spread_seconds: Percentiles,
-    /// The number of directives that a worker's report of a step triggered.
+    /// The number of these directives that a worker's report of a step triggered.
     pub triggered: usize,
     /// The time from that report to the last worker's receipt.
     pub from_report_seconds: Percentiles,
@@ -91,7 +91,7 @@ pub struct CoordinatorUsage {
     pub peak_memory_bytes: u64,
 }
 
-/// The size of one worker's messages, without the overhead of HTTP/2 and TCP.
+/// The total size of the messages from and to one worker, without the overhead of HTTP/2 and TCP.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct MessageSizes {
     /// To the coordinator, without captions, in bytes.
@@ -180,7 +180,8 @@ impl Report {
 
 /// The times from a worker's report to the last receipt of the directive that it triggered. The
 /// coordinator sends a grant of half a window, as most are, when the report of a step makes that
-/// many steps available. Other grants have other causes, or end at a boundary; they are left out.
+/// many steps available. Grants of other sizes have other causes, or end at a boundary; they are
+/// left out.
 fn times_from_report(measurements: &Measurements, window: u32) -> Vec<Duration> {
     let since_report = |(first_step, grant): (&u64, &StepGrant)| {
         let report = (first_step + u64::from(grant.steps)).checked_sub(window.into())?;

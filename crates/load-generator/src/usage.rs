@@ -13,8 +13,8 @@ impl Usage {
     /// The usage of the process with this id; none if it has ended.
     pub fn of(process_id: u32) -> Option<Self> {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/{process_id}/{file}")).ok();
-        // The name of the program, in parentheses, may contain spaces; user and system time are
-        // fields 14 and 15.
+        // The name of the program, field 2, is in parentheses and may contain spaces. User and
+        // system time are fields 14 and 15.
         let (stat, status) = (read("stat")?, read("status")?);
         let ticks = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
         let ticks: u64 = ticks.map_while(|field| field.parse::<u64>().ok()).sum();

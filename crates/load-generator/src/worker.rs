@@ -28,12 +28,13 @@ const MAX_QUEUED_MESSAGES: usize = 16;
 /// Maximal number of received directives that a worker has not executed yet.
 const MAX_QUEUED_DIRECTIVES: usize = 16;
 
-/// Maximal number of concurrent joins: the coordinator limits the reservations of one address.
+/// Maximal number of workers that are between `Join` and an open session. It is below the
+/// coordinator's limit of 32 reservations of one IP address, beyond which workers have to retry.
 pub const MAX_CONCURRENT_JOINS: usize = 16;
 /// The delay before a worker retries a join.
 const JOIN_RETRY_DELAY: Duration = Duration::from_millis(20);
 
-/// The state that all workers share.
+/// What all simulated workers share.
 pub struct Cluster {
     /// The parameters of the load test.
     pub load: LoadTest,
@@ -45,7 +46,7 @@ pub struct Cluster {
     pub join_permits: Semaphore,
     /// The simulated all-reduce at the end of a step.
     pub all_reduce: Barrier,
-    /// The step reports that workers send.
+    /// The pool from which workers take the summaries of their step reports.
     pub step_reports: StepReports,
     /// The measurements.
     pub recorder: Arc<Recorder>,
@@ -71,6 +72,7 @@ pub async fn run(cluster: &Cluster, number: u32) -> Result<()> {
     let join_permit = cluster.join_permits.acquire().await?;
     let reservation = loop {
         match client.join(join.clone()).await {
+            // The coordinator asks the worker to retry.
             Err(status) if status.code() == Code::Aborted => time::sleep(JOIN_RETRY_DELAY).await,
             response => break response?.into_inner(),
         }
@@ -106,19 +108,22 @@ pub async fn run(cluster: &Cluster, number: u32) -> Result<()> {
 
 struct Worker<'a> {
     cluster: &'a Cluster,
+    /// The number of this worker in the load test; not its worker id, which the coordinator
+    /// chooses.
     number: u32,
     outbox: mpsc::Sender<v1::WorkerMessage>,
 }
 
 impl Worker<'_> {
-    /// Whether this worker's messages are measured. All workers send and receive the same number of
-    /// bytes, so one is enough.
+    /// Whether this worker's messages are measured. Apart from captions, all workers send and
+    /// receive nearly the same number of bytes, so one is enough.
     fn is_measured(&self) -> bool {
         self.number == 0
     }
 
     async fn send(&self, message: Message) {
-        // Only some workers write captions.
+        // Captions are not measured: workers caption different numbers of images, some of them
+        // none.
         let is_measured = self.is_measured() && !matches!(message, Message::EvaluationItems(_));
         let message = v1::WorkerMessage { message: Some(message) };
         if is_measured {

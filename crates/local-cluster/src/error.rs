@@ -7,7 +7,7 @@ pub enum Error {
     /// The operating system cannot report the path of the running program.
     #[error("the path of this program is unknown: {0}")]
     CurrentExe(std::io::Error),
-    /// The program has not been built.
+    /// There is no program at the expected path: it has not been built.
     #[error("{} is missing: `cargo build --workspace --bins` builds it", path.display())]
     MissingProgram {
         /// The expected path of the program.
@@ -46,7 +46,7 @@ pub enum Error {
     MissingAddress {
         /// The name of the process.
         name: String,
-        /// The line that it printed.
+        /// The line that the process printed.
         line: String,
     },
 }

@@ -20,7 +20,7 @@ pub use process::Process;
 /// The path of the program `name` in the folder of `target` that the running program was built in.
 ///
 /// # Errors
-/// The program has not been built.
+/// The program has not been built, or the path of the running program is unknown.
 pub fn program_path(name: &str) -> Result<PathBuf, Error> {
     let current_exe = std::env::current_exe().map_err(Error::CurrentExe)?;
     // target/PROFILE/PROGRAM, or target/PROFILE/deps/TEST.
@@ -29,10 +29,10 @@ pub fn program_path(name: &str) -> Result<PathBuf, Error> {
     if path.exists() { Ok(path) } else { Err(Error::MissingProgram { path }) }
 }
 
-/// A command that runs the program `name` of the same folder, with an empty standard input.
+/// A command that runs the program at [`program_path`]`(name)`, with an empty standard input.
 ///
 /// # Errors
-/// The program has not been built.
+/// As for [`program_path`].
 pub fn command(name: &str) -> Result<Command, Error> {
     let mut command = Command::new(program_path(name)?);
     command.stdin(Stdio::null());

@@ -37,7 +37,7 @@ impl Process {
     /// Waits for the next line of standard output.
     ///
     /// # Errors
-    /// The process ended without another line.
+    /// The process ended without another line, or its output cannot be read or is not UTF-8.
     pub fn read_line(&mut self) -> Result<String, Error> {
         let mut line = String::new();
         self.stdout.read_line(&mut line).map_err(|source| self.process_error(source))?;
@@ -84,7 +84,7 @@ impl Process {
     /// Waits until the process ends. Returns the rest of its standard output.
     ///
     /// # Errors
-    /// The process ends with an exit status other than 0.
+    /// The exit status is not 0, or the output cannot be read or is not UTF-8.
     pub fn finish(&mut self) -> Result<String, Error> {
         let stdout = self.read_to_end()?;
         let status = self.wait()?;
@@ -92,10 +92,10 @@ impl Process {
         Ok(stdout)
     }
 
-    /// Checks that an exit status of this process is 0.
+    /// Checks that `status`, the exit status of this process, is 0.
     ///
     /// # Errors
-    /// It is not.
+    /// The exit status is not 0.
     pub fn check_exit_status(&self, status: ExitStatus) -> Result<(), Error> {
         if status.success() {
             return Ok(());

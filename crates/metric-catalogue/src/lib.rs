@@ -1,7 +1,7 @@
-//! The one table of metrics, and names that programs and files share.
+//! The table of all metrics, and names that several programs and files use.
 //!
 //! - [`metrics`]: what a run measures: name, label, unit, direction, range and definition of each.
-//! - [`names`]: constants for names in the code, and the normalized names of splits.
+//! - [`names`]: names of training metrics, phases and domains, and the normalized names of splits.
 
 pub mod metrics;
 pub mod names;

@@ -1,9 +1,9 @@
-//! The metrics of training steps and of evaluations: the one table that run files, guards, the
-//! journal, Prometheus, the page, reports and documents follow.
+//! The metrics of training steps and of evaluations. Run files, guards, the journal, Prometheus,
+//! the page, reports and documents take names and descriptions from this table.
 
 use crate::names;
 
-/// The origin of a metric, and its requirements.
+/// What a metric is computed in (training steps or evaluations), and from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Training steps of `scst` and `dico` stages.
@@ -39,26 +39,26 @@ pub enum Direction {
     Neutral,
 }
 
-/// A metric.
+/// A metric: a statistic of training steps or a score of evaluations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Metric {
     /// Its name in run files, in the journal and in labels of Prometheus.
     pub name: &'static str,
     /// Its name on pages and in reports.
     pub label: &'static str,
-    /// Where it comes from.
+    /// What it is computed in and from.
     pub source: Source,
     /// Which values are better.
     pub direction: Direction,
     /// The Prometheus gauge of its mean in the last step; none if there is no such gauge.
     pub gauge: Option<&'static str>,
-    /// What it is.
+    /// Its definition, for documents.
     pub definition: &'static str,
     /// Its unit.
     pub unit: &'static str,
     /// The lowest and the highest possible value; none where there is no such bound.
     pub range: [Option<f64>; 2],
-    /// Typical values.
+    /// Typical values, for documents.
     pub typical: &'static str,
 }
 
@@ -82,14 +82,14 @@ pub fn label(name: &str) -> Option<&'static str> {
     metric(name).map(|metric| metric.label).or_else(value)
 }
 
-/// A value of each training step that is no metric of learning: guards do not take it.
+/// A value that each training step reports besides its metrics. Rules of guards cannot use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepValue {
     /// Its name in the journal.
     pub name: &'static str,
     /// Its name on pages and in reports.
     pub label: &'static str,
-    /// What it is.
+    /// Its definition, for documents.
     pub definition: &'static str,
 }
 
@@ -116,8 +116,9 @@ const fn bounded(low: f64, high: f64) -> [Option<f64>; 2] {
     [Some(low), Some(high)]
 }
 
-/// From 0 up.
-const COUNT: [Option<f64>; 2] = [Some(0.0), None];
+/// The range of metrics that are 0 or above.
+const NON_NEGATIVE: [Option<f64>; 2] = [Some(0.0), None];
+/// The range of metrics without bounds.
 const ANY: [Option<f64>; 2] = [None, None];
 
 /// All metrics: those of training steps first, then those of evaluations. The order is that of
@@ -153,7 +154,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: Some("dico_reward_margin"),
         definition: "Reward of the chosen candidate minus the mean reward of the others.",
         unit: "weighted sum of the rewards",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "0.02 to 0.1 for `{ pac_s: 1 }`",
     },
     Metric {
@@ -188,7 +189,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: Some("dico_gamma_entropy"),
         definition: "Entropy of the weights of an image's rejected candidates.",
         unit: "nats",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "0 (all weight on one) to ln(beams - 1) (equal weights), which is 1.39 for 5 beams",
     },
     Metric {
@@ -199,7 +200,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: Some("dico_caption_length"),
         definition: "Tokens of a candidate, end token included.",
         unit: "tokens",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "10 to 15 on COCO; values near `decoding.max_length` mean captions that do not end",
     },
     Metric {
@@ -402,7 +403,7 @@ pub const METRICS: [Metric; 36] = [
         definition: "Mean number of words of a caption that occur earlier in it: all words less the different ones. It is a \
                      count, not a share.",
         unit: "words per caption",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "1 to 2 on COCO, where articles repeat",
     },
     Metric {
@@ -413,7 +414,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: None,
         definition: "Mean number of 2-grams of a caption that occur earlier in it. It is a count, not a share.",
         unit: "2-grams per caption",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "0.05 to 0.3 on COCO; above 1 captions repeat phrases",
     },
     Metric {
@@ -424,7 +425,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: None,
         definition: "Mean number of 3-grams of a caption that occur earlier in it. It is a count, not a share.",
         unit: "3-grams per caption",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "0 to 0.1 on COCO; above 0.5 captions repeat phrases",
     },
     Metric {
@@ -435,7 +436,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: None,
         definition: "Mean number of 4-grams of a caption that occur earlier in it. It is a count, not a share.",
         unit: "4-grams per caption",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "0 to 0.05 on COCO; above 0.5 captions repeat phrases",
     },
     Metric {
@@ -479,7 +480,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: None,
         definition: "Number of different words of all captions together.",
         unit: "words",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "500 to 1,500 for COCO's 5,000 captions",
     },
     Metric {
@@ -490,7 +491,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: None,
         definition: "Mean number of words of a caption. Punctuation does not count.",
         unit: "words per caption",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "9 to 11 after `cross_entropy` on COCO, more after `dico`",
     },
     Metric {
@@ -523,7 +524,7 @@ pub const METRICS: [Metric; 36] = [
         gauge: None,
         definition: "Mean number of objects, colours, sizes and relations that a caption states. Only with `data.scenes`.",
         unit: "statements per caption",
-        range: COUNT,
+        range: NON_NEGATIVE,
         typical: "4 after `cross_entropy` and 7.5 after `dico` in the demo",
     },
 ];
@@ -542,13 +543,14 @@ const fn table_names<const N: usize>(first: usize) -> [&'static str; N] {
     names
 }
 
-/// The metrics of training: a step reports a summary of each.
+/// The names of the metrics of training steps. A step of a `dico` stage reports a summary of each,
+/// one of an `scst` stage those of [`Source::RewardedStep`], others none.
 pub const TRAINING_METRICS: [&str; STEP_METRIC_COUNT] = table_names(0);
 
-/// The metrics of evaluations.
+/// The names of the metrics of evaluations.
 pub const EVALUATION_METRICS: [&str; METRICS.len() - STEP_METRIC_COUNT] = table_names(STEP_METRIC_COUNT);
 
-/// The retrieval metrics among them.
+/// The names of the retrieval metrics, which are among [`EVALUATION_METRICS`].
 pub const RETRIEVAL_METRICS: [&str; 4] = ["retrieval_r1", "retrieval_r5", "retrieval_r10", "retrieval_mrr"];
 
 #[cfg(test)]

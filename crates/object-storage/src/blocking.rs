@@ -1,8 +1,9 @@
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A tokio runtime of two threads on which synchronous code runs the futures of `object_store`.
+/// A tokio runtime of two threads, with which synchronous code runs the futures of `object_store`.
 #[derive(Debug)]
 pub struct BlockingRuntime {
+    /// Some until `drop` takes it.
     runtime: Option<Runtime>,
     handle: Handle,
 }
@@ -32,7 +33,7 @@ impl BlockingRuntime {
 
 impl Drop for BlockingRuntime {
     fn drop(&mut self) {
-        // Waiting for the threads would panic if asynchronous code drops the owner.
+        // Dropping the `Runtime` would wait for its threads, which panics in asynchronous code.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

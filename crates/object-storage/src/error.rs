@@ -1,4 +1,4 @@
-/// Maximal length of a store's message in an error; the rest is cut off.
+/// Maximal length of an error message of a store, in characters; the rest is cut off.
 const MAX_MESSAGE_CHARS: usize = 400;
 
 /// A location that cannot be parsed.

@@ -1,6 +1,5 @@
-//! Access to folders and S3 buckets through the crate `object_store`, for synchronous code.
-//!
-//! `checkpoint-store` and `dataset` use it.
+//! Access to folders and S3 buckets through the crate `object_store`, for synchronous code: the
+//! crates `checkpoint-store` and `dataset`. A *store* is a folder or bucket as an `ObjectStore`.
 
 mod access;
 mod blocking;

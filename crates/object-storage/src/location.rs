@@ -10,11 +10,11 @@ use crate::LocationError;
 pub enum Location {
     /// A folder on a disk.
     Folder(PathBuf),
-    /// A prefix, which may be empty, of an S3 bucket.
+    /// An S3 bucket, or the part of it below a prefix.
     Bucket {
         /// The name of the bucket.
         name: String,
-        /// The prefix of all keys.
+        /// The prefix of the keys of all objects at the location; may be empty.
         prefix: Key,
     },
 }
@@ -23,7 +23,7 @@ impl Location {
     /// Parses a path, `file:///folder` or `s3://bucket/prefix`.
     ///
     /// # Errors
-    /// The location has none of these forms.
+    /// The location has none of these forms, or its prefix is not a valid key.
     pub fn parse(location: &str) -> Result<Self, LocationError> {
         let error = |problem: String| LocationError { location: location.to_owned(), problem };
         let unknown_form =

@@ -1,5 +1,5 @@
-//! An S3 server on the loopback for tests. Implements the requests of `object_store`, and injects
-//! failures.
+//! An S3 server on the loopback interface, for tests. Implements the requests of `object_store`,
+//! and injects failures. Requests for an object with `forbidden` in its name are denied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -17,13 +17,15 @@ use tokio::runtime::Runtime;
 
 #[derive(Default)]
 struct State {
+    /// The contents of all objects, by `bucket/key`.
     objects: BTreeMap<String, Vec<u8>>,
     /// The parts, by number, of each open multipart upload, by its id.
     uploads: BTreeMap<String, BTreeMap<u32, Vec<u8>>>,
+    /// The number of multipart uploads that were started; also the source of their ids.
     started_uploads: usize,
-    /// The names of objects that were read without a range.
+    /// The names of objects that were read without a range, once for each read.
     full_reads: Vec<String>,
-    /// The number of following requests that will fail.
+    /// The number of next requests that will fail.
     injected_failures: usize,
     failed_requests: usize,
     is_read_only: bool,
@@ -103,7 +105,7 @@ impl S3TestServer {
         self.state().full_reads.iter().filter(|name| name.ends_with(suffix)).count()
     }
 
-    /// Makes the next requests fail with status 500.
+    /// Makes this number of next requests fail with status 500.
     pub fn fail_next_requests(&self, requests: usize) {
         self.state().injected_failures = requests;
     }

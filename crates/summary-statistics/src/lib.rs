@@ -1,9 +1,10 @@
-//! Mergeable summaries of distributions, and the names of metrics.
+//! Mergeable summaries of distributions.
 //!
 //! Workers report a summary of their share of a step; the coordinator merges these into the summary
 //! of the whole step. Count, mean and variance merge exactly (Chan, Golub and LeVeque 1979).
-//! Quantiles come from a DDSketch (Masson, Rim and Lee, VLDB 2019), which estimates them within 1%.
-//! The number of buckets is bounded, also in a summary from a peer.
+//! Quantiles come from a DDSketch (Masson, Rim and Lee, VLDB 2019), which estimates them within 1%
+//! for magnitudes from 1e-9 to 1e9. The number of buckets is bounded, also in a summary from a
+//! peer.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +12,15 @@ use std::collections::BTreeMap;
 const RELATIVE_ACCURACY: f64 = 0.01;
 /// Values nearer to zero count as zero.
 const MIN_MAGNITUDE: f64 = 1e-9;
-/// Values farther from zero are clamped to this, so that the sum of their squares stays finite.
+/// Values farther from zero are clamped to this magnitude, so that the sum of their squares stays
+/// finite.
 const MAX_MAGNITUDE: f64 = 1e100;
 /// The range of bucket indices; indices outside are clamped. It covers magnitudes from 1e-9 to more
 /// than 1e9, and bounds a sketch to about 2,000 buckets per sign.
 const BUCKET_RANGE: std::ops::RangeInclusive<i32> = -1040..=1040;
 
 /// Maximal number of values in a summary from a peer. It is more than any step has, and sums of
-/// such counts do not overflow.
+/// millions of such counts do not overflow.
 const MAX_COUNT: u64 = 1 << 40;
 
 /// A distribution: count, moments, extremes and a quantile sketch.
@@ -53,7 +55,6 @@ fn gamma() -> f64 {
 
 /// The index of the bucket of a magnitude.
 fn bucket_of(magnitude: f64) -> i32 {
-    // A float-to-int cast saturates, so infinite magnitudes land in the last bucket.
     let index = (magnitude.ln() / gamma().ln()).ceil() as i32;
     index.clamp(*BUCKET_RANGE.start(), *BUCKET_RANGE.end())
 }
@@ -89,7 +90,7 @@ impl Summary {
         self.merge(&Self(single));
     }
 
-    /// Merges another summary into this single.
+    /// Merges another summary into this one.
     pub fn merge(&mut self, other: &Self) {
         let (Self(own), Self(other)) = (self, other);
         if other.count == 0 {
@@ -127,13 +128,14 @@ impl Summary {
         self.0.mean
     }
 
-    /// The standard deviation (of the population).
+    /// The standard deviation (of the population); 0 if there are no values.
     #[must_use]
     pub fn standard_deviation(&self) -> f64 {
         if self.0.count == 0 { 0.0 } else { (self.0.m2 / self.0.count as f64).max(0.0).sqrt() }
     }
 
-    /// The `q` quantile for `q` in 0..=1, within 1%; none if there are no values.
+    /// The `q` quantile for `q` in 0..=1, within 1% for magnitudes from 1e-9 to 1e9; none if there
+    /// are no values.
     #[must_use]
     pub fn quantile(&self, q: f64) -> Option<f64> {
         if self.0.count == 0 {
@@ -159,7 +161,8 @@ impl From<Summary> for SummaryParts {
     }
 }
 
-/// The error of converting [`SummaryParts`] that contradict each other.
+/// The error of converting [`SummaryParts`] that contradict each other, are not finite, or exceed a
+/// limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("summary whose count, moments and buckets are inconsistent")]
 pub struct InconsistentSummaryError;

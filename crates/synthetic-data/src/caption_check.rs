@@ -10,10 +10,10 @@ use crate::scene::{Object, Scene};
 pub struct CaptionCheck {
     /// Whether the caption belongs to the caption language.
     pub grammatical: bool,
-    /// Whether all its claims hold in the scene. False for an ungrammatical caption.
+    /// Whether all its claims are true of the scene. False for an ungrammatical caption.
     pub truthful: bool,
-    /// The number of facts that it states, true or not: objects, colours, sizes and relations. 0
-    /// for an ungrammatical caption.
+    /// The number of its claims, true or not: objects, colours, sizes and relations. 0 for an
+    /// ungrammatical caption.
     pub details: u32,
 }
 
@@ -35,7 +35,8 @@ fn is_truthful(claims: &Claims, scene: &Scene) -> bool {
     claims.phrases.len() <= scene.objects().len() && can_match_rest(claims, scene, &mut Vec::new())
 }
 
-/// Whether `matched`, an object for each of the first phrases, can be extended to all phrases.
+/// Whether `matched`, which has an object for each of the first phrases, can be extended to all
+/// phrases such that all claims are true.
 fn can_match_rest<'a>(claims: &Claims, scene: &'a Scene, matched: &mut Vec<&'a Object>) -> bool {
     let Some(phrase) = claims.phrases.get(matched.len()) else {
         return claims

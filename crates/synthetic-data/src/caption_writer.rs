@@ -12,7 +12,8 @@ use rand_chacha::ChaCha8Rng;
 use crate::scene::{Object, Relation, Scene};
 use crate::words::{AND, INTRODUCTIONS, article};
 
-/// The levels of detail of an image's captions, in order. Change this list to change the mixture.
+/// The levels of detail of an image's captions, in the order of the captions. Change this list to
+/// change the mixture of captions.
 pub const DETAIL_LEVELS: [DetailLevel; 5] = [
     DetailLevel::Shapes,
     DetailLevel::FirstColour,
@@ -24,7 +25,8 @@ pub const DETAIL_LEVELS: [DetailLevel; 5] = [
 /// The maximal number of words of a caption.
 pub const MAX_CAPTION_WORDS: usize = 34;
 
-/// The probability that a caption of level [`DetailLevel::Relations`] states a relation.
+/// The probability that a caption of level [`DetailLevel::Relations`] states the relation between
+/// an object and the next one.
 const RELATION_PROBABILITY: f64 = 0.75;
 
 /// The level of detail of a caption.
@@ -74,7 +76,8 @@ fn write_caption(scene: &Scene, level: DetailLevel, rng: &mut ChaCha8Rng) -> Str
         }
         DetailLevel::SizesAndColours => {
             caption.push_introduction(rng);
-            caption.push_detailed(&shuffled_objects(scene, rng), 0.0, rng);
+            let relation_probability = 0.0;
+            caption.push_detailed(&shuffled_objects(scene, rng), relation_probability, rng);
         }
         DetailLevel::Relations => {
             caption.push_introduction(rng);

@@ -29,7 +29,7 @@ const JPEG_QUALITY: u8 = 90;
 const MAX_HELD_OUT_IMAGES: usize = 500;
 
 /// The range of the number of images: at least one per split, at most what six-digit names allow.
-const IMAGE_COUNT: Range<usize> = 3..1_000_000;
+const IMAGE_COUNT_RANGE: Range<usize> = 3..1_000_000;
 
 /// A split of the data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -57,12 +57,13 @@ pub struct SplitSizes {
 impl SplitSizes {
     /// A tenth each for `val` and `test`, but at least one and at most [`MAX_HELD_OUT_IMAGES`]; the
     /// rest for `train`.
-    fn new(images: usize) -> Self {
-        let held_out = (images / 10).clamp(1, MAX_HELD_OUT_IMAGES);
-        Self { train: images - 2 * held_out, val: held_out, test: held_out }
+    fn new(image_count: usize) -> Self {
+        let held_out = (image_count / 10).clamp(1, MAX_HELD_OUT_IMAGES);
+        Self { train: image_count - 2 * held_out, val: held_out, test: held_out }
     }
 
-    /// The split of an image. Images are independent of each other, so they need no shuffling.
+    /// The split of the image with this number. Images are independent of each other, so they need
+    /// no shuffling.
     fn split(&self, image: usize) -> Split {
         if image < self.train {
             Split::Train
@@ -74,7 +75,7 @@ impl SplitSizes {
     }
 }
 
-/// Writes `images` images with captions to the folder `out`, which is created if necessary:
+/// Writes `image_count` images with captions to the folder `out`, which is created if necessary:
 ///
 /// - `images/000000.jpg` and so on,
 /// - `scenes.json`: image file name → scene,
@@ -85,15 +86,15 @@ impl SplitSizes {
 /// thread with the number of images written so far.
 ///
 /// # Errors
-/// `images` is not in 3 to 999,999, or a file cannot be written.
+/// `image_count` is not in 3 to 999,999, or a file cannot be written.
 pub fn write_dataset(
     out: &Path,
-    images: usize,
+    image_count: usize,
     seed: u64,
     mut progress: impl FnMut(usize),
 ) -> Result<SplitSizes, Error> {
-    if !IMAGE_COUNT.contains(&images) {
-        return Err(Error::ImageCount { requested: images });
+    if !IMAGE_COUNT_RANGE.contains(&image_count) {
+        return Err(Error::ImageCount { requested: image_count });
     }
     let dataset = out.join("dataset.json");
     match fs::remove_file(&dataset) {
@@ -103,8 +104,8 @@ pub fn write_dataset(
     let folder = out.join("images");
     fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
 
-    let samples = write_samples(&folder, images, seed, &mut progress)?;
-    let sizes = SplitSizes::new(images);
+    let samples = write_samples(&folder, image_count, seed, &mut progress)?;
+    let sizes = SplitSizes::new(image_count);
     let scenes: BTreeMap<_, _> =
         samples.iter().enumerate().map(|(image, sample)| (image_file_name(image), &sample.scene)).collect();
     write_json(&out.join("scenes.json"), &scenes)?;
@@ -114,36 +115,36 @@ pub fn write_dataset(
 }
 
 /// Writes generated positives (PAC-S) to the folder `out`: other renderings and other captions of
-/// the training scenes that [`write_dataset`] generates with the same `images` and `seed`. They
-/// stand for the output of an image generator and a captioner.
+/// the training scenes that [`write_dataset`] generates with the same `image_count` and `seed`.
+/// They stand for the output of an image generator and a captioner.
 ///
 /// - `positives/images/000000.jpg` and so on,
 /// - `positives/captions.json`: image file name → captions. It is written last, so a folder with
 ///   this file is complete.
 ///
 /// # Errors
-/// `images` is not in 3 to 999,999, or a file cannot be written.
-pub fn write_positives(out: &Path, images: usize, seed: u64) -> Result<(), Error> {
-    if !IMAGE_COUNT.contains(&images) {
-        return Err(Error::ImageCount { requested: images });
+/// `image_count` is not in 3 to 999,999, or a file cannot be written.
+pub fn write_generated_positives(out: &Path, image_count: usize, seed: u64) -> Result<(), Error> {
+    if !IMAGE_COUNT_RANGE.contains(&image_count) {
+        return Err(Error::ImageCount { requested: image_count });
     }
     let folder = out.join("positives");
     let images_folder = folder.join("images");
     fs::create_dir_all(&images_folder).map_err(Error::file(&images_folder))?;
     let mut captions_by_file = BTreeMap::new();
-    for image in 0..SplitSizes::new(images).train {
+    for image in 0..SplitSizes::new(image_count).train {
         let mut rng = image_rng(image, seed);
         let scene = generate_scene(rng.next_u64());
         // Skip the seeds that `write_sample` uses for the rendering and the captions of the data
         // set.
-        let _own_seeds = [rng.next_u64(), rng.next_u64()];
+        let _data_set_seeds = [rng.next_u64(), rng.next_u64()];
         write_image(&images_folder.join(image_file_name(image)), &render(&scene, rng.next_u64()))?;
         captions_by_file.insert(image_file_name(image), write_captions(&scene, rng.next_u64()));
     }
     write_json(&folder.join("captions.json"), &captions_by_file)
 }
 
-/// The content of the JSON files for one image.
+/// One image's content of `scenes.json` and `dataset.json`.
 struct Sample {
     scene: Scene,
     captions: [String; DETAIL_LEVELS.len()],
@@ -152,23 +153,23 @@ struct Sample {
 /// Generates all images on all cores and writes their files. Returns the samples in order.
 fn write_samples(
     folder: &Path,
-    images: usize,
+    image_count: usize,
     seed: u64,
     progress: &mut impl FnMut(usize),
 ) -> Result<Vec<Sample>, Error> {
-    let next = AtomicUsize::new(0);
+    let next_image = AtomicUsize::new(0);
     let (sender, results) = mpsc::channel();
     let mut samples: Vec<Option<Sample>> = Vec::new();
-    samples.resize_with(images, || None);
+    samples.resize_with(image_count, || None);
 
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
-            let (next, sender) = (&next, sender.clone());
+            let (next_image, sender) = (&next_image, sender.clone());
             scope.spawn(move || {
                 loop {
-                    let image = next.fetch_add(1, Ordering::Relaxed);
+                    let image = next_image.fetch_add(1, Ordering::Relaxed);
                     // The receiver is gone after an image has failed.
-                    if image >= images || sender.send((image, write_sample(folder, image, seed))).is_err() {
+                    if image >= image_count || sender.send((image, write_sample(folder, image, seed))).is_err() {
                         break;
                     }
                 }
@@ -214,7 +215,7 @@ fn image_file_name(image: usize) -> String {
     format!("{image:06}.jpg")
 }
 
-/// Writes `path` atomically: under another name, which is then renamed.
+/// Writes `path` atomically: first a file with another name, which is then renamed.
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let partial = path.with_extension("json.partial");
     let mut writer = BufWriter::new(File::create(&partial).map_err(Error::file(&partial))?);
@@ -231,6 +232,7 @@ struct Dataset<'a> {
     images: Vec<Annotation<'a>>,
 }
 
+/// An image in [`Dataset`], with the names of fields that Karpathy's format has.
 #[derive(Serialize)]
 struct Annotation<'a> {
     /// The folder below the images' root. It is empty: images are in the root itself.

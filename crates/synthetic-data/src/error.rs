@@ -26,12 +26,12 @@ pub enum Error {
         /// The encoder's error.
         source: image::ImageError,
     },
-    /// A file is not valid JSON, or describes an invalid scene.
+    /// A file is not valid JSON or describes an invalid scene, or JSON could not be written to it.
     #[error("{}: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// The parser's error, with line and column.
+        /// The error of reading, with line and column, or of writing.
         source: serde_json::Error,
     },
 }

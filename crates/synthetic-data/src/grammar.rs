@@ -8,20 +8,21 @@
 //!
 //! A relation links the noun before it to the noun after it: in "A above B left of C", B is left of
 //! C. Each noun is a different object; there are no back-references. "an" stands before vowels
-//! only. The grammar is therefore unambiguous, and one loop parses it without look-ahead beyond the
-//! next phrase.
+//! only. The next phrase always decides which rule applies. The grammar is therefore unambiguous,
+//! and one loop parses it without further look-ahead.
 
 use crate::scene::{Colour, Relation, Shape, Size};
 use crate::words::{AND, INTRODUCTIONS, article};
 
-/// Longer texts count as ungrammatical, so that long captions of a model cost no time. The caption
-/// writer needs half as many words.
+/// Longer texts count as ungrammatical, so that long captions of a model cost no time. Captions of
+/// the caption writer have about half as many words at most.
 const MAX_PARSED_WORDS: usize = 64;
 
 /// The claims that a caption makes about a scene.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// Descriptions of objects that exist, all different; at least one.
+    /// Descriptions of the objects that the caption claims to exist, each of a different object; at
+    /// least one.
     pub phrases: Vec<NounPhrase>,
     /// Relations between these objects.
     pub relations: Vec<RelationClaim>,
@@ -50,11 +51,11 @@ pub struct RelationClaim {
 }
 
 impl Claims {
-    /// The number of facts claimed: one for each object, stated colour, stated size and relation.
+    /// The number of claims: one for each object, stated colour, stated size and relation.
     #[must_use]
     pub fn details(&self) -> u32 {
-        let facts = |phrase: &NounPhrase| 1 + usize::from(phrase.colour.is_some()) + usize::from(phrase.size.is_some());
-        let total = self.phrases.iter().map(facts).sum::<usize>() + self.relations.len();
+        let count = |phrase: &NounPhrase| 1 + usize::from(phrase.colour.is_some()) + usize::from(phrase.size.is_some());
+        let total = self.phrases.iter().map(count).sum::<usize>() + self.relations.len();
         u32::try_from(total).unwrap_or(u32::MAX)
     }
 }

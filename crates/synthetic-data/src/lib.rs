@@ -1,5 +1,5 @@
-//! A synthetic data set of coloured shapes, whose captions can be checked exactly. It shows and
-//! tests a trainer without any download.
+//! A synthetic data set of coloured shapes, whose captions can be checked exactly. It is for
+//! demonstrations and tests of a trainer without any download.
 //!
 //! | module | content |
 //! |---|---|
@@ -9,7 +9,7 @@
 //! | `words` | the words of the caption language, shared by the next two modules |
 //! | `caption_writer` | scene → five captions, from terse to detailed |
 //! | `grammar` | caption → its claims, or none if it is ungrammatical |
-//! | `caption_check` | caption and scene → whether it is grammatical and truthful, and its number of details |
+//! | `caption_check` | caption and scene → whether the caption is grammatical and truthful, and its number of claims |
 //! | `dataset` | writes a data set of thousands of scenes to files |
 //! | `scenes` | reads the scenes of a data set |
 //! | `error` | errors of writing and reading data sets |
@@ -40,13 +40,13 @@ mod words;
 
 pub use caption_check::{CaptionCheck, check_caption};
 pub use caption_writer::{DETAIL_LEVELS, DetailLevel, MAX_CAPTION_WORDS, write_captions};
-pub use dataset::{Split, SplitSizes, write_dataset, write_positives};
+pub use dataset::{Split, SplitSizes, write_dataset, write_generated_positives};
 pub use error::Error;
 pub use grammar::{Claims, NounPhrase, RelationClaim, parse_caption};
 pub use renderer::render;
 pub use scene::{
-    Colour, IMAGE_SIDE, MIN_ACCEPTED_OFFSET, MIN_ASSERTED_OFFSET, OBJECT_COUNT, Object, Relation, Scene, SceneError,
-    Shape, Size,
+    Colour, IMAGE_SIDE, MIN_ACCEPTED_RELATION_OFFSET, MIN_ASSERTED_RELATION_OFFSET, OBJECT_COUNT_RANGE, Object,
+    Relation, Scene, SceneError, Shape, Size,
 };
 pub use scene_generator::generate_scene;
 pub use scenes::Scenes;

@@ -33,7 +33,8 @@ const GRAIN_AMPLITUDE: f32 = 4.0;
 /// A pixel's red, green and blue, of 255.
 type Pixel = [f32; 3];
 
-/// Renders `scene` as an image of 64×64 pixels. The seed determines only background and noise.
+/// Renders `scene` as an image of 64×64 pixels. The seed determines the background, the
+/// noise, and small deviations of the objects' colours.
 #[must_use]
 pub fn render(scene: &Scene, seed: u64) -> RgbImage {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -50,7 +51,7 @@ pub fn render(scene: &Scene, seed: u64) -> RgbImage {
     })
 }
 
-/// A greyish level with smooth noise.
+/// A canvas with a nearly grey background: a random level with smooth noise.
 fn background(rng: &mut ChaCha8Rng) -> Vec<Pixel> {
     let level =
         BACKGROUND_LEVELS[rng.random_range(0..BACKGROUND_LEVELS.len())] + uniform_within(BACKGROUND_SPREAD, rng);
@@ -89,7 +90,7 @@ fn draw_object(canvas: &mut [Pixel], object: &Object, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// The part of a pixel that the object covers, from 0 to 1.
+/// The fraction of a pixel that the object covers, from 0 to 1.
 fn coverage(object: &Object, x: u8, y: u8) -> f32 {
     let normalized = |pixel: u8, sample: u8, centre: u8| {
         let offset = (f32::from(sample) + 0.5) / f32::from(SAMPLES_PER_SIDE);

@@ -7,17 +7,17 @@ use serde::{Deserialize, Serialize};
 /// Width and height of an image, in pixels.
 pub const IMAGE_SIDE: u8 = 64;
 
-/// The number of objects in a scene.
-pub const OBJECT_COUNT: RangeInclusive<usize> = 2..=3;
+/// The range of the number of objects in a scene.
+pub const OBJECT_COUNT_RANGE: RangeInclusive<usize> = 2..=3;
 
 /// The minimal difference of two centres, in pixels, at which the caption writer asserts a
 /// relation. It asserts relations only along the axis with the larger difference.
-pub const MIN_ASSERTED_OFFSET: u8 = 12;
+pub const MIN_ASSERTED_RELATION_OFFSET: u8 = 12;
 
 /// The minimal difference of two centres, in pixels, at which the caption check accepts a relation,
 /// on either axis. It is half of what the caption writer requires, so that true captions of a model
 /// that localises objects only roughly are accepted.
-pub const MIN_ACCEPTED_OFFSET: u8 = 6;
+pub const MIN_ACCEPTED_RELATION_OFFSET: u8 = 6;
 
 /// The outline of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -117,12 +117,13 @@ impl Relation {
     /// Every relation.
     pub const ALL: [Self; 4] = [Self::LeftOf, Self::RightOf, Self::Above, Self::Below];
 
-    /// The unambiguous relation of `a` to `b`, if there is one: see [`MIN_ASSERTED_OFFSET`].
+    /// The unambiguous relation of `a` to `b`, if there is one: see
+    /// [`MIN_ASSERTED_RELATION_OFFSET`].
     #[must_use]
     pub fn between(a: &Object, b: &Object) -> Option<Self> {
         let horizontal = a.x.abs_diff(b.x);
         let vertical = a.y.abs_diff(b.y);
-        if horizontal.max(vertical) < MIN_ASSERTED_OFFSET {
+        if horizontal.max(vertical) < MIN_ASSERTED_RELATION_OFFSET {
             None
         } else if horizontal >= vertical {
             Some(if a.x < b.x { Self::LeftOf } else { Self::RightOf })
@@ -131,7 +132,7 @@ impl Relation {
         }
     }
 
-    /// Whether `a` has this relation to `b`: see [`MIN_ACCEPTED_OFFSET`].
+    /// Whether `a` has this relation to `b`: see [`MIN_ACCEPTED_RELATION_OFFSET`].
     #[must_use]
     pub fn holds(self, a: &Object, b: &Object) -> bool {
         let (smaller, larger) = match self {
@@ -140,12 +141,12 @@ impl Relation {
             Self::Above => (a.y, b.y),
             Self::Below => (b.y, a.y),
         };
-        larger.saturating_sub(smaller) >= MIN_ACCEPTED_OFFSET
+        larger.saturating_sub(smaller) >= MIN_ACCEPTED_RELATION_OFFSET
     }
 }
 
-/// The objects of a 64×64 image: [`OBJECT_COUNT`] many, all with different attributes, and with
-/// centres inside the image.
+/// The objects of a 64×64 image: 2 or 3 ([`OBJECT_COUNT_RANGE`]), all with different attributes,
+/// and with centres inside the image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedScene")]
 pub struct Scene {
@@ -155,7 +156,7 @@ pub struct Scene {
 /// The error of creating an invalid scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SceneError {
-    /// The number of objects is not in [`OBJECT_COUNT`].
+    /// The number of objects is not in [`OBJECT_COUNT_RANGE`].
     #[error("a scene has 2 or 3 objects, not {0}")]
     ObjectCount(usize),
     /// Two objects differ only in their positions.
@@ -173,7 +174,7 @@ impl Scene {
     /// There are too few or too many objects, two have the same attributes, or one is outside the
     /// image.
     pub fn new(objects: Vec<Object>) -> Result<Self, SceneError> {
-        if !OBJECT_COUNT.contains(&objects.len()) {
+        if !OBJECT_COUNT_RANGE.contains(&objects.len()) {
             return Err(SceneError::ObjectCount(objects.len()));
         }
         for (index, object) in objects.iter().enumerate() {

@@ -4,7 +4,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::scene::{Colour, OBJECT_COUNT, Object, Scene, Shape, Size};
+use crate::scene::{Colour, OBJECT_COUNT_RANGE, Object, Scene, Shape, Size};
 
 /// Centres of the rows and columns of the layout, in pixels. A cell is 16 pixels wide, as is a
 /// patch of the tiny vision encoder. Each object therefore lies in its own patch, so that a very
@@ -15,7 +15,7 @@ const CELL_CENTRES: [u8; 4] = [8, 24, 40, 56];
 #[must_use]
 pub fn generate_scene(seed: u64) -> Scene {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let count = rng.random_range(OBJECT_COUNT);
+    let count = rng.random_range(OBJECT_COUNT_RANGE);
     let mut cells: [(u8, u8); 16] = std::array::from_fn(|cell| (CELL_CENTRES[cell % 4], CELL_CENTRES[cell / 4]));
     cells.shuffle(&mut rng);
 

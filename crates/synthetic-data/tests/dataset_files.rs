@@ -7,11 +7,13 @@ use serde_json::Value;
 use synthetic_data::{Error, Scenes, SplitSizes, check_caption, write_dataset};
 use tempfile::tempdir;
 
+const SEED: u64 = 7;
+
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Every file below a folder, by name, with its bytes.
+/// The name and the bytes of every file below a folder, in alphabetical order.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -30,7 +32,7 @@ fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
 fn a_data_set_is_complete_and_its_captions_are_truthful() {
     let folder = tempdir().unwrap();
     let mut reported = Vec::new();
-    let sizes = write_dataset(folder.path(), 50, 7, |done| reported.push(done)).unwrap();
+    let sizes = write_dataset(folder.path(), 50, SEED, |done| reported.push(done)).unwrap();
     assert_eq!(sizes, SplitSizes { train: 40, val: 5, test: 5 });
     assert_eq!(reported, (1..=50).collect::<Vec<_>>());
 
@@ -89,15 +91,15 @@ fn the_same_seed_gives_the_same_bytes() {
 #[test]
 fn the_first_images_do_not_depend_on_the_number_of_images() {
     let (few, many) = (tempdir().unwrap(), tempdir().unwrap());
-    write_dataset(few.path(), 3, 7, |_| {}).unwrap();
-    write_dataset(many.path(), 9, 7, |_| {}).unwrap();
+    write_dataset(few.path(), 3, SEED, |_| {}).unwrap();
+    write_dataset(many.path(), 9, SEED, |_| {}).unwrap();
     let images_in = |folder: &Path| contents(&folder.join("images"));
     assert!(images_in(few.path())[..] == images_in(many.path())[..3]);
 }
 
 #[test]
 fn split_sizes_and_image_counts_are_bounded() {
-    let write_images = |images| write_dataset(tempdir().unwrap().path(), images, 7, |_| {});
+    let write_images = |images| write_dataset(tempdir().unwrap().path(), images, SEED, |_| {});
     assert_eq!(write_images(3).unwrap(), SplitSizes { train: 1, val: 1, test: 1 });
     assert_eq!(write_images(19).unwrap(), SplitSizes { train: 17, val: 1, test: 1 });
     assert!(matches!(write_images(2), Err(Error::ImageCount { requested: 2 })));
@@ -107,12 +109,12 @@ fn split_sizes_and_image_counts_are_bounded() {
 #[test]
 fn a_failed_write_leaves_no_dataset_json() {
     let folder = tempdir().unwrap();
-    write_dataset(folder.path(), 5, 7, |_| {}).unwrap();
+    write_dataset(folder.path(), 5, SEED, |_| {}).unwrap();
     // A folder that has the path of an image.
     let obstacle = folder.path().join("images/000003.jpg");
     fs::remove_file(&obstacle).unwrap();
     fs::create_dir(&obstacle).unwrap();
-    let error = write_dataset(folder.path(), 5, 7, |_| {}).unwrap_err().to_string();
+    let error = write_dataset(folder.path(), 5, SEED, |_| {}).unwrap_err().to_string();
     assert!(error.contains("000003.jpg"), "{error}");
     assert!(!folder.path().join("dataset.json").exists());
 }

@@ -1,6 +1,6 @@
 //! Common code of the end-to-end tests: a small synthetic data set, run files, and coordinators and
-//! workers as processes on the loopback, which are killed at the end of the test. Functions panic
-//! if the operating system or a program fails unexpectedly.
+//! workers as processes on the loopback interface, which are killed when they are dropped.
+//! Functions panic if the operating system or a program fails unexpectedly.
 
 pub mod chaos;
 pub mod clip;
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
-/// A test fails if a wait takes longer. No wait of these tests takes that long on a busy machine.
+/// A test fails if a wait takes longer. Even on a busy machine, no wait of these tests takes that
+/// long.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The path of the program `name` in the build folder of these tests.
@@ -46,8 +47,8 @@ const PROGRAM_VARIABLES: [&str; 16] = [
     "DICO_LOG_FORMAT",
 ];
 
-/// A command that runs the program `name` on one thread, without the environment variables that the
-/// programs read. SIGHUP has its default action, even if the tests are run by `nohup`.
+/// A command that runs the program `name` with one OpenMP thread, without the environment variables
+/// that the programs read. SIGHUP has its default action, even if the tests are run by `nohup`.
 #[must_use]
 pub fn command(name: &str) -> Command {
     let mut command = Command::new("env");
@@ -139,14 +140,15 @@ impl Workspace {
         Self { folder, _temporary: None, environment: Vec::new() }
     }
 
-    /// The path of a file or folder in the workspace.
+    /// The path of the file or folder `name` in the workspace.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Writes the run file `NAME.yaml` for exactly `workers` workers, with a few steps of each
-    /// stage. `more_yaml` is appended.
+    /// Writes the run file `NAME.yaml` for exactly `workers` workers, with a few steps each of
+    /// `contrastive`, `cross_entropy` and `dico`. The run's output is the folder `NAME`.
+    /// `more_yaml` is appended to the file.
     #[must_use]
     pub fn run_file(&self, name: &str, workers: u32, more_yaml: &str) -> PathBuf {
         let folder = self.folder.display();
@@ -166,7 +168,7 @@ impl Workspace {
     }
 
     /// Writes the run file `NAME.yaml` for one worker and one stage with frequent checkpoints, all
-    /// of which are kept.
+    /// of which are kept. The run's output is the folder `NAME`.
     #[must_use]
     pub fn run_file_with_checkpoints(&self, name: &str) -> PathBuf {
         let folder = self.folder.display();
@@ -182,13 +184,13 @@ impl Workspace {
         path
     }
 
-    /// Opens the journal of a run for reading.
+    /// Opens the journal of the run with the output `name` for reading.
     #[must_use]
     pub fn journal(&self, name: &str) -> Connection {
         self.try_journal(name).expect("the run has a journal")
     }
 
-    /// Opens the journal of a run for reading; none if it does not exist yet.
+    /// As [`Self::journal`]; none if the journal does not exist or has no run yet.
     #[must_use]
     pub fn try_journal(&self, name: &str) -> Option<Connection> {
         let path = self.path(name).join("coordinator/journal.sqlite");
@@ -213,7 +215,7 @@ impl Workspace {
         read_parameters(&self.last_checkpoint(name))
     }
 
-    /// The folder of a run's last checkpoint, by name.
+    /// The folder of a run's last checkpoint: the last name in alphabetical order.
     #[must_use]
     pub fn last_checkpoint(&self, name: &str) -> PathBuf {
         let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
@@ -248,7 +250,8 @@ pub fn read_tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
 /// Polls until there is a value.
 ///
 /// # Panics
-/// There is none within [`WAIT_TIMEOUT`]. The message names `description`.
+/// There is no value within [`WAIT_TIMEOUT`]. The message has `description`, which says what the
+/// test waits for.
 pub fn wait_for<T>(description: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let started_at = Instant::now();
     loop {
@@ -339,7 +342,7 @@ impl Process {
     }
 }
 
-/// A coordinator on ports of the loopback that the system chooses.
+/// A coordinator on the loopback interface, on ports that the system chooses.
 pub struct Coordinator {
     /// The process.
     pub process: Process,
@@ -350,14 +353,14 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Starts a coordinator of a run file, and waits until it listens.
+    /// Starts a coordinator with a run file, and waits until it listens.
     #[must_use]
     pub fn start(workspace: &Workspace, run_file: &Path) -> Self {
         Self::start_with(workspace, run_file, "http", &[])
     }
 
-    /// Starts a coordinator of a run file with further options, and waits until it listens. Workers
-    /// connect to a URL with `scheme`: `http` or `https`.
+    /// Starts a coordinator with a run file and further options of `serve`, and waits until it
+    /// listens. Workers connect to a URL with `scheme`: `http` or `https`.
     #[must_use]
     pub fn start_with(workspace: &Workspace, run_file: &Path, scheme: &str, options: &[&str]) -> Self {
         let mut command = command("coordinator");
@@ -401,7 +404,7 @@ pub fn parameters_sha256(stdout: &str) -> Option<String> {
     local_cluster::parameters_sha256(stdout).map(str::to_owned)
 }
 
-/// Runs a run file to the end of the run, with workers 0 to `workers` - 1. Returns the SHA-256 of
+/// Trains the run of a run file to its end, with workers 0 to `workers` - 1. Returns the SHA-256 of
 /// each worker's parameters.
 pub fn run_to_completion(workspace: &Workspace, run_file: &Path, workers: u32) -> Vec<String> {
     let coordinator = Coordinator::start(workspace, run_file);

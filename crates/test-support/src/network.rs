@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The number of networks that this process has created, for unique names.
+/// The number of calls of [`Network::new`] in this process, for unique names.
 static NETWORK_COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A switch and the machines that are linked to it. Dropping this removes them.
@@ -57,7 +57,7 @@ impl Network {
         format!("10.213.7.{}", machine + 1)
     }
 
-    /// A command that runs `command` on a machine, with the same environment variables.
+    /// A command that runs `command` on a machine, with its arguments and environment variables.
     #[must_use]
     pub fn command_on(&self, machine: u32, command: &Command) -> Command {
         let mut on_machine = Command::new("ip");

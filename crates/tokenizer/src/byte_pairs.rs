@@ -1,5 +1,4 @@
-//! CLIP's tokens as strings, and the merges of its byte-pair encoding, for tokenizer files of other
-//! programs.
+//! CLIP's tokens as strings, and the merges of its byte-pair encoding, for `tokenizer.json`.
 //!
 //! The crate `instant_clip_tokenizer` does not export them, but they follow from its decoder: token
 //! 512 + i is the result of merge i, and merges apply in order. So the merges before merge i reduce
@@ -11,7 +10,8 @@ use instant_clip_tokenizer::{Token, Tokenizer};
 
 use super::CLIP_BEGIN_TOKEN;
 
-/// The number of single bytes. Each has a token, and another one for the end of a word.
+/// The number of single bytes. Each has two tokens: one inside a word, and one at the end of a
+/// word.
 const BYTE_COUNT: u16 = 256;
 /// The suffix of a word's last token in vocabulary files.
 const WORD_END: &str = "</w>";
@@ -64,7 +64,7 @@ impl BytePairs {
     }
 }
 
-/// Whether a byte is a printable character of Latin-1.
+/// Whether a byte is a printable character of Latin-1, other than a space or the soft hyphen.
 fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..)
 }
@@ -100,14 +100,15 @@ fn decode_token(clip: &Tokenizer, byte_tokens: &[u16; BYTE_COUNT as usize], toke
         let is_complete = !text.contains(char::REPLACEMENT_CHARACTER);
         is_complete.then(|| text.as_bytes()[prefix.len()..text.len() - suffix.len()].to_vec())
     });
-    // The replacement character has its own token.
+    // One token is the replacement character itself.
     let mut bytes = complete.unwrap_or_else(|| decode(b"", b"").into_bytes());
-    // The decoder adds a space after words, and words contain none.
+    // The decoder adds a space after a word, and words contain no spaces.
     let ends_word = bytes.pop_if(|last| *last == b' ').is_some();
     (bytes, ends_word)
 }
 
-/// Applies merges to `tokens`, the earliest merge first, until none applies.
+/// Merges pairs in `tokens` until no merge applies; of several merges that apply, the one with the
+/// smallest result is first.
 fn apply_merges(tokens: &mut Vec<u16>, merge_results: &HashMap<(u16, u16), u16>) {
     loop {
         let pairs = tokens.windows(2).enumerate();

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::byte_pairs::BytePairs;
 use super::{CLIP_BEGIN_TOKEN, Vocabulary, WORD_PATTERN};
 
-/// Begin, end and pad tokens in `tokenizer.json`. Begin and end are CLIP's.
+/// Begin, end and pad tokens in `tokenizer.json`. CLIP has the begin and end tokens, but no pad
+/// token.
 pub const SPECIAL_TOKENS: [&str; 3] = ["<|startoftext|>", "<|endoftext|>", "<|padding|>"];
 
 impl Vocabulary {

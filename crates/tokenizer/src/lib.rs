@@ -1,5 +1,5 @@
-//! Tokenization: CLIP's byte-pair encoding as in Hugging Face's `CLIPTokenizer`, and the vocabulary
-//! of a run's own models.
+//! Tokenization: CLIP's byte-pair encoding as in Hugging Face's `CLIPTokenizer`, and the
+//! vocabularies of the models that a run trains.
 //!
 //! - `text_normalization`: the text normalization of OpenAI's `clip.tokenize`.
 //! - `byte_pairs`: CLIP's tokens and merges as strings.
@@ -37,11 +37,12 @@ const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}
 /// it.
 const CLIP_TOKENIZE_WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+";
-/// The only contraction that the byte-pair encoding would split, and its tokens.
+/// The contraction 's with a long s, and its tokens. The crate `instant_clip_tokenizer` would
+/// encode this word of [`CLIP_TOKENIZE_WORD_PATTERN`] as two words.
 const LONG_S: &str = "'ſ";
 const LONG_S_TOKENS: [u16; 3] = [6, 129, 379];
 /// Maximal length of a word in bytes; the rest is ignored. Merging takes quadratic time, and the
-/// context length is far below.
+/// models read far fewer tokens.
 const MAX_WORD_BYTES: usize = 2048;
 /// Maximal size of a decoded token in bytes: the longest has 32, and an invalid byte becomes a
 /// replacement character of three.
@@ -67,20 +68,21 @@ impl Bpe {
         }
     }
 
-    /// Passes CLIP's tokens of `text` to `emit`, word by word and without begin and end tokens,
-    /// until `emit` breaks.
+    /// Passes CLIP's tokens of `text` to `emit`, word by word, until `emit` breaks. Adds no begin
+    /// and end tokens.
     fn encode(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
         let normalized: String = text.nfc().flat_map(char::to_lowercase).collect();
         // Stops when `emit` breaks.
         _ = self.encode_normalized(&normalized, emit);
     }
 
-    /// As [`Self::encode`] with the normalization of `clip.tokenize`, in which a run of punctuation
-    /// may extend into the text of a special token.
+    /// As [`Self::encode`] with the normalization and the words of `clip.tokenize`, in which a run
+    /// of punctuation may extend into the text of a special token.
     fn encode_cleaned(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) {
         _ = self.encode_words(&text_normalization::normalize(text), &self.clip_tokenize_word_pattern, emit);
     }
 
+    /// Encodes a text that is normalized already.
     fn encode_normalized(&self, text: &str, emit: &mut dyn FnMut(&[Token]) -> ControlFlow<()>) -> ControlFlow<()> {
         let mut start = 0;
         for special in self.special_pattern.find_iter(text) {
@@ -193,15 +195,15 @@ impl Vocabulary {
         self.begin_token() + 2
     }
 
-    /// Encodes a text: begin token, tokens, end token. Returns at most `max_length` tokens; the
-    /// last one is always the end token. Drops tokens that are not in the vocabulary.
+    /// Encodes a text: begin token, tokens, end token. Returns at most `max_length` tokens, but at
+    /// least begin and end tokens. Drops tokens that are not in the vocabulary.
     #[must_use]
     pub fn encode(&self, text: &str, max_length: usize) -> Vec<i64> {
         self.encode_with(max_length, |emit| self.bpe.encode(text, emit))
     }
 
-    /// As [`Self::encode`], with the normalization of OpenAI's `clip.tokenize`: it repairs broken
-    /// encodings and HTML, and collapses white space.
+    /// As [`Self::encode`], with the normalization of OpenAI's `clip.tokenize`, which repairs
+    /// broken encodings and unescapes HTML.
     #[must_use]
     pub fn encode_cleaned(&self, text: &str, max_length: usize) -> Vec<i64> {
         self.encode_with(max_length, |emit| self.bpe.encode_cleaned(text, emit))
@@ -213,19 +215,19 @@ impl Vocabulary {
         max_length: usize,
         encode: impl FnOnce(&mut dyn FnMut(&[Token]) -> ControlFlow<()>),
     ) -> Vec<i64> {
-        let max_unterminated = max_length.saturating_sub(1).max(1);
+        let max_before_end = max_length.saturating_sub(1).max(1);
         let mut ids = vec![self.begin_token()];
         encode(&mut |tokens| {
             ids.extend(tokens.iter().filter_map(|token| self.own_id(token.to_u16())));
-            if ids.len() < max_unterminated { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if ids.len() < max_before_end { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        ids.truncate(max_unterminated);
+        ids.truncate(max_before_end);
         ids.push(self.end_token());
         ids
     }
 
-    /// The training target of a captioner: begin token, tokens, and the end token if all of them
-    /// are within `max_length`. A longer caption is truncated without an end token.
+    /// The training target of a captioner: begin token, tokens and end token, if these are at most
+    /// `max_length` tokens. A longer target is truncated, so that it has no end token.
     #[must_use]
     pub fn encode_target(&self, text: &str, max_length: usize) -> Vec<i64> {
         let mut ids = self.encode(text, max_length + 1);
@@ -233,13 +235,14 @@ impl Vocabulary {
         ids
     }
 
-    /// The number of tokens of a text, begin and end tokens included.
+    /// The number of tokens of a text that are in the vocabulary, begin and end tokens included.
     #[must_use]
     pub fn token_count(&self, text: &str) -> usize {
         self.encode(text, usize::MAX).len()
     }
 
-    /// The id in this vocabulary of one of CLIP's tokens.
+    /// The id in this vocabulary of a token with this CLIP id; none if the vocabulary has no such
+    /// token.
     fn own_id(&self, token: u16) -> Option<i64> {
         match token {
             CLIP_BEGIN_TOKEN => Some(self.begin_token()),
@@ -318,8 +321,9 @@ mod tests {
 
     #[derive(serde::Deserialize)]
     struct Golden {
-        /// Text, tokens between begin and end, those of the slow tokenizer if they differ (else
-        /// null), and those of `clip.tokenize` if they differ.
+        /// Entries by group of texts. An entry has a text, the tokens between begin and end of
+        /// Hugging Face's fast tokenizer, those of the slow tokenizer if they differ (else null),
+        /// and those of `clip.tokenize` if they differ.
         groups: std::collections::BTreeMap<String, Vec<Vec<serde_json::Value>>>,
         /// Text, and the tokens of `clip.tokenize`.
         cleaned: Vec<[serde_json::Value; 2]>,
@@ -335,7 +339,7 @@ mod tests {
     fn golden_tokens_of_cleaned_texts_equal_those_of_openai_clip() {
         let (golden, vocabulary) = (golden(), Vocabulary::full());
         assert!(golden.cleaned.len() >= 500);
-        // Entries without tokens of `clip.tokenize`: it gives the same tokens as the fast
+        // In entries without tokens of `clip.tokenize`, these equal the tokens of the fast
         // tokenizer.
         let same = golden.groups.values().flatten().filter(|entry| entry.len() < 4).map(|entry| (&entry[0], &entry[1]));
         let different =

@@ -1,6 +1,6 @@
 //! Text normalization as in OpenAI's `clip.tokenize` (`clip/simple_tokenizer.py`): ftfy repairs
 //! broken encodings, HTML is unescaped twice, white space is collapsed, letters become lower-case.
-//! Hugging Face's fast tokenizer only lower-cases.
+//! Hugging Face's fast tokenizer repairs and unescapes nothing: it applies NFC and lower-cases.
 
 use std::sync::LazyLock;
 
@@ -26,19 +26,20 @@ const WINDOWS_1252: [char; 32] = [
     '\u{17e}', '\u{178}',
 ];
 
-/// Normalizes a text for tokenization.
+/// Normalizes a text for tokenization. Spaces of a text that needs no repair are not collapsed,
+/// which does not change its words.
 pub fn normalize(text: &str) -> String {
     if needs_only_lowercasing(text) {
         return text.to_ascii_lowercase();
     }
-    // `html.unescape` drops invalid references, but the port of ftfy does not.
+    // `html.unescape` drops invalid references, but `plsfix`, the port of ftfy, does not.
     let fixed = plsfix::fix_text(&remove_invalid_references(text), None);
     let unescaped = unescape(&unescape(&fixed));
     let words = unescaped.split(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c));
     words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// Whether only lower-casing is needed, as for nearly all captions.
+/// Whether lower-casing alone gives the right words, as for nearly all captions.
 fn needs_only_lowercasing(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'&')
 }
@@ -95,13 +96,14 @@ fn parse_code_point(digits: &str) -> u32 {
     value.unwrap_or(u32::MAX)
 }
 
-/// Whether a code point is a control character or a noncharacter.
+/// Whether Python's `html.unescape` drops references to this code point, a control character or a
+/// noncharacter. 0x80 to 0x9F, which have replacements, do not count.
 fn is_invalid_code_point(value: u32) -> bool {
     matches!(value, 1..=8 | 0x0b | 0x0e..=0x1f | 0x7f | 0xfdd0..=0xfdef)
         || (value <= 0x10_ffff && value & 0xfffe == 0xfffe)
 }
 
-/// The characters of an HTML entity; `name` is without its semicolon.
+/// The characters of the HTML entity `name`, which has no semicolon; none if it is unknown.
 fn named_entity(name: &str) -> Option<String> {
     let reference = format!("&{name};");
     let decoded = html_escape::decode_html_entities(&reference);
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fast_path_gives_the_same_result_as_the_full_normalization() {
+    fn the_fast_path_gives_the_same_words_as_the_full_normalization() {
         for text in ["A man (left) rides a 2-wheeled bike; it's RED!", "~tilde~ [x] {y} `z`", "a  b", "x<y>z"] {
             assert!(needs_only_lowercasing(text));
             let full = plsfix::fix_text(text, None).to_lowercase();

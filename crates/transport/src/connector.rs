@@ -13,7 +13,7 @@ use crate::{Error, TlsFiles, Token, probe};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit of the coordinator's response to a unary call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// The number of keepalive pings per `heartbeat_timeout` on an idle connection.
+/// The number of keepalive pings per `heartbeat_timeout`.
 const PINGS_PER_TIMEOUT: u32 = 5;
 /// The text with which tonic reports a response that is not gRPC; the HTTP status follows.
 const HTTP_STATUS_PREFIX: &str = "mapped from HTTP status code ";
@@ -86,7 +86,8 @@ impl Connector {
     }
 
     /// Makes a call on a new connection. Fails if the response, or the first message of a stream,
-    /// takes too long; a stream fails when the coordinator sends nothing.
+    /// takes longer than [`CALL_TIMEOUT`]. After that a stream may be silent for any time, as long
+    /// as the coordinator answers keepalive pings.
     ///
     /// # Errors
     /// [`Code::Unavailable`] if there is no response, [`Code::Unauthenticated`] for an invalid
@@ -122,8 +123,8 @@ impl Connector {
             .unwrap_or_else(|| Status::unavailable(format!("no response: {}", status.message()))))
     }
 
-    /// Opens a connection for a long-lived stream. It fails when nothing is received for
-    /// `heartbeat_timeout`.
+    /// Opens a connection for a long-lived stream. The connection fails when a keepalive ping is
+    /// not answered within `heartbeat_timeout`.
     ///
     /// # Errors
     /// [`Code::Unavailable`] if there is no response, [`Code::Unauthenticated`] for an invalid
@@ -133,8 +134,8 @@ impl Connector {
         self.connect(&endpoint.keep_alive_timeout(heartbeat_timeout).keep_alive_while_idle(true)).await
     }
 
-    /// The error that a server of another kind listens at the address; none if no such server is
-    /// found.
+    /// The error if a server that is not this coordinator's gRPC service listens at the address;
+    /// none if no such server is found.
     async fn find_mismatch(&self) -> Option<Status> {
         probe::find_mismatch(&self.host, self.port, self.uses_tls).await.map(Status::internal)
     }
@@ -157,7 +158,8 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// The error for an invalid certificate, if that is the cause of `error`. Retries would not help.
+/// The error for a certificate that one of the two sides refuses, if that is the cause of `error`.
+/// Retries would not help.
 fn certificate_error(error: &(dyn StdError + 'static)) -> Option<Status> {
     let problem = |error: &(dyn StdError + 'static)| {
         let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
@@ -178,10 +180,10 @@ fn certificate_error(error: &(dyn StdError + 'static)) -> Option<Status> {
 /// responds with 429 or 5xx while its backend is unavailable.
 fn not_grpc_error(status: &Status) -> Option<Status> {
     let http_status = status.message().split_once(HTTP_STATUS_PREFIX)?.1;
-    let is_final = http_status.starts_with('4') && http_status != "429";
+    let is_permanent = http_status.starts_with('4') && http_status != "429";
     let reason =
         format!("a server that speaks HTTP/2 but is not a coordinator responds with HTTP status {http_status}");
-    is_final.then(|| Status::internal(reason))
+    is_permanent.then(|| Status::internal(reason))
 }
 
 /// An error and its sources, in one line.
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn http_errors_are_final_unless_a_backend_is_unavailable() {
+    fn http_errors_are_permanent_unless_a_backend_is_unavailable() {
         let mapped = |status: u16| Status::unknown(format!("grpc-status header missing, {HTTP_STATUS_PREFIX}{status}"));
         for status in [400, 401, 403, 404, 405] {
             let error = not_grpc_error(&mapped(status)).unwrap();

@@ -13,7 +13,7 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file is longer than any token, certificate or key.
+    /// A file is longer than any token, certificate or key may be.
     #[error("{}: it has more than {max_bytes} bytes, more than any token, certificate or key: name the right file", path.display())]
     TooLong {
         /// The path of the file.
@@ -63,7 +63,7 @@ pub enum Error {
         /// The source of the token.
         origin: String,
     },
-    /// An address is invalid.
+    /// The URL of the coordinator is invalid.
     #[error("{0}: not a URL like http://host:port or https://host:port")]
     Url(String),
     /// Certificates are given for a connection without TLS.

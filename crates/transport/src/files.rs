@@ -1,5 +1,5 @@
 //! Reading of files with tokens, certificates and keys: limits their size, and warns about secrets
-//! that all users can read.
+//! that give other users any permission.
 
 use std::fs::File;
 use std::io::Read;
@@ -20,7 +20,8 @@ pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     read_to_end(&file, path, max_bytes)
 }
 
-/// As [`read`], for a secret. Logs a warning if every user of this machine can read the file.
+/// As [`read`], for a secret. Logs a warning if users who neither own the file nor are in its group
+/// have any permission on it: to read, write or execute.
 ///
 /// # Errors
 /// As for [`read`].

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args` | the flags for a connection to the coordinator |
 //! | `connector` | connects to a coordinator and makes calls, with TLS and the token |
-//! | `tls` | the TLS settings of both sides, from certificate files |
+//! | `tls` | the TLS settings of client and server, from certificate files |
 //! | `token` | bearer tokens: the join token and the admin token |
 //! | `files` | reads files with tokens, certificates and keys |
 //! | `probe` | identifies another server at the address of a coordinator |
@@ -20,7 +20,8 @@ mod probe;
 mod tls;
 mod token;
 
-/// Response header of `GET /healthz` at a coordinator's HTTP port: the port of its gRPC services.
+/// Name of the header of the response to `GET /healthz` at a coordinator's HTTP port. Its value is
+/// the port of the coordinator's gRPC services.
 pub const GRPC_PORT_HEADER: &str = "dico-grpc-port";
 
 pub use args::ConnectionArgs;

@@ -17,8 +17,9 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 const MAX_RESPONSE_BYTES: u64 = 4096;
 /// Maximal number of bytes of an unknown protocol that an error shows.
 const MAX_SHOWN_BYTES: usize = 40;
-/// HTTP statuses of a proxy whose backend is temporarily unavailable.
-const BACKEND_UNAVAILABLE: [u16; 4] = [429, 502, 503, 504];
+/// HTTP statuses of a proxy that mean that a later request may succeed: 429 (too many requests),
+/// and those of a backend that is unavailable.
+const RETRYABLE_STATUSES: [u16; 4] = [429, 502, 503, 504];
 
 /// The protocol of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub async fn find_mismatch(host: &str, port: u16, tls: bool) -> Option<String> {
     Some(match detect_protocol(host, port).await? {
         ServerProtocol::Http2 if !tls => return None,
         ServerProtocol::Tls if tls => return None,
-        ServerProtocol::Http1 { status } if BACKEND_UNAVAILABLE.contains(&status) => return None,
+        ServerProtocol::Http1 { status } if RETRYABLE_STATUSES.contains(&status) => return None,
         ServerProtocol::Http2 => {
             "this port speaks HTTP/2 without TLS: use http:// without --tls-ca, --tls-cert and --tls-key for a \
              coordinator without certificates"
@@ -83,14 +84,15 @@ async fn detect_protocol(host: &str, port: u16) -> Option<ServerProtocol> {
 }
 
 /// Sends bytes on a new connection. Returns the beginning of the response, which is empty if the
-/// server closes the connection.
+/// server closes the connection without one; none if it cannot be reached or does not answer in
+/// time.
 async fn exchange(host: &str, port: u16, request: &[u8]) -> Option<Vec<u8>> {
     let mut response = Vec::new();
     let request_response = async {
         let mut stream = TcpStream::connect((host, port)).await?;
         stream.write_all(request).await?;
         let mut reader = stream.take(MAX_RESPONSE_BYTES);
-        // The head of a frame, or of an HTTP/1 response.
+        // Reads the head of a frame, which has 9 bytes, or of an HTTP/1 response.
         while response.len() < 9 || (response.starts_with(b"HTTP/1.") && !has_complete_head(&response)) {
             if reader.read_buf(&mut response).await? == 0 {
                 break;
@@ -99,7 +101,7 @@ async fn exchange(host: &str, port: u16, request: &[u8]) -> Option<Vec<u8>> {
         std::io::Result::Ok(())
     };
     match timeout(RESPONSE_TIMEOUT, request_response).await {
-        // A server that closes the connection before it has read all bytes resets it.
+        // The connection is reset if the server closes it before it has read all bytes.
         Ok(Err(error)) if error.kind() != std::io::ErrorKind::ConnectionReset => return None,
         Err(_) if response.is_empty() => return None,
         _ => {}

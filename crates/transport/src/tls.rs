@@ -12,7 +12,7 @@ use crate::{Error, files};
 /// Maximal size of a file with certificates or a key, in bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
 
-/// The files that each end of a connection over mutual TLS needs.
+/// The files that each side of a connection with mutual TLS needs.
 #[derive(Clone, Debug, Args)]
 #[group(multiple = true, requires_all = ["tls_ca", "tls_cert", "tls_key"])]
 pub struct TlsFiles {
@@ -36,7 +36,8 @@ struct TlsCredentials {
 }
 
 impl TlsFiles {
-    /// The server's TLS settings: a client needs a certificate that the authority has signed.
+    /// The server's TLS settings: only clients with a certificate that the authority in `tls_ca`
+    /// has signed are accepted.
     ///
     /// # Errors
     /// A file is missing, or does not have the expected content.
@@ -58,8 +59,8 @@ impl TlsFiles {
         Ok(Arc::new(config))
     }
 
-    /// The client's TLS settings: presents its certificate, and accepts only servers that the
-    /// authority has signed.
+    /// The client's TLS settings: presents its certificate, and accepts only servers with a
+    /// certificate that the authority in `tls_ca` has signed.
     pub(crate) fn client_config(&self) -> Result<ClientTlsConfig, Error> {
         // tonic reads the files by itself, but does not report which of them is invalid.
         let TlsCredentials { certificate_chain, key, .. } = self.read()?;

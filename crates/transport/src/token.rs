@@ -11,7 +11,7 @@ pub const ADMIN_TOKEN_VARIABLE: &str = "DICO_ADMIN_TOKEN";
 
 /// Minimal length of a token in characters: shorter ones can be guessed.
 pub(crate) const MIN_TOKEN_BYTES: usize = 16;
-/// Maximal length of a token in characters: longer ones do not fit into a header.
+/// Maximal length of a token in characters: a header with it stays far below common limits (8 KiB).
 pub(crate) const MAX_TOKEN_BYTES: usize = 1024;
 
 /// Maximal size of a token's file, including white space, in bytes.
@@ -58,20 +58,20 @@ impl Token {
         Ok(Self(text.to_owned()))
     }
 
-    /// Whether the token equals a presented one. The duration of the comparison reveals only
-    /// whether the lengths differ.
+    /// Whether the token equals `presented`, the token of a client. The duration of the comparison
+    /// reveals only whether the lengths differ.
     #[must_use]
     pub fn matches(&self, presented: &str) -> bool {
         self.0.as_bytes().ct_eq(presented.as_bytes()).into()
     }
 
-    /// The value of the header `authorization`.
+    /// The value of the header `authorization` that carries this token.
     pub(crate) fn authorization(&self) -> String {
         format!("{SCHEME}{}", self.0)
     }
 }
 
-/// The token in the value of a header `authorization`.
+/// The token in the value of a header `authorization`; none if its scheme is not `Bearer`.
 #[must_use]
 pub fn parse_bearer(authorization: &str) -> Option<&str> {
     authorization.strip_prefix(SCHEME)

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::error::Error;
 
-/// Maximal value of a size in a config, such as a width or a number of layers. Sizes are also
-/// checked against the weights.
+/// Maximal value of a size in a config, such as a width or a number of layers. The callers also
+/// check sizes against the weights.
 const MAX_SIZE: usize = 1 << 24;
 
 /// A JSON object in a configuration file.
@@ -20,7 +20,7 @@ pub(crate) struct ConfigSection<'a> {
 
 impl<'a> ConfigSection<'a> {
     pub fn root(path: &'a Path, config: &'a Value) -> Result<Self, Error> {
-        let settings = config.as_object().ok_or_else(|| Error::format(path, "is not a JSON object"))?;
+        let settings = config.as_object().ok_or_else(|| Error::invalid(path, "is not a JSON object"))?;
         Ok(Self { path, prefix: String::new(), settings })
     }
 
@@ -50,7 +50,7 @@ impl<'a> ConfigSection<'a> {
     }
 
     /// Refuses settings whose names are not in `supported`, because they could change the
-    /// computation.
+    /// computation. Settings that are null count as missing.
     pub fn allow_only(&self, supported: &[&str]) -> Result<(), Error> {
         match self.settings.iter().find(|(key, value)| !supported.contains(&key.as_str()) && !value.is_null()) {
             Some((key, _)) => Err(self.error(key, "is not supported")),
@@ -58,7 +58,7 @@ impl<'a> ConfigSection<'a> {
         }
     }
 
-    /// One number each for red, green and blue.
+    /// One number each for red, green and blue; `default` if the setting is missing.
     pub fn channels(&self, key: &str, default: [f32; 3]) -> Result<[f32; 3], Error> {
         match self.settings.get(key) {
             None | Some(Value::Null) => Ok(default),
@@ -66,7 +66,7 @@ impl<'a> ConfigSection<'a> {
         }
     }
 
-    /// A positive integer.
+    /// An integer from 1 to [`MAX_SIZE`]; `default` if the setting is missing.
     pub fn size(&self, key: &str, default: usize) -> Result<usize, Error> {
         let value = match self.settings.get(key) {
             None | Some(Value::Null) => return Ok(default),
@@ -77,7 +77,8 @@ impl<'a> ConfigSection<'a> {
             .ok_or_else(|| self.error(key, format!("is {value}; it has to be from 1 to {MAX_SIZE}")))
     }
 
-    /// The number of attention heads of a model of this width.
+    /// The number of attention heads of a model of this width, which it has to divide; `default` if
+    /// the setting is missing.
     pub fn heads(&self, key: &str, default: usize, width: usize) -> Result<usize, Error> {
         let heads = self.size(key, default)?;
         if width.is_multiple_of(heads) {
@@ -87,9 +88,13 @@ impl<'a> ConfigSection<'a> {
         }
     }
 
-    /// Refuses a setting whose value differs from `expected`. `other` says where the expected value
-    /// comes from, for the message.
-    pub fn require_equal(&self, key: &str, value: usize, other: &str, expected: usize) -> Result<(), Error> {
-        if value == expected { Ok(()) } else { Err(self.error(key, format!("is {value}, but {other} is {expected}"))) }
+    /// Refuses the setting `key` if its `value` differs from `expected`. The message says "is 3,
+    /// but NAME is 2" with `expected_name` for NAME, such as `decoder.n_head`.
+    pub fn require_equal(&self, key: &str, value: usize, expected_name: &str, expected: usize) -> Result<(), Error> {
+        if value == expected {
+            Ok(())
+        } else {
+            Err(self.error(key, format!("is {value}, but {expected_name} is {expected}")))
+        }
     }
 }

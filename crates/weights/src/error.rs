@@ -12,15 +12,16 @@ pub enum Error {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file is damaged, or its format is not supported.
+    /// A file or folder cannot be used: it is damaged, too large or of an unsupported format, or it
+    /// does not fit the settings or another file.
     #[error("{}: {problem}", path.display())]
-    Format {
+    Invalid {
         /// The path of the file or folder.
         path: PathBuf,
         /// The problem and, if there is one, the remedy.
         problem: String,
     },
-    /// A tensor is missing, malformed or does not fit the others.
+    /// One tensor is missing, malformed, not supported or a duplicate, or does not fit the others.
     #[error("{}: {tensor}: {problem}", path.display())]
     Tensor {
         /// The path of the file or folder.
@@ -35,7 +36,7 @@ pub enum Error {
     TensorMismatch {
         /// The path of the file or folder.
         path: PathBuf,
-        /// All tensors that are missing, unknown, or of a wrong shape.
+        /// The tensors that are missing, unknown, or of a wrong shape; a long list is cut off.
         problem: String,
     },
     /// A setting of a configuration file is malformed or not supported.
@@ -48,10 +49,11 @@ pub enum Error {
         /// The problem with it.
         problem: String,
     },
-    /// A tensor in memory has no place in the upstream layout, or cannot be written.
+    /// A tensor in memory is not part of the upstream layout (see [`captioner`](crate::captioner)),
+    /// or cannot be written.
     #[error("{tensor}: {problem}")]
     Export {
-        /// The name of the tensor.
+        /// The name of the tensor; `header` if the header of the file cannot be written.
         tensor: String,
         /// The problem with it.
         problem: String,
@@ -64,8 +66,8 @@ impl Error {
         move |source| Self::File { path, source }
     }
 
-    pub(crate) fn format(path: &Path, problem: impl Display) -> Self {
-        Self::Format { path: path.to_owned(), problem: printable(&problem.to_string()) }
+    pub(crate) fn invalid(path: &Path, problem: impl Display) -> Self {
+        Self::Invalid { path: path.to_owned(), problem: printable(&problem.to_string()) }
     }
 
     pub(crate) fn tensor(path: &Path, tensor: &str, problem: impl Display) -> Self {
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn control_characters_of_a_file_do_not_reach_the_log() {
-        let error = Error::format(Path::new("a.pt"), format!("has a\n\u{1b}[2Jb{}", "x".repeat(10_000)));
+        let error = Error::invalid(Path::new("a.pt"), format!("has a\n\u{1b}[2Jb{}", "x".repeat(10_000)));
         let line = error.to_string();
         assert!(line.starts_with("a.pt: has a\u{fffd}\u{fffd}[2Jb") && line.len() < 500, "{line}");
     }

@@ -9,8 +9,8 @@ use memmap2::Mmap;
 
 use crate::error::Error;
 
-/// Maximal size of a JSON file, in bytes: the shard index of the largest public model has a few
-/// hundred thousand.
+/// Maximal size of a JSON file, in bytes. The largest are shard indexes; those of public models
+/// have some megabytes.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// A memory-mapped file.
@@ -42,7 +42,7 @@ impl MappedFile {
 fn open(path: &Path) -> Result<File, Error> {
     // Checked before opening, because opening a pipe waits for its other end.
     if !std::fs::metadata(path).map_err(Error::file(path))?.is_file() {
-        return Err(Error::format(path, "is not a regular file"));
+        return Err(Error::invalid(path, "is not a regular file"));
     }
     File::open(path).map_err(Error::file(path))
 }
@@ -53,9 +53,9 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T
     let file = open(path)?;
     file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(Error::file(path))?;
     if bytes.len() as u64 > MAX_JSON_BYTES {
-        return Err(Error::format(path, format!("is longer than {MAX_JSON_BYTES} bytes")));
+        return Err(Error::invalid(path, format!("is longer than {MAX_JSON_BYTES} bytes")));
     }
-    serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))
+    serde_json::from_slice(&bytes).map_err(|error| Error::invalid(path, error))
 }
 
 /// Writes the file `path` atomically and durably: `fill` writes a temporary file, which is then
@@ -72,7 +72,7 @@ pub(crate) fn write_atomically(path: &Path, fill: impl FnOnce(&Path) -> std::io:
         File::open(folder)?.sync_all()
     };
     write().map_err(Error::file(path)).inspect_err(|_| {
-        // Only the first error is reported, not that the temporary file remains.
+        // If the temporary file cannot be deleted either, that error is not reported.
         let _ = std::fs::remove_file(&partial);
     })
 }

@@ -14,12 +14,12 @@ pub type Shapes = BTreeMap<String, Vec<usize>>;
 
 /// Maximal number of layers, so that a malicious file cannot request an endless list.
 const MAX_LAYERS: usize = 1024;
-/// Maximal number of tensors that a message names, for each kind of difference.
-const MAX_NAMED_TENSORS: usize = 500;
+/// Maximal number of tensors that a message lists, for each kind of difference.
+const MAX_LISTED_TENSORS: usize = 500;
 
-/// A config with more layers than any model has.
+/// A config has an encoder or a decoder of more than 1,024 layers.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} layers are more than any such model has")]
+#[error("{0} layers are more than the maximum of {MAX_LAYERS}")]
 pub struct TooManyLayersError(usize);
 
 /// The names and shapes of the parameters that a model needs.
@@ -31,9 +31,9 @@ impl RequiredParameters {
         self.0.insert(name.into(), shape.to_vec());
     }
 
-    /// Adds a weight, and a bias with one value per output.
-    fn add_linear(&mut self, name: &str, weight: &[usize], outputs: usize) {
-        self.add(format!("{name}.weight"), weight);
+    /// Adds a weight of this shape, and a bias with one value per output.
+    fn add_linear(&mut self, name: &str, weight_shape: &[usize], outputs: usize) {
+        self.add(format!("{name}.weight"), weight_shape);
         self.add(format!("{name}.bias"), &[outputs]);
     }
 
@@ -43,18 +43,19 @@ impl RequiredParameters {
 
     /// Adds a residual block of either encoder of a CLIP.
     fn add_transformer_block(&mut self, name: &str, width: usize) {
-        let [three, four] = [3, 4].map(|times| width.saturating_mul(times));
+        let [stacked_width, mlp_width] = [3, 4].map(|times| width.saturating_mul(times));
         self.add_norm(&format!("{name}.ln_1"), width);
-        self.add(format!("{name}.attn.in_proj_weight"), &[three, width]);
-        self.add(format!("{name}.attn.in_proj_bias"), &[three]);
+        self.add(format!("{name}.attn.in_proj_weight"), &[stacked_width, width]);
+        self.add(format!("{name}.attn.in_proj_bias"), &[stacked_width]);
         self.add_linear(&format!("{name}.attn.out_proj"), &[width, width], width);
         self.add_norm(&format!("{name}.ln_2"), width);
-        self.add_linear(&format!("{name}.mlp.c_fc"), &[four, width], four);
-        self.add_linear(&format!("{name}.mlp.c_proj"), &[width, four], width);
+        self.add_linear(&format!("{name}.mlp.c_fc"), &[mlp_width, width], mlp_width);
+        self.add_linear(&format!("{name}.mlp.c_proj"), &[width, mlp_width], width);
     }
 
-    fn add_convolution(&mut self, convolution: &str, norm: &str, [outputs, inputs, side]: [usize; 3]) {
-        self.add(format!("{convolution}.weight"), &[outputs, inputs, side, side]);
+    /// Adds a convolution with a square kernel and no bias, and the batch norm after it.
+    fn add_convolution(&mut self, convolution: &str, norm: &str, [outputs, inputs, kernel_side]: [usize; 3]) {
+        self.add(format!("{convolution}.weight"), &[outputs, inputs, kernel_side, kernel_side]);
         for part in ["weight", "bias", "running_mean", "running_var"] {
             self.add(format!("{norm}.{part}"), &[outputs]);
         }
@@ -62,7 +63,8 @@ impl RequiredParameters {
 }
 
 impl CaptionerConfig {
-    /// The parameters of encoder and decoder under their upstream names.
+    /// The shapes of the parameters of encoder and decoder, under their upstream names (see
+    /// [`captioner`](crate::captioner)).
     ///
     /// # Errors
     /// The config has too many layers.
@@ -70,7 +72,7 @@ impl CaptionerConfig {
         let Self { vision_width, width, encoder_inner, encoder_positions, .. } = *self;
         let Self { decoder_inner, positions, vocabulary_size, .. } = *self;
         check_layer_count(self.encoder_layers.max(self.decoder_layers))?;
-        let [twice, thrice] = [2, 3].map(|times| width.saturating_mul(times));
+        let [double_width, triple_width] = [2, 3].map(|times| width.saturating_mul(times));
         let mut required = RequiredParameters::default();
         required.add_linear("encoder.vis_enc_to_enc_proj", &[width, vision_width], width);
         let embeddings = "encoder.encoder.embeddings";
@@ -96,9 +98,9 @@ impl CaptionerConfig {
                 required.add_norm(&full_name(norm), width);
             }
             // GPT-2's linear layers store inputs first.
-            required.add_linear(&full_name("attn.c_attn"), &[width, thrice], thrice);
+            required.add_linear(&full_name("attn.c_attn"), &[width, triple_width], triple_width);
             required.add_linear(&full_name("attn.c_proj"), &[width, width], width);
-            required.add_linear(&full_name("crossattention.c_attn"), &[width, twice], twice);
+            required.add_linear(&full_name("crossattention.c_attn"), &[width, double_width], double_width);
             required.add_linear(&full_name("crossattention.q_attn"), &[width, width], width);
             required.add_linear(&full_name("crossattention.c_proj"), &[width, width], width);
             required.add_linear(&full_name("mlp.c_fc"), &[width, decoder_inner], decoder_inner);
@@ -109,7 +111,7 @@ impl CaptionerConfig {
 }
 
 impl VisionConfig {
-    /// The parameters of the encoder up to its hidden states, under OpenAI's names.
+    /// The shapes of the encoder's parameters up to its hidden states, under OpenAI's names.
     ///
     /// # Errors
     /// The config has too many layers.
@@ -133,10 +135,10 @@ impl VisionConfig {
                     required.add_convolution(&format!("visual.conv{number}"), &format!("visual.bn{number}"), shape);
                 }
                 let mut inputs = width;
-                for (stage, count) in blocks.into_iter().enumerate() {
+                for (stage, block_count) in blocks.into_iter().enumerate() {
                     let middle = width.saturating_mul(1 << stage);
                     let outputs = middle.saturating_mul(4);
-                    for block in 0..count {
+                    for block in 0..block_count {
                         let name = format!("visual.layer{}.{block}", stage + 1);
                         let shapes =
                             [("1", [middle, inputs, 1]), ("2", [middle, middle, 3]), ("3", [outputs, middle, 1])];
@@ -161,7 +163,7 @@ impl VisionConfig {
 }
 
 impl ClipConfig {
-    /// The parameters of both encoders under OpenAI's names.
+    /// The shapes of both encoders' parameters, under OpenAI's names.
     ///
     /// # Errors
     /// An encoder has too many layers.
@@ -220,12 +222,12 @@ fn list_names(problem: &mut String, label: &str, names: Vec<String>) {
     if names.is_empty() {
         return;
     }
-    let listed: Vec<String> = names.iter().take(MAX_NAMED_TENSORS).map(|name| printable(name)).collect();
+    let listed: Vec<String> = names.iter().take(MAX_LISTED_TENSORS).map(|name| printable(name)).collect();
     let separator = if problem.is_empty() { "" } else { "; " };
     // Writing to a string does not fail.
     _ = write!(problem, "{separator}{label}: {}", listed.join(", "));
-    if names.len() > MAX_NAMED_TENSORS {
-        _ = write!(problem, " and {} more", names.len() - MAX_NAMED_TENSORS);
+    if names.len() > MAX_LISTED_TENSORS {
+        _ = write!(problem, " and {} more", names.len() - MAX_LISTED_TENSORS);
     }
 }
 

@@ -59,10 +59,10 @@ impl<'a> Tensor<'a> {
     /// The transposed matrix; none if it is not a matrix.
     pub(crate) fn transposed(&self) -> Option<Tensor<'static>> {
         let &[rows, columns] = self.shape.as_slice() else { return None };
-        let row = columns.checked_mul(self.dtype.size())?;
+        let row_bytes = columns.checked_mul(self.dtype.size())?;
         let mut bytes = Vec::with_capacity(self.bytes.len());
-        for start in (0..row).step_by(self.dtype.size()) {
-            for row in self.bytes.chunks_exact(row) {
+        for start in (0..row_bytes).step_by(self.dtype.size()) {
+            for row in self.bytes.chunks_exact(row_bytes) {
                 bytes.extend_from_slice(row.get(start..start + self.dtype.size())?);
             }
         }
@@ -81,8 +81,8 @@ impl<'a> Tensor<'a> {
         Some(Tensor { dtype, shape, bytes: Cow::Owned(bytes) })
     }
 
-    /// Splits along the first dimension, the inverse of [`Tensor::stacked`]; none if the dimension
-    /// is not a multiple of three.
+    /// Splits along the first dimension, the inverse of [`Tensor::stacked`]; none if that dimension
+    /// is not a multiple of three, or if the number of bytes does not match the shape.
     pub(crate) fn split_stacked(&self) -> Option<[Tensor<'static>; 3]> {
         let (&rows, rest) = self.shape.split_first()?;
         if !rows.is_multiple_of(3) || Some(self.bytes.len()) != byte_length(self.dtype, &self.shape) {
@@ -98,7 +98,8 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// The shape of three tensors stacked along the first dimension; none if they differ.
+/// The shape of three tensors stacked along the first dimension; none if their shapes differ or are
+/// those of scalars.
 pub(crate) fn stacked_shape(parts: [&[usize]; 3]) -> Option<Vec<usize>> {
     let (first, rest) = parts[0].split_first()?;
     if parts.iter().any(|part| *part != parts[0]) {
@@ -113,7 +114,7 @@ pub(crate) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     if shape.contains(&0) {
         return Some(0);
     }
-    shape.iter().try_fold(dtype.size(), |bytes, &side| bytes.checked_mul(side))
+    shape.iter().try_fold(dtype.size(), |bytes, &length| bytes.checked_mul(length))
 }
 
 #[cfg(test)]

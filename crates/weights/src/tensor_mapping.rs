@@ -27,12 +27,13 @@ enum TensorSource {
     Renamed(String),
     /// The transposed tensor of this name in the file.
     Transposed(String),
-    /// The stacked tensors of these names: query, key and value. A name is none until the mapping
-    /// has it.
+    /// The stacked tensors of these names: query, key and value. A name is none until that tensor
+    /// has been added.
     Stacked([Option<String>; 3]),
 }
 
-/// The source of each mapped tensor, by new name.
+/// The source of each mapped tensor, by its name in this project. Below, `old` is the name of a
+/// tensor in the file, and `new` its name in this project.
 #[derive(Default)]
 pub(crate) struct TensorMapping(BTreeMap<String, TensorSource>);
 

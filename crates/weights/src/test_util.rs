@@ -73,7 +73,8 @@ pub fn values(tensor: &Tensor<'_>) -> Vec<f32> {
     tensor.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// Writes a safetensors file with tensors of these shapes; each has different elements.
+/// Writes a safetensors file with tensors of these shapes. The elements of tensor i begin with
+/// 1000 i.
 pub fn write_tensors_of_shapes(path: &Path, shapes: &[(String, Vec<usize>)]) {
     let tensors: Vec<_> = shapes
         .iter()

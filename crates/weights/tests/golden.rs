@@ -68,6 +68,7 @@ fn a_traced_module_in_half_precision_is_read() {
         (archive.dtype("input_resolution"), archive.shape("input_resolution")),
         (Some(Dtype::I64), Some(&[][..]))
     );
+    // 0, 1, 2, 3, 4 and 5 as half-precision numbers.
     let numbers = vec![0, 0x3c00, 0x4000, 0x4200, 0x4400, 0x4500];
     assert_eq!(dtype_shape_and_words(&archive.get("visual.proj").unwrap()), (Dtype::F16, vec![3, 2], numbers));
     assert_eq!(

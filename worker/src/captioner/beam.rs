@@ -1,11 +1,12 @@
 //! Beam search as in transformers' `generate` (`num_beams = num_return_sequences = k`,
-//! `early_stopping = False`). Each step considers 2k candidates. A finished caption's score is its
-//! log-probability divided by a power of its length. The search of an image ends when no candidate
-//! can reach a higher score than the worst of k finished captions.
+//! `early_stopping = False`). Each step considers 2k candidates of each image. A finished caption's
+//! score is its log-probability divided by a power of its length. The search of an image ends when
+//! k captions are finished, and the best candidate would not get a higher score than the worst of
+//! them if it ended at its present length.
 //!
-//! This is the behavior of transformers up to 4.49 (`BeamSearchScorer`). From 4.50 on a search ends
-//! when the best candidate *that continues* cannot reach a higher score than the worst finished
-//! caption, which is slightly earlier.
+//! This is the behavior of transformers up to 4.49 (`BeamSearchScorer`). From 4.50 on, only
+//! candidates that continue are compared with the worst finished caption, so that a search may end
+//! slightly earlier.
 
 use tch::Tensor;
 
@@ -18,7 +19,8 @@ pub struct Hypothesis {
     /// The tokens without the begin token; with the end token, unless the caption was cut at the
     /// length limit.
     pub tokens: Vec<i64>,
-    /// The log-probability, divided by the length to the power of the length penalty.
+    /// The log-probability, divided by the number of `tokens` to the power of the length penalty.
+    /// (Beam search adds 1 for a cut caption with [`GenerationConfig::cut_length_includes_bos`].)
     pub score: f64,
 }
 
@@ -72,9 +74,10 @@ pub fn beam_search(
     let mut beams_by_image: Vec<ImageBeams> = (0..images).map(|_| ImageBeams::new(generation)).collect();
     let mut beam_indices: Option<Vec<i64>> = None;
     for length in 1..generation.max_length {
-        let open = || beams_by_image.iter().flat_map(|image_beams| &image_beams.open_beams);
-        let tokens: Vec<i64> = open().map(|beam| *beam.tokens.last().unwrap_or(&generation.bos_token_id)).collect();
-        let beam_scores: Vec<f32> = open().map(|beam| beam.log_probability).collect();
+        let open_beams = || beams_by_image.iter().flat_map(|image_beams| &image_beams.open_beams);
+        let last_token = |beam: &Beam| *beam.tokens.last().unwrap_or(&generation.bos_token_id);
+        let tokens: Vec<i64> = open_beams().map(last_token).collect();
+        let beam_scores: Vec<f32> = open_beams().map(|beam| beam.log_probability).collect();
         // The best candidates of an image are among the best of each beam.
         let top_tokens = model.top_tokens(&tokens, beam_indices.as_deref(), 2 * k as i64);
         let candidates = best_candidates(&top_tokens, &beam_scores, k);
@@ -104,6 +107,7 @@ struct BeamCandidate {
 /// open. `beam_scores` are the log-probabilities of the beams, `[images * k]`.
 fn best_candidates(top_tokens: &TopTokens, beam_scores: &[f32], k: usize) -> Vec<Vec<BeamCandidate>> {
     let TopTokens { log_probabilities, tokens, per_row } = top_tokens;
+    // For each row: the log-probability of the beam with each of its top tokens, and the token.
     let rows = log_probabilities.chunks(*per_row).zip(tokens.chunks(*per_row)).zip(beam_scores);
     let scored_rows: Vec<Vec<(f32, i64)>> = rows
         .map(|((top, tokens), beam_score)| top.iter().map(|own| own + beam_score).zip(tokens.iter().copied()).collect())
@@ -132,7 +136,7 @@ struct ImageBeams {
     open_beams: Vec<Beam>,
     /// At most k finished captions, best first.
     finished_captions: Vec<Hypothesis>,
-    /// Whether no candidate can improve `finished_captions`.
+    /// Whether the search of this image has ended (see the module's documentation).
     is_done: bool,
 }
 
@@ -167,9 +171,9 @@ impl ImageBeams {
             }
         }
         self.open_beams = open;
-        let attainable_score = score(best, length, generation);
+        let best_score = score(best, length, generation);
         self.is_done = self.finished_captions.len() == generation.beams
-            && self.finished_captions[generation.beams - 1].score >= attainable_score;
+            && self.finished_captions[generation.beams - 1].score >= best_score;
         continued_beams
     }
 
@@ -179,7 +183,8 @@ impl ImageBeams {
         self.finished_captions.truncate(generation.beams);
     }
 
-    /// Finishes the search at the length limit, where open beams count as finished.
+    /// Returns the best captions. If the search reached the length limit, open beams count as
+    /// finished.
     fn finish(mut self, generation: &GenerationConfig) -> Vec<Hypothesis> {
         if !self.is_done {
             for beam in std::mem::take(&mut self.open_beams) {
@@ -217,20 +222,21 @@ mod tests {
         }
     }
 
-    /// A toy language model: the next token's distribution is a fixed function of all tokens so
-    /// far.
-    fn distribution(seed: u64, image: usize, prefix: &[i64]) -> Vec<f32> {
+    /// A toy language model: the log-probabilities of the next token, a fixed function of the image
+    /// and of all tokens so far.
+    fn next_log_probabilities(seed: u64, image: usize, prefix: &[i64]) -> Vec<f32> {
         let prefix_hash =
             prefix.iter().fold(seeds::combine(seed, &[image as u64]), |s, &t| seeds::combine(s, &[t as u64]));
         let logits = (0..VOCABULARY).map(|t| (seeds::combine(prefix_hash, &[t as u64]) % 1000) as f32 / 250.0);
         let logits: Vec<f32> = logits.collect();
-        let total = logits.iter().map(|x| x.exp()).sum::<f32>().ln();
-        logits.iter().map(|x| x - total).collect()
+        let log_normalizer = logits.iter().map(|x| x.exp()).sum::<f32>().ln();
+        logits.iter().map(|x| x - log_normalizer).collect()
     }
 
     struct ToyModel {
         seed: u64,
         beams: usize,
+        /// The tokens of each row, begin token included.
         rows: Vec<Vec<i64>>,
     }
 
@@ -241,8 +247,8 @@ mod tests {
             }
             self.rows.iter_mut().zip(tokens).for_each(|(row, &token)| row.push(token));
             let rows = self.rows.iter().enumerate();
-            let values: Vec<f32> =
-                rows.flat_map(|(row, prefix)| distribution(self.seed, row / self.beams, prefix)).collect();
+            let values = rows.flat_map(|(row, prefix)| next_log_probabilities(self.seed, row / self.beams, prefix));
+            let values: Vec<f32> = values.collect();
             Tensor::from_slice(&values).view([self.rows.len() as i64, VOCABULARY as i64]).to_device(testing::device())
         }
     }
@@ -252,7 +258,7 @@ mod tests {
         let mut all = Vec::new();
         let mut open = vec![(vec![BEGIN], 0.0_f32)];
         while let Some((prefix, sum)) = open.pop() {
-            for (token, log_probability) in distribution(seed, image, &prefix).into_iter().enumerate() {
+            for (token, log_probability) in next_log_probabilities(seed, image, &prefix).into_iter().enumerate() {
                 let mut tokens = prefix.clone();
                 tokens.push(token as i64);
                 if token as i64 == END || tokens.len() == settings.max_length {
@@ -268,17 +274,19 @@ mod tests {
         all
     }
 
-    fn run(seed: u64, images: usize, settings: &GenerationConfig) -> Vec<Vec<Hypothesis>> {
+    fn search(seed: u64, images: usize, settings: &GenerationConfig) -> Vec<Vec<Hypothesis>> {
         let rows = vec![Vec::new(); images * settings.beams];
         beam_search(&mut ToyModel { seed, beams: settings.beams, rows }, images, settings)
     }
 
     #[test]
     fn beam_search_with_enough_beams_equals_exhaustive_search() {
-        // At most 3 x 3 x 3 = 27 prefixes can be open, so no candidate is ever pruned.
+        // Before the last step at most 3 x 3 x 3 = 27 prefixes are open, so that none is pruned.
+        // The last step keeps the 40 best of its captions, and the 10 best ones are compared.
+        let (beams, max_length, images) = (40, 5, 3);
         for (seed, length_penalty) in [(1, 1.0), (2, 0.0), (3, 2.0), (4, 1.0)] {
-            let settings = config(40, 5, length_penalty);
-            for (image, actual) in run(seed, 3, &settings).into_iter().enumerate() {
+            let settings = config(beams, max_length, length_penalty);
+            for (image, actual) in search(seed, images, &settings).into_iter().enumerate() {
                 let expected = exhaustive_search(seed, image, &settings);
                 for (actual, expected) in actual.iter().zip(&expected).take(10) {
                     assert_eq!(actual.tokens, expected.tokens);
@@ -290,21 +298,23 @@ mod tests {
 
     #[test]
     fn beam_search_with_one_beam_is_greedy_search() {
-        let settings = config(1, 6, 1.0);
+        let (seed, max_length) = (9, 6);
+        let settings = config(1, max_length, 1.0);
         let mut prefix = vec![BEGIN];
-        while prefix.len() < 6 && (prefix.len() == 1 || prefix[prefix.len() - 1] != END) {
-            let next = distribution(9, 0, &prefix);
+        while prefix.len() < max_length && (prefix.len() == 1 || prefix[prefix.len() - 1] != END) {
+            let next = next_log_probabilities(seed, 0, &prefix);
             prefix.push((0..VOCABULARY).max_by(|&a, &b| next[a].total_cmp(&next[b])).unwrap() as i64);
         }
-        assert_eq!(run(9, 1, &settings)[0][0].tokens, prefix[1..]);
+        assert_eq!(search(seed, 1, &settings)[0][0].tokens, prefix[1..]);
     }
 
     #[test]
     fn beam_search_of_an_image_does_not_depend_on_the_rest_of_the_batch() {
         let settings = config(3, 8, 1.0);
-        let together = run(5, 4, &settings);
+        let seed = 5;
+        let together = search(seed, 4, &settings);
         assert!(together.iter().all(|actual| actual.len() == 3));
-        let alone = run(5, 1, &settings);
+        let alone = search(seed, 1, &settings);
         assert_eq!(together[0], alone[0]);
     }
 }

@@ -6,8 +6,8 @@ use tch::{Device, Tensor};
 
 use crate::prefix_tree::{PrefixTree, PrefixTreeBatch};
 
-/// Captions whose log-probabilities are computed: equally many for each image, each with begin and
-/// end tokens.
+/// Captions whose log-probabilities are computed: equally many for each image. Each has a begin
+/// token, and an end token unless it was cut at the length limit.
 pub struct CaptionBatch {
     /// The inputs: all tokens of each caption except the last, one prefix tree per image.
     pub(super) inputs: PrefixTreeBatch,
@@ -18,11 +18,12 @@ pub struct CaptionBatch {
     pub(super) prediction_nodes: Tensor,
     /// The next token of each prediction, `[predictions]`.
     pub(super) prediction_targets: Tensor,
-    /// The prediction of each token of the captions, in order of caption and position, `[tokens]`.
+    /// For each token after the begin tokens, in order of caption and position: its prediction, as
+    /// an index into `prediction_nodes`, `[tokens]`.
     token_predictions: Tensor,
     /// The index of each token's caption, `[tokens]`.
     token_captions: Tensor,
-    count: i64,
+    caption_count: i64,
 }
 
 impl CaptionBatch {
@@ -39,11 +40,11 @@ impl CaptionBatch {
             [(); 4].map(|()| Vec::<i64>::new());
         let mut prediction_indices = HashMap::new();
         for (image, (captions, tree)) in image_captions.zip(&trees).enumerate() {
-            let first = node_indices.len();
+            let first_node = node_indices.len();
             node_indices.extend((0..tree.size()).map(|node| inputs.flat_index(image, node)));
             for (number, (caption, path)) in captions.iter().zip(&tree.paths).enumerate() {
                 for (&node, &target) in path.iter().zip(&caption[1..]) {
-                    let node = (first + node) as i64;
+                    let node = (first_node + node) as i64;
                     token_predictions.push(*prediction_indices.entry((node, target)).or_insert_with(|| {
                         prediction_nodes.push(node);
                         targets.push(target);
@@ -61,7 +62,7 @@ impl CaptionBatch {
             prediction_targets: tensor(targets),
             token_predictions: tensor(token_predictions),
             token_captions: tensor(token_captions),
-            count: sequences.len() as i64,
+            caption_count: sequences.len() as i64,
         }
     }
 
@@ -70,7 +71,7 @@ impl CaptionBatch {
         TokenValues {
             values: values.index_select(0, &self.token_predictions),
             token_captions: self.token_captions.shallow_clone(),
-            captions: self.count,
+            caption_count: self.caption_count,
         }
     }
 }
@@ -85,13 +86,13 @@ pub struct TokenValues {
     pub values: Tensor,
     /// The index of each value's caption, `[tokens]`.
     pub token_captions: Tensor,
-    captions: i64,
+    caption_count: i64,
 }
 
 impl TokenValues {
     /// The sum over each caption's tokens, `[captions]`.
     pub fn sums(&self) -> Tensor {
-        let zeros = Tensor::zeros([self.captions], (self.values.kind(), self.values.device()));
+        let zeros = Tensor::zeros([self.caption_count], (self.values.kind(), self.values.device()));
         zeros.index_add(0, &self.token_captions, &self.values)
     }
 }

@@ -27,6 +27,8 @@ pub struct Decoder {
     workspaces: RefCell<Vec<DecodingWorkspace>>,
 }
 
+/// A block (`GPT2Block` in transformers): self-attention (`c_attn`, `c_proj`), cross-attention
+/// (`cross_*`), and a feed-forward part (`c_fc`, `mlp_proj`).
 struct DecoderBlock {
     heads: i64,
     ln_1: LayerNorm,
@@ -41,7 +43,7 @@ struct DecoderBlock {
     mlp_proj: Conv1d,
 }
 
-/// The keys and values of a layer, each `[batch, heads, length, head width]`.
+/// The keys and values of an attention layer, each `[batch, heads, length, head width]`.
 struct KeysAndValues {
     key: Tensor,
     value: Tensor,
@@ -97,8 +99,8 @@ impl Decoder {
         self.token_embedding.table()
     }
 
-    /// Starts step-by-step decoding of `beams` captions of at most `max_length` tokens for each
-    /// image of `memory`, `[images, memory length, width]`.
+    /// Starts step-by-step decoding of `beams` captions of at most `max_length` tokens, begin and
+    /// end tokens included, for each image of `memory`, `[images, memory length, width]`.
     pub fn start_decoding(
         &self,
         memory: &Tensor,
@@ -106,7 +108,7 @@ impl Decoder {
         max_length: i64,
         mode: DropoutMode,
     ) -> Box<dyn NextTokenLogits + '_> {
-        // A replayed CUDA graph would repeat the same random numbers.
+        // With dropout, a replayed CUDA graph would repeat the same random numbers.
         if uses_gpu_path(memory.device()) && mode.probability() == 0.0 {
             return Box::new(GraphDecoding::new(self, memory, beams, max_length));
         }
@@ -141,14 +143,14 @@ impl Decoder {
         let embedded =
             self.token_embedding.forward(tokens) + self.position_embedding.table().master.narrow(0, position, 1);
         let mut x = mode.dropout(embedded);
-        for (layer, (block, memory)) in self.blocks.iter().zip(&cache.cross_attention).enumerate() {
+        for (layer, (block, memory_key_value)) in self.blocks.iter().zip(&cache.cross_attention).enumerate() {
             let projections = stack_projections(&block.self_attention_projections(&x), 3, block.heads);
             let key_value = cache.self_attention.get(layer as i64);
             key_value.narrow(3, position * beams, beams).copy_(&projections.narrow(0, 1, 2));
             let key_value = key_value.narrow(3, 0, (position + 1) * beams);
             let attended = attention(&projections.get(0), &key_value.get(0), &key_value.get(1), Some(mask), mode);
             x = block.add_self_attention(x, &attended, mode);
-            x = block.cross_attention(x, memory, mode);
+            x = block.cross_attention(x, memory_key_value, mode);
             x = block.feed_forward(x, mode);
         }
         self.norm.forward(&x).flatten(0, 1)
@@ -167,8 +169,8 @@ impl DecoderBlock {
             LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5)
         };
         let linear = |builder: &mut ParameterBuilder, part: &str, inputs, outputs| {
-            // GPT-2 scales the projections into the residual stream by 1 / sqrt(number of residual
-            // layers), as transformers' `GPT2PreTrainedModel._init_weights`.
+            // As transformers' `GPT2PreTrainedModel._init_weights`, scales the projections into the
+            // residual stream by 1 / sqrt(2 blocks).
             let is_residual_projection = part.ends_with("c_proj");
             let scale = if is_residual_projection { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
             Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weight_deviation * scale)
@@ -208,9 +210,10 @@ impl DecoderBlock {
 
     /// Cross-attention of `x` `[images, nodes, width]`. All captions of an image attend to the same
     /// keys, which are not copied.
-    fn cross_attention(&self, x: Tensor, memory: &KeysAndValues, mode: DropoutMode) -> Tensor {
+    fn cross_attention(&self, x: Tensor, memory_key_value: &KeysAndValues, mode: DropoutMode) -> Tensor {
         let query = split_heads(&self.cross_query.forward(&self.ln_cross.forward(&x)), self.heads);
-        let attended = attention(&query, &memory.key, &memory.value, None, mode);
+        let KeysAndValues { key, value } = memory_key_value;
+        let attended = attention(&query, key, value, None, mode);
         x + mode.dropout(self.cross_proj.forward(&merge_heads(&attended)))
     }
 
@@ -242,7 +245,7 @@ impl KeyValueCache {
     }
 }
 
-/// Step-by-step decoding on a CPU, and on any device with dropout.
+/// Step-by-step decoding without CUDA graphs: on a CPU, and with dropout also on a GPU.
 struct IncrementalDecoding<'a> {
     decoder: &'a Decoder,
     cache: KeyValueCache,

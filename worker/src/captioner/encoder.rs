@@ -14,11 +14,13 @@ const LAYER_NORM_EPSILON: f64 = 1e-12;
 pub struct Encoder {
     projection: Linear,
     position: Embedding,
+    /// BERT's embeddings of token types. All hidden states have type 0.
     token_type: Embedding,
     norm: LayerNorm,
     layers: Vec<EncoderLayer>,
 }
 
+/// A layer of the BERT (`BertLayer` in transformers).
 struct EncoderLayer {
     heads: i64,
     query: Linear,
@@ -44,7 +46,7 @@ impl Encoder {
         Self {
             projection: match initial.projection {
                 ProjectionInit::Normal => Linear::new(builder, name, vision_width, width, initial.weight_deviation),
-                ProjectionInit::Uniform => Linear::uniform(builder, name, vision_width, width),
+                ProjectionInit::Uniform => Linear::with_uniform_init(builder, name, vision_width, width),
             },
             position,
             token_type,

@@ -11,8 +11,11 @@ use crate::testing::golden_files::{self, ParameterGains, assert_close, sixteen_b
 #[derive(Deserialize)]
 struct GoldenCaptioner {
     sizes: CaptionerSizes,
+    /// The prefix of parameter names in the formula.
     prefix: String,
     gains: ParameterGains,
+    /// The final layer norm's bias is the end token's embedding times this number, so that captions
+    /// end.
     end_bias: Option<f64>,
     captions: Vec<Vec<i64>>,
     searches: Vec<GoldenSearch>,
@@ -38,6 +41,7 @@ struct GoldenSearch {
     beams: usize,
     max_length: usize,
     length_penalty: f64,
+    /// [`GenerationConfig::cut_length_includes_bos`].
     cut_counts_begin: bool,
     images: Vec<ExpectedBeams>,
 }
@@ -136,7 +140,7 @@ fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> 
         let decoded = decoded.flatten(0, 1).index_select(0, &nodes);
         let stride = (sizes.vocabulary as i64 / 64).max(1);
         let logits = nn::logits(&decoded, captioner.decoder.output_projection()).slice(1, None, None, stride);
-        // Log-probabilities are differences between logits and averages of logits.
+        // A log-probability is a logit minus the logsumexp, in which the errors of logits average.
         let per_token = tolerance(&expected["logits"], all_layers);
         let expected_logits = expected["logits"].flatten(0, 1).index_select(0, &expected_indices);
         assert_close("logits", &logits, &expected_logits, per_token);
@@ -160,6 +164,7 @@ fn check_logits(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) -> 
 /// The tolerance for sums over the tokens of a caption, given the tolerance for each token.
 fn caption_tolerance(per_token: f64, captions: &[Vec<i64>]) -> f64 {
     let longest = captions.iter().map(Vec::len).max().unwrap_or(1);
+    // The tolerance in 32 bits, 1e-4, also holds for sums.
     if per_token > 1e-4 { per_token * (longest as f64).sqrt() } else { per_token }
 }
 
@@ -179,8 +184,8 @@ fn check_beams() {
         // them.
         for round in 0..3 {
             let images: Vec<&ExpectedBeams> = images.iter().cycle().skip(round).take(images.len()).collect();
-            // One batch has images whose search ends early and others.
-            let hidden = hidden_states(&sizes, images.iter().map(|actual| format!("image{}", actual.image)));
+            // Searches of the same batch may end at different steps.
+            let hidden = hidden_states(&sizes, images.iter().map(|expected| format!("image{}", expected.image)));
             let actual = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
             for (expected, actual) in images.iter().zip(actual) {
                 let case = format!("{settings:?}, image {}, round {round}", expected.image);
@@ -217,8 +222,8 @@ fn a_uniform_projection_is_initialized_like_torch_nn_linear() {
         named.map(|(name, value)| (name.to_owned(), value.shallow_clone())).collect::<BTreeMap<_, _>>()
     };
     let (uniform, normal) = (parameters(&uniform), parameters(&normal));
-    // The largest difference of two quantiles, in units of the largest value. Random variation is
-    // below it, another distribution above.
+    // `allowed` is in units of the largest expected value. Quantiles of the same distribution
+    // differ by less, those of another distribution by more.
     for (part, expected, allowed) in [("weight", &golden.weight, 0.03), ("bias", &golden.bias, 0.3)] {
         let name = format!("encoder.vis_enc_to_enc_proj.{part}");
         let largest = expected.last().unwrap();
@@ -327,8 +332,10 @@ fn check_dropout_of_step() {
         let hidden = no_grad(|| decoder.forward(&caption, &memory, mode)).flatten(0, 1);
         nn::logits(&hidden, decoder.output_projection())
     };
-    let in_search =
-        |mode| no_grad(|| decoder.start_decoding(&memory, 1, 2, mode).next_token_logits(&[sizes.begin], None));
+    let (beams, max_length) = (1, 2);
+    let in_search = |mode| {
+        no_grad(|| decoder.start_decoding(&memory, beams, max_length, mode).next_token_logits(&[sizes.begin], None))
+    };
     let mode = DropoutMode::Train { dropout: 0.5 };
     for seed in 0..4 {
         let [trained, searched] = [&in_training as &dyn Fn(DropoutMode) -> Tensor, &in_search].map(|logits| {
@@ -360,7 +367,7 @@ fn sixteen_bit_beam_search_agrees_with_generate_unless_scores_are_close() {
                 bos_token_id,
                 eos_token_id,
             };
-            let hidden = hidden_states(&sizes, images.iter().map(|actual| format!("image{}", actual.image)));
+            let hidden = hidden_states(&sizes, images.iter().map(|expected| format!("image{}", expected.image)));
             let actual = captioner.beam_search(&hidden, &settings, DropoutMode::Evaluate);
             // Step-by-step decoding and one forward pass over the whole caption compute the same
             // log-probability.
@@ -391,11 +398,14 @@ fn sixteen_bit_beam_search_agrees_with_generate_unless_scores_are_close() {
     });
 }
 
+/// The expected results of small folders in the format of the DiCO release.
 #[derive(Deserialize)]
 struct ReleasedGolden {
     images: i64,
     captions: Vec<Vec<i64>>,
+    /// The number of hidden states per image that the golden file contains.
     hidden_tokens: i64,
+    /// The golden file contains the logits of every `logits_stride`-th token of the vocabulary.
     logits_stride: i64,
 }
 

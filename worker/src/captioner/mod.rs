@@ -84,8 +84,8 @@ pub fn preset(
 }
 
 impl CaptionerInit {
-    /// The standard deviations: 0.02 at the width of the published captioner, as in BERT and GPT-2
-    /// (`initializer_range` in transformers), and more for narrower ones.
+    /// The standard deviations: 0.02 from the width of the published captioner on, as in BERT and
+    /// GPT-2 (`initializer_range` in transformers), and more for narrower captioners.
     fn of(config: &CaptionerConfig, projection: ProjectionInit) -> Self {
         if config.width >= 512 {
             return Self { weight_deviation: 0.02, position_deviation: 0.02, projection };

@@ -65,23 +65,25 @@ mod tests {
     #[test]
     fn captions_are_sampled_with_their_probabilities() {
         tch::manual_seed(3);
+        let (images, samples_per_image) = (2, 4000);
+        let samples = images * samples_per_image;
         let generation = GenerationConfig {
-            beams: 4000,
+            beams: samples_per_image,
             max_length: 4,
             length_penalty: 0.0,
             cut_length_includes_bos: false,
             bos_token_id: 3,
             eos_token_id: END,
         };
-        let actual = sample(&mut ConstantModel { rows: 8000 }, 2, &generation);
-        assert_eq!(actual.iter().map(Vec::len).collect::<Vec<_>>(), [4000, 4000]);
+        let actual = sample(&mut ConstantModel { rows: samples as i64 }, images, &generation);
+        assert_eq!(actual.iter().map(Vec::len).collect::<Vec<_>>(), [samples_per_image; 2]);
         let all = || actual.iter().flatten();
         assert!(all().all(|caption| caption.tokens.len() == 3 || caption.tokens.last() == Some(&END)));
         assert!(all().all(|caption| caption.tokens.iter().rev().skip(1).all(|&token| token != END)));
         for (tokens, probability) in [(&[END][..], 0.5), (&[1, END], 1.0 / 6.0), (&[1, 2, END], 1.0 / 36.0)] {
             let matching: Vec<_> = all().filter(|caption| caption.tokens == tokens).collect();
-            let (frequency, deviation) =
-                (matching.len() as f64 / 8000.0, (probability * (1.0 - probability) / 8000.0_f64).sqrt());
+            let frequency = matching.len() as f64 / samples as f64;
+            let deviation = f64::sqrt(probability * (1.0 - probability) / samples as f64);
             assert!((frequency - probability).abs() < 4.0 * deviation, "{tokens:?}: {frequency} is not {probability}");
             assert!((matching[0].score - f64::ln(probability)).abs() < 1e-5);
         }

@@ -161,7 +161,7 @@ pub fn warn_if_untrained(folder: &ModelFolder, metadata: Option<&CheckpointMetad
     let saved = metadata.map_or_else(String::new, |CheckpointMetadata { run, stage_name, step, .. }| {
         format!(" It was saved in stage `{stage_name}` of run `{run}`, after step {step}.")
     });
-    super::warn(format_args!(
+    super::print_message(format_args!(
         "warning: {}: its captioner was never trained, so its captions are random.{saved} Use a checkpoint of a later stage that \
          trains the captioner (cross_entropy, dico or scst)",
         folder.path().display()
@@ -194,16 +194,17 @@ struct ImageCaptioner {
 }
 
 impl ImageCaptioner {
-    /// Prints a line for each image. Returns the number of images that could not be read, after
-    /// naming each of them on standard error.
+    /// Prints a line for each image. Returns the number of images that could not be read or
+    /// decoded, after naming each of them on standard error.
     fn print_captions(&self, paths: &[PathBuf]) -> Result<usize> {
         let size = self.vision_encoder.config().image_size as u32;
         let read = |path: &Path| {
             let encoded = read_file(path)?;
             let pixels = self.preprocessing.apply(&encoded, size);
             let orientation = image_preprocess::orientation(&encoded).to_exif();
-            if pixels.is_ok() && orientation != 1 && !self.preprocessing.exif {
-                super::warn(format_args!(
+            let is_upright = orientation == 1;
+            if pixels.is_ok() && !is_upright && !self.preprocessing.exif {
+                super::print_message(format_args!(
                     "warning: {}: its EXIF orientation ({orientation}) is not applied, so the model gets a rotated or mirrored \
                      photo: pass --exif to apply it",
                     path.display()
@@ -218,7 +219,7 @@ impl ImageCaptioner {
                     readable.push(path);
                     pixels.extend(decoded);
                 }
-                Err(error) => super::warn(format_args!("{}", errors::one_line(&error))),
+                Err(error) => super::print_message(format_args!("{}", errors::one_line(&error))),
             }
         }
         if !readable.is_empty() {

@@ -16,7 +16,7 @@ use super::device_options::DeviceOptions;
 use super::evaluator_argument::{EvaluatorArgument, named_evaluators};
 use crate::clip_scorer::LoadedEvaluator;
 
-/// The category for all pairs together.
+/// The name of the column for all pairs together.
 const ALL_CATEGORIES: &str = "all";
 
 /// Measure how well metrics agree with human judgements of captions.
@@ -96,7 +96,7 @@ impl Correlate {
         self.print(&results, captions.len())
     }
 
-    /// Adds the scores of all evaluators.
+    /// Adds the scores of all evaluators to the report.
     fn add_evaluator_scores(
         &self,
         folder: &ImageFolder,
@@ -168,7 +168,7 @@ fn correlations(report: &Report, ratings: &[f64]) -> ResultTable {
 }
 
 /// The accuracy of each metric in each category: the share of pairs in which the first caption, the
-/// preferred one, has the higher score.
+/// preferred one, has the higher score. Equal scores count half.
 fn accuracies(report: &Report, categories: &[&str]) -> ResultTable {
     let mut names: Vec<&str> = categories.iter().copied().filter(|name| !name.is_empty()).collect();
     names.sort_unstable();

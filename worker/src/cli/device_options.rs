@@ -17,8 +17,9 @@ pub struct DeviceOptions {
 }
 
 impl DeviceOptions {
-    /// Sets the number of threads, and returns the device. A command calls it before it does
-    /// anything else, because loading libtorch's CUDA libraries may re-execute the process.
+    /// Loads libtorch's CUDA libraries if the device is a GPU, and sets the number of threads.
+    /// Returns the device. A command calls this before it does anything else, because the loading
+    /// may re-execute the process.
     ///
     /// # Errors
     /// libtorch cannot use the device.
@@ -40,10 +41,10 @@ impl DeviceOptions {
     }
 }
 
-/// Parses the name of a device.
+/// Parses the name of a device; `cuda` is `cuda:0`.
 ///
 /// # Errors
-/// It is not `cpu` or `cuda:N`.
+/// The text is not `cpu`, `cuda` or `cuda:N`.
 pub fn parse_device(text: &str) -> Result<Device> {
     match text.split_once(':') {
         None if text == "cpu" => Ok(Device::Cpu),

@@ -21,8 +21,8 @@ use crate::{feature_stores, tensor_conversion};
 /// images and the bytes per image.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker encode --config configs/coco-vit-l14.yaml --split train --out features\n\n\
-                        The store is written to OUT/SPLIT; set data.features to OUT to train from it. An interrupted \
-                        run is continued by the same command.")]
+                        The store is written to OUT/SPLIT; set data.features to OUT to train from it. After an \
+                        interruption, the same command continues.")]
 pub struct Encode {
     /// Run file, which names the data and the vision encoders.
     #[arg(long, value_name = "FILE")]
@@ -30,7 +30,7 @@ pub struct Encode {
     /// Split to encode: train, val or test.
     #[arg(long, value_name = "SPLIT")]
     split: Split,
-    /// Folder for the stores of all splits; this one is OUT/SPLIT.
+    /// Folder for the stores of all splits; the store of this split is OUT/SPLIT.
     #[arg(long, value_name = "OUT")]
     out: PathBuf,
     /// Type of the stored values: f32, f16 or bf16.
@@ -116,7 +116,9 @@ fn encode_rows(models: &RunModels, manifest: &Manifest, batch: &Batch, range: st
         return rows;
     }
     let hidden = models.hidden_states(batch, 0..count);
-    let embeddings = (0..=models.other_clips.len()).map(|number| models.embeddings(batch, 0..count, &hidden, number));
+    // CLIP 0 is the primary evaluator's.
+    let clips = 0..=models.other_clips.len();
+    let embeddings = clips.map(|clip_index| models.embeddings(batch, 0..count, &hidden, clip_index));
     let columns: Vec<Tensor> = std::iter::once(hidden.flatten(1, -1)).chain(embeddings).collect();
     let values = Tensor::cat(&columns, 1).to_kind(tensor_kind(manifest.dtype));
     let bytes = tensor_conversion::to_bytes(&values.to_device(Device::Cpu));

@@ -66,9 +66,9 @@ impl Evaluate {
         let data = Arc::new(self.load_data(&run)?);
         let items = self.caption_split(&run, &data, device)?;
         if let Some(path) = &self.captions {
-            let captioned =
+            let caption_result =
                 |item: &'_ v1::EvaluationItem| CaptionResult::new(item.image_id, &item.image, &item.caption);
-            let captions: Vec<CaptionResult> = items.iter().map(captioned).collect();
+            let captions: Vec<CaptionResult> = items.iter().map(caption_result).collect();
             results::write(path, &captions).with_context(|| path.display().to_string())?;
         }
         let (names, evaluations): (Vec<String>, Vec<ImageEvaluation>) = items.into_iter().map(image_evaluation).unzip();

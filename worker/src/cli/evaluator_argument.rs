@@ -1,4 +1,6 @@
-//! The flag `--evaluator NAME=FILE`.
+//! The flag `--evaluator`. Its forms are `NAME=FILE` with CLIP weights, `NAME=FILE,KEY=VALUE,...`
+//! with settings of the CLIP that the file does not have, `NAME=FILE.yaml` with the `evaluator`
+//! section of a run file, and `run`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,9 +12,9 @@ use weights::Conventions;
 /// A value of `--evaluator`.
 #[derive(Clone, Debug)]
 pub enum EvaluatorArgument {
-    /// All evaluators of the run file.
+    /// `run`: all evaluators of the run file.
     FromRunFile,
-    /// An evaluator with a name.
+    /// `NAME=...`: an evaluator with its name.
     Named(String, Box<Evaluator>),
 }
 
@@ -40,12 +42,12 @@ impl FromStr for EvaluatorArgument {
         let score = EvaluatorScore::of_name(name);
         let score =
             score.with_context(|| format!("the score of `{name}` is unknown: begin the name with pac_s or clip_s"))?;
-        let conventions = fields.map(|field| {
+        let clip_settings = fields.map(|field| {
             let (key, value) = field.split_once('=').with_context(|| format!("`{field}` is not KEY=VALUE"))?;
             Ok((key.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
         });
-        let conventions = conventions.collect::<Result<serde_json::Map<String, serde_json::Value>>>()?;
-        let clip: Conventions = serde_json::from_value(conventions.into())?;
+        let clip_settings = clip_settings.collect::<Result<serde_json::Map<String, serde_json::Value>>>()?;
+        let clip: Conventions = serde_json::from_value(clip_settings.into())?;
         let evaluator = Evaluator { weights: Some(file), clip, score: Some(score), ..Evaluator::default() };
         Ok(Self::Named(name.to_owned(), Box::new(evaluator)))
     }
@@ -69,7 +71,7 @@ pub fn named_evaluators<'a>(
     }
     // The retrieval metrics of a single evaluator have no name prefix.
     match &mut evaluators[..] {
-        [one] => *one = one.alone(),
+        [one] => *one = one.unprefixed(),
         several => several.iter_mut().for_each(|one| *one = NamedEvaluator::named(one.name, one.settings)),
     }
     Ok(evaluators)
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn conventions_follow_the_file() {
+    fn settings_of_the_clip_come_after_the_file() {
         assert!(matches!("run".parse(), Ok(EvaluatorArgument::FromRunFile)));
         let (name, evaluator) = parsed("pac_s_plus_plus=PAC++_clip_ViT-L-14.pth,family=openai,lora=merged");
         assert_eq!((name.as_str(), evaluator.score), ("pac_s_plus_plus", Some(EvaluatorScore::PacS)));

@@ -37,8 +37,8 @@ impl Export {
         let progress = cli_support::spinner("reading, converting and writing the weights");
         let folder = open_folder(&self.from)?;
         let metadata = checkpoint_metadata(&self.from);
-        let (vision, unused) = (folder.vision()?, folder.imported_files()?);
-        let (config, tensors) = folder.to_upstream(&vision, unused.as_ref())?;
+        let (vision, imported_files) = (folder.vision()?, folder.imported_files()?);
+        let (config, tensors) = folder.to_upstream(&vision, imported_files.as_ref())?;
         let name = self.to.file_name().unwrap_or_default().to_string_lossy();
         atomic_files::create_folder(&self.to, |to| {
             atomic_files::write_synced(&to.join("config.json"), &serde_json::to_vec_pretty(&config)?)?;

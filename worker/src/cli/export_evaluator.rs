@@ -73,14 +73,14 @@ impl ExportEvaluator {
         let tensors = tensors?;
         write_torch(&to, &tensors)?;
         let lora_reading = (lora == LoraFactorsLayout::Apart).then_some(LoraReading::Merged);
-        let settings = non_default_settings(&Conventions { lora: lora_reading, ..clip.config().conventions() });
+        let settings = present_settings(&Conventions { lora: lora_reading, ..clip.config().conventions() });
         progress.finish_and_clear();
         print(&to, tensors.len(), &settings, json)
     }
 }
 
-/// The conventions that are not null, by key.
-fn non_default_settings(conventions: &Conventions) -> Map<String, Value> {
+/// The settings that are present in `conventions`, by key.
+fn present_settings(conventions: &Conventions) -> Map<String, Value> {
     let keys = serde_json::to_value(conventions).expect("conventions are plain data");
     let keys = keys.as_object().cloned().unwrap_or_default();
     keys.into_iter().filter(|(_, value)| !value.is_null()).collect()
@@ -110,7 +110,7 @@ mod tests {
         let text = TextConfig { width: 64, layers: 1, heads: 1, context_length: 77, vocabulary_size: 49_408 };
         let vision = VisionBackbone::Transformer { patch_size: 16, width: 96, layers: 1, heads: 4 };
         let openai = ClipConfig::new(32, vision, text, 32);
-        let settings = |config: &ClipConfig| Value::from(non_default_settings(&config.conventions()));
+        let settings = |config: &ClipConfig| Value::from(present_settings(&config.conventions()));
         assert_eq!(settings(&openai), json!({ "family": "openai", "vision_heads": 4 }));
         let normalization = Normalization { mean: [0.5; 3], std: [0.25; 3] };
         let other = ClipConfig { activation: Activation::Gelu, normalization, ..openai };

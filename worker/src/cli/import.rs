@@ -13,7 +13,7 @@ use crate::atomic_files;
 /// Import a published captioner from its Hugging Face folder as a model folder.
 ///
 /// The other commands, and `captioner.weights` of a run file, read model folders. Prints the folder
-/// and the number of tensors.
+/// and the number of the captioner's tensors.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker import --from dico-ViTL14 --to models/dico-vit-l14")]
 pub struct Import {

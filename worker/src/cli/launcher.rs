@@ -24,8 +24,8 @@ const LAUNCHERS: [Launcher; 5] = [
     // mpirun of Open MPI; mpirun of MPICH and of Intel MPI
     Launcher { rank_variable: "OMPI_COMM_WORLD_RANK", task_count_variable: Some("OMPI_COMM_WORLD_SIZE") },
     Launcher { rank_variable: "PMI_RANK", task_count_variable: Some("PMI_SIZE") },
-    // srun. SLURM_NTASKS is not used: it is the number of the job, which batch scripts have, too.
-    // SLURM_STEP_NUM_TASKS is the number of the step that srun started.
+    // srun. SLURM_NTASKS is not used: it is the task count of the job, which batch scripts have,
+    // too. SLURM_STEP_NUM_TASKS is the task count of the job step that srun started.
     Launcher { rank_variable: "SLURM_PROCID", task_count_variable: Some("SLURM_STEP_NUM_TASKS") },
     // Kubernetes, indexed Jobs: one task per pod
     Launcher { rank_variable: "JOB_COMPLETION_INDEX", task_count_variable: None },

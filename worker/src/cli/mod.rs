@@ -29,6 +29,7 @@ use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use cli_support::{Completions, LogArgs};
 
+/// Parses the device on which unit tests run.
 #[cfg(test)]
 pub use device_options::parse_device;
 
@@ -70,8 +71,8 @@ fn print(line: fmt::Arguments<'_>) -> Result<()> {
     writeln!(cli_support::stdout(), "{line}").map_err(Error::from)
 }
 
-/// Prints a message to standard error, and ignores failure.
-fn warn(line: fmt::Arguments<'_>) {
+/// Prints a warning, note or error to standard error, and ignores failure.
+fn print_message(line: fmt::Arguments<'_>) {
     cli_support::print_error(format_args!("worker: {line}"));
 }
 
@@ -99,7 +100,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => status,
         Err(error) => {
-            warn(format_args!("error: {}", errors::one_line(&error)));
+            print_message(format_args!("error: {}", errors::one_line(&error)));
             ExitCode::FAILURE
         }
     }

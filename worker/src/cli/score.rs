@@ -49,8 +49,9 @@ pub struct Score {
     /// --config, otherwise test].
     #[arg(long, value_name = "SPLIT")]
     split: Option<Split>,
-    /// Also score with an evaluator: pac_s=FILE or clip_s=FILE with CLIP weights. Conventions that
-    /// the file does not have follow it, as in `pac_s=clip_ViT-B-32.pth,family=openai`.
+    /// Also score with an evaluator: pac_s=FILE or clip_s=FILE with CLIP weights. Settings of the
+    /// CLIP that the file does not have come after it, as in
+    /// `pac_s=clip_ViT-B-32.pth,family=openai`.
     /// NAME=FILE.yaml reads the `evaluator` section of a run file, and `run` uses the evaluators of
     /// --config. May be repeated.
     #[arg(long = "evaluator", value_name = "NAME=FILE")]
@@ -110,7 +111,7 @@ impl Score {
         self.output.print(&report, &captions.ids)
     }
 
-    /// Adds the scores of all evaluators.
+    /// Adds the scores of all evaluators to the report.
     fn add_evaluator_scores(
         &self,
         captions: &CaptionSet,

@@ -17,8 +17,8 @@ pub struct ScoreOutput {
 }
 
 impl ScoreOutput {
-    /// Prints the scores of the images `ids`. Notes go to standard error, except that JSON has
-    /// them.
+    /// Prints the scores of the images `ids`. The JSON object includes the notes; otherwise they go
+    /// to standard error.
     ///
     /// # Errors
     /// Standard output cannot be written.
@@ -29,7 +29,7 @@ impl ScoreOutput {
             _ => ReportFormat::Table,
         };
         if form != ReportFormat::Json {
-            report.notes.iter().for_each(|note| super::warn(format_args!("{note}")));
+            report.notes.iter().for_each(|note| super::print_message(format_args!("{note}")));
         }
         let mut out = BufWriter::new(cli_support::stdout());
         report.print(ids, form, &mut out).and_then(|()| out.flush())?;

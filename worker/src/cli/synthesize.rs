@@ -35,10 +35,10 @@ impl Synthesize {
     /// # Errors
     /// A file cannot be written.
     pub fn run(self) -> Result<()> {
-        // Positives are written first, because a folder with dataset.json counts as complete.
+        // The positives are written first, because a folder with dataset.json counts as complete.
         if self.positives {
             let progress = cli_support::spinner("drawing positives");
-            synthetic_data::write_positives(&self.out, self.images as usize, self.seed)?;
+            synthetic_data::write_generated_positives(&self.out, self.images as usize, self.seed)?;
             progress.finish_and_clear();
         }
         let bar = cli_support::progress_bar(self.images.into(), "images");

@@ -23,6 +23,7 @@ struct EncoderCase {
     images: i64,
     texts: Vec<Vec<i64>>,
     hidden_shape: Vec<i64>,
+    /// `[n, m]`: the golden file has every n-th token and every m-th channel of the hidden states.
     hidden_strides: [i64; 2],
 }
 
@@ -49,7 +50,8 @@ pub struct ClipSizes {
 }
 
 impl ClipSizes {
-    /// Attention heads have width 64, as in all published models.
+    /// Attention heads have width 64, as in all published models. The last feature map of a ResNet
+    /// has 32 times its width as channels.
     pub fn config(&self) -> ClipConfig {
         let vision = match self.blocks.as_slice().try_into() {
             Ok(blocks) => VisionBackbone::ResNet { blocks, width: self.width, heads: self.width * 32 / 64 },
@@ -104,8 +106,8 @@ fn check_encoders(backend: Backend, tolerance: impl Fn(&Tensor, usize) -> f64) {
     for EncoderCase { name, architecture, images, texts, hidden_shape, hidden_strides } in golden.cases {
         let expected = golden_files::tensors(&format!("clip/{name}.safetensors"));
         let clip = clip_by_formula(&architecture, "", backend);
-        // In 16-bit precision the stages of a ResNet compute in 32 bits; its pooling and projection
-        // in 16.
+        // In 16-bit precision the convolutions of a ResNet compute in 32 bits; its pooling and
+        // projection in 16.
         let layers = architecture.layers.max(1);
         let pixels = pixels(&architecture, &name, images);
         no_grad(|| {
@@ -133,6 +135,7 @@ fn safetensors_pickles_and_torchscript_give_the_same_weights() {
     assert!(!golden.files.is_empty());
     for WeightFiles { name, architecture, dtype, files } in golden.files {
         let expected = clip_by_formula(&architecture, "", testing::device());
+        // transformers' safetensors exist only for vision transformers.
         assert_eq!(files.len(), if architecture.blocks.is_empty() { 3 } else { 2 }, "{name}");
         for file in files {
             let read = weights::ClipWeights::open(&golden_files::path(&format!("clip/{file}")), &Conventions::openai())
@@ -195,11 +198,11 @@ fn open_clip_folders_and_pac_s_plus_plus_give_the_published_embeddings() {
             (case.expected(), case.embeddings(&Conventions::default(), images));
         assert_close(&format!("{} images", case.name), &images_found, &expected["images"], 1e-4);
         assert_close(&format!("{} texts", case.name), &texts_found, &expected["texts"], 1e-4);
-        // Without its configuration file it cannot be opened.
-        let bare = case.path().join("open_clip_pytorch_model.bin");
+        // Without `open_clip_config.json` the weight file cannot be opened.
+        let weight_file = case.path().join("open_clip_pytorch_model.bin");
         let scratch = tempfile::tempdir().unwrap();
         let alone = scratch.path().join("model.bin");
-        std::os::unix::fs::symlink(std::path::absolute(bare).unwrap(), &alone).unwrap();
+        std::os::unix::fs::symlink(std::path::absolute(weight_file).unwrap(), &alone).unwrap();
         let problem = weights::ClipWeights::open(&alone, &Conventions::default()).map(|_| ()).unwrap_err().to_string();
         assert!(problem.contains("open_clip_config.json") && problem.contains("activation"), "{problem}");
     }

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use config::{Preset, TextReading, Trainable};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
-use weights::Lora;
+use weights::LoraConfig;
 use weights::clip::{LORA_ALPHA, TextConfig, VisionBackbone};
 pub use weights::{ClipConfig, VisionConfig};
 
@@ -41,18 +41,18 @@ pub fn preset(preset: Preset, vocabulary_size: usize) -> ClipConfig {
         Preset::Tiny => {
             let vision = VisionBackbone::Transformer { patch_size: 16, width: 96, layers: 3, heads: 4 };
             let text = TextConfig { width: 96, layers: 2, heads: 4, context_length: 48, vocabulary_size };
-            ClipConfig::new(64, vision, text, Preset::Tiny.evaluator_embedding())
+            ClipConfig::new(64, vision, text, Preset::Tiny.evaluator_embedding_size())
         }
         // ViT-B/32.
         Preset::Dico => {
             let vision = VisionBackbone::Transformer { patch_size: 32, width: 768, layers: 12, heads: 12 };
             let text = TextConfig { width: 512, layers: 12, heads: 8, context_length: 77, vocabulary_size };
-            ClipConfig::new(224, vision, text, Preset::Dico.evaluator_embedding())
+            ClipConfig::new(224, vision, text, Preset::Dico.evaluator_embedding_size())
         }
     }
 }
 
-/// A frozen vision encoder without a text encoder: the captioner's feature source.
+/// A frozen vision encoder without a text encoder: the captioner reads its hidden states.
 pub struct VisionEncoder {
     config: VisionConfig,
     vision: VisionModel,
@@ -106,6 +106,7 @@ pub struct Clip {
     image_pooling: ImagePooling,
     /// The text encoder: tokens to embeddings.
     pub text: TextModel,
+    /// The natural logarithm of [`Clip::logit_scale()`].
     logit_scale: Tensor,
     parameters: Parameters,
 }
@@ -144,7 +145,7 @@ impl Clip {
     ) -> Result<Self, ParameterMismatchError> {
         let builder = ParameterBuilder::uninitialized(backend).with_lora(trainable_parts.lora.as_ref(), seed);
         let clip = Self::build(config, builder, trainable_parts);
-        // LoRA factors keep their initial values.
+        // LoRA factors and their alpha keep their initial values.
         let lora = clip
             .parameters
             .named_parameters()
@@ -173,7 +174,7 @@ impl Clip {
         let text = TextModel::new(&mut builder, &config);
         // The initial temperature is 0.07 (`CLIP.__init__` in OpenAI's `clip/model.py`).
         let logit_scale = builder.constant("logit_scale", &[], (1.0_f64 / 0.07).ln());
-        if let Some(Lora { alpha, .. }) = trainable_parts.lora {
+        if let Some(LoraConfig { alpha, .. }) = trainable_parts.lora {
             _ = builder.constant(LORA_ALPHA, &[], alpha);
         }
         let parameters = builder.finish_in_groups(|name| trainable_parts.group(name) as u8);

@@ -7,11 +7,11 @@ use super::{l2_normalize, transformer::Transformer};
 use crate::nn::{Embedding, LayerNorm, ParameterBuilder, uses_gpu_path};
 use crate::prefix_tree::{PrefixTree, PrefixTreeBatch};
 
-/// Number of texts in one forward pass on a CPU. A batch's prefix trees are padded to the largest
-/// one; small batches keep padding low.
+/// Number of texts in one forward pass on a CPU, rounded up to whole prefix trees. The trees of a
+/// pass are padded to the largest one; small batches keep padding low.
 const CPU_BATCH_SIZE: usize = 32;
-/// Number of texts in one forward pass on a GPU, where launch overhead dominates. Bounded by
-/// memory: an image may have a thousand references.
+/// Number of texts in one forward pass on a GPU, rounded up to whole prefix trees. Launch overhead
+/// dominates there, so the number is large; it limits the memory of a pass.
 const GPU_BATCH_SIZE: usize = 1024;
 
 /// The text encoder, parameters `token_embedding.*`, `positional_embedding`, `transformer.*`,
@@ -42,12 +42,13 @@ impl TextModel {
         }
     }
 
-    /// Converts texts with begin and end tokens to unit embeddings `[texts, embedding]`, in order.
-    /// The caller truncates texts to the context length. Each `per_tree` consecutive texts share a
-    /// prefix tree: they should be similar, as the captions of an image are.
+    /// Converts tokenized texts to unit embeddings `[texts, embedding]`, in order. The caller
+    /// truncates texts to the context length. Each `per_tree` consecutive texts share a prefix
+    /// tree: they should be similar, as the captions of an image are.
     ///
-    /// The encoder is causal, and the embedding is the output at the end token. So a text is
-    /// computed only up to that token, and common prefixes of texts in a tree are computed once.
+    /// The encoder is causal, and a text's embedding is the output at its last token, usually the
+    /// end token. So a text is computed only up to that token, and common prefixes of texts in a
+    /// tree are computed once.
     pub fn embed(&self, texts: &[Vec<i64>], per_tree: usize) -> Tensor {
         let device = self.text_projection.device();
         let per_tree = per_tree.max(1);

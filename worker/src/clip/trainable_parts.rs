@@ -2,7 +2,7 @@
 //! layout.
 
 use config::{RunFile, Trainable};
-use weights::Lora;
+use weights::LoraConfig;
 use weights::clip::{LORA_ALPHA, is_lora_factor};
 
 /// The parts of the primary evaluator that the stages of a run train separately. The memory layout
@@ -12,7 +12,7 @@ pub struct TrainableParts {
     /// Whether a stage trains only the last projections.
     pub projections: bool,
     /// The LoRA factors, if a stage trains some. The model has them from the start of the run.
-    pub lora: Option<Lora>,
+    pub lora: Option<LoraConfig>,
 }
 
 impl TrainableParts {
@@ -88,8 +88,8 @@ mod tests {
     use crate::optimizer::{Adam, AveragedGradient};
     use crate::{tensor_conversion, testing};
 
-    fn lora() -> Lora {
-        Lora { rank: 3, alpha: 6.0, ..Lora::default() }
+    fn lora() -> LoraConfig {
+        LoraConfig { rank: 3, alpha: 6.0, ..LoraConfig::default() }
     }
 
     fn trainable_parts() -> TrainableParts {
@@ -106,7 +106,8 @@ mod tests {
     }
 
     fn texts() -> Vec<Vec<i64>> {
-        (0..4).map(|i| vec![48, i, i + 1, 49]).collect()
+        let (begin, end) = (48, 49);
+        (0..4).map(|i| vec![begin, i, i + 1, end]).collect()
     }
 
     fn embeddings(clip: &Clip) -> [Tensor; 2] {
@@ -117,7 +118,7 @@ mod tests {
         clip.parameters().named_parameters().map(|(name, tensor)| (name.to_owned(), tensor.detach().copy())).collect()
     }
 
-    /// Trains this part for some steps. Returns the loss of each step.
+    /// Trains the part `trainable` for four steps. Returns the loss of each step.
     fn train(clip: &mut Clip, trainable: &Trainable, learning_rate: f64) -> Vec<f64> {
         let settings =
             config::Optimizer { learning_rate, betas: [0.9, 0.999], epsilon: 1e-8, weight_decay: 0.1, clip_norm: None };
@@ -135,10 +136,10 @@ mod tests {
             _ = gradient.zero_();
             let [images, texts] = embeddings(clip);
             let pairs = ContrastivePairs { tokens: 0, images, texts, generated_images: None, generated_texts: None };
-            let outcome = contrastive::compute_loss(&pairs, &clip.logit_scale(), &SingleRankCollective).unwrap();
-            outcome.loss.backward();
-            adam.update(clip.parameters(), &AveragedGradient::new(&gradient, outcome.weight), step, learning_rate);
-            outcome.loss_sum
+            let output = contrastive::compute_loss(&pairs, &clip.logit_scale(), &SingleRankCollective).unwrap();
+            output.loss.backward();
+            adam.update(clip.parameters(), &AveragedGradient::new(&gradient, output.weight), step, learning_rate);
+            output.loss_sum
         });
         let losses = losses.collect();
         clip.parameters_mut().stop_training();

@@ -14,6 +14,8 @@ pub struct Transformer {
     blocks: Vec<ResidualBlock>,
 }
 
+/// A block (`ResidualAttentionBlock` in OpenAI's `clip/model.py`): self-attention, and an MLP
+/// (`c_fc`, `c_proj`).
 struct ResidualBlock {
     heads: i64,
     ln_1: LayerNorm,
@@ -57,7 +59,7 @@ impl ResidualBlock {
         (width, layers, heads): (i64, i64, i64),
         activation: Activation,
     ) -> Self {
-        // The names of `initialize_parameters`.
+        // Standard deviations of the weights, under their names in `initialize_parameters`.
         let attn_std = (width as f64).powf(-0.5);
         let proj_std = attn_std * (2.0 * layers as f64).powf(-0.5);
         let fc_std = (2.0 * width as f64).powf(-0.5);

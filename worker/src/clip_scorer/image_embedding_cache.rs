@@ -1,4 +1,4 @@
-//! A cache of image embeddings, in one file per evaluator.
+//! A cache of image embeddings, in one file per evaluator and preprocessing.
 //!
 //! The first line of the file names everything that the embeddings depend on. Records follow: the
 //! SHA-256 of an image and its embedding (little-endian floats). Records are only appended, so an
@@ -25,12 +25,12 @@ pub struct ImageEmbeddingCache {
 }
 
 impl ImageEmbeddingCache {
-    /// Opens the cache in `folder` of the embeddings, each of `width` numbers, that `description`
-    /// identifies: by the evaluator's weights, its computation, and the preprocessing. Creates the
+    /// Opens the cache in `folder` for embeddings of `width` numbers each. `description` names what
+    /// they depend on: the evaluator's weights, its computation, and the preprocessing. Creates the
     /// folder and the file if they do not exist.
     ///
     /// # Errors
-    /// The file cannot be read or written, belongs to another evaluator, or is in use.
+    /// The file cannot be read or written, has another first line, or is in use.
     pub fn open(folder: &Path, description: &str, width: usize) -> Result<Self> {
         let path = folder.join(format!("{}.embeddings", &format!("{:x}", Sha256::digest(description))[..16]));
         let io_error = |error: std::io::Error| anyhow!("{}: {error}", path.display());

@@ -40,7 +40,7 @@ pub struct ClipScorer<'a> {
     pub clip: &'a Clip,
     /// The evaluator's vocabulary.
     pub vocabulary: &'a Vocabulary,
-    /// How texts are tokenized.
+    /// The evaluator's settings, of which `prefix` and `text` are used to tokenize captions.
     pub settings: &'a config::Evaluator,
     /// The score that its cosines are converted to.
     pub score: EvaluatorScore,
@@ -70,9 +70,9 @@ impl ClipScorer<'_> {
     }
 
     /// The score of each caption, and its variant with references: the harmonic mean of the score
-    /// and the highest cosine to a reference (RefCLIP-S, Hessel et al. 2021, section 3); none for a
-    /// caption without references. `images` has the embeddings of the captions' images,
-    /// `[captions, embedding]`, concatenated.
+    /// and the highest cosine to a reference, at least 0 (RefCLIP-S, Hessel et al. 2021, section
+    /// 3); none for a caption without references. `images` has the embeddings of the captions'
+    /// images, `[captions, embedding]`, concatenated.
     #[must_use]
     pub fn score(&self, images: &[f32], texts: &TextEmbeddings) -> Vec<(f64, Option<f64>)> {
         let score = |(image, (candidate, references)): (&[f32], &(usize, Vec<usize>))| {
@@ -102,7 +102,7 @@ impl TextEmbeddings {
     }
 
     /// The embeddings of the captions, in order, each `[width]`.
-    pub fn captions(&self) -> impl Iterator<Item = &[f32]> {
+    pub fn of_captions(&self) -> impl Iterator<Item = &[f32]> {
         self.indices.iter().map(|(caption, _)| self.row(*caption))
     }
 }
@@ -181,7 +181,7 @@ impl LoadedEvaluator {
         let ranges =
             (0..missing.len()).step_by(IMAGE_BATCH_SIZE).map(|from| from..missing.len().min(from + IMAGE_BATCH_SIZE));
         for (range, batch) in loader.load_ranges(Split::Test, ranges) {
-            let BatchImages::Pixels(pixels) = batch?.images else { unreachable!("there are no stores") };
+            let BatchImages::Pixels(pixels) = batch?.images else { unreachable!("there are no feature stores") };
             let device = self.clip.parameters().flat().device();
             let normalization = &self.clip.config().normalization;
             let images = normalize(&pixels[&size], 0..range.len(), device, normalization);
@@ -208,7 +208,7 @@ impl LoadedEvaluator {
             width: texts.width,
             scores,
             with_references: with_references.into_iter().collect(),
-            captions: texts.captions().flatten().copied().collect(),
+            caption_embeddings: texts.of_captions().flatten().copied().collect(),
         }
     }
 }
@@ -221,7 +221,7 @@ pub struct CaptionScores {
     /// The variant with references; none unless all captions have some.
     with_references: Option<Vec<f64>>,
     /// Unit embeddings of the captions, concatenated.
-    captions: Vec<f32>,
+    caption_embeddings: Vec<f32>,
 }
 
 impl CaptionScores {
@@ -237,7 +237,7 @@ impl CaptionScores {
     /// `[images, embedding]`, concatenated. Takes time quadratic in the number of images.
     pub fn add_retrieval(&self, evaluator: &NamedEvaluator<'_>, images: &[f32], report: &mut Report) {
         let prefix = evaluator.retrieval_prefix();
-        for (name, scores) in retrieval::scores(&retrieval::ranks(&self.captions, images, self.width)) {
+        for (name, scores) in retrieval::scores(&retrieval::ranks(&self.caption_embeddings, images, self.width)) {
             report.add(format!("{prefix}{name}"), scores);
         }
     }

@@ -73,6 +73,7 @@ impl GlooCollective {
         let work = ShimHandle::new(dico_work_free, start)?;
         let mut error = [0 as c_char; ERROR_LENGTH];
         loop {
+            // 1: completed; 0: not yet completed; -1: failed.
             // SAFETY: the work lives until the end of this function; the buffer has the length that
             // the shim expects.
             match unsafe { dico_work_wait(work.pointer, POLL_INTERVAL.as_millis() as i64, error.as_mut_ptr()) } {
@@ -138,11 +139,11 @@ mod tests {
     const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     /// Runs `body` on this number of ranks, each a thread. Returns the results in order of rank.
-    fn run_ranks<T: Send>(size: usize, body: impl Fn(GlooCollective) -> T + Sync) -> Vec<T> {
+    fn run_ranks<T: Send>(world_size: usize, body: impl Fn(GlooCollective) -> T + Sync) -> Vec<T> {
         let store = TcpStore::serve(HOST).unwrap();
         let (address, body) = (store.address(), &body);
         std::thread::scope(|scope| {
-            let ranks: Vec<_> = (0..size)
+            let ranks: Vec<_> = (0..world_size)
                 .map(|rank| {
                     scope.spawn(move || {
                         let parameters = RendezvousParameters {
@@ -150,7 +151,7 @@ mod tests {
                             generation: 1,
                             term: 0,
                             rank,
-                            world_size: size,
+                            world_size,
                             timeout: Duration::from_secs(30),
                             abandon: StopFlag::default(),
                         };

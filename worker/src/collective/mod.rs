@@ -29,7 +29,7 @@ pub use tcp_store::TcpStore;
 
 use crate::errors;
 
-/// Interval at which waits check the abandon flag.
+/// Interval at which waits check the abandon flag. NCCL's waits have their own interval.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Collective operations. All ranks of a generation call them in the same order.
@@ -56,13 +56,13 @@ pub trait Collective {
     fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError>;
 }
 
-/// Why a collective can no longer be used.
+/// Why a collective cannot be formed, or can no longer be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CollectiveError {
     /// The generation was abandoned: by the coordinator, or by this worker itself.
     #[error("the generation was abandoned")]
     Abandoned,
-    /// A peer or the network failed.
+    /// An operation failed, for example because a peer or the network failed.
     #[error("collective failed: {0}")]
     Failed(String),
 }
@@ -74,7 +74,7 @@ impl From<anyhow::Error> for CollectiveError {
 }
 
 /// A one-way signal to another thread: to end a wait inside a collective, or to stop after the step
-/// in flight. Clones share it.
+/// in flight. Clones share one flag.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 

@@ -62,7 +62,8 @@ impl ShimHandle {
     }
 }
 
-/// Calls a function of the shim. Returns its pointer, or the error that it wrote if that is null.
+/// Calls a function of the shim. Returns the function's pointer or, if that is null, the error that
+/// the function wrote.
 fn call_shim(call: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<*mut c_void> {
     let mut error = [0 as c_char; ERROR_LENGTH];
     let pointer = call(error.as_mut_ptr());
@@ -90,7 +91,7 @@ impl TcpStore {
     /// Starts a store at `host`, on a port that the operating system chooses.
     ///
     /// # Errors
-    /// `host` is not an address of this machine.
+    /// `host` is not an address of this machine, or the store cannot be started.
     pub fn serve(host: IpAddr) -> Result<Self> {
         let listener = TcpListener::bind((host, 0)).with_context(|| format!("cannot listen on {host}"))?;
         let address = listener.local_addr()?;
@@ -144,7 +145,7 @@ impl TcpStoreClient {
         Ok(())
     }
 
-    /// Waits for a value, and copies it to `value`. Fails if it has another length.
+    /// Waits for a value, and copies it to `value`. Fails if the two have different lengths.
     pub fn get(&self, key: &str, value: &mut [u8]) -> Result<()> {
         let key = c_string(key)?;
         // SAFETY: as above.

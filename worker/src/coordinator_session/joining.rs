@@ -27,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A reservation of a worker id. It expires unless it is renewed.
 pub struct WorkerIdReservation {
-    /// The coordinator's response.
+    /// The coordinator's response, validated.
     pub membership: Membership,
     /// The request to repeat for renewal.
     request: v1::JoinRequest,
@@ -72,9 +72,13 @@ pub async fn join(options: &JoinOptions, host: IpAddr) -> Result<WorkerIdReserva
     Ok(reservation)
 }
 
-/// Joins again under this worker's previous id. The id counts as taken until the coordinator
-/// notices that the old session is lost, at most for `heartbeat_timeout`. If it is taken even
-/// longer, another worker has it. If the coordinator chose the id, the worker accepts any other.
+/// Joins again under this worker's previous id. The coordinator refuses the id until it notices
+/// that the old session is lost, after `heartbeat_timeout` at most. If it refuses the id for twice
+/// that time, another worker has the id. Then the worker accepts any other id, unless the user
+/// requested this one.
+///
+/// # Errors
+/// The coordinator refuses, or does not answer within `join_timeout`.
 pub async fn rejoin(
     options: &JoinOptions,
     host: IpAddr,
@@ -156,7 +160,7 @@ async fn request_until_answered(
                 retry_policy.wait_after_answer(status.message()).await;
                 continue;
             }
-            // Another program listens on the coordinator's port until the coordinator restarts.
+            // Another program may listen on the coordinator's port until the coordinator restarts.
             Code::Internal if old_session_deadline.is_some() => {}
             Code::AlreadyExists if old_session_deadline.is_some_and(|deadline| Instant::now() < deadline) => {}
             Code::AlreadyExists if old_session_deadline.is_some() && options.requested_id.is_none() => {
@@ -171,7 +175,8 @@ async fn request_until_answered(
 /// Exponential backoff between attempts to reach the coordinator, for `join_timeout` in total.
 pub struct RetryPolicy<'a> {
     options: &'a JoinOptions,
-    /// The time of the first attempt, or of the coordinator's last answer.
+    /// The time of the first attempt, or of the coordinator's last answer that requested a retry;
+    /// later by the excluded durations.
     unanswered_since: Instant,
     backoff: Duration,
 }
@@ -182,10 +187,10 @@ impl<'a> RetryPolicy<'a> {
         Self { options, unanswered_since: Instant::now(), backoff: INITIAL_BACKOFF }
     }
 
-    /// Waits before the next attempt, after one without an answer.
+    /// Waits before the next attempt, after one that failed because of `problem`.
     ///
     /// # Errors
-    /// The join timeout has elapsed; the error has `problem`.
+    /// The join timeout has elapsed; the error names `problem`.
     pub async fn wait_before_retry(&mut self, problem: &str) -> Result<()> {
         let problem = &cli_support::one_line(problem, MAX_REASON_CHARS);
         let waited = self.unanswered_since.elapsed();

@@ -8,8 +8,8 @@ use proto::{PROTOCOL_VERSION, v1};
 use super::MAX_REASON_CHARS;
 use crate::protocol::ProtocolViolation;
 
-/// Maximal length of the session token and of the run's id, in bytes. The token has at most 512
-/// bytes that the worker chose, and the worker id.
+/// Maximal length of the session token and of the run's id, in bytes. The token has the worker id
+/// and the idempotency key of the join, which the coordinator limits to 512 bytes.
 const MAX_TOKEN_BYTES: usize = 1_024;
 /// Maximal heartbeat timeout: the limit of the run file, 30 days.
 const MAX_HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(2_592_000);
@@ -122,7 +122,7 @@ mod tests {
         fn accepted_responses_are_within_the_limits(
             number: u64,
             worker_id: u32,
-            version in PROTOCOL_VERSION..PROTOCOL_VERSION + 2,
+            protocol_version in PROTOCOL_VERSION..PROTOCOL_VERSION + 2,
             heartbeat_interval in prop_oneof![0..9_u64, any::<u64>()],
             heartbeat_timeout in prop_oneof![0..9_u64, any::<u64>()],
             text in ".{0,9}",
@@ -132,7 +132,7 @@ mod tests {
             let valid = valid_response();
             let run_file = valid.run_file[..cut.index(valid.run_file.len())].to_owned() + &number.to_string();
             let response = v1::JoinResponse {
-                protocol_version: if is_valid[0] { valid.protocol_version } else { version },
+                protocol_version: if is_valid[0] { valid.protocol_version } else { protocol_version },
                 worker_id: if is_valid[1] { valid.worker_id } else { worker_id },
                 session_token: if is_valid[2] { valid.session_token } else { text.clone() },
                 run_file: if is_valid[3] { valid.run_file } else { run_file },

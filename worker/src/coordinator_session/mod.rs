@@ -45,8 +45,8 @@ use training_thread::{ReleaseOutcome, SettingsOutcome, TrainingThread, training_
 const MAX_REASON_CHARS: usize = 1_000;
 /// After a session shorter than this the worker waits before it joins again.
 const MIN_SESSION_DURATION: Duration = Duration::from_secs(1);
-/// Maximal size of a message from a coordinator, in bytes: twice the maximal size of a run file,
-/// which is the largest field of any message.
+/// Maximal size of a message from a coordinator, in bytes. The largest field of any message is the
+/// run file as JSON, of which [`config::RunFile::from_json`] accepts half as many bytes.
 const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Number of reports that can wait for the network. The training thread blocks when the queue is
 /// full.
@@ -99,8 +99,8 @@ impl fmt::Display for WorkerIdSource {
 pub enum WorkerExit {
     /// The run is complete.
     Finished,
-    /// The worker left before that: after a shutdown signal, a drain or the coordinator's stop. No
-    /// state is lost.
+    /// The worker left before the run was complete: after a shutdown signal, a drain or the
+    /// coordinator's stop. No state is lost.
     Left,
 }
 
@@ -148,7 +148,7 @@ async fn run_sessions(
 ) -> Result<WorkerExit> {
     // The position of the training state that the worker keeps between sessions.
     let mut held_position = None;
-    // Counts over consecutive sessions that are shorter than `MIN_SESSION_DURATION`.
+    // One policy for consecutive sessions that are shorter than `MIN_SESSION_DURATION`.
     let mut retry_policy = RetryPolicy::new(options);
     loop {
         let session_started_at = Instant::now();
@@ -196,7 +196,8 @@ async fn run_sessions(
     }
 }
 
-/// Joins again after the end of a session, for `reason`. Waits first if the session was short.
+/// Joins again after the end of a session. Waits first if the session was short. `reason` is why
+/// the session ended, for messages.
 async fn rejoin<'a>(
     options: &'a JoinOptions,
     host: IpAddr,
@@ -209,6 +210,7 @@ async fn rejoin<'a>(
         true => retry_policy.wait_before_retry(reason).await?,
         false => *retry_policy = RetryPolicy::new(options),
     }
+    // The join has a join timeout of its own.
     let started_at = Instant::now();
     let reservation = joining::rejoin(options, host, membership.worker_id, membership.heartbeat_timeout).await?;
     retry_policy.exclude(started_at.elapsed());

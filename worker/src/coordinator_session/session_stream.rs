@@ -27,7 +27,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum SessionEnd {
     /// The run is complete.
     Finished,
-    /// This worker left, after a shutdown signal or because the run does not need it; the reason.
+    /// This worker left: after a shutdown signal, because the run does not need it, or because the
+    /// coordinator stops; the reason.
     Left(String),
     /// This worker cannot continue; the reason.
     Failed(String),
@@ -222,13 +223,13 @@ mod tests {
     #[tokio::test]
     async fn a_leave_is_read_from_a_stream_that_cannot_be_written() {
         let leave = |orderly| DirectiveKind::Leave(v1::Leave { reason: "drained".into(), orderly });
-        let before = DirectiveKind::Abandon(v1::Abandon::default());
+        let abandon = DirectiveKind::Abandon(v1::Abandon::default());
         assert!(matches!(end_after(&[leave(true)], false).await, SessionEnd::Left(reason) if reason == "drained"));
-        assert!(matches!(end_after(&[before.clone(), leave(true)], false).await, SessionEnd::Left(_)));
+        assert!(matches!(end_after(&[abandon.clone(), leave(true)], false).await, SessionEnd::Left(_)));
         assert!(matches!(end_after(&[leave(false)], false).await, SessionEnd::Failed(reason) if reason == "drained"));
         // A worker that has sent Leaving ends without an error.
         assert!(matches!(end_after(&[leave(false)], true).await, SessionEnd::Left(_)));
-        assert!(matches!(end_after(&[before], false).await, SessionEnd::Disconnected(_)));
+        assert!(matches!(end_after(&[abandon], false).await, SessionEnd::Disconnected(_)));
         assert!(matches!(end_after(&[], true).await, SessionEnd::Disconnected(_)));
     }
 }

@@ -37,15 +37,16 @@ pub enum ReleaseOutcome {
 
 /// The handle of the training thread.
 pub struct TrainingThread {
-    /// The description of the training data and of the models' sources, for the coordinator.
+    /// The description of the data and of the models' frozen parts, for the coordinator.
     pub data_set: v1::DataSet,
     pending_saves: PendingSaves,
-    /// Its current phase and position, for heartbeats.
+    /// The thread's current phase and position, for heartbeats.
     pub progress: TrainingProgress,
     commands: blocking::Sender<TrainerCommand>,
     reports: mpsc::Receiver<Message>,
     /// Checks directives before the thread gets them.
     protocol_checker: ProtocolChecker,
+    /// Receives how the thread ended.
     exit: oneshot::Receiver<TrainerExit>,
     /// The generation of the last Rendezvous, and its flags.
     generation: u64,
@@ -136,7 +137,7 @@ impl TrainingThread {
         Ok(())
     }
 
-    /// Checks a directive, and sends it to the thread.
+    /// Checks a directive, and sends it to the thread; a Halt only raises a flag.
     ///
     /// # Errors
     /// The directive violates the protocol.
@@ -217,7 +218,7 @@ impl TrainingThread {
         }
     }
 
-    /// Waits until the thread has ended.
+    /// Waits until the thread has ended. Returns `Closed` also if the thread panicked.
     pub async fn wait_for_exit(&mut self) -> TrainerExit {
         (&mut self.exit).await.unwrap_or(TrainerExit::Closed)
     }

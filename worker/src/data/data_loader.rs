@@ -13,7 +13,7 @@ use image_features::{Dtype, Store};
 use tch::{Device, Kind, Tensor};
 use weights::Normalization;
 
-/// The number of ranges that are prefetched.
+/// Number of image ranges that [`DataLoader::load_ranges`] loads at a time.
 const PREFETCHED_RANGES: usize = 4;
 
 /// An image of a split and one of its captions, by index.
@@ -30,7 +30,7 @@ pub struct Sample {
 pub struct ImageSizes {
     /// The sizes of all encoders, without duplicates.
     pub all_encoders: BTreeSet<u32>,
-    /// The size for the evaluator that is trained on generated images.
+    /// The size of generated images: that of the evaluator which contrastive stages train.
     pub generated_images: u32,
 }
 
@@ -58,10 +58,11 @@ pub struct BatchSource {
 pub struct Batch {
     /// The images, as pixels or features.
     pub images: BatchImages,
-    /// The generated images of the same samples: bytes `[batch, size, size, 3]`, in the evaluator's
-    /// size; none unless requested.
+    /// The generated images of the same samples: bytes `[batch, size, size, 3]`, in the size
+    /// [`ImageSizes::generated_images`]. None unless requested; feature stores have none.
     pub generated_images: Option<Tensor>,
-    /// The samples, without those whose images could not be decoded; may be empty.
+    /// The samples, without those whose image or generated image could not be decoded; may be
+    /// empty.
     pub samples: Vec<Sample>,
     /// The number of samples that were skipped.
     pub skipped: u64,
@@ -106,7 +107,8 @@ impl PendingBatch {
     /// Waits for the batch.
     ///
     /// # Errors
-    /// An image could not be decoded and may not be skipped, or a feature store is damaged.
+    /// An image cannot be decoded and may not be skipped, or a tar or a feature store cannot be
+    /// read.
     ///
     /// # Panics
     /// If a loading thread has panicked.
@@ -117,7 +119,8 @@ impl PendingBatch {
 
 /// The pool of loading threads.
 pub struct DataLoader {
-    /// None while the loader is dropped: the closed channel ends the threads.
+    /// Sends jobs to the threads. Only `drop` takes the sender: the closed channel ends the
+    /// threads.
     jobs: Option<Sender<LoadJob>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -271,10 +274,10 @@ impl BatchReader {
                 let data = &self.batch_source.data;
                 job.with_generated.then(|| data.generated_pixels(sample.image, *generated_size)).transpose()
             };
-            match dataset_pixels.and_then(|real| Ok((real, generated_image()?))) {
-                Ok((real, generated_image)) => {
-                    pixels.iter_mut().zip(real).for_each(|(all, one)| all.extend(one));
-                    generated.iter_mut().zip(generated_image).for_each(|(all, one)| all.extend(one));
+            match dataset_pixels.and_then(|by_size| Ok((by_size, generated_image()?))) {
+                Ok((by_size, generated_image)) => {
+                    pixels.iter_mut().zip(by_size).for_each(|(batch, image)| batch.extend(image));
+                    generated.iter_mut().zip(generated_image).for_each(|(batch, image)| batch.extend(image));
                     samples.push(sample);
                 }
                 Err(error) => self.skip_sample(job.split, sample, &error)?,
@@ -291,10 +294,10 @@ impl BatchReader {
         Ok(Batch { images, generated_images: generated, samples, skipped })
     }
 
-    /// Skips a sample whose image has an error, and logs it.
+    /// Skips a sample whose image has an error, and logs the image once.
     ///
     /// # Errors
-    /// The run does not skip images, or the error does not concern a single image.
+    /// The run does not skip images, or the error does not concern this image only.
     fn skip_sample(&self, split: Split, sample: Sample, error: &Error) -> Result<()> {
         if !error.is_image_error() || !self.batch_source.skip_corrupt {
             return Err(anyhow!(error.with_remedy()));

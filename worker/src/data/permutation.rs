@@ -1,6 +1,6 @@
 //! The order of samples: a pseudo-random permutation of 0..n that any process evaluates at any
-//! index in constant time and memory. So a shard is a range of indices, independent of the size of
-//! the data set.
+//! index in constant time and memory. So a rank computes the samples of its share from a range of
+//! indices, and no process stores or exchanges the order.
 
 use crate::seeds;
 
@@ -12,7 +12,9 @@ const ROUNDS: u64 = 6;
 #[derive(Clone, Copy, Debug)]
 pub struct Permutation {
     length: u64,
+    /// Selects the permutation.
     key: u64,
+    /// The bits of each half of a value in the Feistel network, which permutes 0..4^`half_bits`.
     half_bits: u32,
 }
 
@@ -23,13 +25,14 @@ impl Permutation {
     /// If `length` is 0.
     #[must_use]
     pub fn new(length: u64, key: u64) -> Self {
-        assert!(length > 0, "there is no permutation of nothing");
+        assert!(length > 0, "a permutation needs at least one number");
         let bits = 64 - (length - 1).leading_zeros();
         Self { length, key, half_bits: bits.div_ceil(2).max(1) }
     }
 
     /// The value at `index`. The Feistel network permutes 0..n for a power n of four, so values
-    /// outside 0..`length` are permuted again (cycle walking), fewer than four times on average.
+    /// outside 0..`length` are permuted again (cycle walking). On average the network is applied
+    /// fewer than four times.
     ///
     /// # Panics
     /// If `index` is not below the length.

@@ -1,6 +1,6 @@
-//! The files of an exported folder besides `config.json` and the weights: Python code, a tokenizer,
-//! settings, and a model card. With them transformers loads the folder with `AutoModel` and
-//! `AutoProcessor`.
+//! The files of an exported folder other than `config.json` and the weights: Python code, a
+//! tokenizer, settings, and a model card. With them transformers loads the folder with `AutoModel`
+//! and `AutoProcessor`.
 
 use checkpoint_store::CheckpointMetadata;
 use serde_json::{Value, json};
@@ -8,7 +8,9 @@ use tokenizer::SPECIAL_TOKENS;
 use weights::model_folder::{self, ModelFolder};
 use weights::{MODELING_MODULE, VisionConfig};
 
+/// The Python module with the model's classes.
 const MODELING: &str = include_str!("modeling_dico.py");
+/// The Python module with the image processor.
 const IMAGE_PROCESSING: &str = include_str!("image_processing_dico.py");
 /// Example code for the model card; also in `docs/training.md`.
 const SNIPPET: &str = include_str!("snippet.py");
@@ -16,6 +18,8 @@ const SNIPPET: &str = include_str!("snippet.py");
 const SNIPPET_FOLDER: &str = "my-dico";
 /// A class of transformers that combines any image processor with any tokenizer.
 const PROCESSOR: &str = "VisionTextDualEncoderProcessor";
+/// `PIL.Image.BICUBIC`.
+const BICUBIC: u32 = 3;
 
 /// The name and content of each file. `name` is the model's name; `metadata` is the run and step,
 /// if the folder is a checkpoint.
@@ -38,11 +42,11 @@ pub fn additional_files(
     ]
 }
 
-/// The settings of the image processor, with the keys of transformers' own processor for CLIP,
-/// which reads them, too.
+/// The settings of the image processor. They have the keys of transformers' own image processor for
+/// CLIP, which can read them, too.
 fn preprocessor_config(folder: &ModelFolder) -> Value {
     let VisionConfig { image_size: side, normalization, .. } = &folder.manifest().vision.config;
-    // Through text: the shortest decimal number that is this one in 32 bits.
+    // Conversion through text gives the shortest decimal number that rounds to the f32.
     let channels = |values: [f32; 3]| values.map(|value| value.to_string().parse::<f64>().unwrap_or_default());
     json!({
         "image_processor_type": "DicoImageProcessor",
@@ -51,7 +55,7 @@ fn preprocessor_config(folder: &ModelFolder) -> Value {
         "do_convert_rgb": true,
         "do_resize": true,
         "size": { "shortest_edge": side },
-        "resample": 3,
+        "resample": BICUBIC,
         "do_center_crop": true,
         "crop_size": { "height": side, "width": side },
         "do_rescale": true,
@@ -75,7 +79,7 @@ fn tokenizer_config(folder: &ModelFolder) -> Value {
     })
 }
 
-/// The default settings of `worker caption`.
+/// The default settings of `worker caption`, but `max_length` is at most the captioner's positions.
 fn generation_config(folder: &ModelFolder, vocabulary: &tokenizer::Vocabulary) -> Value {
     let defaults = config::Decoding::default();
     json!({
@@ -97,7 +101,7 @@ fn model_card(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMeta
     let origin = metadata.map_or_else(String::new, |CheckpointMetadata { run, stage_name, step, .. }| {
         format!("\nIt was saved in stage `{stage_name}` of run `{run}`, after step {step}.\n")
     });
-    let encoding = match manifest.vocabulary {
+    let vocabulary_note = match manifest.vocabulary {
         model_folder::Vocabulary::Full => String::new(),
         model_folder::Vocabulary::Subset(_) => format!(
             "- It knows those tokens of CLIP that its training captions contain. The tokenizer encodes every text:\n  \
@@ -114,7 +118,7 @@ fn model_card(folder: &ModelFolder, name: &str, metadata: Option<&CheckpointMeta
          ```python\n{snippet}```\n\n\
          - Pixels are those of CLIP's own preprocessing. EXIF orientation is not applied.\n\
          - `worker caption` finds the same captions. From transformers 4.50 on, a beam search may end a little\n  \
-         sooner, and in rare cases finds another one.\n{encoding}",
+         sooner, and in rare cases finds another one.\n{vocabulary_note}",
         encoder = sizes.encoder_layers,
         decoder = sizes.decoder_layers,
         width = sizes.width,

@@ -1,6 +1,6 @@
 //! The two code paths of models, with the same results up to rounding. The CPU path uses operations
-//! that fit a CPU's caches. On a GPU, launching an operation takes longer than executing most of
-//! them, so the GPU path uses few and large operations, all of them libtorch's own.
+//! that fit a CPU's caches. On a GPU, most operations take longer to launch than to execute, so the
+//! GPU path uses few and large operations, all of them libtorch's own.
 
 use tch::Device;
 

@@ -24,16 +24,16 @@ unsafe extern "C" {
 static IS_SUPPORTED: AtomicBool = AtomicBool::new(true);
 
 /// The id of a memory pool for the intermediate results of graphs that are replayed one after
-/// another (`graph_pool_handle` in PyTorch). Nothing in the pool is valid after a replay.
+/// another (`graph_pool_handle` in PyTorch). A replay may overwrite everything in the pool.
 #[derive(Default)]
 pub struct GraphPool([u64; 2]);
 
 /// A computation that reads and writes the same tensors in each run.
 ///
-/// On a GPU, launching an operation takes longer than executing most of them. There, the first run
-/// executes the operations one by one, so that libraries initialize themselves (warm-up). The
-/// second run captures them as a CUDA graph, and from then on the graph is replayed. On a CPU every
-/// run executes the operations.
+/// On a GPU, most operations take longer to launch than to execute. There, the first run executes
+/// the operations one by one, so that libraries initialize themselves (warm-up). The second run
+/// captures them as a CUDA graph, and from then on the graph is replayed. On a CPU every run
+/// executes the operations.
 #[derive(Default)]
 pub enum GraphedComputation {
     /// Before the first run.
@@ -86,7 +86,7 @@ pub struct GraphedFunction {
 }
 
 /// Maximal number of input shapes whose graphs are kept. Most batches have one shape, and the last
-/// batch of an epoch has another.
+/// batch of an evaluation has another.
 const MAX_SHAPES: usize = 2;
 
 /// The static tensors and the graph for inputs of one shape.
@@ -99,8 +99,8 @@ struct GraphedCall {
 
 impl GraphedFunction {
     /// Returns `function(input)`. The function must satisfy the requirements of
-    /// [`GraphedComputation::run`], and be the same in each call. While gradients are recorded it
-    /// is called without a graph.
+    /// [`GraphedComputation::run`], and be the same in each call. While gradients are recorded,
+    /// `function` is called without a graph.
     pub fn apply(&self, input: &Tensor, function: impl Fn(&Tensor) -> Tensor) -> Tensor {
         if !uses_gpu_path(input.device()) || is_grad_enabled() {
             return function(input);

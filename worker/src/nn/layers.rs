@@ -44,7 +44,8 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A layer with the parameters `{name}.weight` and `{name}.bias`.
+    /// A layer with the parameters `{name}.weight`, of this standard deviation, and `{name}.bias`,
+    /// which starts as 0.
     pub fn new(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[outputs, inputs], deviation).into(),
@@ -52,7 +53,8 @@ impl Linear {
         }
     }
 
-    /// The same layer, whose weight has LoRA factors if the builder's model has them for `target`.
+    /// Like [`Self::new`], with LoRA factors of the weight if the builder's model has them for
+    /// `target`.
     pub fn with_lora(
         builder: &mut ParameterBuilder,
         name: &str,
@@ -67,9 +69,9 @@ impl Linear {
         }
     }
 
-    /// The same layer, initialized as `torch.nn.Linear`: weight and bias uniform in
+    /// Like [`Self::new`], but initialized as `torch.nn.Linear`: weight and bias uniform in
     /// -1 / sqrt(inputs)..1 / sqrt(inputs).
-    pub fn uniform(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64) -> Self {
+    pub fn with_uniform_init(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = (inputs as f64).powf(-0.5);
         Self {
             weight: builder.uniform(&format!("{name}.weight"), &[outputs, inputs], bound).into(),
@@ -90,7 +92,8 @@ pub struct Conv1d {
 }
 
 impl Conv1d {
-    /// A layer with the parameters `{name}.weight` and `{name}.bias`.
+    /// A layer with the parameters `{name}.weight`, of this standard deviation, and `{name}.bias`,
+    /// which starts as 0.
     pub fn new(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
         Self {
             weight: builder.matrix(&format!("{name}.weight"), &[inputs, outputs], deviation),
@@ -152,7 +155,9 @@ impl BatchNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let Self { weight, bias, .. } = self;
         let [running_mean, running_var] = [&self.running_mean, &self.running_var].map(Tensor::detach);
-        x.batch_norm(Some(weight), Some(bias), Some(&running_mean), Some(&running_var), false, 0.1, 1e-5, true)
+        let (training, momentum, epsilon, cudnn) = (false, 0.1, 1e-5, true);
+        let (mean, variance) = (Some(&running_mean), Some(&running_var));
+        x.batch_norm(Some(weight), Some(bias), mean, variance, training, momentum, epsilon, cudnn)
     }
 }
 
@@ -220,8 +225,8 @@ pub fn padded_attention_length(length: usize, device: Device) -> usize {
     if uses_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
 }
 
-/// Converts `mask` to the type of the queries, `kind`, once instead of in each layer. The shape
-/// stays the same.
+/// Converts `mask` to the type of the queries, `kind`, so that attention on the GPU path need not
+/// convert it in each layer. Returns it unchanged on the CPU path. The shape stays the same.
 pub fn cast_attention_mask(mask: &Tensor, kind: Kind) -> Tensor {
     if uses_gpu_path(mask.device()) { mask.to_kind(kind) } else { mask.shallow_clone() }
 }
@@ -237,15 +242,16 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Ten
     let kind = query.kind();
     if uses_gpu_path(query.device()) || key.size()[2] > MAX_KEYS_WITH_MATERIALIZED_SCORES {
         let mask = mask.map(|mask| mask.to_kind(kind));
+        let (dropout, is_causal, scale, enable_gqa) = (mode.probability(), false, None::<f64>, false);
         return Tensor::scaled_dot_product_attention(
             query,
             key,
             value,
             mask.as_ref(),
-            mode.probability(),
-            false,
-            None,
-            false,
+            dropout,
+            is_causal,
+            scale,
+            enable_gqa,
         );
     }
     // libtorch's kernel for CPUs is optimized for long sequences: for short ones these few products

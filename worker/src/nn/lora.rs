@@ -4,13 +4,15 @@ use tch::{Tensor, no_grad};
 
 use super::operators::{Parameter, is_grad_enabled};
 
-/// A weight matrix that may have LoRA factors: W without them, W + scale B A with them.
+/// A weight matrix or convolution kernel W that may have LoRA factors A and B. The *effective
+/// weight* is W without factors, and W + scale B A with them.
 ///
-/// Products read the sum from separate memory, which [`super::Parameters::refresh_working_copies`]
-/// updates. So a frozen weight with factors costs no more than one without. While gradients are
-/// recorded, they flow through the sum to W or to the factors, whichever are trained.
+/// Products read the effective weight from separate memory, which
+/// [`super::Parameters::refresh_working_copies`] updates. So a frozen weight with factors costs no
+/// more than one without. While gradients are recorded, they flow through the addition to W or to
+/// the factors, whichever are trained.
 pub struct LoraWeight {
-    /// W as `master`; the tensor that products read as `working`.
+    /// W as `master`; the effective weight, which products read, as `working`.
     base: Parameter,
     /// Boxed, because most weights have none.
     factors: Option<Box<LoraFactors>>,
@@ -55,8 +57,8 @@ impl LoraWeight {
         Self { base: self.base.shallow_clone(), factors }
     }
 
-    /// The sum for a matrix product `[outputs, inputs]`: a tensor with gradients, and the tensor
-    /// that the product reads.
+    /// The effective weight for a matrix product, `[outputs, inputs]`: a tensor with gradients, and
+    /// the tensor that the product reads.
     #[must_use]
     pub fn parameter(&self) -> Parameter {
         match &self.factors {
@@ -68,7 +70,8 @@ impl LoraWeight {
         }
     }
 
-    /// The sum for a convolution `[outputs, inputs, side, side]`: in 32 bits, with gradients.
+    /// The effective weight for a convolution, `[outputs, inputs, side, side]`: in 32 bits, with
+    /// gradients.
     pub fn convolution_weight(&self) -> Tensor {
         match &self.factors {
             Some(factors) if is_grad_enabled() => factors.added_to(&self.base.master),
@@ -76,7 +79,7 @@ impl LoraWeight {
         }
     }
 
-    /// Writes the sum to the tensor that products read.
+    /// Writes the effective weight to the tensor that products read.
     pub(super) fn refresh_working_copy(&self) {
         if let Some(factors) = &self.factors {
             no_grad(|| self.base.working.shallow_clone().copy_(&factors.added_to(&self.base.master)));
@@ -89,7 +92,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use tch::Kind;
-    use weights::Lora;
+    use weights::LoraConfig;
     use weights::clip::{LoraTarget, is_lora_factor};
 
     use super::*;
@@ -98,8 +101,8 @@ mod tests {
 
     const LORA_SEED: u64 = 5;
 
-    fn lora(alpha: f64) -> Lora {
-        Lora { rank: 2, alpha, ..Lora::default() }
+    fn lora(alpha: f64) -> LoraConfig {
+        LoraConfig { rank: 2, alpha, ..LoraConfig::default() }
     }
 
     /// A linear layer and a convolution with factors, both with random values.
@@ -141,24 +144,25 @@ mod tests {
         let a = named(&parameters)["attn.in_proj_weight_lora_A"];
         assert!(a.abs().min().double_value(&[]) > 0.0 && a.abs().max().double_value(&[]) < 2.0);
         // Weights that are not among the targets have no factors.
-        let few = Lora { targets: [LoraTarget::Mlp].into(), ..lora(1.0) };
+        let few = LoraConfig { targets: [LoraTarget::Mlp].into(), ..lora(1.0) };
         let mut builder = ParameterBuilder::uninitialized(testing::device()).with_lora(Some(&few), LORA_SEED);
         _ = builder.lora_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
         assert_eq!(builder.finish().named_parameters().count(), 1);
     }
 
     #[test]
-    fn frozen_products_read_the_sum_that_the_weights_crate_computes() {
+    fn frozen_products_read_the_effective_weight() {
         let (layer, kernel, parameters) = model(testing::device(), 3.0);
         let tensors = named(&parameters);
-        let sum = |weight: &str, a: &str, b: &str| {
+        // Alpha is 3, the rank is 2.
+        let effective_weight = |weight: &str, a: &str, b: &str| {
             tensors[weight] + (tensors[b].matmul(tensors[a]) * (3.0 / 2.0)).view(tensors[weight].size().as_slice())
         };
         let x = Tensor::randn([5, 6], testing::f32_options());
-        let weight = sum("mlp.c_fc.weight", "mlp.c_fc.lora_A", "mlp.c_fc.lora_B");
+        let weight = effective_weight("mlp.c_fc.weight", "mlp.c_fc.lora_A", "mlp.c_fc.lora_B");
         let expected = x.matmul(&weight.transpose(0, 1)) + tensors["mlp.c_fc.bias"];
         assert!(no_grad(|| layer.forward(&x)).allclose(&expected, 1e-5, 1e-6, false));
-        let expected = sum("visual.conv1.weight", "visual.conv1.lora_A", "visual.conv1.lora_B");
+        let expected = effective_weight("visual.conv1.weight", "visual.conv1.lora_A", "visual.conv1.lora_B");
         assert!(no_grad(|| kernel.convolution_weight()).allclose(&expected, 1e-6, 1e-7, false));
         assert!(kernel.convolution_weight().allclose(&expected, 1e-6, 1e-7, false), "while gradients are recorded");
     }
@@ -193,8 +197,8 @@ mod tests {
             }
             let values = tensor.detach().view(-1);
             for index in 0..tensor.numel().min(6) as i64 {
-                let loss_after = |step: f64| {
-                    no_grad(|| _ = values.narrow(0, index, 1).g_add_scalar_(step));
+                let loss_after = |change: f64| {
+                    no_grad(|| _ = values.narrow(0, index, 1).g_add_scalar_(change));
                     parameters.refresh_working_copies();
                     no_grad(loss).double_value(&[])
                 };
@@ -210,13 +214,13 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bit_products_read_the_sum_in_bf16() {
+    fn sixteen_bit_products_read_the_effective_weight_in_bf16() {
         let [(exact, ..), (rounded, kernel, parameters)] =
             [Backend::from(testing::device()), testing::bf16_backend()].map(|backend| model(backend, 3.0));
         let x = Tensor::randn([5, 6], testing::f32_options());
         let [expected, actual] = [&exact, &rounded].map(|layer| no_grad(|| layer.forward(&x)).to_kind(Kind::Float));
         assert!(actual.allclose(&expected, 5e-2, 5e-2, false), "{actual} is not {expected}");
-        // Without its factors the layer computes something else.
+        // With factors of zero the result differs.
         no_grad(|| _ = named(&parameters)["mlp.c_fc.lora_B"].shallow_clone().zero_());
         parameters.refresh_working_copies();
         let without = no_grad(|| rounded.forward(&x)).to_kind(Kind::Float);

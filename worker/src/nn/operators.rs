@@ -122,7 +122,8 @@ pub(super) fn is_grad_enabled() -> bool {
 }
 
 /// Multiplies hidden states `[rows, width]` with `table` `[vocabulary, width]`. Returns logits
-/// `[rows, vocabulary]` in the type of the table's working copy, without gradients.
+/// `[rows, vocabulary]` in the type of the table's working copy. Only for callers that record no
+/// gradients.
 pub fn logits(hidden: &Tensor, table: &Parameter) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
     // SAFETY: as above.
@@ -220,25 +221,26 @@ mod tests {
             for is_transposed in [false, true] {
                 let stored = random_leaf(if is_transposed { &[12, 20] } else { &[20, 12] });
                 let weight = mixed_precision_matrix(&stored, kind);
-                let [tested, reference] = [(), ()].map(|()| (random_leaf(&[3, 5, 12]), random_leaf(&[20])));
-                for (tested_input, reference_input) in [(&tested.0, &reference.0), (&tested.1, &reference.1)] {
-                    tch::no_grad(|| tested_input.shallow_clone().copy_(reference_input));
+                let [(x, bias_values), (reference_x, reference_bias)] =
+                    [(), ()].map(|()| (random_leaf(&[3, 5, 12]), random_leaf(&[20])));
+                for (tested, reference) in [(&x, &reference_x), (&bias_values, &reference_bias)] {
+                    tch::no_grad(|| tested.shallow_clone().copy_(reference));
                 }
                 let used = if is_transposed { weight.transposed() } else { weight.shallow_clone() };
-                let bias = mixed_precision_matrix(&tested.1, kind);
-                let actual = linear(&tested.0, &used, &bias);
+                let bias = mixed_precision_matrix(&bias_values, kind);
+                let actual = linear(&x, &used, &bias);
                 assert_eq!((actual.kind(), actual.size()), (kind, vec![3, 5, 20]));
                 let reference_weight = stored.detach().set_requires_grad(true);
                 let oriented =
                     if is_transposed { reference_weight.transpose(0, 1) } else { reference_weight.shallow_clone() };
-                let expected = reference.0.linear(&oriented, Some(&reference.1));
+                let expected = reference_x.linear(&oriented, Some(&reference_bias));
                 assert_near("y", &actual, &expected, tolerance);
                 let incoming = Tensor::randn([3, 5, 20], f32_options());
                 (actual.to_kind(Kind::Float) * &incoming).sum(Kind::Float).backward();
                 (expected * &incoming).sum(Kind::Float).backward();
-                assert_near("x", &tested.0.grad(), &reference.0.grad(), tolerance);
+                assert_near("x", &x.grad(), &reference_x.grad(), tolerance);
                 assert_near("weight", &weight.master.grad(), &reference_weight.grad(), tolerance);
-                assert_near("bias", &bias.master.grad(), &reference.1.grad(), tolerance);
+                assert_near("bias", &bias.master.grad(), &reference_bias.grad(), tolerance);
             }
         }
     }
@@ -282,19 +284,20 @@ mod tests {
     fn check_table_gradients() {
         tch::manual_seed(3);
         let (ids, targets) = (index_tensor(&[3, 0, 3, 5]), index_tensor(&[1, 2, 3, 5]));
+        let nodes = ids.clamp(0, 3);
         let values = random_leaf(&[6, 4]);
         let gradient = |rounds: i32| {
             let table = mixed_precision_matrix(&values, Kind::Float);
             for _ in 0..rounds {
                 let hidden = embedding(&table.master, &ids);
-                token_log_probabilities(&hidden, &table, &ids.clamp(0, 3), &targets).sum(Kind::Float).backward();
+                token_log_probabilities(&hidden, &table, &nodes, &targets).sum(Kind::Float).backward();
             }
             table.master.grad()
         };
         let reference = values.detach().set_requires_grad(true);
         let hidden = Tensor::embedding(&reference, &ids, -1, false, false);
         let log_softmax = hidden.matmul(&reference.transpose(0, 1)).log_softmax(-1, Kind::Float);
-        let chosen = log_softmax.index_select(0, &ids.clamp(0, 3)).gather(1, &targets.unsqueeze(1), false);
+        let chosen = log_softmax.index_select(0, &nodes).gather(1, &targets.unsqueeze(1), false);
         chosen.sum(Kind::Float).backward();
         // The first round allocates the gradient, the others add to it.
         assert_near("once", &gradient(1), &reference.grad(), 1e-5);

@@ -76,9 +76,9 @@ impl CandidateDropout {
             tch::manual_seed(seeds::combine(self.seed, &[index as u64]) as i64);
             generate(policy, &images.hidden.narrow(0, row as i64, 1), generation, mode)
         };
-        let found = images.indices.iter().enumerate().flat_map(generate_for_image).collect();
+        let candidates = images.indices.iter().enumerate().flat_map(generate_for_image).collect();
         tch::manual_seed(next_seed);
-        found
+        candidates
     }
 }
 
@@ -219,7 +219,7 @@ pub(super) fn to_doubles(tensor: &Tensor) -> Vec<f64> {
     Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).flatten(0, -1)).expect("a flat tensor of doubles")
 }
 
-/// The fraction of tokens that repeat an earlier token.
+/// The fraction of tokens that repeat an earlier token; 1 for a candidate without tokens.
 fn repeated_fraction(candidate: &Hypothesis) -> f64 {
     let distinct: HashSet<i64> = candidate.tokens.iter().copied().collect();
     1.0 - distinct.len() as f64 / candidate.tokens.len().max(1) as f64
@@ -247,6 +247,7 @@ mod tests {
         let hidden = Tensor::stack(&hidden.collect::<Vec<_>>(), 0);
         let images = EncodedImages { hidden: &hidden, embeddings: &[], indices };
         let decoding = config::Decoding { beams: 3, max_length: 8, ..config::Decoding::default() };
+        // The last two tokens of the policy's vocabulary begin and end captions.
         let generation = GenerationConfig {
             bos_token_id: 38,
             eos_token_id: 39,
@@ -265,8 +266,9 @@ mod tests {
     }
 
     fn check_dropout() {
-        let policy = captioner::preset(Preset::Tiny, 8, 4, 40);
-        let policy = Captioner::new(policy, ProjectionInit::default(), 1, testing::device());
+        let (vision_width, vision_tokens, vocabulary_size) = (8, 4, 40);
+        let config = captioner::preset(Preset::Tiny, vision_width, vision_tokens, vocabulary_size);
+        let policy = Captioner::new(config, ProjectionInit::default(), 1, testing::device());
         for generate in [Captioner::beam_search, Captioner::sample] as [GenerationMethod; 2] {
             let candidates = |seed, indices: &[usize]| generate_with_dropout(&policy, seed, indices, generate);
             let (all, next) = candidates(1, &[3, 4, 5]);

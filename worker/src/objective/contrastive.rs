@@ -13,7 +13,7 @@ use crate::collective::{Collective, CollectiveError};
 /// The unit embeddings of this rank's share of the batch, all `[share, embedding]`. The share may
 /// be empty.
 pub struct ContrastivePairs {
-    /// The number of tokens of the captions.
+    /// The number of tokens of the captions, begin and end tokens included.
     pub tokens: u64,
     /// Embeddings of the images.
     pub images: Tensor,
@@ -40,9 +40,10 @@ pub fn compute_loss(
 ) -> Result<LossOutput, CollectiveError> {
     let share = pairs.images.size()[0];
     let (images, texts) = (gather_embeddings(&pairs.images, collective)?, gather_embeddings(&pairs.texts, collective)?);
-    // All ranks compute the same gradient of the scale, and their gradients will be summed.
-    let rank_share = 1.0 / collective.world_size() as f64;
-    let scale = logit_scale * rank_share + logit_scale.detach() * (1.0 - rank_share);
+    // All ranks compute the same gradient of the scale, and their gradients will be summed: each
+    // keeps only its fraction.
+    let gradient_fraction = 1.0 / collective.world_size() as f64;
+    let scale = logit_scale * gradient_fraction + logit_scale.detach() * (1.0 - gradient_fraction);
     let info_nce =
         |images: &Tensor, texts: &Tensor| symmetric_cross_entropy(&(images.matmul(&texts.transpose(0, 1)) * &scale));
     let mut loss = info_nce(&images, &texts);
@@ -112,13 +113,13 @@ mod tests {
         assert!((loss.double_value(&[]) - expected).abs() < 1e-6);
     }
 
-    /// One of two ranks. The test provides the tensors that the other rank sends.
-    struct TwoRanks {
+    /// One of two ranks, with the tensors that it receives from the other rank.
+    struct OneOfTwoRanks {
         rank: usize,
-        other_rank: std::cell::RefCell<Vec<Tensor>>,
+        received: std::cell::RefCell<Vec<Tensor>>,
     }
 
-    impl Collective for TwoRanks {
+    impl Collective for OneOfTwoRanks {
         fn rank(&self) -> usize {
             self.rank
         }
@@ -132,7 +133,7 @@ mod tests {
             Ok(())
         }
         fn all_gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>, CollectiveError> {
-            let mut both = vec![self.other_rank.borrow_mut().remove(0)];
+            let mut both = vec![self.received.borrow_mut().remove(0)];
             both.insert(self.rank, tensor.shallow_clone());
             Ok(both)
         }
@@ -169,7 +170,7 @@ mod tests {
                 let count = || Tensor::from_slice(&[sizes[other]]).to_device(testing::device());
                 let padded = |tensor: &Tensor| part(tensor, other).constant_pad_nd([0, 0, 0, largest - sizes[other]]);
                 let queue: Vec<Tensor> = all.iter().flat_map(|tensor| [count(), padded(tensor)]).collect();
-                gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &TwoRanks { rank, other_rank: queue.into() })
+                gradients([0, 1, 2, 3].map(|i| part(&all[i], rank)), &OneOfTwoRanks { rank, received: queue.into() })
             });
             for (i, expected) in whole.0.iter().enumerate() {
                 let actual = [0, 1].map(|rank: usize| match sizes[rank] {
@@ -196,7 +197,7 @@ mod tests {
         };
         // The share of the other rank is also empty.
         let queue = (0..4).map(|_| Tensor::from_slice(&[0_i64]).to_device(testing::device())).collect::<Vec<_>>();
-        let output = compute_loss(&pairs, &scale, &TwoRanks { rank: 1, other_rank: queue.into() }).unwrap();
+        let output = compute_loss(&pairs, &scale, &OneOfTwoRanks { rank: 1, received: queue.into() }).unwrap();
         output.loss.backward();
         assert_eq!((output.loss_sum, output.weight, scale.grad().double_value(&[])), (0.0, 0.0, 0.0));
     }

@@ -13,10 +13,17 @@ use crate::nn::DropoutMode;
 /// The loss of `captions`, one for each image of `vision` `[images, vision tokens, vision width]`.
 #[must_use]
 pub fn compute_loss(captioner: &Captioner, vision: &Tensor, captions: &CaptionBatch, mode: DropoutMode) -> LossOutput {
-    let tokens = captioner.token_log_probabilities(vision, captions, mode).values;
-    let loss = -tokens.sum(Kind::Float);
-    let (loss_sum, weight) = (loss.double_value(&[]), tokens.numel() as f64);
-    LossOutput { loss, loss_sum, weight, tokens: tokens.numel() as u64, example: None, summaries: BTreeMap::new() }
+    let log_probabilities = captioner.token_log_probabilities(vision, captions, mode).values;
+    let loss = -log_probabilities.sum(Kind::Float);
+    let (loss_sum, tokens) = (loss.double_value(&[]), log_probabilities.numel());
+    LossOutput {
+        loss,
+        loss_sum,
+        weight: tokens as f64,
+        tokens: tokens as u64,
+        example: None,
+        summaries: BTreeMap::new(),
+    }
 }
 
 #[cfg(test)]
@@ -28,19 +35,23 @@ mod tests {
     use super::*;
     use crate::captioner::preset;
 
+    const VISION_TOKENS: usize = 4;
+    const VISION_WIDTH: usize = 8;
     const CAPTION: &str = "a red circle and a blue square above a green star and a small grey cross";
 
     fn captioner(vocabulary: &Vocabulary) -> Captioner {
-        let config = preset(Preset::Tiny, 8, 4, vocabulary.size() as usize);
-        Captioner::new(config, ProjectionInit::default(), 1, Device::Cpu)
+        let config = preset(Preset::Tiny, VISION_WIDTH, VISION_TOKENS, vocabulary.size() as usize);
+        let seed = 1;
+        Captioner::new(config, ProjectionInit::default(), seed, Device::Cpu)
     }
 
     fn vision() -> Tensor {
-        Tensor::ones([1, 4, 8], (Kind::Float, Device::Cpu)) * 0.3
+        Tensor::ones([1, VISION_TOKENS as i64, VISION_WIDTH as i64], (Kind::Float, Device::Cpu)) * 0.3
     }
 
     fn captions(tokens: Vec<i64>) -> CaptionBatch {
-        CaptionBatch::new(&[tokens], 1, Device::Cpu)
+        let captions_per_image = 1;
+        CaptionBatch::new(&[tokens], captions_per_image, Device::Cpu)
     }
 
     #[test]
@@ -52,6 +63,7 @@ mod tests {
         let token_values = Vec::<f64>::try_from(token_values.to_kind(Kind::Double)).unwrap();
         // 16 words and the end token.
         assert_eq!(token_values.len(), 17);
+        // The maximal length includes the begin token, which has no loss.
         for (max_length, tokens) in [(6, 5), (16, 15), (17, 16), (18, 17), (77, 17)] {
             let target = captions(vocabulary.encode_target(CAPTION, max_length));
             let actual = compute_loss(&captioner, &vision(), &target, DropoutMode::Evaluate);
@@ -69,6 +81,7 @@ mod tests {
         no_grad(|| _ = captioner.parameters().flat().shallow_clone().zero_());
         captioner.parameters().refresh_working_copies();
         let long = [CAPTION; 30].join(" ");
+        // The begin token and 76 tokens with a loss.
         let target = captions(vocabulary.encode_target(&long, 77));
         let actual = compute_loss(&captioner, &vision(), &target, DropoutMode::Evaluate);
         let expected = 76.0 * (vocabulary.size() as f64).ln();

@@ -42,7 +42,8 @@ pub struct LossOutput {
     pub loss_sum: f64,
     /// This rank's part of the divisor: its number of images or tokens.
     pub weight: f64,
-    /// The number of tokens with a loss, end tokens included.
+    /// The number of caption tokens: of those with a loss, end tokens included; in a contrastive
+    /// stage of all, begin tokens included.
     pub tokens: u64,
     /// The candidates of one image, to be shown to users; none if the objective does not weight
     /// candidates.

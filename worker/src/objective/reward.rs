@@ -129,7 +129,7 @@ mod tests {
         Candidate { text: text.to_owned(), has_end_token }
     }
 
-    /// The model of two evaluators, and CIDEr-D with the captions of two images.
+    /// A CLIP that two evaluators share, and CIDEr-D with the captions of two images.
     struct Fixture {
         vocabulary: Vocabulary,
         clip: Clip,
@@ -232,9 +232,9 @@ mod tests {
             fixture.rewards(&weights, &candidates(true)),
             "cut candidates are rewarded as if they had ended"
         );
-        let released = fixture.rewards_with(CutCandidates::AsReleased, &weights, &candidates(false));
-        assert_eq!(released[0][1], released[1][0], "the images are the same, and the texts are empty");
-        assert_eq!((released[0][0], released[1][1]), (closed[0][0], closed[1][1]));
+        let as_released = fixture.rewards_with(CutCandidates::AsReleased, &weights, &candidates(false));
+        assert_eq!(as_released[0][1], as_released[1][0], "the images are the same, and the texts are empty");
+        assert_eq!((as_released[0][0], as_released[1][1]), (closed[0][0], closed[1][1]));
         let ended = fixture.rewards_with(CutCandidates::AsReleased, &weights, &candidates(true));
         assert_eq!(ended, closed);
     }

@@ -10,7 +10,7 @@
 //! et al., CVPR 2020, section 3.3). The loss does not depend on the reference policy, which is used
 //! only to report the KL divergence.
 
-use config::{Baseline, Candidates as CandidateKind, Scst};
+use config::{Baseline, CandidateKind, Scst};
 use tch::{Kind, Tensor, no_grad};
 
 use super::LossOutput;
@@ -38,8 +38,8 @@ pub fn compute_loss(
         Baseline::Mean => candidates.rewards.mean_dim(1, true, Kind::Float),
         Baseline::Greedy => {
             let greedy = GenerationConfig { beams: 1, ..context.generation };
-            let generate = || policy.beam_search(images.hidden, &greedy, DropoutMode::Evaluate);
-            let captions = context.timer.time(StepPhase::Search, generate);
+            let greedy_search = || policy.beam_search(images.hidden, &greedy, DropoutMode::Evaluate);
+            let captions = context.timer.time(StepPhase::Search, greedy_search);
             context.rewards(images, &captions)
         }
     };

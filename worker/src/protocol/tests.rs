@@ -79,7 +79,7 @@ fn idle(generation: u64) -> Message {
 
 /// A message between the coordinator and the worker.
 enum Exchange {
-    /// A directive, and whether it is current (not obsolete).
+    /// A directive, and whether it has to be executed.
     Directive(v1::Directive, bool),
     /// A report of the worker.
     Report(Message),
@@ -156,7 +156,7 @@ fn violation(directives: impl IntoIterator<Item = v1::Directive>) -> String {
 
 #[test]
 fn the_error_names_a_directive_that_is_invalid_at_this_point() {
-    let long = checkpoint_named(&"\u{1b}x".repeat(1 << 20));
+    let long_checkpoint_name = checkpoint_named(&"\u{1b}x".repeat(1 << 20));
     for (directives, expected) in [
         (vec![train(1, 0, 1)], "Train: of generation 1, before any Rendezvous"),
         (vec![abandon(1)], "Abandon: of generation 1, before any Rendezvous"),
@@ -169,7 +169,7 @@ fn the_error_names_a_directive_that_is_invalid_at_this_point() {
         (vec![rendezvous(0)], "Rendezvous: generation 0 after generation 0"),
         (vec![finish(0), finish(0)], "Finish: after Finish"),
         (vec![rendezvous(1), checkpoint(1, 5), checkpoint(1, 5)], "Checkpoint: number 5 after number 5"),
-        (vec![rendezvous(1), long], "Checkpoint: the checkpoint name \"\\u{1b}x"),
+        (vec![rendezvous(1), long_checkpoint_name], "Checkpoint: the checkpoint name \"\\u{1b}x"),
         (vec![rendezvous(1), evaluate(1, &[(0, 50)]), evaluate(1, &[])], "Evaluate: while 1 image ranges"),
         (vec![rendezvous(1), evaluate(1, &[(50, 70), (0, 50)])], "Evaluate: the images 0..50 of 70, after 70"),
         (vec![rendezvous(1), evaluate(1, &[(0, 51)])], "Evaluate: the images 0..51 of 70"),
@@ -379,7 +379,8 @@ fn assert_within_limits(
             let start_position = content.position.unwrap();
             assert!(start_position.step <= STAGES[start_position.stage as usize].0);
             let start = content.sequence_start.unwrap_or_default();
-            assert!(start.step <= start_position.step && start.epoch <= 54);
+            // No stage has more than 9 steps or 6 samples per step, and so 54 epochs.
+            assert!(start.step <= start_position.step && start.epoch <= 9 * 6);
             (*position, *last_generation) = (Some((start_position.stage, start_position.step)), generation);
         }
         DirectiveKind::Train(content) => {

@@ -59,7 +59,8 @@ impl RunModels {
         std::iter::once(&self.primary_clip).chain(&self.other_clips)
     }
 
-    /// The total width of an image's embeddings by all models of evaluators.
+    /// The total width of an image's embeddings by all CLIPs of evaluators; a CLIP that evaluators
+    /// share counts once.
     #[must_use]
     pub fn embedding_width(&self) -> usize {
         self.clips().map(|clip| clip.config().embedding).sum()
@@ -81,7 +82,7 @@ impl RunModels {
         ImageSizes { all_encoders, generated_images: image_size(&self.primary_clip) }
     }
 
-    /// The captioner's vision encoder's hidden states of the samples `range` of a batch, `[images,
+    /// Hidden states of the samples `range` of a batch by the captioner's vision encoder, `[images,
     /// tokens, width]`.
     pub fn hidden_states(&self, batch: &Batch, range: Range<usize>) -> Tensor {
         let device = self.captioner.parameters().flat().device();
@@ -100,7 +101,7 @@ impl RunModels {
         }
     }
 
-    /// Unit embeddings of the samples `range` of a batch by the evaluators' model with this index,
+    /// Unit embeddings of the samples `range` of a batch by the CLIP with the index `clip_index`,
     /// `[images, embedding]`. `hidden` `[images, tokens, width]` are the hidden states of the same
     /// samples by the captioner's vision encoder.
     pub fn embeddings(&self, batch: &Batch, range: Range<usize>, hidden: &Tensor, clip_index: usize) -> Tensor {
@@ -150,8 +151,8 @@ fn image_size(clip: &Clip) -> u32 {
     clip.config().image_size as u32
 }
 
-/// Normalizes images `range` of bytes `[batch, size, size, 3]` for `clip`, to `[images, 3, size,
-/// size]`.
+/// Normalizes the images `range` of `pixels`, bytes `[batch, size, size, 3]`, for `clip`. Returns
+/// `[images, 3, size, size]`.
 fn normalize_for(clip: &Clip, pixels: &Tensor, range: Range<usize>) -> Tensor {
     normalize(pixels, range, clip.parameters().flat().device(), &clip.config().normalization)
 }

@@ -27,7 +27,7 @@ pub fn open_folder(path: &Path) -> Result<ModelFolder> {
 /// checksums of a checkpoint.
 ///
 /// # Errors
-/// It is not a CLIP, its conventions are unknown, or it is damaged.
+/// It is not a CLIP, or damaged, or `conventions` and its own files lack one of its settings.
 pub fn open_evaluator(path: &Path, conventions: &Conventions) -> Result<(ClipWeights, Vocabulary)> {
     let (clip, vocabulary) = model_folder::open_evaluator(path, conventions)?;
     if path.is_dir() && path.join(model_folder::MANIFEST_FILE).is_file() {

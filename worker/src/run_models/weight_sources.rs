@@ -40,12 +40,12 @@ pub struct Evaluator {
     pub retrieval_prefix: String,
     /// The score that its cosines are converted to.
     pub score: EvaluatorScore,
-    /// How it tokenizes texts.
+    /// Its settings in the run file, e.g. how it tokenizes texts.
     pub settings: config::Evaluator,
     /// Its vocabulary.
     pub vocabulary: Arc<Vocabulary>,
-    /// The index of its model, for [`RunModels::clip`]. Evaluators with the same weights share a
-    /// model.
+    /// The index of its CLIP, for [`RunModels::clip`]. Frozen evaluators with the same weights
+    /// share a CLIP.
     pub clip_index: usize,
 }
 
@@ -77,14 +77,16 @@ pub struct WeightSources {
     precision: Precision,
     /// The primary evaluator.
     evaluator: WeightSource<ClipWeights>,
-    /// The distinct models of the other evaluators; all are frozen.
+    /// The distinct CLIPs of the other evaluators; all are frozen.
     other_clips: Vec<ClipWeights>,
-    /// The parts of the evaluator that the run trains separately.
+    /// The parts of the primary evaluator that the run trains separately.
     trainable_parts: TrainableParts,
+    /// The captioner; a model folder also has a vision encoder and a vocabulary.
     captioner: WeightSource<ModelFolder>,
     /// The initialization of the projection, for a captioner that starts from the seed.
     projection_init: ProjectionInit,
-    /// The CLIP weights of the captioner's own vision encoder; none if it shares an evaluator's.
+    /// The CLIP weights that `captioner.vision_encoder` names; without them the captioner uses the
+    /// vision encoder of its model folder or, if it has none, of the primary evaluator.
     vision: Option<ClipWeights>,
     /// Which LoRA factors of the captioner's vision encoder are added, if it has any.
     vision_lora: Option<LoraReading>,
@@ -92,9 +94,9 @@ pub struct WeightSources {
     pub captioner_vocabulary: Arc<Vocabulary>,
     /// All evaluators, the primary one first.
     pub evaluators: Vec<Evaluator>,
-    /// The captioner's vision encoder, if it is a file and stays frozen.
+    /// The captioner's vision encoder, if it has weights from a file and stays frozen.
     frozen_vision: Option<EncoderDescription>,
-    /// The primary evaluator, if it is a file and stays frozen.
+    /// The primary evaluator, if it has weights from a file and stays frozen.
     frozen_evaluator: Option<EncoderDescription>,
 }
 
@@ -190,15 +192,15 @@ impl WeightSources {
         Some((self.frozen_vision.clone()?, evaluators.collect()))
     }
 
-    /// The total width of an image's embeddings by all evaluators; a model that evaluators share
-    /// counts once per evaluator.
+    /// The total width of an image's embeddings by all evaluators, as evaluations report them; a
+    /// CLIP that evaluators share counts once per evaluator.
     #[must_use]
-    pub fn embedding_width(&self, models: &RunModels) -> usize {
+    pub fn evaluation_embedding_width(&self, models: &RunModels) -> usize {
         self.evaluators.iter().map(|evaluator| models.clip(evaluator.clip_index).config().embedding).sum()
     }
 
-    /// The SHA-256 (hex) of the frozen weights and the vocabularies. Each worker loads them by
-    /// itself, and they have to be equal on all workers.
+    /// The SHA-256 (hex) of the frozen encoders' checksums and computation, and of the
+    /// vocabularies. Each worker loads them by itself, and they have to be equal on all workers.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
@@ -287,9 +289,9 @@ impl WeightSources {
         }
     }
 
-    /// The index of the evaluators' model whose vision encoder the captioner uses: the primary one
-    /// if the captioner has no vision encoder of its own, else one with the same weights, so that
-    /// images are not encoded twice.
+    /// The index of the evaluators' CLIP whose vision encoder the captioner uses, if any: the
+    /// primary one if the captioner has no vision encoder of its own; else a frozen CLIP with the
+    /// weights of the captioner's vision encoder, so that images are not encoded twice.
     fn shared_vision_encoder(&self) -> Option<usize> {
         let own = match (&self.vision, &self.captioner) {
             (None, WeightSource::Seed(_)) => return Some(0),

@@ -2,8 +2,8 @@
 //! (transformers, open_clip, PyTorch) for weights given by a formula.
 //!
 //! The golden files contain only inputs and outputs. The weights follow from names and shapes by
-//! the rule in `tests/parity/formula.py`. `DICO_PARITY` names another folder, with full-size cases:
-//! see `make parity`.
+//! the rule in `tests/parity/formula.py`. The environment variable `DICO_PARITY` names another
+//! folder, with full-size cases: see `make parity`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ pub fn path(name: &str) -> PathBuf {
     folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")).join(name)
 }
 
-/// The JSON file called `name`.
+/// The content of the JSON file called `name`.
 pub fn json<T: DeserializeOwned>(name: &str) -> T {
     let path = path(name);
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -34,7 +34,7 @@ pub fn tensors(name: &str) -> BTreeMap<String, Tensor> {
     tensor_conversion::from_weights(archive.tensors())
 }
 
-/// Factors for the scales of parameters, by the suffix of their names.
+/// Factors for the ranges of parameters' values, by the suffix of the parameters' names.
 pub type ParameterGains = BTreeMap<String, f64>;
 
 /// Sets each parameter to the value that follows from its name after `prefix`, its shape and
@@ -65,7 +65,7 @@ fn values_by_formula(name: &str, shape: &[i64], base: f32, scale: f32) -> Tensor
     Tensor::from_slice(&values).view(shape)
 }
 
-/// The mean and the range of a parameter's values.
+/// The mean of a parameter's values, and the width of their range.
 fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
     match shape {
         _ if name.ends_with("logit_scale") => (2.6592, 0.0),
@@ -76,6 +76,8 @@ fn base_and_scale(name: &str, shape: &[i64]) -> (f32, f32) {
             // GPT-2's linear layers are stored transposed.
             let transposed = shape.len() == 2 && name.contains("decoder.transformer.h.") && name.ends_with(".weight");
             let inputs = if transposed { *first } else { rest.iter().product() };
+            // The largest power of two up to 1 and sqrt(24 / inputs): products with such a matrix
+            // keep the magnitude of their inputs, and the values are exact in all libraries.
             let halvings = (0..).find(|&m| 24 * 4_i64.pow(m) >= inputs).unwrap();
             (0.0, 0.5_f32.powi(halvings as i32))
         }
@@ -93,8 +95,9 @@ pub fn assert_close(name: &str, actual: &Tensor, expected: &Tensor, tolerance: f
     println!("{name}: at most {difference:.1e} apart, {tolerance:.1e} allowed");
 }
 
-/// The number of roundings to 16 bits in a transformer layer: the four weights of attention and
-/// feed-forward part, their inputs and outputs, scores, probabilities, and the activation.
+/// A bound on the number of roundings to 16 bits in a transformer layer: the four weights of
+/// attention and feed-forward part, their inputs and outputs, scores, probabilities, and the
+/// activation.
 const ROUNDINGS_PER_LAYER: usize = 16;
 
 /// The allowed difference from `expected` after `layers` layers with 16-bit products.
@@ -119,15 +122,17 @@ struct FormulaExample {
     shape: Vec<i64>,
     base: f32,
     scale: f32,
+    /// The first values.
     first: Vec<f32>,
+    /// The last value.
     last: f32,
 }
 
 #[test]
 fn the_formula_gives_the_same_values_as_in_python() {
-    let rule: FormulaExamples = json("formula.json");
-    assert!(!rule.examples.is_empty());
-    for FormulaExample { name, shape, base, scale, first, last } in rule.examples {
+    let golden: FormulaExamples = json("formula.json");
+    assert!(!golden.examples.is_empty());
+    for FormulaExample { name, shape, base, scale, first, last } in golden.examples {
         let actual = Vec::<f32>::try_from(values_by_formula(&name, &shape, base, scale).flatten(0, -1)).unwrap();
         assert_eq!((&actual[..first.len()], actual.last()), (first.as_slice(), Some(&last)), "{name}");
         if !name.starts_with("input.") {

@@ -2,8 +2,8 @@
 //! ([`golden_files`]). The environment variable `DICO_TEST_DEVICE` names the device: `cpu` (the
 //! default) or `cuda:N`.
 //!
-//! `tests/gpu/run` sets the variable. Without a GPU [`each_code_path`] repeats a check with the GPU
-//! path on the CPU, so that every test run executes it.
+//! `tests/gpu/run` sets the variable. On a CPU [`each_code_path`] repeats a check with the GPU
+//! path, so that every test run executes the GPU path.
 
 pub mod golden_files;
 

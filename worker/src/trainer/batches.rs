@@ -1,4 +1,5 @@
-//! The batches of a rank: which samples of the training split a step has, and prefetching.
+//! The batches of a rank: which samples of the training split belong to its share of a step, and
+//! prefetching.
 
 use std::collections::VecDeque;
 
@@ -13,7 +14,8 @@ use crate::seeds;
 /// Number of batches that are loaded at a time, including the batch of the present step.
 const PREFETCHED_BATCHES: u64 = 4;
 
-/// What identifies a batch: stage, step, and begin and end of this rank's share of the samples.
+/// What identifies a batch: stage, step, and begin and end of this rank's share of the step's
+/// samples.
 type BatchKey = (u32, u64, u32, u32);
 
 /// Batches that are being loaded, in order of step.
@@ -21,14 +23,14 @@ type BatchKey = (u32, u64, u32, u32);
 pub struct PrefetchedBatches(VecDeque<(BatchKey, PendingBatch)>);
 
 impl Trainer {
-    /// This rank's batch of step `step`. Starts to load the batches after it.
-    pub(super) fn next_batch(&mut self, window: &v1::Train, step: u64) -> Result<Batch, DirectiveError> {
-        let batch_key = |step| (window.stage, step, window.share_begin, window.share_end);
+    /// This rank's share of step `step`. Starts to load its shares of the following steps.
+    pub(super) fn next_batch(&mut self, directive: &v1::Train, step: u64) -> Result<Batch, DirectiveError> {
+        let batch_key = |step| (directive.stage, step, directive.share_begin, directive.share_end);
         let batches = &mut self.prefetched_batches.0;
         if batches.front().is_some_and(|(first, _)| *first != batch_key(step)) {
             batches.clear();
         }
-        let stage = &self.run.stages[window.stage as usize];
+        let stage = &self.run.stages[directive.stage as usize];
         let next_step = step + batches.len() as u64;
         let end = stage.steps.min(step + PREFETCHED_BATCHES).max(step + 1);
         for step in next_step..end {
@@ -53,8 +55,8 @@ impl Trainer {
     }
 
     /// The samples of a batch. An epoch of cross-entropy has each pair of image and caption once.
-    /// An epoch of the other objectives has each image once; the contrastive objective uses another
-    /// caption of an image in each epoch.
+    /// An epoch of the other objectives has each image once. The contrastive objective uses the
+    /// captions of an image in turn, one in each epoch.
     fn samples(&self, (stage, step, begin, end): BatchKey) -> Vec<Sample> {
         let settings = &self.run.stages[stage as usize];
         let permutation_key = seeds::combine(self.run.seed, &[u64::from(stage)]);
@@ -67,8 +69,8 @@ impl Trainer {
                 let pairs = &self.caption_pairs;
                 let pair = |index| permutation::epoch_and_sample(pairs.total(), first_epoch, index, permutation_key).1;
                 let mut samples: Vec<Sample> = indices.map(|index| pairs.sample(pair(index))).collect();
-                // The order within a share does not matter for the result. Micro-batches of
-                // captions with similar lengths need less padding.
+                // Loss and gradient are sums over the share, so the order within it is free.
+                // Micro-batches of captions with similar lengths need less padding.
                 samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
                 samples
             }
@@ -76,7 +78,7 @@ impl Trainer {
                 .map(|index| {
                     let (epoch, image) =
                         permutation::epoch_and_sample(images.len() as u64, first_epoch, index, permutation_key);
-                    // Objectives that reward candidates accept images without captions.
+                    // Objectives that reward candidates use no captions, and accept images without.
                     let captions = images[image as usize].captions.len().max(1) as u64;
                     let caption = epoch.wrapping_add(seeds::combine(permutation_key, &[image])) % captions;
                     Sample { image: image as usize, caption: caption as usize }
@@ -88,7 +90,7 @@ impl Trainer {
 
 /// The pairs of image and caption of the training split, numbered image by image.
 pub struct CaptionPairs {
-    /// The number of the first pair of each image; the last element is the number of all pairs.
+    /// The index of the first pair of each image; the last element is the count of all pairs.
     first_pairs: Vec<u64>,
 }
 

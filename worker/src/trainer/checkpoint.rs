@@ -52,8 +52,8 @@ fn metadata_mismatch(metadata: &CheckpointMetadata, directive: &v1::Rendezvous) 
         .then(|| format!("its parameters have SHA-256 {parameters_sha256}, the journal has {sha256}"))
 }
 
-/// Loads the training state from the checkpoint that `directive` names. A damaged or wrong
-/// checkpoint leaves `state` unchanged.
+/// Loads the training state from the checkpoint that `directive` names. `state` is unchanged if the
+/// checkpoint cannot be read, or is not the expected one. Other errors are fatal.
 pub(super) fn load_checkpoint(
     state: &mut TrainingState,
     run: &RunFile,
@@ -65,7 +65,7 @@ pub(super) fn load_checkpoint(
     let fetched = fetch_checkpoint(checkpoints, name)?;
     let metadata = checkpoints.metadata(name).map_err(|error| directive_error(name, error))?;
     if let Some(reason) = metadata_mismatch(&metadata, directive) {
-        return Err(DirectiveError::DamagedCheckpoint { checkpoint: name.clone(), reason });
+        return Err(DirectiveError::UnusableCheckpoint { checkpoint: name.clone(), reason });
     }
     restore_state(state, run, weight_sources, fetched.path(), &metadata)
         .with_context(|| format!("cannot use checkpoint {name}"))?;
@@ -73,9 +73,9 @@ pub(super) fn load_checkpoint(
     Ok(())
 }
 
-/// The corpus vocabulary of a run's newest readable checkpoint; none if the run has no corpus
-/// vocabulary or no checkpoint. The vocabulary of a run does not change, also if the training data
-/// are corrected.
+/// The corpus vocabulary of a run's newest readable checkpoint; none if the run builds no corpus
+/// vocabulary or has no readable checkpoint. The vocabulary of a run does not change, even if the
+/// training data are corrected.
 ///
 /// # Errors
 /// The checkpoints cannot be read.
@@ -106,15 +106,15 @@ fn fetch_checkpoint(checkpoints: &Checkpoints, name: &str) -> Result<VerifiedChe
 fn directive_error(name: &str, error: checkpoint_store::Error) -> DirectiveError {
     let reason = error.to_string();
     match error {
-        error if error.is_damage() => DirectiveError::DamagedCheckpoint { checkpoint: name.to_owned(), reason },
+        error if error.is_damage() => DirectiveError::UnusableCheckpoint { checkpoint: name.to_owned(), reason },
         checkpoint_store::Error::Version { .. } | checkpoint_store::Error::Name { .. } => DirectiveError::Fatal(reason),
         // Other errors may be transient: the next generation tries again.
         _ => DirectiveError::Collective(CollectiveError::Failed(reason)),
     }
 }
 
-/// Loads the checkpoint in `folder` into `state`. If it does not fit, `state` has no position
-/// afterwards.
+/// Loads the checkpoint in `folder` into `state`. If the checkpoint does not fit, `state` may be
+/// partly overwritten: the error is fatal.
 fn restore_state(
     state: &mut TrainingState,
     run: &RunFile,

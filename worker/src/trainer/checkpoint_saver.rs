@@ -15,14 +15,14 @@ use super::snapshot::Snapshot;
 use crate::errors;
 use crate::host_memory;
 
-/// How long an ending process waits for its last checkpoint.
+/// How long [`PendingSaves::wait`] waits.
 const FINAL_SAVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A snapshot to save, and the Checkpoint directive that requested it.
 pub struct SaveRequest {
     /// The generation of the directive.
     pub generation: u64,
-    /// The number of the directive.
+    /// The number of the save, for the report.
     pub checkpoint: u64,
     /// The name of the checkpoint.
     pub name: String,
@@ -39,8 +39,8 @@ pub struct CheckpointSaver {
 impl CheckpointSaver {
     /// Starts the thread.
     pub fn start(checkpoints: Arc<Checkpoints>, reports: ReportSender) -> Self {
-        // A rendezvous channel: a second save waits for the first, so that there are at most two
-        // snapshots in memory.
+        // A channel without a buffer: a second save waits for the first, so that there are at most
+        // two snapshots in memory.
         let (queue, requests) = sync_channel(0);
         let pending_saves = PendingSaves::default();
         let thread_pending_saves = pending_saves.clone();
@@ -72,7 +72,7 @@ impl CheckpointSaver {
 pub struct PendingSaves(Arc<(Mutex<BTreeSet<u64>>, Condvar)>);
 
 impl PendingSaves {
-    /// The highest of these numbers; none if no checkpoint is being saved.
+    /// The number of the latest of these checkpoints; none if no checkpoint is being saved.
     #[must_use]
     pub fn latest(&self) -> Option<u64> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).last().copied()
@@ -83,7 +83,8 @@ impl PendingSaves {
         self.0.1.notify_all();
     }
 
-    /// Waits until all saves have completed, for `FINAL_SAVE_TIMEOUT` at most.
+    /// Waits until all saves have completed, for `FINAL_SAVE_TIMEOUT` at most. Called before this
+    /// process ends, and before it loads the models again.
     pub fn wait(&self) {
         let (numbers, changed) = &*self.0;
         let guard = numbers.lock().unwrap_or_else(PoisonError::into_inner);

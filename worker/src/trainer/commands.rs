@@ -25,11 +25,9 @@ pub enum TrainerCommand {
 /// Whether a change of a setting takes effect without loading data and models again.
 #[must_use]
 pub fn is_applied_in_place(Change { key, mutability, .. }: &Change) -> bool {
-    let is_below =
-        |section: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    let is_in = |section: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     // Before the first generation, `coordinator serve` accepts changes of fixed settings, too.
-    *mutability != Mutability::Fixed
-        && !["data", "compute_dtype", "output", "checkpoints.url"].into_iter().any(is_below)
+    *mutability != Mutability::Fixed && !["data", "compute_dtype", "output", "checkpoints.url"].into_iter().any(is_in)
 }
 
 /// Signals of the session to the training thread, for one generation.
@@ -46,7 +44,7 @@ pub struct GenerationFlags {
 pub struct TrainingProgress(Arc<Mutex<v1::Heartbeat>>);
 
 impl TrainingProgress {
-    /// The latest heartbeat.
+    /// The content of the next heartbeat.
     #[must_use]
     pub fn heartbeat(&self) -> v1::Heartbeat {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)

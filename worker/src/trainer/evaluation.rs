@@ -10,8 +10,8 @@ use crate::split_evaluation::{EvaluatedCaptions, SplitEvaluation};
 
 impl Trainer {
     /// Captions the ranges of the validation split that are assigned to this worker, and reports
-    /// each when it is done. After a stage that trained the evaluator, evaluates the reference
-    /// captions instead.
+    /// each range when it is done. In a stage that trains the evaluator, evaluates the reference
+    /// captions instead. A halt ends the evaluation after the range in flight.
     pub(super) fn evaluate(&self, generation: u64, directive: &v1::Evaluate) -> Result<(), DirectiveError> {
         let stage = self.training_state.position.unwrap_or_default().stage as usize;
         let split_evaluation = SplitEvaluation {

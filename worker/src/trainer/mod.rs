@@ -4,7 +4,7 @@
 //!   session (tokio)                      training thread (libtorch)
 //!     | -- TrainerCommand::Execute ------> | rendezvous, train, evaluate, checkpoint, advance
 //!     | <----------------- reports ------- | Ready, StepDone, EvaluationItems, ..., Idle
-//!     | -- abandon.raise() --------------> | interrupts a wait in the collective
+//!     | -- abandon.raise() --------------> | releases the generation, also during a wait
 //!     | -- halt.raise() -----------------> | ends the generation after the step in flight
 //!     |                                    | -- SaveRequest --> checkpoint saver (a thread)
 //!     | <-- reports: CheckpointDone, CheckpointFailed ------------- |
@@ -12,15 +12,15 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `commands` | the session's commands to the thread, its stop flags, and the thread's progress |
+//! | `commands` | the session's commands and stop flags for the thread, and the thread's progress |
 //! | `step` | a training step: losses, all-reduce, update |
-//! | `batches` | which samples a step has, and prefetching |
+//! | `batches` | the samples of this rank's share of a step, and prefetching |
 //! | `evaluation` | the Evaluate directive |
 //! | `training_state` | parameters, optimizer moments and position, and their synchronization between ranks |
 //! | `snapshot` | a copy of the training state, which is written while training continues |
 //! | `checkpoint_saver` | the thread that writes snapshots as checkpoints |
 //! | `checkpoint` | loads checkpoints |
-//! | `reachability` | whether the other workers of a generation can be reached |
+//! | `reachability` | whether the peers that a Rendezvous lists can be reached |
 
 mod batches;
 mod checkpoint;
@@ -72,15 +72,16 @@ pub type ReportSender = tokio::sync::mpsc::Sender<Message>;
 
 /// Why a directive was not completed.
 enum DirectiveError {
-    /// The generation has failed; the worker can join the next one.
+    /// The generation was abandoned or has failed; the worker can join the next one.
     Collective(CollectiveError),
     /// The generation was halted.
     Halted,
     /// The rendezvous failed because these peers, by worker id, are unreachable.
     UnreachablePeers(Vec<u32>),
-    /// The generation has failed because its checkpoint is damaged; the next one may use another.
-    DamagedCheckpoint { checkpoint: String, reason: String },
-    /// This worker cannot continue, for this reason.
+    /// The generation has failed because its checkpoint is missing, damaged or not the expected
+    /// one. The next generation may use another checkpoint.
+    UnusableCheckpoint { checkpoint: String, reason: String },
+    /// The worker process cannot continue, for this reason.
     Fatal(String),
 }
 
@@ -107,15 +108,18 @@ pub enum TrainerExit {
     Failed(String),
 }
 
-/// The training thread: models, data, and the collective of the current generation.
+/// The state of the training thread: models, data, and the collective of the current generation.
 pub struct Trainer {
     run: RunFile,
     /// The run's id.
     run_id: String,
     device: Device,
+    /// The address at which the other ranks connect to this one.
     host: IpAddr,
     data: Arc<DataSet>,
+    /// The samples of cross-entropy.
     caption_pairs: CaptionPairs,
+    /// The scenes of the synthetic data set, if the images are from it.
     scenes: Option<synthetic_data::Scenes>,
     weight_sources: WeightSources,
     /// CIDEr-D with the document frequencies of the training captions, if a stage rewards it.
@@ -126,10 +130,12 @@ pub struct Trainer {
     /// start at step 0.
     sequence_start: (u32, v1::SequenceStart),
     training_state: TrainingState,
+    /// None between generations.
     collective: Option<Box<dyn Collective>>,
+    /// The flags of the current generation.
     abandon: StopFlag,
     halt: StopFlag,
-    /// When the last step ended, if the thread has only waited since.
+    /// When the last step ended, if the thread has only waited for a Train directive since.
     idle_since: Option<Instant>,
     /// The number of the last generation that this worker has released.
     released_generation: u64,
@@ -143,7 +149,7 @@ impl Trainer {
     /// Loads the data and builds the models of `run`, which has the id `run_id`, on `device`.
     ///
     /// # Errors
-    /// The data or the weights are invalid; the message names the file.
+    /// Data, weights or checkpoints cannot be read, or do not fit the run file.
     pub fn new(
         run: RunFile,
         run_id: String,
@@ -165,7 +171,7 @@ impl Trainer {
         let training_state = TrainingState::new(&run, &weight_sources, device)?;
         run.check_positions(training_state.models.captioner.config().positions)?;
         let max_caption_bytes = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
-        let embedding_width = weight_sources.embedding_width(&training_state.models);
+        let embedding_width = weight_sources.evaluation_embedding_width(&training_state.models);
         data.check_evaluation(embedding_width, max_caption_bytes)?;
         let feature_stores = feature_stores::open_stores(&run, &data, &weight_sources, &training_state.models)?;
         let skip_corrupt = run.data.skip_corrupt;
@@ -213,7 +219,7 @@ impl Trainer {
         self.checkpoint_saver.pending_saves().clone()
     }
 
-    /// The description of the data and of the models' sources, for the coordinator.
+    /// The description of the data and of the models' frozen parts, for the coordinator.
     #[must_use]
     pub fn data_set(&self) -> v1::DataSet {
         v1::DataSet {
@@ -240,6 +246,8 @@ impl Trainer {
                 }
             };
             let (generation, kind) = directive.into_parts();
+            // Directives that were in the channel when this thread released their generation are
+            // obsolete.
             if generation <= self.released_generation && !matches!(kind, DirectiveKind::Abandon(_)) {
                 continue;
             }
@@ -264,7 +272,7 @@ impl Trainer {
                     let reason = format!("cannot reach the workers {unreachable_workers:?}");
                     self.fail_generation(v1::Failed { generation, reason, unreachable_workers, ..Default::default() });
                 }
-                Err(DirectiveError::DamagedCheckpoint { checkpoint: damaged_checkpoint, reason }) => {
+                Err(DirectiveError::UnusableCheckpoint { checkpoint: damaged_checkpoint, reason }) => {
                     self.fail_generation(v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
                 }
                 Err(DirectiveError::Fatal(reason)) => {
@@ -287,7 +295,7 @@ impl Trainer {
     fn execute(&mut self, generation: u64, kind: DirectiveKind) -> Result<bool, DirectiveError> {
         match kind {
             DirectiveKind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
-            DirectiveKind::Train(window) => self.train(generation, &window)?,
+            DirectiveKind::Train(directive) => self.train(generation, &directive)?,
             DirectiveKind::Evaluate(directive) => {
                 self.progress.set_phase(v1::Phase::Evaluate);
                 self.evaluate(generation, &directive)?;
@@ -365,12 +373,14 @@ impl Trainer {
         let collective = parameters.connect(self.device, self.host)?;
         let source_rank = match (directive.source_rank, directive.checkpoint.as_str()) {
             (Some(source_rank), _) => source_rank as usize,
+            // The initial state, which all ranks compute from the seed.
             (None, "") => {
                 if !self.training_state.is_initial {
                     self.training_state = TrainingState::new(&self.run, &self.weight_sources, self.device)?;
                 }
                 0
             }
+            // A checkpoint, which rank 0 loads.
             (None, _) => {
                 if rank == 0 {
                     checkpoint::load_checkpoint(
@@ -399,14 +409,14 @@ impl Trainer {
     }
 
     /// Executes the steps of a Train directive.
-    fn train(&mut self, generation: u64, window: &v1::Train) -> Result<(), DirectiveError> {
+    fn train(&mut self, generation: u64, directive: &v1::Train) -> Result<(), DirectiveError> {
         let position = self.training_state.position.unwrap_or_default();
-        if window.stage != position.stage || window.first_step != position.step {
-            let reason = format!("the directive {window:?} does not start at the worker's position {position:?}");
+        if directive.stage != position.stage || directive.first_step != position.step {
+            let reason = format!("the directive {directive:?} does not start at the worker's position {position:?}");
             return Err(CollectiveError::Failed(reason).into());
         }
-        for _ in 0..window.steps {
-            let is_halt_requested = self.train_step(generation, window)?;
+        for _ in 0..directive.steps {
+            let is_halt_requested = self.train_step(generation, directive)?;
             if is_halt_requested {
                 return Err(DirectiveError::Halted);
             }
@@ -433,8 +443,8 @@ impl Trainer {
         self.report_idle(generation);
     }
 
-    /// Reports that this worker has released a generation. No more reports on it follow, except on
-    /// a checkpoint that is being saved.
+    /// Reports that this worker has released a generation. No more reports on the generation
+    /// follow, except on a checkpoint that is being saved.
     fn report_idle(&self, generation: u64) {
         let (position, saving) = (self.training_state.position, self.checkpoint_saver.pending_saves().latest());
         self.send_report(Message::Idle(v1::Idle { generation, position, saving }));
@@ -447,7 +457,8 @@ impl Trainer {
         self.progress.update(|heartbeat| heartbeat.position = self.training_state.position);
     }
 
-    /// Records that the training state was last changed in `generation`.
+    /// Records that the training state was last changed in `generation`, and publishes its position
+    /// for heartbeats.
     fn record_position(&mut self, generation: u64) {
         if let Some(position) = &mut self.training_state.position {
             position.generation = generation;

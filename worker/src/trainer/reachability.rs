@@ -1,5 +1,6 @@
-//! Checks that the peers of a generation are reachable, before the rendezvous: with an unreachable
-//! peer it would time out.
+//! Checks, before a rendezvous, that the peers which the Rendezvous directive lists are reachable.
+//! They are some of the generation's other members. With an unreachable peer the rendezvous would
+//! time out.
 
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;

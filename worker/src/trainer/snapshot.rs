@@ -23,7 +23,7 @@ const CHUNK_ELEMENTS: i64 = 1 << 20;
 
 /// A copy of the training state.
 pub struct Snapshot {
-    /// The parameters of the run's own models, in order.
+    /// The parameters of the run's own models, in the order of [`TrainingState::own_models`].
     models: Vec<SafetensorsContent>,
     /// The other files of a checkpoint; only on the rank that writes it.
     non_model_files: Option<NonModelFiles>,
@@ -34,7 +34,7 @@ pub struct Snapshot {
 pub struct CheckpointOrigin {
     /// The run's id.
     pub run_id: String,
-    /// The generation that saves it.
+    /// The generation that saves the checkpoint.
     pub generation: u64,
     /// The head of the coordinator's journal when the save was ordered.
     pub journal: JournalHead,
@@ -44,15 +44,19 @@ pub struct CheckpointOrigin {
 
 /// The content of a safetensors file before it is written.
 struct SafetensorsContent {
+    /// The name of the file.
     name: String,
     header: Vec<u8>,
+    /// The values of all tensors, in the order of the header.
     buffers: Vec<Tensor>,
 }
 
 /// The files of a checkpoint besides the models.
 struct NonModelFiles {
     moments: SafetensorsContent,
+    /// The model folder's manifest as JSON.
     manifest: Vec<u8>,
+    /// The metadata, without the checkpoint's name and the parameters' hash.
     metadata: CheckpointMetadata,
 }
 
@@ -60,7 +64,7 @@ impl Snapshot {
     /// Copies the parameters, for their hash, and with `origin` everything that a checkpoint needs.
     ///
     /// # Errors
-    /// A parameter has a name that cannot be written to a file.
+    /// The parameters do not fit into a safetensors file: two have one name, or one is too large.
     pub fn take(
         state: &TrainingState,
         run: &RunFile,
@@ -118,7 +122,7 @@ impl Snapshot {
     /// Writes the checkpoint `name`, if this rank is the writer.
     ///
     /// # Errors
-    /// It cannot be written; then no file of it remains.
+    /// The checkpoint cannot be written; then no file of it remains.
     pub fn write(&self, checkpoints: &Checkpoints, name: &str, parameters_sha256: &str) -> Result<()> {
         let Some(NonModelFiles { moments, manifest, metadata }) = &self.non_model_files else { return Ok(()) };
         let (checkpoint, parameters_sha256) = (name.to_owned(), parameters_sha256.to_owned());
@@ -148,8 +152,8 @@ impl SafetensorsContent {
     }
 }
 
-/// Names and shapes of a buffer with the layout of `parameters`. Names get the prefix `prefix.`,
-/// unless it is empty.
+/// Names and shapes of the tensors in a buffer with the layout of `parameters`. Names get the
+/// prefix `prefix.`, unless `prefix` is empty.
 fn names_and_shapes<'a>(
     parameters: impl Iterator<Item = (&'a str, &'a Tensor)>,
     prefix: &str,
@@ -161,5 +165,6 @@ fn names_and_shapes<'a>(
 
 /// A copy of a buffer in CPU memory. Copies a buffer on the CPU, too.
 fn copy_to_cpu(buffer: &Tensor) -> Tensor {
-    buffer.to_device_(Device::Cpu, Kind::Float, false, true)
+    let (non_blocking, always_copy) = (false, true);
+    buffer.to_device_(Device::Cpu, Kind::Float, non_blocking, always_copy)
 }

@@ -27,14 +27,14 @@ use crate::seeds;
 impl Trainer {
     /// Executes one update of the stage's model, and reports it. Returns whether a rank has
     /// requested that the generation ends after this step.
-    pub(super) fn train_step(&mut self, generation: u64, window: &v1::Train) -> Result<bool, DirectiveError> {
+    pub(super) fn train_step(&mut self, generation: u64, directive: &v1::Train) -> Result<bool, DirectiveError> {
         let started_at = Instant::now();
         let position = self.training_state.position.unwrap_or_default();
         self.check_abandoned()?;
         let timer = PhaseTimer::default();
         timer.add(StepPhase::Wait, self.idle_since.take().map_or(0.0, |since| (started_at - since).as_secs_f64()));
         self.progress.set_phase(v1::Phase::Load);
-        let batch = timer.time(StepPhase::Load, || self.next_batch(window, position.step))?;
+        let batch = timer.time(StepPhase::Load, || self.next_batch(directive, position.step))?;
         if batch.skipped > 0 {
             tracing::warn!(
                 stage = position.stage,
@@ -47,7 +47,7 @@ impl Trainer {
         self.progress.set_phase(v1::Phase::Compute);
         let rank = self.collective()?.rank();
         // Dropout depends only on seed, stage, step and rank, so that a resumed run draws the same
-        // masks as an uninterrupted one.
+        // masks as an uninterrupted one with the same world size.
         let seed_numbers = [u64::from(position.stage), position.step, rank as u64];
         tch::manual_seed(seeds::combine(self.run.seed, &seed_numbers) as i64);
         let totals = self.forward_backward(position.stage as usize, &batch, &timer)?;
@@ -68,7 +68,7 @@ impl Trainer {
             update,
             seconds,
             all_reduce_seconds: gradient.seconds,
-            phase_seconds: timer.times(seconds),
+            phase_seconds: timer.seconds_by_phase(seconds),
         });
         Ok(gradient.is_halt_requested)
     }
@@ -123,7 +123,8 @@ impl Trainer {
         Ok(totals)
     }
 
-    /// Sums gradient, weight and halt flag over all ranks. `weight` is this rank's.
+    /// Sums gradient, weight and halt flag over all ranks. `weight` is this rank's [loss
+    /// weight](LossTotals::weight).
     fn all_reduce(&mut self, stage: usize, weight: f64) -> Result<ReducedGradient, DirectiveError> {
         let parameters = self.training_state.trained_parameters(self.run.stages[stage].objective);
         let mut gradient = parameters.gradient().expect("the stage's model is in training");
@@ -342,11 +343,13 @@ fn all_reduce_gradient(
 
 /// The gradient and the extra values, summed over all ranks.
 struct ReducedGradient {
+    /// The sum of the gradients, `[trained]`.
     values: Tensor,
+    /// The sum of the loss weights, by which the gradient is divided.
     weight: f64,
     /// Whether a rank has requested to halt after this step.
     is_halt_requested: bool,
-    /// The duration of the all-reduce.
+    /// The duration of the all-reduce on this rank.
     seconds: f64,
 }
 
@@ -364,6 +367,7 @@ struct CompletedStep {
     samples: u32,
     totals: LossTotals,
     update: UpdateReport,
+    /// The duration of the step, without the wait for its grant.
     seconds: f64,
     all_reduce_seconds: f64,
     phase_seconds: HashMap<String, f64>,
@@ -373,8 +377,10 @@ struct CompletedStep {
 #[derive(Default)]
 struct LossTotals {
     loss_sum: f64,
+    /// The number of images or tokens of `loss_sum`.
     weight: f64,
     tokens: u64,
+    /// The example of the first micro-batch that has one.
     example: Option<CandidateExample>,
     summaries: BTreeMap<&'static str, Summary>,
 }

@@ -16,10 +16,11 @@ use crate::run_models::{RunModels, WeightSources};
 /// position in the run. A rank that joins receives it from another rank, and a checkpoint stores
 /// it.
 pub struct TrainingState {
-    /// The position of the last applied update; none before the first generation, and after an
-    /// interrupted synchronization.
+    /// The position of these parameters; none before the first generation, and after an interrupted
+    /// synchronization.
     pub position: Option<v1::Position>,
-    /// Whether the models are unchanged since initialization.
+    /// True in a new state; false once a synchronization has completed or has overwritten
+    /// parameters.
     pub is_initial: bool,
     /// The models.
     pub models: RunModels,
@@ -52,8 +53,9 @@ impl TrainingState {
         Ok(state)
     }
 
-    /// Enters stage `stage` at step 0: the trained parameters get zero moments, all other
-    /// parameters are frozen, and the reference policy is a copy of the captioner.
+    /// Enters stage `stage` at step 0: the trained parameters get zero moments, and all other
+    /// parameters are frozen. In a stage with rewards the reference policy is a copy of the
+    /// captioner.
     pub fn enter_stage(&mut self, run: &RunFile, stage: usize) {
         let settings = &run.stages[stage];
         self.models.primary_clip.parameters_mut().stop_training();
@@ -193,6 +195,9 @@ stages:
     /// Rank 1 of two ranks. Rank 0 fails after it has broadcast this number of buffers.
     struct FailingBroadcast(Cell<usize>);
 
+    /// More than a training state has: the broadcast succeeds.
+    const MAX_BUFFERS: usize = 100;
+
     impl Collective for FailingBroadcast {
         fn rank(&self) -> usize {
             1
@@ -228,7 +233,7 @@ stages:
         };
         assert_eq!(current(&state), [true; 2]);
         let target = v1::Position { stage: 1, step: 3, generation: 4 };
-        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(100))).unwrap();
+        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
         assert_eq!(current(&state), [true; 3]);
         // The reference policy gets current copies, too.
         state.enter_stage(&run, 1);
@@ -249,7 +254,7 @@ stages:
         state.enter_stage(&run, 1);
         assert_eq!(moments(&state), [state.models.captioner.parameters().flat().numel(); 2]);
         let target = v1::Position { stage: 0, step: 3, generation: 4 };
-        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(100))).unwrap();
+        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
         assert_eq!((state.position, moments(&state)), (Some(target), factor_moments));
         let evaluator = state.models.primary_clip.parameters();
         assert_eq!(evaluator.flat_trained().numel(), factor_moments[0]);
@@ -271,7 +276,7 @@ stages:
             assert_eq!((state.position, state.is_initial), (None, false), "{received} buffers received");
         }
         let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
-        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(100))).unwrap();
+        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
         assert_eq!((state.position, state.is_initial), (Some(target), false));
     }
 }

@@ -23,7 +23,7 @@ pub struct Images {
     pub data: DataSet,
     /// All images that cannot be used.
     bad: Vec<BadImage>,
-    /// The number of images that were decoded.
+    /// The number of images that were decoded, or could not be decoded.
     decoded: usize,
     /// Whether the run leaves out bad images.
     skip_corrupt: bool,
@@ -98,6 +98,7 @@ impl Images {
         }
     }
 
+    /// The number of images of a split that are not in `data`.
     fn skipped_in(&self, split: Split) -> usize {
         self.data.skipped_images().iter().filter(|bad| bad.split == split).count()
     }

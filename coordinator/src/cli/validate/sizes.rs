@@ -1,4 +1,4 @@
-//! Compares caption lengths and batch sizes of a run file with those of its data.
+//! Compares the limits of caption lengths, and the batch sizes, of a run file with its data.
 
 use std::thread;
 
@@ -37,10 +37,10 @@ fn count_longer(captions: &[&str], vocabulary: &Vocabulary, limits: [u32; 2]) ->
     };
     thread::scope(|scope| {
         let chunks = captions.chunks(captions.len().div_ceil(threads).max(1));
-        let workers: Vec<_> = chunks.map(|chunk| scope.spawn(move || count(chunk))).collect();
+        let handles: Vec<_> = chunks.map(|chunk| scope.spawn(move || count(chunk))).collect();
         let counts =
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        counts.fold([0; 2], |[a, b], [c, d]| [a + c, b + d])
+            handles.into_iter().map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        counts.fold([0; 2], |sum, counts| [sum[0] + counts[0], sum[1] + counts[1]])
     })
 }
 

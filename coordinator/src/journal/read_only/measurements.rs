@@ -116,8 +116,8 @@ struct Distribution {
 }
 
 impl ReadOnlyJournal {
-    /// Calls `handle_step` with each step beyond `after`, in the order of the run, because the
-    /// steps may not fit into memory together.
+    /// Calls `handle_step` with each step beyond `after`, in the order of the run. Does not return
+    /// a list, because all steps may not fit into memory.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -136,7 +136,7 @@ impl ReadOnlyJournal {
         Ok(())
     }
 
-    /// All evaluations beyond `after`, in the order of the run.
+    /// The evaluations beyond `after`, or all of them, in the order of the run.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -163,7 +163,7 @@ impl ReadOnlyJournal {
     /// # Errors
     /// SQLite cannot read them.
     pub fn captions(&self, evaluation: &Evaluation, max: u32) -> Result<Vec<Caption>, Error> {
-        // Images 0, 1 * images / max, 2 * images / max, ...
+        // Images 0, 1 * images / max, 2 * images / max, ..., rounded up.
         let query = "SELECT image, caption, references_json, scores_json FROM (
                 SELECT *, row_number() OVER (ORDER BY image) - 1 AS number, count(*) OVER () AS images FROM evaluation_items
                 WHERE (stage, step, generation) = (?1, ?2, ?3))
@@ -185,7 +185,8 @@ impl ReadOnlyJournal {
         Ok(self.connection.query_row(query, key, read_caption).optional()?)
     }
 
-    /// All checkpoints that were not deleted, in the order of the run.
+    /// The checkpoints that were not deleted and are of the present history, or are the last ones
+    /// of stages that ended with an earlier one; in the order of the run.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -205,7 +206,8 @@ impl ReadOnlyJournal {
         })
     }
 
-    /// The host, device and version of all past and present members, each with its worker id.
+    /// The host, the device and the program's version of all past and present members, each with
+    /// its worker id.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -223,12 +225,13 @@ impl ReadOnlyJournal {
         Ok(self.connection.query_row("SELECT created FROM run", [], |row| row.get(0))?)
     }
 
-    /// The earliest position beyond which steps were given up since `cursor`; `None` if no steps
-    /// were. Advances `cursor`.
+    /// The earliest position at which a generation began, or with which a stage ended early, since
+    /// `cursor`; `None` if there is none. Steps beyond this position may have been given up since.
+    /// Advances `cursor`.
     ///
     /// # Errors
     /// SQLite cannot read it.
-    pub fn given_up_since(&self, cursor: &mut LineageCursor) -> Result<Option<Position>, Error> {
+    pub fn earliest_branch_point_since(&self, cursor: &mut LineageCursor) -> Result<Option<Position>, Error> {
         let query = "SELECT count(*) FROM generations UNION ALL SELECT count(*) FROM events WHERE kind = 'stage_ended'";
         let counts = self.query_all(query, |row| read_u64(row, 0))?;
         let now = LineageCursor { generations: counts[0], ended_stages: counts[1] };
@@ -242,9 +245,8 @@ impl ReadOnlyJournal {
     }
 }
 
-/// A cursor of [`ReadOnlyJournal::given_up_since`]: the numbers of generations and of ended stages
-/// that the caller has seen. Steps may be given up at the start of a generation and at the end of a
-/// stage.
+/// A cursor of [`ReadOnlyJournal::earliest_branch_point_since`]: how many generations, and how many
+/// stages that ended early, the caller has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineageCursor {
     generations: u64,

@@ -231,34 +231,35 @@ impl Membership {
         member.or_else(|| self.reservations.get(worker_id).map(Reservation::as_holder))
     }
 
-    /// The lowest unassigned id that is not in `reserved_for_queue`.
-    fn lowest_unassigned_id(&mut self, reserved_for_queue: &[Option<WorkerId>]) -> Option<WorkerId> {
+    /// The lowest unassigned id that no worker in the queue has requested: `ids_kept_for_queue` has
+    /// the requested ids.
+    fn lowest_unassigned_id(&mut self, ids_kept_for_queue: &[Option<WorkerId>]) -> Option<WorkerId> {
         let ids_from = |first: WorkerId| (first.0..config::MAX_WORKERS).map(WorkerId);
         let is_unassigned = |id: &WorkerId| self.reservations.get(*id).is_none() && !self.members.contains_key(id);
         self.min_unassigned_id = ids_from(self.min_unassigned_id).find(is_unassigned)?;
-        ids_from(self.min_unassigned_id).find(|id| is_unassigned(id) && !reserved_for_queue.contains(&Some(*id)))
+        ids_from(self.min_unassigned_id).find(|id| is_unassigned(id) && !ids_kept_for_queue.contains(&Some(*id)))
     }
 
     /// Refuses a worker whose device is of another type than the members' devices. Devices of
     /// different types give results that differ in the last bits, so the members would not hold
     /// identical parameters. All members have the same type of device, so the comparison with the
-    /// first member is enough. Workers that load are checked again when they
-    /// [attach](Self::attach).
+    /// first member is enough. The refusal is permanent if `is_alive` is true for that member.
+    /// Workers that load are checked again when they [attach](Self::attach).
     pub(super) fn check_device_type(
         &self,
         machine: &Machine,
         is_alive: impl Fn(&IdHolder<'_>) -> bool,
     ) -> Result<(), Refusal> {
         match self.members.first_key_value().map(|(worker_id, member)| (worker_id, member.as_holder())) {
-            Some((worker_id, other)) if other.machine.device_type() != machine.device_type() => {
-                let Machine { device, host, .. } = other.machine;
+            Some((worker_id, first_member)) if first_member.machine.device_type() != machine.device_type() => {
+                let Machine { device, host, .. } = first_member.machine;
                 let [own, device, host] = [&machine.device, device, host].map(|name| name.escape_debug());
                 let reason = format!(
                     "all workers of a run must use the same type of device: this one uses {own}, worker {worker_id} on \
                      {host} uses {device}; see --device"
                 );
-                // The other member may have been started by mistake, and killed since.
-                let kind = if is_alive(&other) { RefusalKind::DeviceMismatch } else { RefusalKind::RetryLater };
+                // The first member may have been started by mistake, and killed since.
+                let kind = if is_alive(&first_member) { RefusalKind::DeviceMismatch } else { RefusalKind::RetryLater };
                 Err(Refusal::new(kind, reason))
             }
             _ => Ok(()),

@@ -14,11 +14,12 @@ pub enum MemberState {
     Idle,
     /// It is in this generation.
     InGeneration(u64),
-    /// It was ordered to release this generation, and has not reported `Idle` yet.
+    /// It was ordered to release this generation, or has reported a failure in it, and has not
+    /// reported `Idle` yet.
     Releasing {
         /// The generation.
         generation: u64,
-        /// When the order was sent.
+        /// When the order was sent, or the report of the failure arrived.
         since: Time,
     },
 }
@@ -26,9 +27,9 @@ pub enum MemberState {
 /// The description of a worker's machine in its join request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
-    /// Host name or address.
+    /// The host name or address by which other workers reach it.
     pub host: String,
-    /// Software version.
+    /// The version of the worker program.
     pub version: String,
     /// Device, e.g. "cpu" or "cuda:0".
     pub device: String,
@@ -55,16 +56,17 @@ pub struct Member {
     pub tcp_store_address: String,
     /// Its state with respect to generations.
     pub state: MemberState,
-    /// Its activity, from its last heartbeat.
+    /// The activity of its training thread, from its last heartbeat or `Idle` message.
     pub phase: v1::Phase,
     /// The position of the training state (parameters and optimizer) that it holds; none if it has
     /// no training state of this run.
     pub position: Option<v1::Position>,
-    /// The position in its last heartbeat.
+    /// The position in its last heartbeat or `Idle` message.
     heartbeat_position: Option<v1::Position>,
     /// When its last message arrived.
     pub last_message_at: Time,
-    /// When it last made progress: its phase and position are unchanged since then.
+    /// The start of its stall timer: when a heartbeat last showed another phase or position, when
+    /// it last reported captions or a save, or when it last had no pending directive.
     pub last_progress_at: Time,
     /// Why it wants to leave; none if it stays.
     pub leave_reason: Option<String>,
@@ -81,7 +83,7 @@ pub struct Member {
 /// The throughput of a member in the last step that it reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MemberThroughput {
-    /// Images per second.
+    /// Samples per second; a sample is an image, or a caption for cross-entropy.
     pub images_per_second: f64,
     /// Tokens per second.
     pub tokens_per_second: f64,

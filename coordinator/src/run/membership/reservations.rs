@@ -4,7 +4,8 @@
 //! run and keep all workers out. Three limits prevent that:
 //!
 //! - A reservation lasts for seconds unless it is renewed.
-//! - An IP address has at most [`MAX_RESERVATIONS_PER_ADDRESS`] reservations at a time.
+//! - An IP address (for IPv6, a /64 prefix) has at most [`MAX_RESERVATIONS_PER_ADDRESS`]
+//!   reservations at a time.
 //! - A reservation older than [`MAX_CONTENDED_AGE`] is not renewed while workers at addresses with
 //!   fewer reservations wait.
 
@@ -23,10 +24,10 @@ pub const MAX_RESERVATIONS_PER_ADDRESS: usize = 32;
 /// load in less time. A worker that loses its reservation joins again when it has loaded, and waits
 /// for the next unassigned id.
 pub const MAX_CONTENDED_AGE: Duration = Duration::from_secs(300);
-/// Minimal lifetime of a reservation without renewal.
+/// Minimal lifetime of a reservation without renewal, unless `heartbeat_timeout` is shorter.
 const MIN_LIFETIME: Duration = Duration::from_secs(10);
-/// Lifetime of a reservation without renewal, in heartbeat intervals, if that is longer. A worker
-/// renews its reservation at each interval.
+/// Lifetime of a reservation without renewal, in heartbeat intervals, if that is longer than
+/// [`MIN_LIFETIME`]. A worker renews its reservation at each interval.
 const LIFETIME_HEARTBEATS: u32 = 5;
 
 /// The reservation of a worker that has not attached yet.
@@ -53,14 +54,14 @@ impl Reservation {
         Self { join_key, address, machine, reserved_at: now, renewed_at: now, expires_at }
     }
 
-    /// Starts its lifetime again. The machine is the worker's latest description.
+    /// Starts its lifetime again. `machine` replaces the description of the worker's machine.
     pub fn renew(&mut self, now: Time, machine: Machine, settings: &JoinSettings) {
         let expires_at = now.saturating_add(lifetime(settings));
         (self.machine, self.renewed_at, self.expires_at) = (machine, now, expires_at);
     }
 }
 
-/// The lifetime of a reservation without renewal.
+/// The lifetime of a reservation without renewal: at most `heartbeat_timeout`.
 fn lifetime(settings: &JoinSettings) -> Duration {
     let heartbeats = settings.heartbeat_interval.saturating_mul(LIFETIME_HEARTBEATS);
     MIN_LIFETIME.max(heartbeats).min(settings.heartbeat_timeout)

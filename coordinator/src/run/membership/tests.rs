@@ -197,18 +197,18 @@ fn a_member_without_progress_stalls_only_if_others_wait() {
     }
     let (now, timeout) = (Duration::from_secs(40), Duration::from_secs(30));
     let is_in_all_reduce = |member: &Member| member.phase == v1::Phase::AllReduce;
-    let mut heartbeat = |id: u32, seconds, phase| {
+    let mut stall_after_heartbeat = |id: u32, seconds, phase| {
         let member = members.get_mut(WorkerId(id)).unwrap();
         member.record_heartbeat(Duration::from_secs(seconds), phase, None);
         members.find_stall(now, timeout, timeout, is_in_all_reduce, |_| true)
     };
     let stalled = |id| Some(Stall::Members(vec![WorkerId(id)]));
-    heartbeat(0, 1, v1::Phase::Compute);
-    assert_eq!(heartbeat(1, 1, v1::Phase::Compute), None, "both compute for long");
-    assert_eq!(heartbeat(1, 35, v1::Phase::AllReduce), stalled(0));
-    assert_eq!(heartbeat(0, 36, v1::Phase::Load), None, "it made progress");
-    heartbeat(0, 2, v1::Phase::AllReduce);
-    assert_eq!(heartbeat(1, 3, v1::Phase::Idle), stalled(1), "it has not even begun");
+    stall_after_heartbeat(0, 1, v1::Phase::Compute);
+    assert_eq!(stall_after_heartbeat(1, 1, v1::Phase::Compute), None, "both compute for long");
+    assert_eq!(stall_after_heartbeat(1, 35, v1::Phase::AllReduce), stalled(0));
+    assert_eq!(stall_after_heartbeat(0, 36, v1::Phase::Load), None, "it made progress");
+    stall_after_heartbeat(0, 2, v1::Phase::AllReduce);
+    assert_eq!(stall_after_heartbeat(1, 3, v1::Phase::Idle), stalled(1), "it has not even begun");
     let is_first = |worker_id| worker_id == WorkerId(0);
     assert_eq!(members.find_stall(now, timeout, timeout, is_in_all_reduce, is_first), Some(Stall::AllMembers));
     let member = members.get_mut(WorkerId(1)).unwrap();

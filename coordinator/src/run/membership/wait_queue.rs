@@ -57,8 +57,9 @@ impl WaitQueue {
         self.0.retain(|waiting| now.saturating_sub(waiting.last_request_at) < RETRY_TIMEOUT);
     }
 
-    /// The workers that come before a worker at `address`, which may be in the queue or not.
-    /// `reservation_count` returns the number of reservations of an address.
+    /// The workers in the queue that come before the worker with `join_key` at `address`. That
+    /// worker need not be in the queue. `reservation_count` returns the number of reservations of
+    /// an address.
     pub fn ahead_of(
         &self,
         join_key: JoinKeyDigest,

@@ -61,8 +61,9 @@ pub enum SimEvent {
     StopFaults,
 }
 
-/// What is done with the trace: a line for each event and each record.
+/// What is done with the trace, which has a line for each event and each record.
 pub enum Trace {
+    /// Discards all lines.
     Off,
     /// Prints each line.
     Print,

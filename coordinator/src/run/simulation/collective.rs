@@ -27,12 +27,13 @@ pub struct Collective {
     pub halt_rounds: BTreeSet<u64>,
     /// The initial state of all members; set when the rendezvous is complete.
     pub initial_state: Option<UpdateHistory>,
-    /// Whether a member has released the collective, or has died.
+    /// Whether a member has released the collective, or has died, except silently.
     is_broken: bool,
 }
 
 impl Collective {
-    /// The last round that all members have entered; none if the collective is broken.
+    /// The last round that all members have entered. None if the collective is broken, or if some
+    /// members have not entered the rendezvous.
     fn last_common_round(&self) -> Option<u64> {
         let is_full = self.entered_rounds.len() == self.world_size as usize;
         self.entered_rounds.values().min().copied().filter(|_| is_full && !self.is_broken)
@@ -127,8 +128,8 @@ impl Cluster {
         self.collectives.entry(generation).or_default().initial_state = Some(state);
     }
 
-    /// Breaks the collective, because a member releases it or dies. The members that wait in it
-    /// notice, unless `is_silent`: the member's machine is lost.
+    /// Breaks the collective, because a member releases it or dies: the members that wait in it
+    /// notice. Does nothing if `is_silent`: the member's machine is lost, and the others wait on.
     pub fn release_collective(&mut self, id: ProcessId, generation: u64, is_silent: bool) {
         let Some(collective) = self.collectives.get_mut(&generation).filter(|_| !is_silent) else { return };
         let was_broken = std::mem::replace(&mut collective.is_broken, true);

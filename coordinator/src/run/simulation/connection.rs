@@ -191,7 +191,7 @@ impl Cluster {
                 worker.is_leaving = true;
                 match *connection {
                     // A worker that is not a member yet can leave at once.
-                    _ if !worker.is_loaded => self.end_worker(id, false),
+                    _ if !worker.is_loaded => self.end_worker(id),
                     ConnectionState::Attached(session) => self.send_leaving(id, session),
                     _ => {}
                 }

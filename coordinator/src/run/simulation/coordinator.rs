@@ -46,7 +46,7 @@ pub struct Coordinator {
     pub is_waiting_for_journal: bool,
     /// Events that arrived while the process was suspended or waited for the journal.
     deferred_events: Vec<SimEvent>,
-    /// The records that survive a crash, and those since the last durable one.
+    /// All records. A crash loses a random number of those since the last durable one.
     pub records: Vec<Record>,
     /// The number of `records` up to the last durable one: no crash can lose them.
     durable_count: usize,
@@ -134,7 +134,8 @@ impl Cluster {
         let sessions = self.network.sessions.iter().filter(|(_, session)| session.incarnation == incarnation);
         for session in sessions.map(|(session, _)| *session).collect::<Vec<_>>() {
             if self.rng.random() {
-                self.reset_session(session, false, true);
+                let (coordinator_notices, worker_notices) = (false, true);
+                self.reset_session(session, coordinator_notices, worker_notices);
             } else {
                 self.send_to_worker(session, PacketToWorker::End(None));
             }
@@ -254,7 +255,7 @@ impl Cluster {
                     self.send_join_response(worker, request, Err(refusal.kind));
                 }
             }
-            Action::Done { .. } => {}
+            Action::Accept { .. } => {}
             Action::Send { session, directive } => {
                 self.check_sent(&directive);
                 self.send_to_worker(session, PacketToWorker::Directive(Box::new(directive)));
@@ -271,9 +272,9 @@ impl Cluster {
                     self.coordinator.durable_count = self.coordinator.records.len();
                 }
             }
-            Action::Score { evaluation, items, captions } => {
-                assert!(captions.starts_with(self.scenario.file.output.join("captions")));
-                let captioned = captioned_state(&items, self.scenario.image_stride);
+            Action::Score { evaluation, items, captions_file } => {
+                assert!(captions_file.starts_with(self.scenario.file.output.join("captions")));
+                let captioned = captioned_state(&items, self.scenario.decodable_image_stride);
                 self.check_captions(&captioned);
                 let metrics = [("cider".to_owned(), score(self.scenario.salt, captioned.position))].into();
                 let event = Event::Scored { evaluation, metrics, items };
@@ -321,14 +322,15 @@ pub struct CaptionedState {
 
 /// Reads from the captions which state they are of. Asserts that all captions are of the same
 /// state, and that each decodable image has one caption.
-fn captioned_state(items: &[EvaluationItem], image_stride: usize) -> CaptionedState {
+fn captioned_state(items: &[EvaluationItem], decodable_image_stride: usize) -> CaptionedState {
     let images: Vec<Option<u64>> = items.iter().map(|item| item.image_id).collect();
-    let decodable = |begin: u64| {
-        (begin..super::VALIDATION_IMAGES.min(begin + proto::IMAGES_PER_EVALUATION_RANGE)).step_by(image_stride)
+    let decodable_from = |begin: u64| {
+        let end = super::VALIDATION_IMAGES.min(begin + proto::IMAGES_PER_EVALUATION_RANGE);
+        (begin..end).step_by(decodable_image_stride)
     };
     let expected = (0..super::VALIDATION_IMAGES)
         .step_by(proto::IMAGES_PER_EVALUATION_RANGE as usize)
-        .flat_map(decodable)
+        .flat_map(decodable_from)
         .map(Some);
     assert_eq!(images, expected.collect::<Vec<_>>(), "each decodable image has one caption");
     assert!(items.iter().all(|item| item.caption == items[0].caption), "all captions are of one state");

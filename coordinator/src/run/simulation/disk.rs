@@ -19,8 +19,9 @@ pub struct Disk {
     pub is_full: bool,
     /// Checkpoints that can no longer be read.
     pub damaged: BTreeSet<String>,
-    /// Checkpoints that the running coordinator process did not order. Workers that were evicted,
-    /// or that an earlier process ordered to save, have written them since it started.
+    /// Checkpoints that were written since the running coordinator process started, but that it did
+    /// not order. The writers are workers that it has evicted, or that an earlier coordinator
+    /// process ordered to save.
     unexpected: BTreeSet<String>,
 }
 
@@ -61,17 +62,18 @@ impl Cluster {
         let existed = self.disk.checkpoints.remove(name).is_some();
         self.disk.unsealed.remove(name);
         self.disk.damaged.remove(name);
-        // A checkpoint that is not recorded may be incomplete, or may not exist.
-        let is_recorded = self.coordinator.records.last() == Some(&Record::Deleted(name.to_owned()));
-        assert!(existed || !is_recorded, "the recorded checkpoint {name} was not on disk when it was deleted");
+        // If the deletion is not recorded, the checkpoint may be incomplete, or may not exist: it
+        // belongs to a cancelled or unfinished save.
+        let deletion_is_recorded = self.coordinator.records.last() == Some(&Record::Deleting(name.to_owned()));
+        assert!(existed || !deletion_is_recorded, "the recorded checkpoint {name} was not on disk when it was deleted");
     }
 
-    /// The checkpoints on disk, for a coordinator that starts. The coordinator deletes those that
-    /// it does not know.
+    /// The checkpoints on disk, for a coordinator that starts. It deletes those that it does not
+    /// know.
     pub fn list_checkpoints(&mut self) -> Listing {
         self.disk.unexpected.clear();
         let sealed = self.disk.checkpoints.keys().cloned().collect();
-        Listing { sealed, unsealed: self.disk.unsealed.clone(), foreign: BTreeSet::new() }
+        Listing { sealed, unsealed: self.disk.unsealed.clone(), not_checkpoints: BTreeSet::new() }
     }
 
     /// Asserts that all checkpoints that the coordinator knows exist.

@@ -183,8 +183,8 @@ impl Cluster {
     /// Injects a fault, and schedules its repair if it lasts.
     fn inject_fault(&mut self, fault: Fault, victim: ProcessId) {
         match fault {
-            Fault::KillWorker => self.end_worker(victim, false),
-            Fault::LoseMachine => self.end_worker(victim, true),
+            Fault::KillWorker => self.end_worker(victim),
+            Fault::LoseMachine => self.lose_machine(victim),
             Fault::SuspendWorker | Fault::BlockTraining | Fault::HangTraining | Fault::SlowWorker => {
                 let Some(worker) = self.workers.get_mut(&victim) else { return };
                 match fault {
@@ -226,7 +226,8 @@ impl Cluster {
             }
             Fault::ResetSession => {
                 if let Some(session) = self.workers[&victim].session() {
-                    self.reset_session(session, true, true);
+                    let (coordinator_notices, worker_notices) = (true, true);
+                    self.reset_session(session, coordinator_notices, worker_notices);
                 }
             }
             Fault::LoseJoins | Fault::DelayPackets => {
@@ -303,7 +304,7 @@ impl Cluster {
             worker.repaired_at = self.queue.now();
         }
         match fault {
-            Fault::HangTraining => self.end_worker(victim, false),
+            Fault::HangTraining => self.end_worker(victim),
             Fault::FillDisk => self.disk.is_full = false,
             Fault::SuspendCoordinator | Fault::BlockJournal => self.resume_coordinator(),
             Fault::SuspendWorker | Fault::BlockTraining => self.resume_worker(victim),

@@ -13,8 +13,8 @@ fn arbitrary_message() -> impl Strategy<Value = Message> {
     let number = || prop_oneof![4 => 0..4_u64, 1 => Just(u64::MAX)];
     let position = (0..3_u32, number(), number());
     (0..13, number(), number(), position, any::<u32>(), any::<f64>(), any::<bool>()).prop_map(
-        |(kind, generation, id, (stage, step, number), samples, value, flag)| {
-            let position = flag.then_some(v1::Position { stage, step, generation: number });
+        |(kind, generation, id, (stage, step, position_generation), samples, value, flag)| {
+            let position = flag.then_some(v1::Position { stage, step, generation: position_generation });
             let text = format!("{value}\n");
             match kind {
                 0 => Message::Attach(v1::Attach::default()),
@@ -29,7 +29,7 @@ fn arbitrary_message() -> impl Strategy<Value = Message> {
                 4 => {
                     let scores = [("pac_s".to_owned(), value)].into();
                     let items = vec![v1::EvaluationItem { image: text, scores, ..Default::default() }];
-                    let range = flag.then_some(v1::ImageRange { begin: step, end: number });
+                    let range = flag.then_some(v1::ImageRange { begin: step, end: position_generation });
                     Message::EvaluationItems(v1::EvaluationItems {
                         generation,
                         evaluation: id,
@@ -40,8 +40,8 @@ fn arbitrary_message() -> impl Strategy<Value = Message> {
                 }
                 5 => {
                     // The ranges of an evaluation of 70 images.
-                    let range = if flag { (0, 50) } else { (50, 70) };
-                    let range = Some(v1::ImageRange { begin: range.0, end: range.1 });
+                    let (begin, end) = if flag { (0, 50) } else { (50, 70) };
+                    let range = Some(v1::ImageRange { begin, end });
                     Message::EvaluationItems(v1::EvaluationItems {
                         generation,
                         evaluation: id,

@@ -27,9 +27,10 @@
 //!
 //! The training state of a simulated worker is its [`UpdateHistory`]: the list of the updates
 //! that it has applied. A worker applies an update only after all members of the generation have
-//! entered the all-reduce. The text of a caption names the state that it was computed from. Scores
-//! depend only on the position of the state. Therefore sequential code can compute the step with
-//! which a stage must end ([`scenario::Scenario::expected_best_step`]).
+//! entered the all-reduce. The text of a caption names the state that it was computed from. The
+//! score of a state depends only on the scenario and the state's position. Therefore sequential
+//! code can compute which state of a stage is the best, and so must end the stage
+//! ([`scenario::Scenario::expected_best_step`]; stages with a rollback rule are not checked).
 
 mod cluster;
 mod collective;
@@ -72,9 +73,12 @@ struct Update {
 /// The training state of a simulated worker: all updates that led to it, in order.
 type UpdateHistory = Vec<Update>;
 
-/// The score of the state at a position: a pseudo-random integer in 0..7. Different salts give
-/// different scores, for different metrics and scenarios.
+/// The highest [`score`].
+const MAX_SCORE: u64 = 6;
+
+/// The score of the state at a position: a pseudo-random integer from 0 to [`MAX_SCORE`]. Different
+/// salts give different scores, for different metrics and scenarios.
 fn score(salt: u64, position: Position) -> f64 {
     let mixed = (position.step + 31 * u64::from(position.stage) + 1).wrapping_mul(salt | 1);
-    ((mixed ^ (mixed >> 7)) % 7) as f64
+    ((mixed ^ (mixed >> 7)) % (MAX_SCORE + 1)) as f64
 }

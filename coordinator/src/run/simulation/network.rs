@@ -41,6 +41,7 @@ pub enum PacketToCoordinator {
 /// A packet from the coordinator to a worker in a session.
 #[derive(Debug)]
 pub enum PacketToWorker {
+    /// A directive of the coordinator.
     Directive(Box<v1::Directive>),
     /// The coordinator has closed the session; with an error if it refuses the worker.
     End(Option<RefusalKind>),

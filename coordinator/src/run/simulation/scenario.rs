@@ -4,20 +4,22 @@ use config::{GuardAction, Rule, RunFile, Sharding, Stage};
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::{faults::Fault, score};
+use super::{MAX_SCORE, faults::Fault, score};
 use crate::run::{
     Time,
-    plan::{Position, StageEnds},
+    plan::{Position, SelectedSteps},
     testing,
 };
 
 /// The parameters of a simulated run.
 pub struct Scenario {
+    /// The run file.
     pub file: RunFile,
     /// Selects the pseudo-random scores and statistics of states.
     pub salt: u64,
-    /// One in this many images can be decoded.
-    pub image_stride: usize,
+    /// One in this many images can be decoded, in each range from its first image on. The captions
+    /// of the others are missing.
+    pub decodable_image_stride: usize,
     /// The approximate duration of a worker's step.
     pub step_duration: Time,
     /// The maximal time in which a worker loads data and models, in milliseconds.
@@ -26,9 +28,10 @@ pub struct Scenario {
     pub max_saving_time: Time,
     /// The time that scoring an evaluation takes.
     pub scoring_time: Time,
-    /// The worker id with which each machine starts its worker, if any.
+    /// For each machine: the worker id that its worker requests, if any.
     pub machines: Vec<Option<u32>>,
-    /// Whether an operator resumes a run that has stopped, paused or failed.
+    /// Whether a run that has stopped, paused or failed is resumed, as by an operator. Scripted
+    /// tests resume runs themselves.
     pub is_resumed: bool,
     /// The possible faults.
     pub faults: Vec<Fault>,
@@ -44,7 +47,7 @@ impl Scenario {
         Self {
             file,
             salt: 0,
-            image_stride: 1,
+            decodable_image_stride: 1,
             step_duration: Time::from_millis(100),
             max_loading_ms: 100,
             max_saving_time: Time::from_millis(200),
@@ -60,8 +63,11 @@ impl Scenario {
     /// Random parameters.
     pub fn random(rng: &mut ChaCha8Rng) -> Self {
         let mut stage = |name: &str, max_steps: u64, batch: u32| {
-            let interval = |rng: &mut ChaCha8Rng| rng.random_bool(0.6).then(|| rng.random_range(2..6));
-            testing::stage(name, rng.random_range(max_steps / 2..=max_steps), batch, interval(rng), interval(rng))
+            let random_interval = |rng: &mut ChaCha8Rng| rng.random_bool(0.6).then(|| rng.random_range(2..6));
+            let steps = rng.random_range(max_steps / 2..=max_steps);
+            let checkpoint_every = random_interval(rng);
+            let evaluate_every = random_interval(rng);
+            testing::stage(name, steps, batch, checkpoint_every, evaluate_every)
         };
         let mut stages = vec![stage("a", 14, 8), stage("b", 8, 5)];
         if rng.random() {
@@ -87,7 +93,8 @@ impl Scenario {
         };
         Self {
             salt: rng.random_range(0..1_000),
-            image_stride: 25,
+            // Two of the 50 images of a range.
+            decodable_image_stride: 25,
             step_duration: Time::from_millis(rng.random_range(20..300)),
             max_loading_ms: *[100, 1_000, 5_000].choose(rng).expect("the list is not empty"),
             max_saving_time: Time::from_millis(*[50, 300, 3_000, 20_000].choose(rng).expect("the list is not empty")),
@@ -101,7 +108,8 @@ impl Scenario {
         }
     }
 
-    /// Whether no step has to be repeated after any of the faults.
+    /// Whether no step has to be repeated after any of the faults. False for scripted scenarios
+    /// (those that are not resumed), because their tests cause failures themselves.
     pub fn has_only_harmless_faults(&self) -> bool {
         self.is_resumed && self.faults.iter().all(|fault| Fault::HARMLESS.contains(fault))
     }
@@ -118,17 +126,18 @@ impl Scenario {
         }
     }
 
-    /// Asserts that each stage has ended with the step that sequential code computes.
-    pub fn check_stage_ends(&self, ends: &StageEnds) {
+    /// Asserts that each stage with a metric has ended with its best state, and that a stage
+    /// without a metric has not ended early. Does not check stages with a rollback rule.
+    pub fn check_selected_steps(&self, selected_steps: &SelectedSteps) {
         for (number, stage) in (0..).zip(&self.file.stages) {
-            let end = ends.get(&number).copied();
+            let selected = selected_steps.get(&number).copied();
             let can_roll_back = stage.guard.iter().any(|rule| rule.action == GuardAction::Rollback);
             if stage.metric.is_none() && !can_roll_back {
-                assert_eq!(end, None, "stage {number} has no metric and no rule, and must not end early");
+                assert_eq!(selected, None, "stage {number} has no metric and no rule, and must not end early");
             }
             if stage.metric.is_some() && !can_roll_back {
                 assert_eq!(
-                    end.unwrap_or(stage.steps),
+                    selected.unwrap_or(stage.steps),
                     self.expected_best_step(stage, number),
                     "stage {number} must end with its best state"
                 );
@@ -136,7 +145,8 @@ impl Scenario {
         }
     }
 
-    /// The step with which a stage that has a metric and no rollback rule must end.
+    /// The step of the best state of a stage that has a metric and no rollback rule: the stage must
+    /// end with that state.
     pub fn expected_best_step(&self, stage: &Stage, number: u32) -> u64 {
         let (mut best, mut without_improvement) = (None, 0);
         for step in (0..=stage.steps).filter(|step| self.is_evaluated(stage, *step)) {
@@ -165,7 +175,7 @@ fn randomize_stage_ends(stage: &mut Stage, rng: &mut ChaCha8Rng) {
 /// A random rule of the guard.
 fn random_rule(rng: &mut ChaCha8Rng) -> Rule {
     let bound = f64::from(rng.random_range(2..7_u32)) - 0.5;
-    let (above, below) = if rng.random() { (Some(bound), None) } else { (None, Some(6.0 - bound)) };
+    let (above, below) = if rng.random() { (Some(bound), None) } else { (None, Some(MAX_SCORE as f64 - bound)) };
     let actions = [GuardAction::Warn, GuardAction::Pause, GuardAction::Rollback];
     let metric = (*["cider", "kl"].choose(rng).expect("the list is not empty")).to_owned();
     Rule {

@@ -148,14 +148,21 @@ struct Totals {
     seeds: u64,
     events: u64,
     virtual_seconds: u64,
+    /// Coordinator processes.
     coordinators: u64,
     generations: u64,
+    /// Steps that at least one member has applied.
     steps_trained: u64,
+    /// Committed steps that were given up.
     steps_given_up: u64,
+    /// Different steps in the committed histories at the end.
     steps_committed: u64,
+    /// Planned steps that are not committed at the end.
     steps_missing: u64,
     steps_committed_twice: u64,
+    /// Evaluated states of the histories at the end.
     evaluations: u64,
+    /// Checkpoints on disk at the end.
     checkpoints: u64,
     faults: BTreeMap<Fault, u64>,
 }
@@ -189,10 +196,7 @@ impl fmt::Display for Totals {
         let Self { evaluations, checkpoints, .. } = self;
         writeln!(f, "{seeds} seeds, {events} events in {virtual_seconds} virtual seconds")?;
         writeln!(f, "{coordinators} coordinators, {generations} generations")?;
-        writeln!(
-            f,
-            "{steps_trained} steps trained, {steps_given_up} of them given up after a failure, a rollback or model selection"
-        )?;
+        writeln!(f, "{steps_trained} steps trained, {steps_given_up} of them given up after a failure or a rollback")?;
         writeln!(
             f,
             "{steps_committed} steps committed in the end, {steps_missing} missing, {steps_committed_twice} committed twice"

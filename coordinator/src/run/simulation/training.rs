@@ -84,7 +84,8 @@ impl Cluster {
                     worker.activity = Activity::CheckingPeers(rendezvous);
                 }
                 if let Some(earlier_generation) = earlier_generation {
-                    self.release_collective(id, earlier_generation, false);
+                    let is_silent = false;
+                    self.release_collective(id, earlier_generation, is_silent);
                 }
                 self.schedule_wake_up(id, duration, WakeReason::ActivityDone);
             }
@@ -110,7 +111,7 @@ impl Cluster {
         }
     }
 
-    /// The ranks of the peers that this worker cannot reach.
+    /// The worker ids of the peers that this worker cannot reach.
     fn unreachable_peers(&self, id: ProcessId, peers: &[v1::Peer]) -> Vec<u32> {
         let is_partitioned = |id: ProcessId| self.network.is_partitioned(id, Direction::BetweenWorkers);
         let process_id = |peer: &v1::Peer| peer.store_address.split_once(':')?.1.parse().ok().map(ProcessId);
@@ -174,7 +175,7 @@ impl Cluster {
                 self.end_generation(id, is_abandoned);
             }
             _ if reason == WakeReason::CollectiveFailed => self.end_generation(id, is_abandoned),
-            Activity::Computing(_) if is_abandoned => self.end_generation(id, true),
+            Activity::Computing(_) if is_abandoned => self.end_generation(id, is_abandoned),
             Activity::Computing(train) => {
                 worker.activity = Activity::AwaitingAllReduce(train);
                 worker.round += 1;
@@ -249,8 +250,9 @@ impl Cluster {
         if evaluate.ranges.is_empty() {
             return;
         }
-        if worker.abandoned_up_to >= generation {
-            self.end_generation(id, true);
+        let is_abandoned = worker.abandoned_up_to >= generation;
+        if is_abandoned {
+            self.end_generation(id, is_abandoned);
             return;
         }
         worker.activity = Activity::Captioning(evaluate);
@@ -270,11 +272,12 @@ impl Cluster {
             image_id: Some(image),
             ..Default::default()
         };
-        let items: Vec<_> = (range.begin..range.end).step_by(self.scenario.image_stride).map(item).collect();
+        let items: Vec<_> = (range.begin..range.end).step_by(self.scenario.decodable_image_stride).map(item).collect();
         let evaluation = evaluate.evaluation;
         self.captioned_ranges.push((id, range.into()));
-        // The range that begins at 50 is sent in two messages.
-        let (first, second) = items.split_at(if range.begin.is_multiple_of(100) { 0 } else { items.len() / 2 });
+        // Of the three ranges, only the one that begins at 50 is sent in two messages.
+        let first_len = if range.begin.is_multiple_of(100) { 0 } else { items.len() / 2 };
+        let (first, second) = items.split_at(first_len);
         for (items, more) in
             [(first, true), (second, false)].into_iter().filter(|(items, more)| !more || !items.is_empty())
         {
@@ -295,8 +298,8 @@ impl Cluster {
         self.report_idle(id, generation);
     }
 
-    /// Releases this worker's generation, because it is abandoned or its collective has failed. A
-    /// failure is reported.
+    /// Releases this worker's generation, because it is abandoned or its collective has failed.
+    /// Unless it is abandoned, reports the failure.
     fn end_generation(&mut self, id: ProcessId, is_abandoned: bool) {
         let Some(generation) = self.workers.get(&id).and_then(|worker| worker.generation) else { return };
         self.release_generation(id, generation);
@@ -313,7 +316,8 @@ impl Cluster {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.released_up_to = worker.released_up_to.max(generation);
         if let Some(generation) = worker.generation.take() {
-            self.release_collective(id, generation, false);
+            let is_silent = false;
+            self.release_collective(id, generation, is_silent);
         }
     }
 

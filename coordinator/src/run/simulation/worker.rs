@@ -21,11 +21,12 @@ pub struct Worker {
     pub host: String,
     /// The worker id that it was started with.
     pub requested_worker_id: Option<u32>,
-    /// The worker id that the coordinator assigned.
+    /// The worker id that it requests: the one that the coordinator assigned last, else the one
+    /// that it was started with.
     pub worker_id: Option<u32>,
     /// The state of the connection to the coordinator.
     pub connection: ConnectionState,
-    /// Whether data and models are loaded. If so, it joins under its previous worker id.
+    /// Whether data and models are loaded.
     pub is_loaded: bool,
     /// The time of its first attempt to join since it lost its connection.
     pub joining_since: Time,
@@ -61,7 +62,7 @@ pub struct Worker {
     pub directives_begun: usize,
     /// The number of all-reduces that it has entered in that generation.
     pub round: u64,
-    /// Its share of the batch: the first sample, and one past the last.
+    /// Its share of the batch of its last step: the first sample, and one past the last.
     pub share: (u32, u32),
     /// Its rank in that generation.
     pub rank: u32,
@@ -82,7 +83,7 @@ pub struct Worker {
     pub is_suspended: bool,
     /// Whether the training thread is blocked.
     pub is_training_blocked: bool,
-    /// Events that were due while it was blocked.
+    /// Events that were due while the process was suspended or the training thread was blocked.
     pub deferred_events: Vec<SimEvent>,
     /// The time at which its last fault was repaired.
     pub repaired_at: Time,
@@ -247,18 +248,31 @@ impl Cluster {
     /// Ends a worker process without a failure: its saver completes its saves before.
     pub fn retire_worker(&mut self, id: ProcessId) {
         let saves = self.savers.remove(&id);
-        self.end_worker(id, false);
+        self.end_worker(id);
         self.savers.extend(saves.map(|saves| (id, saves)));
     }
 
-    /// Ends a worker process at once. The coordinator and its peers notice, unless `is_silent`: its
-    /// machine is lost, and no connection is closed.
-    pub fn end_worker(&mut self, id: ProcessId, is_silent: bool) {
+    /// Ends a worker process at once. Its connections are closed, so the coordinator and the
+    /// worker's peers notice.
+    pub fn end_worker(&mut self, id: ProcessId) {
+        let is_silent = false;
+        self.remove_worker(id, is_silent);
+    }
+
+    /// Ends a worker process, because its machine is lost. Its connections are not closed, so the
+    /// coordinator and the worker's peers do not notice.
+    pub fn lose_machine(&mut self, id: ProcessId) {
+        let is_silent = true;
+        self.remove_worker(id, is_silent);
+    }
+
+    fn remove_worker(&mut self, id: ProcessId, is_silent: bool) {
         self.savers.remove(&id);
         let Some(worker) = self.workers.remove(&id) else { return };
         if let ConnectionState::Attached(session) = worker.connection {
             if is_silent {
-                self.reset_session(session, false, false);
+                let (coordinator_notices, worker_notices) = (false, false);
+                self.reset_session(session, coordinator_notices, worker_notices);
             } else {
                 self.send_to_coordinator(session, PacketToCoordinator::End);
             }

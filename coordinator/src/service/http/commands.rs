@@ -3,7 +3,7 @@
 //!
 //! They require the admin token, `Authorization: Bearer ...`, also on the coordinator's own
 //! machine, because any web page in a browser there could send them. A coordinator without such a
-//! token refuses all commands. The answer is `{"message": "what will happen"}`.
+//! token refuses all commands over HTTP. The answer is `{"message": "what will happen"}`.
 
 use std::sync::Arc;
 
@@ -65,7 +65,9 @@ pub fn routes() -> Router<Arc<AppState>> {
     })
 }
 
-/// Sends the command of a request to the run. Checks the token before it reads the body.
+/// Sends the command of a request to the run, and returns the run's answer. Checks the token before
+/// it reads the body. If the command is refused, the error has the reason for the metrics and the
+/// answer.
 async fn send_command(
     app_state: &AppState,
     parse: ParseCommand,

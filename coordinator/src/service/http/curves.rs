@@ -28,17 +28,19 @@ pub const MAX_BUCKETS: usize = 512;
 const MAX_STEPS_PER_QUERY: usize = 4096;
 /// Distributions that have series of their quantiles.
 const QUANTILE_DISTRIBUTIONS: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_REJECTED];
+/// The quantiles of a [`Distribution`], as in the names of their series.
 const QUANTILES: [&str; 5] = ["p05", "p25", "p50", "p75", "p95"];
 /// The number of series: a step's scalars, the means of its distributions, and some quantiles.
 const SERIES_COUNT: usize =
     STEP_SCALARS.len() + metric_catalogue::TRAINING_METRICS.len() + QUANTILE_DISTRIBUTIONS.len() * QUANTILES.len();
 
-/// The name of a series, and whether it has minimum and maximum, which series of quantiles do not.
+/// The name of the series with this index, and whether it has a minimum and a maximum. Series of
+/// quantiles have none.
 fn series_name(series: usize) -> (String, bool) {
     match (STEP_SCALARS.get(series), series.checked_sub(STEP_SCALARS.len())) {
-        (Some(number), _) => ((*number).to_owned(), true),
-        (None, Some(mean)) if mean < metric_catalogue::TRAINING_METRICS.len() => {
-            (metric_catalogue::TRAINING_METRICS[mean].to_owned(), true)
+        (Some(scalar), _) => ((*scalar).to_owned(), true),
+        (None, Some(metric)) if metric < metric_catalogue::TRAINING_METRICS.len() => {
+            (metric_catalogue::TRAINING_METRICS[metric].to_owned(), true)
         }
         (None, _) => {
             let quantile = series - STEP_SCALARS.len() - metric_catalogue::TRAINING_METRICS.len();
@@ -64,7 +66,7 @@ fn series_values(step: &RecordedStep) -> [Option<f64>; SERIES_COUNT] {
 /// The values of consecutive steps.
 #[derive(Clone, Debug, PartialEq)]
 struct StepValues {
-    /// When the last step was recorded.
+    /// When the last of the steps was recorded, in Unix seconds.
     at: f64,
     /// The aggregates, in the order of the series.
     aggregates: [Aggregate; SERIES_COUNT],
@@ -79,7 +81,7 @@ impl StepValues {
 impl Merge for StepValues {
     fn merge(&mut self, later: &Self) {
         self.at = later.at;
-        self.aggregates.iter_mut().zip(&later.aggregates).for_each(|(aggregate, other)| aggregate.merge(other));
+        self.aggregates.iter_mut().zip(&later.aggregates).for_each(|(aggregate, later)| aggregate.merge(later));
     }
 }
 
@@ -87,7 +89,7 @@ impl Merge for StepValues {
 #[derive(Clone, Debug)]
 struct StageCurves {
     buckets: Buckets<StepValues>,
-    /// The last steps, each in its own bucket.
+    /// The last [`MAX_BUCKETS`] steps, each in its own bucket.
     recent: VecDeque<Bucket<StepValues>>,
 }
 
@@ -105,7 +107,7 @@ impl StageCurves {
     }
 
     /// Removes all steps beyond `step`, and each bucket that contains one of them. Returns the last
-    /// remaining step.
+    /// remaining step; 0 if none remains.
     fn truncate(&mut self, step: u64) -> u64 {
         let last_step = self.buckets.truncate(step);
         self.recent.retain(|bucket| bucket.last <= last_step);
@@ -124,18 +126,20 @@ pub enum StepRange {
     Recent,
 }
 
-/// The version of the curves. A client with the same `version` gets only later data, as a delta.
+/// The version of the curves of all stages. A client with the same `version` gets only later data,
+/// as a delta.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct CurvesVersion {
     /// Incremented when steps are removed, because clients may have them.
     pub version: u64,
-    /// The number of steps that were added in this version.
+    /// The number of steps that were added since this version began.
     pub steps: u64,
 }
 
-/// An answer, full or delta: columns of equal length with one element per bucket.
+/// An answer to a client, with all data or with a delta: columns of equal length with one element
+/// per bucket.
 #[derive(Debug, Serialize)]
-pub struct CurveDelta {
+pub struct CurvesAnswer {
     stage: u32,
     range: StepRange,
     #[serde(flatten)]
@@ -165,7 +169,7 @@ struct Columns {
     max: Option<Vec<Option<f32>>>,
 }
 
-/// What the client has. If its data do not match the present curves, the client gets a full answer.
+/// What the client has. If its data do not match the present curves, the client gets all data.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CurveCursor {
     /// The version of the client's data.
@@ -180,11 +184,12 @@ pub struct CurveCursor {
 /// The result of one query of the journal.
 #[derive(Default)]
 pub struct CurveUpdate {
-    /// The starts of generations and the ends of stages: where the history may branch.
+    /// The starts of generations and the ends of stages: where the history may branch. Each has the
+    /// number of the first generation that continues from there.
     pub branch_points: BTreeSet<(u64, Position)>,
     /// The stages that ended with their best state.
     pub selections: BTreeSet<ModelSelection>,
-    /// Steps beyond the last step that was read.
+    /// Steps beyond those that the curves have.
     pub steps: Vec<RecordedStep>,
 }
 
@@ -193,7 +198,7 @@ pub struct CurveUpdate {
 pub struct Curves {
     stages: BTreeMap<u32, StageCurves>,
     branch_points: BTreeSet<(u64, Position)>,
-    /// The last step that was read.
+    /// The position of the last step that the curves have. Later steps are not read yet.
     last_read: Position,
     version: CurvesVersion,
 }
@@ -214,18 +219,19 @@ impl Curves {
     /// The query for the next update.
     pub fn next_query(&self) -> impl FnOnce(&ReadOnlyJournal) -> Result<CurveUpdate, Error> + use<> {
         let last_read = self.last_read;
-        move |history| {
-            let (branch_points, selections) = (history.branch_points()?, history.selections()?);
-            let steps = history.step_records(last_read, MAX_STEPS_PER_QUERY)?;
+        move |journal| {
+            let (branch_points, selections) = (journal.branch_points()?, journal.selections()?);
+            let steps = journal.step_records(last_read, MAX_STEPS_PER_QUERY)?;
             Ok(CurveUpdate { branch_points, selections, steps })
         }
     }
 
     /// Applies an update. Returns whether the journal may have more steps.
     pub fn apply(&mut self, CurveUpdate { branch_points, selections, steps }: CurveUpdate) -> bool {
-        let first_new = branch_points.difference(&self.branch_points).map(|(_, position)| *position).min();
+        let new_branch_points = branch_points.difference(&self.branch_points);
+        let first_new_branch = new_branch_points.map(|(_, position)| *position).min();
         self.branch_points = branch_points;
-        if let Some(position) = first_new.filter(|position| *position < self.last_read) {
+        if let Some(position) = first_new_branch.filter(|position| *position < self.last_read) {
             self.truncate(position);
             return true;
         }
@@ -255,8 +261,8 @@ impl Curves {
         self.version = CurvesVersion { version: self.version.version + 1, steps: 0 };
     }
 
-    /// The data of a stage that the client does not have.
-    pub fn delta(&self, stage: u32, range: StepRange, cursor: CurveCursor) -> CurveDelta {
+    /// The answer to a client: the data of a stage that the client does not have.
+    pub fn answer(&self, stage: u32, range: StepRange, cursor: CurveCursor) -> CurvesAnswer {
         let empty = StageCurves::new();
         let curves = self.stages.get(&stage).unwrap_or(&empty);
         let bucket_size = if range == StepRange::Full { curves.buckets.bucket_size() } else { 1 };
@@ -264,7 +270,8 @@ impl Curves {
             StepRange::Full => curves.buckets.as_slice().iter().collect(),
             StepRange::Recent => curves.recent.iter().collect(),
         };
-        // A delta begins with the client's last bucket. If that does not exist, the answer is full.
+        // A delta begins with the client's last bucket. If the curves no longer have it, the answer
+        // has all data.
         let is_same_version = (cursor.version, cursor.bucket_size) == (self.version.version, bucket_size);
         let delta_start = buckets.iter().position(|bucket| is_same_version && bucket.first == cursor.from_step);
         let is_delta = delta_start.is_some();
@@ -288,7 +295,7 @@ impl Curves {
                 )
             })
         };
-        CurveDelta {
+        CurvesAnswer {
             stage,
             range,
             version: self.version,

@@ -50,12 +50,12 @@ impl AllowedHosts {
     }
 
     /// Checks a `Host`, or the authority of a request target.
-    fn check(self, name: &str) -> Result<(), HttpError> {
+    fn check(self, host: &str) -> Result<(), HttpError> {
         match self {
-            Self::Loopback { port } if !is_loopback(name) => {
-                let name: String = name.escape_debug().take(MAX_HOST_LENGTH_IN_ERROR).collect();
+            Self::Loopback { port } if !is_loopback(host) => {
+                let host: String = host.escape_debug().take(MAX_HOST_LENGTH_IN_ERROR).collect();
                 let message = format!(
-                    "this coordinator listens on the loopback only, and does not serve \"{name}\": open \
+                    "this coordinator listens on the loopback only, and does not serve \"{host}\": open \
                      http://localhost:{port}/, configure the proxy in front of it to send `Host: localhost`, or serve \
                      with --http on an address of the network"
                 );
@@ -68,16 +68,16 @@ impl AllowedHosts {
 
 /// Whether a host, with or without a port, is a loopback address, or a name that browsers resolve
 /// only to one.
-fn is_loopback(name: &str) -> bool {
-    let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
-    if let Ok(address) = name.parse() {
-        return is_loopback(address);
+fn is_loopback(text: &str) -> bool {
+    let is_loopback_address = |address: IpAddr| address.to_canonical().is_loopback();
+    if let Ok(address) = text.parse() {
+        return is_loopback_address(address);
     }
-    let Some(authority) = name.parse::<Authority>().ok().filter(|_| !name.contains('@')) else { return false };
+    let Some(authority) = text.parse::<Authority>().ok().filter(|_| !text.contains('@')) else { return false };
     let host = authority.host();
     let without_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let name = without_brackets.strip_suffix('.').unwrap_or(without_brackets);
-    name.eq_ignore_ascii_case("localhost") || without_brackets.parse().is_ok_and(is_loopback)
+    name.eq_ignore_ascii_case("localhost") || without_brackets.parse().is_ok_and(is_loopback_address)
 }
 
 /// Checks the head of a request. If it is invalid, the error has the reason for the metrics and the
@@ -91,7 +91,7 @@ fn check(hosts: AllowedHosts, request: &Request) -> Result<(), (RefusalReason, H
     }
     let misdirected = |error| (RefusalReason::UnknownHost, error);
     match headers.get(HOST) {
-        Some(name) => hosts.check(&String::from_utf8_lossy(name.as_bytes())).map_err(misdirected)?,
+        Some(host) => hosts.check(&String::from_utf8_lossy(host.as_bytes())).map_err(misdirected)?,
         // HTTP/1.0 does not require the header.
         None if request.version() < Version::HTTP_11 => {}
         None => return Err(bad_request("the request has no header host, which HTTP/1.1 requires".into())),

@@ -79,8 +79,8 @@ impl Images {
     }
 }
 
-/// The paths of the images by name. Logs an error if the annotations cannot be read; then there are
-/// no paths.
+/// The paths of the images by name. Logs a warning if the annotations cannot be read; then there
+/// are no paths.
 async fn find_paths(data: Data) -> HashMap<String, PathBuf> {
     let log_error = |error: &dyn Display| warn!(%error, "the web page cannot show images of evaluations");
     match tokio::task::spawn_blocking(move || dataset::validation_files(&data)).await {
@@ -118,7 +118,7 @@ pub async fn image(
 ) -> Result<impl IntoResponse, HttpError> {
     let not_found = |message: String| HttpError::new(StatusCode::NOT_FOUND, message);
     let evaluation = records::parse_evaluation_id(&query.evaluation)?;
-    let name = app_state.journal.query(move |history| history.image_name(evaluation, query.index.into())).await?;
+    let name = app_state.journal.query(move |journal| journal.image_name(evaluation, query.index.into())).await?;
     let name = name.ok_or_else(|| not_found("the evaluation has no image of this index".into()))?;
     let (media_type, bytes) =
         app_state.images.read(&name).await.map_err(|error| not_found(format!("{name}: {error}")))?;

@@ -7,16 +7,17 @@
 //! | `GET /`, `/page/...` | the web page |
 //! | `GET /api/status` | the status of the run: [`status::Snapshot`] |
 //! | `GET /api/stream` | the same as server-sent events, twice a second |
-//! | `GET /api/history?stage=N&range=full` | the curves of a stage: [`curves::CurveDelta`]; `range=recent`: its last steps, one per bucket; `version`, `bucket_size` and `from_step`: the client's [cursor](curves::CurveCursor) |
+//! | `GET /api/history?stage=N&range=full` | the curves of a stage: [`curves::CurvesAnswer`]; `range=recent`: its last steps, one per bucket; `version`, `bucket_size` and `from_step`: the client's [cursor](curves::CurveCursor) |
 //! | `GET /api/events` | the last events, the newest first: `[{at, kind, detail}]` |
 //! | `GET /api/evaluations` | evaluations of steps that were not given up: [`records::Evaluations`] |
-//! | `GET /api/captions?before=ID&after=ID&offset=0` | captions of two evaluations side by side: [`records::Captions`] |
+//! | `GET /api/captions?before=ID&after=ID&offset=0` | captions of the evaluations `before` and `after` side by side, from the image with the index `offset` on: [`records::Captions`] |
 //! | `GET /api/image?evaluation=ID&index=N` | an image of an evaluation |
 //! | `POST /api/COMMAND` | a command of an operator: see [`commands`] |
 //!
-//! The body of every error is `{"error": "what happened, and what to do"}`, except that `/readyz`
-//! answers probes with a line of text. Times are Unix seconds. Only commands need a token. The size
-//! of every answer and the number of concurrent queries are limited.
+//! The body of an error is `{"error": "what happened, and what to do"}`. Exceptions: `/readyz`
+//! answers probes with a line of text, and a request that is not valid HTTP gets no body. Times are
+//! Unix seconds. Only commands need a token. The size of every answer and the number of concurrent
+//! queries are limited.
 //!
 //! - `server`: connections. `limits`, `write_timeout`: time and size limits. `hosts`: the check of
 //!   `Host`.
@@ -69,10 +70,10 @@ use limits::QueryParameters;
 pub use server::serve;
 use stream::Viewers;
 
-/// The answer of the readiness probe.
+/// Whether the run, or the journal, is ready. The readiness probe answers with both.
 pub type Readiness = Result<(), NotReady>;
 
-/// The readiness of the run: it is ready if it makes progress, or is complete.
+/// The readiness of the run: it is ready if a generation trains, or if the run is complete.
 pub fn readiness_of(run: &Run) -> Readiness {
     run.readiness()
 }
@@ -80,12 +81,15 @@ pub fn readiness_of(run: &Run) -> Readiness {
 /// The state that all handlers share.
 pub struct AppState {
     file: Arc<RunFile>,
+    /// The driver's input channel.
     driver: mpsc::Sender<DriverInput>,
     tokens: Arc<Tokens>,
     refusals: Refusals,
     journal: JournalReader,
+    /// The curves of all stages, as of the last update.
     curves: Mutex<Curves>,
     images: Images,
+    /// The open web pages.
     viewers: Viewers,
 }
 
@@ -98,9 +102,9 @@ impl AppState {
         tokens: Arc<Tokens>,
         refusals: Refusals,
     ) -> Self {
-        // The version counts up from the time of the start. So it differs from the versions of
-        // earlier coordinators, which started earlier.
-        let version = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        // The version of the curves counts up from the time of the start. So it differs from the
+        // versions of earlier coordinators, which started earlier.
+        let curves_version = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         Self {
             images: Images::new(file.data.clone()),
             file: Arc::new(file),
@@ -108,7 +112,7 @@ impl AppState {
             tokens,
             refusals,
             journal: JournalReader::new(journal_folder),
-            curves: Mutex::new(Curves::new(version)),
+            curves: Mutex::new(Curves::new(curves_version)),
             viewers: Viewers::default(),
         }
     }
@@ -117,13 +121,13 @@ impl AppState {
         self.curves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends the run's outcome to all viewers.
+    /// Sends the outcome of the coordinator process to all viewers.
     pub fn send_outcome(&self, outcome: &Outcome) {
         self.viewers.send_outcome(outcome);
     }
 
-    /// Sends live updates to viewers, until `shutdown`.
-    pub async fn run_updates(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
+    /// Updates the curves and sends snapshots to viewers, until `shutdown`.
+    pub async fn send_updates(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::select! {
             () = stream::send_updates(&self) => {}
             () = shutdown => self.viewers.close(),
@@ -131,9 +135,9 @@ impl AppState {
     }
 }
 
-/// All routes. `/readyz` reports the readiness of the journal first, then that of the run. A header
-/// of `/healthz` has the gRPC port, for a worker that was started with the address of the HTTP port
-/// by mistake.
+/// All routes. `readiness` is that of the journal, then that of the run; `/readyz` reports the
+/// first of the two that is not ready. A header of `/healthz` has the gRPC port, for a worker that
+/// was started with the address of the HTTP port by mistake.
 pub fn routes(
     app_state: Arc<AppState>,
     metrics: PrometheusHandle,
@@ -180,7 +184,8 @@ async fn ready([journal, run]: [watch::Receiver<Readiness>; 2]) -> impl IntoResp
     }
 }
 
-/// The query parameters of `GET /api/history`.
+/// The query parameters of `GET /api/history`: what is requested, then the client's
+/// [`CurveCursor`].
 #[derive(Deserialize)]
 struct HistoryQuery {
     stage: u32,
@@ -200,8 +205,8 @@ async fn history(
     QueryParameters(query): QueryParameters<HistoryQuery>,
 ) -> impl IntoResponse {
     let cursor = CurveCursor { version: query.version, bucket_size: query.bucket_size, from_step: query.from_step };
-    let delta = app_state.curves().delta(query.stage, query.range, cursor);
-    Json(delta)
+    let answer = app_state.curves().answer(query.stage, query.range, cursor);
+    Json(answer)
 }
 
 /// An error answer: status code and JSON body.

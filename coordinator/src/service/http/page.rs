@@ -51,7 +51,7 @@ page_files! {
     "/page/workers.js": SCRIPT, "workers.js";
 }
 
-/// The catalogue of metrics as a module: label and definition by name.
+/// The catalogue of metrics as a JavaScript module: label and definition by name.
 fn metrics_script() -> String {
     let metrics = METRICS.iter().map(|metric| (metric.name, metric.label, metric.definition));
     let values = STEP_VALUES.iter().map(|value| (value.name, value.label, value.definition));

@@ -25,7 +25,7 @@ const MAX_CAPTIONS: u64 = 12;
 
 /// `GET /api/events`.
 pub async fn events(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
-    let events = app_state.journal.query(|history| history.latest_events(MAX_EVENTS)).await?;
+    let events = app_state.journal.query(|journal| journal.latest_events(MAX_EVENTS)).await?;
     let to_json =
         |event: crate::journal::read_only::Event| json!({ "at": event.at, "kind": event.kind, "detail": event.detail });
     Ok(Json(events.into_iter().map(to_json).collect::<Vec<_>>()))
@@ -45,7 +45,9 @@ struct Evaluation {
     id: String,
     stage: u32,
     step: u64,
+    /// When it was recorded, in Unix seconds.
     at: f64,
+    /// Scores by metric.
     metrics: BTreeMap<String, f64>,
     /// Whether the stage ended with the checkpoint of an earlier step than this one.
     not_selected: bool,
@@ -53,7 +55,7 @@ struct Evaluation {
 
 /// `GET /api/evaluations`.
 pub async fn evaluations(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
-    let evaluations = app_state.journal.query(|history| history.latest_evaluations(MAX_EVALUATIONS)).await?;
+    let evaluations = app_state.journal.query(|journal| journal.latest_evaluations(MAX_EVALUATIONS)).await?;
     let to_evaluation = |recorded: crate::journal::browse::RecordedEvaluation| Evaluation {
         id: recorded.id.to_string(),
         stage: recorded.id.position.stage,
@@ -76,7 +78,9 @@ pub async fn evaluations(State(app_state): State<Arc<AppState>>) -> Result<impl 
 /// The query parameters of `GET /api/captions`.
 #[derive(Deserialize)]
 pub struct CaptionsQuery {
+    /// The id of an evaluation.
     before: String,
+    /// The id of the evaluation that is compared with it, and whose images are listed.
     after: String,
     /// The index of the first image.
     #[serde(default)]
@@ -86,7 +90,7 @@ pub struct CaptionsQuery {
 /// The captions of two evaluations side by side.
 #[derive(Debug, Serialize)]
 pub struct Captions {
-    /// The number of images of the later evaluation.
+    /// The number of images of the evaluation `after`.
     images: u64,
     items: Vec<ComparedImage>,
 }
@@ -99,7 +103,7 @@ pub async fn captions(
     let (before, after) = (parse_evaluation_id(&query.before)?, parse_evaluation_id(&query.after)?);
     let offset = query.offset.into();
     let captions =
-        app_state.journal.query(move |history| history.compare_captions(before, after, offset, MAX_CAPTIONS)).await?;
+        app_state.journal.query(move |journal| journal.compare_captions(before, after, offset, MAX_CAPTIONS)).await?;
     let (images, items) = captions;
     Ok(Json(Captions { images, items }))
 }

@@ -26,29 +26,38 @@ pub struct Snapshot {
     at: f64,
     /// The coordinator's version.
     version: &'static str,
+    /// The name of the run.
     run: String,
     state: &'static str,
     /// Why the run does not train; empty while it trains.
     reason: String,
     generation: u64,
+    /// The index of the current stage.
     stage: u32,
+    /// The number of committed steps of the stage.
     step: u64,
-    /// The number of steps of the stage.
+    /// The number of all steps of the stage.
     steps: u64,
     /// The estimated seconds until the stage ends; `None` if unknown.
     seconds_left: Option<f64>,
+    /// The loss of the last step; 0 before the first step of this coordinator process.
     loss: f64,
+    /// The mean reward of the chosen candidates in the last step.
     reward: Option<f64>,
     images_per_second: f64,
     tokens_per_second: f64,
     /// The id of the slowest worker in the last step.
     slowest_rank: Option<u32>,
+    /// The compute time of the slowest worker in the last step minus the average of the others.
     lag_seconds: f64,
+    /// `workers.min` of the run file.
     min_workers: u32,
+    /// The number of members.
     workers: usize,
     /// The members with the lowest worker ids, at most `MAX_MEMBERS`.
     members: Vec<Member>,
     stages: Vec<Stage>,
+    /// Changes when there are new curves to request.
     curves: CurvesVersion,
     row_counters: RowCounters,
     /// The candidates of one image in the last step, with DiCO's weights.
@@ -64,6 +73,7 @@ struct Member {
     host: String,
     device: String,
     phase: String,
+    /// The stage and step that the member last reported.
     stage: Option<u32>,
     step: Option<u64>,
     images_per_second: f64,

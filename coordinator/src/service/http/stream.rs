@@ -27,7 +27,7 @@ use crate::{
 const MAX_VIEWERS: usize = 64;
 /// Interval between snapshots.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(500);
-/// Without viewers, the curves are updated once in this number of intervals, so that they are
+/// Without viewers, the curves are updated only once in this number of intervals, so that they are
 /// recent when a viewer connects.
 const IDLE_INTERVALS: u32 = 20;
 /// Interval of keep-alive comments on a stream without updates.
@@ -56,7 +56,7 @@ impl Viewers {
         self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(use_sender)
     }
 
-    /// Sends the last snapshot once more, with the run's outcome as its state.
+    /// Sends the last snapshot once more, with the state in which the coordinator process ends.
     pub fn send_outcome(&self, outcome: &Outcome) {
         let (state, reason) = match outcome {
             Outcome::Finished => ("finished", ""),
@@ -69,6 +69,7 @@ impl Viewers {
             sender.send_if_modified(|snapshot| {
                 let last = snapshot.as_ref().and_then(|text| serde_json::from_str::<Value>(text).ok());
                 let Some(Value::Object(mut last)) = last else { return false };
+                // The snapshot may be older than the last step.
                 if let (Outcome::Finished, Some(steps)) = (outcome, last.get("steps").cloned()) {
                     last.insert("step".into(), steps);
                 }
@@ -85,7 +86,7 @@ impl Viewers {
     }
 }
 
-/// Takes and sends snapshots until the future is dropped.
+/// Updates the curves, and takes and sends snapshots, until the future is dropped.
 pub async fn send_updates(app_state: &Arc<AppState>) {
     let mut intervals = time::interval(SNAPSHOT_INTERVAL);
     intervals.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -139,11 +140,13 @@ pub async fn stream(
     let evicted = evicted.ok_or_else(limit_reached)?;
     let snapshots = app_state.viewers.with_sender(watch::Sender::subscribe);
     let snapshots = snapshots.ok_or_else(|| unavailable("the coordinator is shutting down".into()))?;
+    // The new viewer does not wait for the next interval.
     tokio::spawn(async move { send_snapshot(&app_state).await });
-    Ok(Sse::new(events(snapshots, evicted)).keep_alive(sse::KeepAlive::new().interval(KEEP_ALIVE_INTERVAL)))
+    Ok(Sse::new(sse_events(snapshots, evicted)).keep_alive(sse::KeepAlive::new().interval(KEEP_ALIVE_INTERVAL)))
 }
 
-fn events(
+/// The stream of one viewer: each snapshot as a server-sent event, until the viewer is evicted.
+fn sse_events(
     snapshots: watch::Receiver<SnapshotJson>,
     evicted: oneshot::Receiver<()>,
 ) -> impl Stream<Item = Result<sse::Event, Infallible>> {

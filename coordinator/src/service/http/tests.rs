@@ -32,7 +32,7 @@ use crate::{
     },
     service::metrics::Metrics,
 };
-use curves::{CurveDelta, CurveUpdate};
+use curves::{CurveUpdate, CurvesAnswer};
 use proto::v1;
 use transport::Token;
 
@@ -80,7 +80,7 @@ impl TestServer {
             AllowedHosts::for_server(http),
         );
         let mut shutdown_of_updates = shutdown.clone();
-        tokio::spawn(app_state.run_updates(async move { _ = shutdown_of_updates.changed().await }));
+        tokio::spawn(app_state.send_updates(async move { _ = shutdown_of_updates.changed().await }));
         tokio::spawn(serve(listener, routes, metrics.refusals(), shutdown));
         Self { http, journal, metrics, shutdown_sender, _driver_inputs: driver_inputs, output }
     }
@@ -157,16 +157,17 @@ fn generation_record(generation: u64, step: u64) -> Record {
 }
 
 fn read_journal(curves: &mut Curves, state: &Path) {
-    let history = crate::journal::read_only::ReadOnlyJournal::open(state).unwrap();
-    while curves.apply(curves.next_query()(&history).unwrap()) {}
+    let journal = crate::journal::read_only::ReadOnlyJournal::open(state).unwrap();
+    while curves.apply(curves.next_query()(&journal).unwrap()) {}
 }
 
-fn as_json(delta: &CurveDelta) -> Value {
-    serde_json::to_value(delta).unwrap()
+fn as_json(answer: &CurvesAnswer) -> Value {
+    serde_json::to_value(answer).unwrap()
 }
 
 fn recorded_step(step: u64, loss: Option<f64>) -> RecordedStep {
     let mut scalars = [None; 7];
+    // The first of STEP_SCALARS is the loss.
     scalars[0] = loss;
     let reward = Distribution { mean: loss, p50: loss, ..Distribution::default() };
     let summaries = [("reward_chosen".to_owned(), reward)].into();
@@ -187,8 +188,8 @@ proptest! {
         for steps in all.chunks(steps_per_query) {
             curves.apply(CurveUpdate { steps: steps.to_vec(), ..CurveUpdate::default() });
         }
-        let delta = as_json(&curves.delta(0, StepRange::Full, CurveCursor::default()));
-        let bucket_size = delta["bucket_size"].as_u64().unwrap() as usize;
+        let answer = as_json(&curves.answer(0, StepRange::Full, CurveCursor::default()));
+        let bucket_size = answer["bucket_size"].as_u64().unwrap() as usize;
         prop_assert_eq!(bucket_size, losses.len().div_ceil(curves::MAX_BUCKETS).next_power_of_two());
         let expected: Vec<Vec<f64>> = losses.chunks(bucket_size).map(|chunk| chunk.iter().copied().flatten().collect()).collect();
         let is_close = |actual: &Value, expected: Option<f64>| match (actual.as_f64(), expected) {
@@ -197,18 +198,18 @@ proptest! {
         };
         let has_losses = losses.iter().any(Option::is_some);
         for (index, chunk) in expected.iter().enumerate().filter(|_| has_losses) {
-            let loss = &delta["series"]["loss"];
+            let loss = &answer["series"]["loss"];
             let mean = (!chunk.is_empty()).then(|| chunk.iter().sum::<f64>() / chunk.len() as f64);
             prop_assert!(is_close(&loss["mean"][index], mean));
             if bucket_size > 1 {
                 prop_assert!(is_close(&loss["min"][index], chunk.iter().copied().reduce(f64::min)));
                 prop_assert!(is_close(&loss["max"][index], chunk.iter().copied().reduce(f64::max)));
             }
-            prop_assert!(is_close(&delta["series"]["reward_chosen.p50"]["mean"][index], mean));
+            prop_assert!(is_close(&answer["series"]["reward_chosen.p50"]["mean"][index], mean));
         }
         let first: Vec<u64> = (0..expected.len()).map(|index| (index * bucket_size) as u64 + 1).collect();
-        prop_assert_eq!(&delta["first"], &serde_json::json!(first));
-        prop_assert_eq!(delta["last"].as_array().unwrap().last().unwrap().as_u64().unwrap(), losses.len() as u64);
+        prop_assert_eq!(&answer["first"], &serde_json::json!(first));
+        prop_assert_eq!(answer["last"].as_array().unwrap().last().unwrap().as_u64().unwrap(), losses.len() as u64);
     }
 }
 
@@ -220,19 +221,19 @@ fn a_client_with_data_gets_only_later_data() {
     curves.apply(CurveUpdate { steps: steps(11..=12), ..CurveUpdate::default() });
     let cursor = CurveCursor { version: 5, bucket_size: 1, from_step: 10 };
     for range in [StepRange::Full, StepRange::Recent] {
-        let delta = as_json(&curves.delta(0, range, cursor));
-        assert_eq!((&delta["is_delta"], &delta["first"]), (&true.into(), &serde_json::json!([10, 11, 12])));
-        let all = as_json(&curves.delta(0, range, CurveCursor { version: 4, ..cursor }));
+        let answer = as_json(&curves.answer(0, range, cursor));
+        assert_eq!((&answer["is_delta"], &answer["first"]), (&true.into(), &serde_json::json!([10, 11, 12])));
+        let all = as_json(&curves.answer(0, range, CurveCursor { version: 4, ..cursor }));
         assert_eq!((&all["is_delta"], all["first"].as_array().unwrap().len()), (&false.into(), 12));
     }
     // The buckets have more steps now.
     curves.apply(CurveUpdate { steps: steps(13..=600), ..CurveUpdate::default() });
-    let delta = as_json(&curves.delta(0, StepRange::Full, cursor));
-    assert_eq!((&delta["is_delta"], &delta["bucket_size"]), (&false.into(), &2.into()));
-    let recent = as_json(&curves.delta(0, StepRange::Recent, CurveCursor::default()));
+    let answer = as_json(&curves.answer(0, StepRange::Full, cursor));
+    assert_eq!((&answer["is_delta"], &answer["bucket_size"]), (&false.into(), &2.into()));
+    let recent = as_json(&curves.answer(0, StepRange::Recent, CurveCursor::default()));
     assert_eq!((&recent["first"][0], &recent["bucket_size"]), (&89.into(), &1.into()));
     // Step 10 is no longer among the recent steps: the client's data end before the first of them.
-    let recent = as_json(&curves.delta(0, StepRange::Recent, cursor));
+    let recent = as_json(&curves.answer(0, StepRange::Recent, cursor));
     assert_eq!((&recent["is_delta"], &recent["first"][0]), (&false.into(), &89.into()));
 }
 
@@ -246,11 +247,11 @@ struct Client {
 
 impl Client {
     fn request(&mut self, curves: &Curves, range: StepRange) {
-        let delta = as_json(&curves.delta(0, range, self.cursor));
-        let new = columns(&delta);
+        let answer = as_json(&curves.answer(0, range, self.cursor));
+        let new = columns(&answer);
         let first = new["first"].first();
         let mut kept = 0;
-        if delta["is_delta"].as_bool().unwrap() {
+        if answer["is_delta"].as_bool().unwrap() {
             let is_first = |step: &Value| Some(step) == first;
             kept =
                 self.columns["first"].iter().position(is_first).expect("a delta begins with the client's last bucket");
@@ -268,18 +269,18 @@ impl Client {
         let surplus = self.columns["first"].len().saturating_sub(curves::MAX_BUCKETS);
         self.columns.values_mut().for_each(|column| _ = column.drain(..surplus));
         self.cursor = CurveCursor {
-            version: delta["version"].as_u64().unwrap(),
-            bucket_size: delta["bucket_size"].as_u64().unwrap(),
+            version: answer["version"].as_u64().unwrap(),
+            bucket_size: answer["bucket_size"].as_u64().unwrap(),
             from_step: self.columns["first"].last().map_or(0, |first| first.as_u64().unwrap()),
         };
     }
 }
 
 /// All columns of an answer by name.
-fn columns(delta: &Value) -> BTreeMap<String, Vec<Value>> {
+fn columns(answer: &Value) -> BTreeMap<String, Vec<Value>> {
     let list = |value: &Value| value.as_array().unwrap().clone();
-    let bucket_columns = ["first", "last", "at"].map(|name| (name.to_owned(), list(&delta[name])));
-    let series = delta["series"].as_object().unwrap().iter().flat_map(|(name, columns)| {
+    let bucket_columns = ["first", "last", "at"].map(|name| (name.to_owned(), list(&answer[name])));
+    let series = answer["series"].as_object().unwrap().iter().flat_map(|(name, columns)| {
         let column = move |(statistic, column): (&String, &Value)| (format!("{name}.{statistic}"), list(column));
         columns.as_object().unwrap().iter().map(column)
     });
@@ -307,7 +308,7 @@ proptest! {
                 let has_more = curves.apply(CurveUpdate { branch_points: branch_points.clone(), ..CurveUpdate::default() });
                 // Steps before the branch point whose bucket was removed are read again.
                 if has_more {
-                    let last = curves.delta(0, StepRange::Full, CurveCursor::default());
+                    let last = curves.answer(0, StepRange::Full, CurveCursor::default());
                     let last = as_json(&last)["last"].as_array().unwrap().last().map_or(0, |last| last.as_u64().unwrap());
                     let steps = (last + 1..=step).map(|step| RecordedStep { generation: 1, ..recorded_step(step, Some(0.5)) });
                     curves.apply(CurveUpdate { branch_points: branch_points.clone(), steps: steps.collect(), ..CurveUpdate::default() });
@@ -319,7 +320,7 @@ proptest! {
             step += new_steps;
             if requests {
                 client.request(&curves, range);
-                let all = columns(&as_json(&curves.delta(0, range, CurveCursor::default())));
+                let all = columns(&as_json(&curves.answer(0, range, CurveCursor::default())));
                 let is_null = |column: &Vec<Value>| column.iter().all(Value::is_null);
                 let client_columns: BTreeMap<_, _> =
                     client.columns.clone().into_iter().filter(|(_, column)| column.is_empty() || !is_null(column)).collect();
@@ -348,9 +349,9 @@ fn steps_after_the_checkpoint_that_a_stage_ended_with_are_shown() {
     let mut fresh_curves = Curves::new(1);
     read_journal(&mut fresh_curves, folder.path());
     for curves in [&curves, &fresh_curves] {
-        let delta = as_json(&curves.delta(0, StepRange::Full, CurveCursor::default()));
-        assert_eq!(delta["last"], json!((1..=12).collect::<Vec<u64>>()));
-        let losses: Vec<f64> = serde_json::from_value(delta["series"]["loss"]["mean"].clone()).unwrap();
+        let answer = as_json(&curves.answer(0, StepRange::Full, CurveCursor::default()));
+        assert_eq!(answer["last"], json!((1..=12).collect::<Vec<u64>>()));
+        let losses: Vec<f64> = serde_json::from_value(answer["series"]["loss"]["mean"].clone()).unwrap();
         assert_eq!(losses, [[1.0; 4], [2.0; 4], [2.0; 4]].concat());
     }
 }
@@ -371,7 +372,7 @@ fn steps_that_were_given_up_are_not_shown() {
     read_journal(&mut curves, folder.path());
     assert!(curves.version().version > before.version);
     let assert_last_steps = |curves: &Curves| {
-        let recent = as_json(&curves.delta(0, StepRange::Recent, CurveCursor::default()));
+        let recent = as_json(&curves.answer(0, StepRange::Recent, CurveCursor::default()));
         let (steps, losses) =
             (recent["last"].as_array().unwrap(), recent["series"]["loss"]["mean"].as_array().unwrap());
         let last =
@@ -384,7 +385,7 @@ fn steps_that_were_given_up_are_not_shown() {
     read_journal(&mut fresh_curves, folder.path());
     assert_last_steps(&fresh_curves);
     // The last bucket has no step of the old branch beyond the branch point.
-    let full = as_json(&curves.delta(0, StepRange::Full, CurveCursor::default()));
+    let full = as_json(&curves.answer(0, StepRange::Full, CurveCursor::default()));
     let last = |values: &Value| values.as_array().unwrap().last().unwrap().as_f64().unwrap();
     assert_eq!((last(&full["first"]), last(&full["last"])), (1001.0, 1003.0));
     assert!((last(&full["series"]["loss"]["mean"]) - 11.0 / 3.0).abs() < 1e-6);
@@ -505,7 +506,8 @@ async fn many_open_connections_do_not_lock_out_other_clients() {
     }
     let (code, _, _) = server.request("GET", "/metrics", "", "").await;
     assert_eq!(code, 200);
-    // The oldest connections were closed, and counted as refusals.
+    // With the request, 301 connections exceed the limit of 256 by 45. The oldest were closed, and
+    // counted as refusals.
     assert_eq!(connections[0].read(&mut [0; 64]).await.unwrap_or(0), 0);
     assert!(server.metrics.handle().render().contains("dico_refusals_total{reason=\"busy\"} 4"));
 }
@@ -524,8 +526,8 @@ async fn oversized_requests_and_unknown_paths_are_refused() {
     assert!(code == 404 && answer["error"].as_str().unwrap().contains("at /"));
     assert_eq!(server.get("/api/history?stage=x").await.0, 400);
     // An unknown stage has no data.
-    let (code, delta) = server.get("/api/history?stage=4000000000").await;
-    assert_eq!((code, &delta["first"]), (200, &serde_json::json!([])));
+    let (code, answer) = server.get("/api/history?stage=4000000000").await;
+    assert_eq!((code, &answer["first"]), (200, &serde_json::json!([])));
 }
 
 #[tokio::test]

@@ -58,13 +58,13 @@ const COORDINATOR: [Description; 36] = [
     ("dico_refusals_total", Counter, &["reason"], "Refused connections and calls, and sessions that were ended with an error"),
 ];
 
-/// All metrics: those of the coordinator, then the gauges of training metrics.
+/// All metrics: those in [`COORDINATOR`], then the gauges of the catalogue's metrics.
 pub fn all() -> impl Iterator<Item = Description> {
     let training = METRICS.iter().filter_map(|metric| Some((metric.gauge?, Gauge, &[][..], metric.definition)));
     COORDINATOR.into_iter().chain(training)
 }
 
-/// Registers all descriptions with the current recorder.
+/// Registers all descriptions with the current recorder of the crate `metrics`.
 pub fn describe() {
     for (name, kind, _, meaning) in all() {
         match kind {

@@ -1,5 +1,5 @@
-//! Prometheus metrics of the run. Each coordinator has its own recorder in place of the global one,
-//! because tests run several coordinators in one process.
+//! Prometheus metrics of the run. Each coordinator has its own recorder of the crate `metrics`, in
+//! place of the global one, because tests run several coordinators in one process.
 
 mod descriptions;
 mod workers;
@@ -29,18 +29,19 @@ const RECOVERY_BUCKETS_SECONDS: [f64; 12] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 /// The states of a run, as in its status.
 const STATES: [RunState; 6] =
     [RunState::Waiting, RunState::Forming, RunState::Running, RunState::Paused, RunState::Finished, RunState::Failed];
-/// The quantiles of rewards that are exposed.
+/// The quantiles of rewards that are exposed, with their labels.
 const REWARD_QUANTILES: [(f64, &str); 5] =
     [(0.05, "0.05"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (0.95, "0.95")];
 
 /// All metrics of a coordinator.
 pub struct Metrics {
     recorder: PrometheusRecorder,
+    /// The name of the run.
     run: String,
-    /// The stage whose `dico_stage_info` is 1.
+    /// The name of the stage whose `dico_stage_info` is 1.
     stage: Option<String>,
-    /// The metric for which `dico_best_score` is set.
-    best: Option<String>,
+    /// The metric of evaluations for which `dico_best_score` is set.
+    best_metric: Option<String>,
     worker_gauges: WorkerGauges,
     recovery: Recovery,
 }
@@ -48,7 +49,7 @@ pub struct Metrics {
 /// The progress of the recovery from a failed generation.
 #[derive(Clone, Copy, Debug)]
 enum Recovery {
-    /// A generation runs, or none was formed yet.
+    /// No generation has ended yet, or the next one runs and no recovery is measured.
     NotNeeded,
     /// A generation has ended at this time, because of a failure or for another reason.
     GenerationEnded(Instant),
@@ -83,7 +84,14 @@ impl Metrics {
             }
             WorkerGauges::default()
         });
-        Self { recorder, run: file.name.clone(), stage: None, best: None, worker_gauges, recovery: Recovery::NotNeeded }
+        Self {
+            recorder,
+            run: file.name.clone(),
+            stage: None,
+            best_metric: None,
+            worker_gauges,
+            recovery: Recovery::NotNeeded,
+        }
     }
 
     /// A handle that renders the metrics as text.
@@ -96,7 +104,7 @@ impl Metrics {
         with_local_recorder(&self.recorder, Refusals::new)
     }
 
-    /// The gauges for a disk's size and free space.
+    /// The gauges for a disk's size and free space. `what` is their label: what the disk holds.
     pub fn disk(&self, what: &'static str) -> [Gauge; 2] {
         with_local_recorder(&self.recorder, || {
             ["dico_disk_size_bytes", "dico_disk_free_bytes"].map(|name| gauge!(name, "what" => what))
@@ -137,13 +145,13 @@ impl Metrics {
                 gauge!("dico_last_checkpoint_timestamp_seconds").set(unix_seconds_now());
             }
             Record::Event { kind: EventKind::Lost, .. } => counter!("dico_workers_lost_total").increment(1),
-            Record::Evaluated { metrics, .. } => {
-                for (metric, score) in metrics {
+            Record::Evaluated { metrics: scores, .. } => {
+                for (metric, score) in scores {
                     gauge!("dico_evaluation_score", "metric" => metric.clone()).set(*score);
                 }
             }
             Record::Guard { rule, .. } => guard_counter(&rule.metric, rule.action).increment(1),
-            Record::Formed { .. } | Record::Deleted(_) | Record::Damaged(_) | Record::Event { .. } => {}
+            Record::Formed { .. } | Record::Deleting(_) | Record::Damaged(_) | Record::Event { .. } => {}
         });
     }
 
@@ -151,7 +159,7 @@ impl Metrics {
     pub fn publish(&mut self, run: &Run) {
         let (status, samples, best) = (run.status_summary(), run.samples_committed(), run.best_state());
         let members = run.member_count();
-        let Self { recorder, run: name, stage, best: last_metric, worker_gauges, .. } = self;
+        let Self { recorder, run: name, stage, best_metric: last_metric, worker_gauges, .. } = self;
         with_local_recorder(&*recorder, || {
             for state in STATES {
                 gauge!("dico_run_state", "state" => state.name()).set(f64::from(status.state() == state));
@@ -178,8 +186,8 @@ impl Metrics {
             if let Some(earlier) = std::mem::replace(last_metric, metric.clone()).filter(|_| *last_metric != metric) {
                 set_best_score(&earlier, f64::NAN);
             }
-            if let Some((metric, best)) = best {
-                set_best_score(metric, best.score);
+            if let Some((metric, state)) = best {
+                set_best_score(metric, state.score);
             }
         });
         // Folds histogram samples into buckets, so that they do not accumulate between scrapes.
@@ -215,8 +223,8 @@ fn expose_step(step: &StepStatistics) {
             gauge!(gauge).set(summary.mean());
         }
     }
-    for (summary, role) in [(names::REWARD_CHOSEN, "chosen"), (names::REWARD_REJECTED, "rejected")] {
-        if let Some(summary) = step.summaries.get(summary) {
+    for (name, role) in [(names::REWARD_CHOSEN, "chosen"), (names::REWARD_REJECTED, "rejected")] {
+        if let Some(summary) = step.summaries.get(name) {
             expose_reward(summary, role);
         }
     }

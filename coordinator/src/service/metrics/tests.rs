@@ -60,15 +60,15 @@ fn recovery_time_ends_with_the_first_step_of_the_next_generation() {
         Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
     };
     let ended = |generation| Record::Ended { generation, reason: "a test".into() };
-    let mut recoveries = |records: &[Record]| {
+    let mut recoveries_after = |records: &[Record]| {
         records.iter().for_each(|record| metrics.record(record));
         let exposed = metrics.handle().render();
         let count = exposed.lines().find_map(|line| line.strip_prefix("dico_recovery_seconds_count "));
         count.map_or(0, |count| count.parse().unwrap())
     };
     // A worker joined.
-    assert_eq!(recoveries(&[step(1), ended(1), Record::Ready { generation: 2, recovery: false }, step(2)]), 0);
+    assert_eq!(recoveries_after(&[step(1), ended(1), Record::Ready { generation: 2, recovery: false }, step(2)]), 0);
     // A worker failed; reports of the others on the step in flight are recorded after the end.
-    assert_eq!(recoveries(&[ended(2), step(2), Record::Ready { generation: 3, recovery: true }]), 0);
-    assert_eq!(recoveries(&[step(3), step(3)]), 1);
+    assert_eq!(recoveries_after(&[ended(2), step(2), Record::Ready { generation: 3, recovery: true }]), 0);
+    assert_eq!(recoveries_after(&[step(3), step(3)]), 1);
 }

@@ -6,14 +6,15 @@ use metrics::{Gauge, gauge};
 
 use crate::run::{Run, WorkerId, membership::MemberThroughput};
 
-/// Only workers with ids below this limit have their own series, to bound the number of series.
+/// Only workers with ids below this limit have their own time series, to bound the number of
+/// series.
 const WORKER_ID_LIMIT: WorkerId = WorkerId(256);
 
 /// The gauges of all workers seen so far, with ids below [`WORKER_ID_LIMIT`].
 #[derive(Default)]
 pub struct WorkerGauges(BTreeMap<WorkerId, MemberGauges>);
 
-/// The gauges of one worker.
+/// The gauges of one worker. Their label `rank` is the worker id.
 struct MemberGauges {
     up: Gauge,
     images_per_second: Gauge,
@@ -38,8 +39,8 @@ impl MemberGauges {
 }
 
 impl WorkerGauges {
-    /// Updates the gauges in the current recorder. Workers that have left have `up` 0 and no
-    /// throughput.
+    /// Updates the gauges in the current recorder. Workers that are no longer members have `up` 0
+    /// and no throughput.
     pub fn publish(&mut self, run: &Run) {
         let members: BTreeMap<WorkerId, MemberThroughput> = run.members_below(WORKER_ID_LIMIT).collect();
         for (worker_id, throughput) in &members {

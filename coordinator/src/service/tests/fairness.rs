@@ -26,16 +26,17 @@ async fn many_joins_of_one_address_leave_reservations_for_others() {
     file.workers.max = 64;
     let coordinator = serve_file(file, Security::default(), false).await;
     let mut attacker = CoordinatorClient::new(attacker_channel(&coordinator).await);
-    let mut errors = Vec::new();
+    let mut error_codes = Vec::new();
     for _ in 0..100 {
-        errors.push(attacker.join(join(None)).await.map_err(|status| status.code()).err());
+        error_codes.push(attacker.join(join(None)).await.map_err(|status| status.code()).err());
     }
     let mut client = CoordinatorClient::new(channel(&coordinator).await);
     let joined = client.join(join(None)).await.unwrap().into_inner();
     let (_sender, mut directives) = open_session(&mut client, attach(joined.session_token)).await;
     directives.message().await.unwrap().unwrap();
-    errors.dedup();
-    assert_eq!(errors, [None, Some(Code::Aborted)]);
+    // The first joins of the attacker succeed, and all later ones have to be retried.
+    error_codes.dedup();
+    assert_eq!(error_codes, [None, Some(Code::Aborted)]);
 }
 
 #[tokio::test]
@@ -43,6 +44,8 @@ async fn sessions_that_do_not_attach_do_not_lock_out_workers() {
     let coordinator = serve(testing::stage("a", 12, 8, None, None), Security::default()).await;
     let mut client = CoordinatorClient::new(channel(&coordinator).await);
     let joined = client.join(join(None)).await.unwrap().into_inner();
+    // More sessions than may wait for Attach (1024), on as many connections as that takes: a
+    // connection has at most 128 calls.
     let mut sessions = Vec::new();
     for _ in 0..9 {
         let mut attacker = CoordinatorClient::new(attacker_channel(&coordinator).await);

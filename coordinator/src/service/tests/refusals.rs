@@ -96,8 +96,8 @@ impl Fixture {
         plain_connector(self.coordinator.grpc, token).open_channel(Duration::from_secs(30)).await.unwrap()
     }
 
-    /// Asserts that peers were refused this many times, only for this reason, and were logged with
-    /// their addresses; and that the healthy worker trains.
+    /// Asserts that peers were refused this many times, only for this reason, and that each refusal
+    /// was logged with the peer's address. Then asserts that the healthy worker trains.
     async fn assert_refused(mut self, reason: &str, times: usize) {
         let metrics = http_get(self.coordinator.http, "/metrics").await;
         for line in metrics.lines().filter(|line| line.starts_with("dico_refusals_total{")) {
@@ -196,7 +196,9 @@ async fn send_raw_in_session(channel: Channel, messages: Vec<Vec<u8>>) -> Status
     let session = grpc.streaming(Request::new(requests), PathAndQuery::from_static(SESSION), RawCodec).await;
     let mut directives = session.unwrap().into_inner();
     loop {
-        if let Err(status) = directives.message().await.map(|directive| directive.expect("an error ends it")) {
+        if let Err(status) =
+            directives.message().await.map(|directive| directive.expect("the session ends with an error"))
+        {
             return status;
         }
     }
@@ -423,13 +425,13 @@ async fn join_error(fixture: &Fixture, files: &TlsFiles) -> Status {
 }
 
 #[tokio::test]
-async fn expired_and_foreign_certificates_are_refused() {
-    let (certificates, authority, foreign_authority) =
-        (Certificates::new(), self::authority("ours"), self::authority("foreign"));
+async fn expired_certificates_and_those_of_another_authority_are_refused() {
+    let (certificates, authority, other_authority) =
+        (Certificates::new(), self::authority("ours"), self::authority("theirs"));
     let fixture = fixture_with_tls(&certificates, &authority).await;
     for files in [
         certificates.issue("expired", 2020, &authority, &authority),
-        certificates.issue("foreign", 4000, &foreign_authority, &authority),
+        certificates.issue("of-other-authority", 4000, &other_authority, &authority),
     ] {
         let status = join_error(&fixture, &files).await;
         assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
@@ -453,11 +455,11 @@ async fn a_client_without_certificate_is_refused() {
 
 #[tokio::test]
 async fn a_worker_refuses_a_coordinator_of_an_unknown_authority() {
-    let (certificates, authority, foreign_authority) =
-        (Certificates::new(), self::authority("ours"), self::authority("foreign"));
+    let (certificates, authority, other_authority) =
+        (Certificates::new(), self::authority("ours"), self::authority("theirs"));
     let fixture = fixture_with_tls(&certificates, &authority).await;
     let status =
-        join_error(&fixture, &certificates.issue("worker-of-foreign", 4000, &authority, &foreign_authority)).await;
+        join_error(&fixture, &certificates.issue("trusts-other-authority", 4000, &authority, &other_authority)).await;
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
     assert!(status.message().contains("UnknownIssuer"), "{status}");
     fixture.assert_refused("handshake", 1).await;

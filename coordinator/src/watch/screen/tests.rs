@@ -108,9 +108,9 @@ fn the_worker_table_scrolls_to_its_end() {
         let worker_id = |line: &str| line.split_whitespace().next().unwrap().to_owned();
         (worker_id(&lines[9]), worker_id(&lines[22]), lines[23].clone())
     };
-    let (top, bottom, keys) = visible_after(&[]);
+    let (top, bottom, last_line) = visible_after(&[]);
     assert_eq!((top.as_str(), bottom.as_str()), ("0", "13"));
-    assert!(keys.ends_with("workers 1 to 14 of 1000"), "{keys}");
+    assert!(last_line.ends_with("workers 1 to 14 of 1000"), "{last_line}");
     assert_eq!(visible_after(&[Scroll::Down, Scroll::Down, Scroll::Up]).0, "1");
     assert_eq!(visible_after(&[Scroll::PageDown]).0, "15");
     assert_eq!(visible_after(&[Scroll::End]).1, "999");

@@ -137,6 +137,7 @@ pub(super) enum ListElement {
         #[serde(default)]
         is_precanned: VizWizFlag,
     },
+    /// An element of `images`.
     Image(Box<ImageEntry>),
     Other(IgnoredAny),
 }

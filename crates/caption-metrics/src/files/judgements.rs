@@ -6,7 +6,7 @@
 //! | `[{"image": ..., "caption": ..., "references": [...], "rating": ...}, ...]` | Composite, and other data sets with ratings |
 //! | `[{"image": ..., "captions": [A, B], "references": [...], "preferred": 0 or 1, "category": ...}, ...]` | Pascal-50S; `category` is optional |
 //!
-//! Captions whose rating is `NaN` or `null` are left out, as in PAC-S's own code.
+//! Captions whose rating is `NaN`, `null` or absent are left out, as in PAC-S's own code.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{display_path, read_bytes, single_line};
 use crate::{Error, Item};
 
-/// A caption with human judgements.
+/// A caption that humans judged. [`Judgements`] has their rating or preference.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JudgedCaption {
     /// Path or name of the image.
@@ -30,7 +30,8 @@ pub struct JudgedCaption {
 pub enum Judgements {
     /// Captions with their ratings.
     Ratings(Vec<(JudgedCaption, f64)>),
-    /// Pairs of captions, the preferred one first, with the category of the pair.
+    /// Pairs of captions, the preferred one first, with the category of the pair; empty if it has
+    /// none.
     Pairs(Vec<([JudgedCaption; 2], String)>),
 }
 
@@ -42,7 +43,7 @@ struct ImageJudgements {
     human_judgement: Vec<RatedCaption>,
 }
 
-/// A caption of [`ImageJudgements`]; the rating is absent if it is `NaN` or `null`.
+/// A caption of [`ImageJudgements`]. `NaN` is replaced with `null` before the file is parsed.
 #[derive(Deserialize)]
 struct RatedCaption {
     caption: String,
@@ -89,7 +90,7 @@ impl Judgements {
     /// The file cannot be read, is in none of the formats, or has no judgements.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let bytes = read_bytes(path).map_err(|source| Error::file(display_path(path), source))?;
-        let format_error = |problem: String| Error::format(display_path(path), problem);
+        let format_error = |problem: String| Error::invalid(display_path(path), problem);
         let text = String::from_utf8(bytes).map_err(|_| format_error("is not UTF-8".to_owned()))?;
         let file = serde_json::from_str(&replace_nan_with_null(text.trim_start_matches('\u{feff}')))
             .map_err(|error| format_error(format!("is in none of the formats of judgements: {error}")))?;
@@ -101,11 +102,11 @@ impl Judgements {
                 Self::Ratings(rated.into_iter().filter_map(RatedEntry::into_rated).collect())
             }
             JudgementsFile::Pairs(pairs) => {
-                let pair = |(number, pair): (usize, PairEntry)| {
-                    let problem = || format_error(format!("pair {}: `preferred` is neither 0 nor 1", number + 1));
+                let judged_pair = |(index, pair): (usize, PairEntry)| {
+                    let problem = || format_error(format!("pair {}: `preferred` is neither 0 nor 1", index + 1));
                     pair.into_judged().ok_or_else(problem)
                 };
-                Self::Pairs(pairs.into_iter().enumerate().map(pair).collect::<Result<_, _>>()?)
+                Self::Pairs(pairs.into_iter().enumerate().map(judged_pair).collect::<Result<_, _>>()?)
             }
         };
         if judgements.is_empty() {

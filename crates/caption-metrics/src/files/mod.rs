@@ -50,13 +50,14 @@ use crate::{Error, Item, Metrics, Report};
 /// Candidates with their references, as read from files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptionSet {
-    /// The images' ids, in the order in which the references first name them.
+    /// The name of each image by which its candidate was found: the id, the path or the file name.
+    /// The images are in the order in which the references first name them.
     pub ids: Vec<String>,
-    /// All names that the references have for the images.
+    /// All names that the references have for each image, in the same order.
     pub images: Vec<ImageNames>,
     /// The candidate and the references of each image, in the same order.
     pub items: Vec<Item>,
-    /// The domain of each image, if it has one.
+    /// The domain of each image, if it has one, in the same order.
     pub domains: Vec<Option<&'static str>>,
     /// The number of images that have references but no candidate.
     pub images_without_candidate: usize,
@@ -65,34 +66,35 @@ pub struct CaptionSet {
 }
 
 impl CaptionSet {
-    /// Reads both files; one of them may be [`STDIN`]. `split` is the split of Karpathy's JSON with
-    /// the references, under any name that [`metric_catalogue::names::canonical_split`] knows; by
-    /// default `test`.
+    /// Reads both files; one of them may be [`STDIN`]. If the references are Karpathy's JSON,
+    /// `split` is the split to read, under any name that
+    /// [`metric_catalogue::names::canonical_split`] knows; by default `test`.
     ///
     /// # Errors
-    /// A file cannot be read, is not JSON in one of the formats, or has no captions. An image does
-    /// not have exactly one candidate. A candidate has no references, or a blank one. `split` is
-    /// given for references in another format than Karpathy's. Both paths are standard input.
+    /// A file cannot be read, is not JSON in one of the formats, or has no captions. An image in
+    /// the file of candidates does not have exactly one, or has no references or a blank one.
+    /// `split` is unknown or has no images, or is given for references in another format than
+    /// Karpathy's. Both paths are standard input.
     pub fn read(references: &Path, candidates: &Path, split: Option<&str>) -> Result<Self, Error> {
         if is_stdin(references) && is_stdin(candidates) {
-            return Err(Error::format(
+            return Err(Error::invalid(
                 display_path(candidates),
                 "can be read only once; name a file for the references or for the candidates",
             ));
         }
         let parsed = References::from_document(read_document(references)?, split);
-        let parsed = parsed.map_err(|problem| Error::format(display_path(references), problem))?;
+        let parsed = parsed.map_err(|problem| Error::invalid(display_path(references), problem))?;
         Self::pair(display_path(references), parsed, read_candidates(candidates)?)
     }
 
     /// Reads a file of candidates, or [`STDIN`], for references that were read elsewhere; error
-    /// messages name `source` as their origin.
+    /// messages name `source` as the origin of the references.
     ///
     /// # Errors
-    /// As for [`read`](Self::read), or there are no images.
+    /// As for [`read`](Self::read), or `images` is empty.
     pub fn with_references(source: &Path, images: Vec<ReferenceImage>, candidates: &Path) -> Result<Self, Error> {
         if images.is_empty() {
-            return Err(Error::format(source, "the split has no images"));
+            return Err(Error::invalid(source, "the split has no images"));
         }
         Self::pair(source, References::from_images(images), read_candidates(candidates)?)
     }
@@ -122,11 +124,11 @@ impl CaptionSet {
             }
             if references.is_empty() {
                 let problem = format!("image {id:?} has no references; add some or remove its candidate");
-                return Err(Error::format(source, problem));
+                return Err(Error::invalid(source, problem));
             }
             if let Some(blank) = references.iter().position(|caption| is_blank(caption)) {
                 let problem = format!("reference {} of image {id:?} is blank; remove it or write it", blank + 1);
-                return Err(Error::format(source, problem));
+                return Err(Error::invalid(source, problem));
             }
             set.ids.push(id);
             set.images.push(image);
@@ -151,7 +153,7 @@ impl CaptionSet {
                 "add them".into()
             };
             let problem = format!("has no references for {count} of the candidates' images, such as {id:?}; {remedy}");
-            return Err(Error::format(source, problem));
+            return Err(Error::invalid(source, problem));
         }
         Ok(set)
     }
@@ -200,7 +202,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 
 fn read_document(path: &Path) -> Result<CaptionDocument, Error> {
     let bytes = read_bytes(path).map_err(|source| Error::file(display_path(path), source))?;
-    CaptionDocument::parse(&bytes).map_err(|problem| Error::format(display_path(path), problem))
+    CaptionDocument::parse(&bytes).map_err(|problem| Error::invalid(display_path(path), problem))
 }
 
 /// Reads the candidate of each image, by the image's name in the file.
@@ -212,11 +214,11 @@ fn read_candidates(path: &Path) -> Result<HashMap<String, String>, Error> {
     let single = |(id, captions): (String, Vec<String>)| {
         let count = captions.len();
         let [candidate] = <[String; 1]>::try_from(captions).map_err(|_| {
-            Error::format(display_path(path), format!("image {id:?} has {count} candidates; give it exactly one"))
+            Error::invalid(display_path(path), format!("image {id:?} has {count} candidates; give it exactly one"))
         })?;
         Ok((id, candidate))
     };
-    captions.map_err(|problem| Error::format(display_path(path), problem))?.into_iter().map(single).collect()
+    captions.map_err(|problem| Error::invalid(display_path(path), problem))?.into_iter().map(single).collect()
 }
 
 /// Replaces line breaks, including Unicode's two separators, and other control characters with

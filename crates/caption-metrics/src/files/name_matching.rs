@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 pub struct ImageNames {
     /// The image's number, or its key in a file.
     pub id: Option<String>,
-    /// The name in result files of a run, if the image has no number.
+    /// The name, by which result files of a run identify the image if it has no number.
     pub name: Option<String>,
     /// The path, which may be only a file name.
     pub path: Option<String>,
@@ -58,7 +58,7 @@ pub(super) struct MatchedCaptions {
     pub names: Vec<String>,
     /// The candidates by name.
     pub candidates: HashMap<String, String>,
-    /// A note on how images were matched, if not by id.
+    /// A note on how images were matched, if any were, and not by id.
     pub note: Option<String>,
     /// Example names of the images with references, one for each kind of name.
     pub examples: Vec<String>,

@@ -44,6 +44,7 @@ pub(super) struct ImageEntry {
     id: Option<ImageId>,
     #[serde(default)]
     file_name: Option<String>,
+    /// nocaps' domain, if it is a text; a number is ignored.
     #[serde(default)]
     domain: Option<ImageId>,
     #[serde(default)]
@@ -70,7 +71,7 @@ struct Sentence {
 pub struct ReferenceImage {
     /// The image's number, if all images have unique numbers.
     pub id: Option<u64>,
-    /// The image's unique name in result files, if it has no number.
+    /// The image's unique name, by which result files identify it if it has no number.
     pub name: String,
     /// The image's path, or its key in a tar file.
     pub path: String,
@@ -193,7 +194,7 @@ impl References {
         Ok(Self { domains: vec![None; captions.len()], images, name_kinds, captions, excluded: 0 })
     }
 
-    /// References of images that were read elsewhere. Their names are unique.
+    /// References that were read elsewhere. The [`ReferenceImage::name`] of each image is unique.
     pub fn from_images(images: Vec<ReferenceImage>) -> Self {
         let image_names = |image: &ReferenceImage| ImageNames {
             id: image.id.map(|id| id.to_string()),

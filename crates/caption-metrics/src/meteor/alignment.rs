@@ -1,7 +1,8 @@
 //! Chooses an alignment from the possible matches of two captions, by the beam search of the METEOR
-//! program over the words of the reference caption. The search prefers more matched words, then
-//! fewer chunks, then less distance. Its result also depends on the order of the matches, the width
-//! of the beam, and the way it sums up distances; all three are as in METEOR.
+//! program over the words of the reference caption. The search prefers a larger sum of
+//! [`Match::search_gain`], then fewer chunks, then less distance. Its result also depends on the
+//! order of the matches, the width of the beam, and the way it sums up distances; all three are as
+//! in METEOR.
 
 use std::cmp::Reverse;
 use std::rc::Rc;
@@ -62,15 +63,17 @@ fn align_with_beam_width(
 /// Takes the matches that share no word with any other match out of `matches_by_start`. Returns
 /// them by start position, and which words of the candidate they use.
 fn take_uncontested(matches_by_start: &mut [Vec<Match>], candidate_length: usize) -> (Vec<Option<Match>>, Vec<bool>) {
-    let mut match_counts = (vec![0_u32; candidate_length], vec![0_u32; matches_by_start.len()]);
+    // The number of matches that use each word.
+    let mut candidate_counts = vec![0_u32; candidate_length];
+    let mut reference_counts = vec![0_u32; matches_by_start.len()];
     for matched in matches_by_start.iter().flatten() {
-        match_counts.0[matched.candidate.words()].iter_mut().for_each(|count| *count += 1);
-        match_counts.1[matched.reference.words()].iter_mut().for_each(|count| *count += 1);
+        candidate_counts[matched.candidate.words()].iter_mut().for_each(|count| *count += 1);
+        reference_counts[matched.reference.words()].iter_mut().for_each(|count| *count += 1);
     }
     let is_uncontested = |matched: &Match| {
-        match_counts.0[matched.candidate.words()]
+        candidate_counts[matched.candidate.words()]
             .iter()
-            .chain(&match_counts.1[matched.reference.words()])
+            .chain(&reference_counts[matched.reference.words()])
             .all(|&count| count == 1)
     };
     let mut used = vec![false; candidate_length];
@@ -100,7 +103,7 @@ struct PartialAlignment {
     gain: usize,
     chunks: usize,
     distance: usize,
-    /// The next word of the reference caption.
+    /// The index of the next word of the reference caption.
     next: usize,
     /// The candidate's word that would continue the current chunk, if there is one.
     open_chunk_end: Option<usize>,

@@ -1,6 +1,6 @@
 //! A multimap from ids to ids.
 
-/// A multimap with keys from 0 to a maximum, as compressed sparse rows.
+/// A multimap with keys from 0 up to a fixed number, as compressed sparse rows.
 #[derive(Debug, Default)]
 pub(super) struct IdMultimap {
     /// The start of each key's values in `values`, and the end of the last.
@@ -9,16 +9,17 @@ pub(super) struct IdMultimap {
 }
 
 impl IdMultimap {
-    /// Builds the map from pairs of key and value. Keys must be below `count`. The values of a key
-    /// keep the order of the pairs.
-    pub fn from_pairs(pairs: &[(u32, u32)], count: usize) -> Self {
-        let mut starts = vec![0; count + 1];
+    /// Builds the map from pairs of key and value. Keys must be below `key_count`. The values of
+    /// a key keep the order of the pairs.
+    pub fn from_pairs(pairs: &[(u32, u32)], key_count: usize) -> Self {
+        let mut starts = vec![0; key_count + 1];
         for &(key, _) in pairs {
             starts[key as usize + 1] += 1;
         }
-        for key in 0..count {
+        for key in 0..key_count {
             starts[key + 1] += starts[key];
         }
+        // The end of the values of each key that are already inserted.
         let mut ends = starts.clone();
         let mut values = vec![0; pairs.len()];
         for &(key, value) in pairs {

@@ -8,9 +8,11 @@ use std::hash::BuildHasher;
 /// table.
 #[derive(Debug, Default)]
 pub(super) struct StringInterner {
+    /// All texts, without separators.
     bytes: Vec<u8>,
     /// The slots of a hash table with open addressing; their number is 0 or a power of two.
     slots: Vec<Option<HashSlot>>,
+    /// The number of texts.
     len: u32,
     hasher: RandomState,
 }
@@ -20,6 +22,7 @@ struct HashSlot {
     id: u32,
     /// The hash of the text.
     hash: u32,
+    /// The start of the text in [`StringInterner::bytes`].
     start: u32,
     length: u32,
 }

@@ -29,6 +29,7 @@ struct WordSequences {
 /// The words and phrases of all captions that were looked up so far.
 pub(super) struct Lexicon {
     ids: HashMap<String, WordId>,
+    /// The properties of each word, by its id.
     entries: Vec<WordEntry>,
     /// The index of each phrase in `paraphrases`, by its id in the paraphrase table.
     phrases: HashMap<u32, usize>,
@@ -59,6 +60,7 @@ impl Lexicon {
         }
     }
 
+    /// The id of a word; a new word is added with its properties.
     pub fn word(&mut self, text: &str, tables: &MeteorTables) -> WordId {
         if let Some(&word) = self.ids.get(text) {
             return word;

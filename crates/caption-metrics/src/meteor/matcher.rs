@@ -44,9 +44,10 @@ impl Match {
         self.candidate.start.abs_diff(self.reference.start)
     }
 
-    /// The value of the match in the search for the best alignment, which does not use the stages'
-    /// weights in the score: an exact match counts the number of its words in both captions, any
-    /// other match half of the number in each caption, rounded down. A synonym therefore counts 0.
+    /// The value of the match in the search for the best alignment. The search does not use the
+    /// weights that the stages have in the score: an exact match counts the number of its words in
+    /// both captions, any other match half of the number in each caption, rounded down. A stem or
+    /// synonym match therefore counts 0.
     pub fn search_gain(&self) -> usize {
         match self.stage {
             MatchStage::Exact => self.candidate.length + self.reference.length,
@@ -104,7 +105,7 @@ impl Caption {
 /// Finds all possible matches, by the position of the reference word at which they start. The
 /// matches of a position are ordered by stage; matches of single words in the candidate's order;
 /// paraphrases that the table has for the reference's phrase before those for the candidate's
-/// phrase. A pair may occur several times.
+/// phrase. A pair may occur several times. Captions with equal words have only exact matches.
 pub(super) fn find_matches(candidate: &Caption, reference: &Caption, lexicon: &Lexicon) -> Vec<Vec<Match>> {
     let mut matches_by_start = vec![Vec::new(); reference.words.len()];
     let mut add_word_matches = |stage, is_match: &dyn Fn(WordId, WordId) -> bool| {

@@ -79,7 +79,8 @@ impl<'a> MeteorScorer<'a> {
     }
 
     /// Adds an item and returns its score, from 0 to 1, by its best reference. Captions are tokens
-    /// of [`tokenize`], joined by spaces. No references count as one empty reference.
+    /// of [`tokenize`], joined by spaces. Without references, the candidate is compared
+    /// with an empty caption.
     pub fn add<R: AsRef<str>>(&mut self, candidate: &str, references: impl IntoIterator<Item = R>) -> f64 {
         let candidate = self.caption(candidate);
         let mut best: Option<(f64, Statistics)> = None;
@@ -110,8 +111,8 @@ impl<'a> MeteorScorer<'a> {
     }
 
     fn statistics(&self, candidate: &Caption, reference: &Caption) -> Statistics {
-        let matches_by_start = matcher::find_matches(candidate, reference, &self.lexicon);
-        let alignment = alignment::align(matches_by_start, candidate.words.len());
+        let matches_by_reference_start = matcher::find_matches(candidate, reference, &self.lexicon);
+        let alignment = alignment::align(matches_by_reference_start, candidate.words.len());
         Statistics::from_alignment(candidate, reference, &alignment)
     }
 }
@@ -130,7 +131,7 @@ mod tests {
 
     #[test]
     fn scores_follow_the_formula() {
-        // Three of four words in two chunks, against three of five.
+        // Three of the candidate's four words match three of the reference's five, in two chunks.
         let scores = meteor(&[item("a b x c", &["a b c y z"])], &MeteorTables::default());
         let mean = 1.0 / (0.15 / (3.0 / 4.0) + 0.85 / (3.0 / 5.0));
         let expected = mean * (1.0 - 0.6 * (2.0_f64 / 3.0).powf(0.2));
@@ -144,7 +145,7 @@ mod tests {
         // A single chunk that covers both captions has no penalty.
         assert_near(scores.items[0], 0.6);
         assert_near(scores.items[1], 1.0);
-        // Nor do two such items together.
+        // The corpus value has no penalty either, because such chunks are not counted.
         assert_near(scores.corpus, 0.8);
     }
 
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(meteor(&[], &tables), Scores { corpus: 0.0, items: vec![] });
         let edge_cases = [item("", &["a"]), item("a", &[]), item("", &[]), item("", &[""]), item("...", &["!", "?"])];
         assert_eq!(meteor(&edge_cases, &tables), Scores { corpus: 0.0, items: vec![0.0; 5] });
-        // Items with score 0 still add to the length.
+        // Without references, the words of "c d" still count in the precision of the corpus.
         let with_empty = meteor(&[item("a b", &["a b"]), item("c d", &[])], &tables);
         assert_near(with_empty.corpus, 1.0 / (0.15 / 0.5 + 0.85));
     }

@@ -135,7 +135,8 @@ fn replace_between(
 }
 
 /// Separates full stops from the ends of words, except after abbreviations and before a lower-case
-/// letter. Removes full stops inside words with letters: `u.s.` becomes `us`.
+/// letter. If a word with letters ends with a full stop and has another, all of its full stops are
+/// removed: `u.s.` becomes `us`.
 fn split_full_stops(text: &str, prefixes: &NonbreakingPrefixes) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     let mut words = text.split([' ', '\t', '\n', '\u{c}', '\r']).filter(|word| !word.is_empty()).peekable();

@@ -26,25 +26,25 @@ impl ParaphraseTable {
         let mut paraphrase_lines = Vec::new();
         let mut ends = Vec::new();
         let mut max_phrase_words = 0;
-        let [mut probability, mut phrase, mut next] = [const { Vec::new() }; 3];
+        let [mut probability, mut phrase, mut next_phrase] = [const { Vec::new() }; 3];
         while read_line(table, &mut probability)? {
             if !probability.first().is_some_and(u8::is_ascii_digit) {
                 return Err(invalid_data("an entry does not begin with a probability"));
             }
-            next.clear();
-            if !(read_line(table, &mut next)? && read_line(table, &mut paraphrase_lines)?) {
+            next_phrase.clear();
+            if !(read_line(table, &mut next_phrase)? && read_line(table, &mut paraphrase_lines)?) {
                 return Err(invalid_data("ends within an entry"));
             }
-            next.truncate(next.trim_ascii_end().len());
-            if ends.is_empty() || phrase != next {
-                let phrase_id = phrases.intern(&next).map_err(|_| invalid_data("too many phrases"))?;
+            next_phrase.truncate(next_phrase.trim_ascii_end().len());
+            if ends.is_empty() || phrase != next_phrase {
+                let phrase_id = phrases.intern(&next_phrase).map_err(|_| invalid_data("too many phrases"))?;
                 if (phrase_id as usize) < ends.len() {
-                    let phrase = String::from_utf8_lossy(&next).into_owned();
+                    let phrase = String::from_utf8_lossy(&next_phrase).into_owned();
                     return Err(invalid_data(format!("the paraphrases of {phrase:?} are not contiguous")));
                 }
-                max_phrase_words = max_phrase_words.max(next.split(|&byte| byte == b' ').count());
+                max_phrase_words = max_phrase_words.max(next_phrase.split(|&byte| byte == b' ').count());
                 ends.push(0);
-                std::mem::swap(&mut phrase, &mut next);
+                std::mem::swap(&mut phrase, &mut next_phrase);
             }
             if let Some(end) = ends.last_mut() {
                 *end = paraphrase_lines.len();

@@ -24,7 +24,7 @@ pub(super) struct Statistics {
     chunks: u64,
 }
 
-/// The statistics of all candidates, or of all references.
+/// The statistics of the candidates, or of the references.
 #[derive(Debug, Clone, Default)]
 struct CaptionStatistics {
     words: WordCounts,
@@ -69,7 +69,7 @@ impl Statistics {
         } else {
             self.chunks as f64 / ((self.candidate.matched_words() + self.reference.matched_words()) as f64 / 2.0)
         };
-        // The mean is NaN if nothing matches; `max` makes it 0.
+        // If nothing matches, the fragmentation is 0 / 0 and the product NaN; `max` makes it 0.
         (mean * (1.0 - MAX_PENALTY * fragmentation.powf(FRAGMENTATION_EXPONENT))).max(0.0)
     }
 

@@ -46,6 +46,7 @@ impl From<InternerFullError> for SynonymTableError {
 /// Synonym sets by word.
 #[derive(Debug)]
 pub(super) struct SynonymTable {
+    /// The words of both tables: those with synonyms, base forms and inflected forms.
     words: StringInterner,
     /// The synonym sets of a word.
     sets: IdMultimap,
@@ -81,9 +82,9 @@ impl SynonymTable {
 
     /// The synonym sets of `word` and of its base forms, sorted.
     pub fn sets_of(&self, word: &str) -> Vec<u32> {
-        let number = self.words.find(word.as_bytes());
-        let mut sets = number.map(|number| self.sets.get(number).to_vec()).unwrap_or_default();
-        match number.map(|number| self.base_forms.get(number)).unwrap_or_default() {
+        let id = self.words.find(word.as_bytes());
+        let mut sets = id.map(|id| self.sets.get(id).to_vec()).unwrap_or_default();
+        match id.map(|id| self.base_forms.get(id)).unwrap_or_default() {
             [] => sets.extend_from_slice(self.sets_of_regular_base_form(word).unwrap_or_default()),
             base_forms => sets.extend(base_forms.iter().flat_map(|&base| self.sets.get(base))),
         }

@@ -29,9 +29,9 @@ pub enum MatchStage {
     Exact,
     /// The words have the same stem, by the Snowball stemmer for English.
     Stem,
-    /// The words are in a common synonym set of WordNet.
+    /// The words or their base forms are in a common synonym set of WordNet.
     Synonym,
-    /// The phrases are in the paraphrase table.
+    /// The paraphrase table has one phrase as a paraphrase of the other.
     Paraphrase,
 }
 
@@ -75,7 +75,7 @@ impl MeteorTables {
     }
 
     fn read_jar(&mut self, path: &Path) -> Result<(), Error> {
-        let format_error = |problem: String| Error::Format { path: path.into(), problem };
+        let format_error = |problem: String| Error::Invalid { path: path.into(), problem };
         let archive = BufReader::new(open_file(path)?);
         let mut archive = ZipArchive::new(archive).map_err(|error| format_error(error.to_string()))?;
         let mut read = |name: &str| {
@@ -134,7 +134,7 @@ fn parse_nonbreaking_prefixes(text: &str) -> NonbreakingPrefixes {
 }
 
 fn read_paraphrases(path: &Path, max_bytes: u64) -> Result<ParaphraseTable, Error> {
-    let format_error = |problem: String| Error::Format { path: path.into(), problem };
+    let format_error = |problem: String| Error::Invalid { path: path.into(), problem };
     let table = MultiGzDecoder::new(BufReader::new(open_file(path)?)).take(max_bytes);
     let mut table = BufReader::with_capacity(1 << 16, table);
     let paraphrases = ParaphraseTable::read(&mut table);
@@ -218,13 +218,13 @@ mod tests {
         assert_eq!(error_message(b"no archive", true), "invalid Zip archive: Could not find EOCD");
         let missing = error_message(&jar(&ENTRIES[..2]), true);
         assert!(missing.starts_with("synonym/english.synsets: "), "{missing}");
-        let with = |index: usize, content: &'static [u8]| {
+        let message_with_entry = |index: usize, content: &'static [u8]| {
             let mut entries = ENTRIES;
             entries[index].1 = content;
             error_message(&jar(&entries), true)
         };
-        assert_eq!(with(0, b"\xff"), "function/english.words: not UTF-8");
-        assert_eq!(with(2, b"dog\n"), "synonym table: ends within an entry");
+        assert_eq!(message_with_entry(0, b"\xff"), "function/english.words: not UTF-8");
+        assert_eq!(message_with_entry(2, b"dog\n"), "synonym table: ends within an entry");
         let large = vec![b'\n'; MAX_JAR_ENTRY_BYTES as usize + 1];
         let large = error_message(&jar(&[(ENTRIES[0].0, &large)]), true);
         assert_eq!(large, "function/english.words: larger than 33554432 bytes");

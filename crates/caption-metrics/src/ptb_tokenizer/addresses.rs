@@ -89,17 +89,17 @@ fn find_domains(
     path_ends: &mut RangeCache<usize>,
 ) -> (usize, Vec<(usize, usize)>) {
     let mut domains = Vec::new();
-    let mut position = 0;
+    let mut offset = 0;
     loop {
-        let length = run_length(&text[position..], &is_label_char);
-        position += length;
-        if length == 0 || !text[position..].starts_with('.') {
+        let length = run_length(&text[offset..], &is_label_char);
+        offset += length;
+        if length == 0 || !text[offset..].starts_with('.') {
             break;
         }
-        let stop = text.len() - position;
-        position += 1;
-        if let Some(length) = domain_length(&text[position..]) {
-            let rest = &text[position + length..];
+        let stop = text.len() - offset;
+        offset += 1;
+        if let Some(length) = domain_length(&text[offset..]) {
+            let rest = &text[offset + length..];
             let path = rest.strip_prefix('/').and_then(|rest| url_path_length(rest, path_ends));
             domains.push((stop, rest.len() - path.map_or(0, |path| 1 + path)));
         }
@@ -107,7 +107,7 @@ fn find_domains(
     for index in (1..domains.len()).rev() {
         domains[index - 1].1 = domains[index - 1].1.min(domains[index].1);
     }
-    (position, domains)
+    (offset, domains)
 }
 
 /// The length of the URL path at the start of `text`, at least two characters, without trailing
@@ -151,7 +151,7 @@ pub(super) fn match_email(text: &str, lookahead: &mut LookaheadCache, longest: &
     }
 }
 
-/// The position of the last `@` before a host name, and the end of that host name.
+/// The offsets of the last `@` before a host name, and of the end of that host name.
 fn find_last_email(text: &str) -> Option<(usize, usize)> {
     text.match_indices('@').rev().find_map(|(at, _)| {
         let host = &text[at + 1..];

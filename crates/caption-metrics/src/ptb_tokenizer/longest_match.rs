@@ -27,6 +27,7 @@ pub(super) enum TokenForm {
 /// The longest match so far; of equally long matches, the first.
 #[derive(Debug)]
 pub(super) struct LongestMatch {
+    /// The length of the token and the rule's trailing context in bytes.
     matched_length: usize,
     /// The length of the token in bytes.
     pub(super) token_length: usize,

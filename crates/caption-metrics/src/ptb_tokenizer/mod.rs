@@ -12,16 +12,16 @@
 //! Known differences:
 //! - The reference reads all captions as lines of one file, and matches may extend over line
 //!   breaks: in `vitamin C.` the full stop is removed if the next caption starts with `A`, in `no.`
-//!   it is kept if that starts with a digit, and some tags and quoted strings extend into the next
-//!   caption. This tokenizer reads each caption as a separate line.
+//!   it is kept if the next caption starts with a digit, and some tags and quoted strings extend
+//!   into the next caption. This tokenizer reads each caption as a separate line.
 //! - In the reference the last caption has no line break: if it ends with `they'll`, its tokens are
 //!   `they ll`.
 //! - A line break inside a caption is white space here. In the reference all line breaks but `\n`
 //!   shift the captions after it.
 //! - The lower case of a capital sigma in a URL, after an entity, or next to letters without case
-//!   may be the other form.
-//! - A soft hyphen right before `n't`, or inside a host name that ends with `.com`; and a URL whose
-//!   address or path is a single character beyond the basic plane.
+//!   may be the other of its two forms.
+//! - Tokens differ where a soft hyphen is right before `n't` or inside a host name that ends with
+//!   `.com`, and where the address or path of a URL is a single character beyond the basic plane.
 //!
 //! | module | content |
 //! |---|---|
@@ -87,7 +87,7 @@ impl PtbTokenizer {
         self.token.clear();
         match form {
             TokenForm::Discarded => {}
-            TokenForm::Replacement(other) => self.token.push_str(other),
+            TokenForm::Replacement(replacement) => self.token.push_str(replacement),
             TokenForm::Word | TokenForm::Verbatim if text.is_ascii() => {
                 self.token.push_str(text);
                 self.token.make_ascii_lowercase();
@@ -182,8 +182,9 @@ fn match_next_token(text: &str, lookahead: &mut LookaheadCache) -> (usize, Token
     (longest.token_length, longest.form)
 }
 
-/// The length of a word of ASCII letters before white space, maybe with one punctuation mark
-/// between. No other rule can match more text, so the general rules need not be tried.
+/// The length of a word of ASCII letters before a space or the end of the caption, maybe with one
+/// punctuation mark between. No other rule can match more text, so the general rules need not be
+/// tried.
 fn plain_word_length(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let length = bytes.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();

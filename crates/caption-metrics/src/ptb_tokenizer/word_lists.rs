@@ -93,14 +93,14 @@ pub(super) const FILE_EXTENSIONS: &[&str] = &[
 /// Clitics after their apostrophe (rule `REDAUX`), except `n't`.
 pub(super) const CLITICS: &[&str] = &["ll", "re", "ve", "d", "m", "s"];
 
-/// Words that begin with an apostrophe (rule `APOWORD`).
+/// Words that begin with an apostrophe (rule `APOWORD`), listed without it.
 pub(super) const ELISIONS: &[&str] = &["cause", "em", "n", "till", "til"];
 
 /// Words with an inner apostrophe that match no general rule.
 pub(super) const APOSTROPHE_EXCEPTIONS: &[&str] =
     &["c'mon", "cont'd.", "e'er", "ev'ry", "li'l", "nat'l", "nor'easter", "s'mores"];
 
-/// Words that end with an apostrophe (rule `APOWORD`).
+/// Words that end with an apostrophe (rule `APOWORD`), listed without it.
 pub(super) const APOSTROPHE_ENDED: &[&str] = &["d", "dunkin", "j", "l", "ol", "somethin"];
 
 /// Other words that match no general rule.

@@ -99,7 +99,7 @@ pub(super) struct FileName {
 }
 
 /// The length of the parts at the start of `text`, each after a full stop, and the last file name
-/// that ends there.
+/// that ends with one of them.
 fn last_file_name(text: &str) -> (usize, Option<FileName>) {
     let (mut length, mut last) = (0, None);
     while let Some(rest) = text[length..].strip_prefix('.') {
@@ -207,8 +207,8 @@ fn match_abbreviation(text: &str, initial_letters: usize, declarations: &mut Cac
     if acronym > 0
         && let Some(context) = sentence_start_length(&text[acronym..], declarations)
     {
-        // The last full stop becomes a separate token. It also stays in the acronym, if that has
-        // others.
+        // The last full stop becomes a separate token, which is discarded as punctuation. An
+        // acronym with several full stops keeps it as well.
         longest.propose_with_context(acronym + context, if acronym > 2 { acronym } else { 1 }, TokenForm::Word);
     }
     let dotted = prefix_length(text, &["ed.d", "ph.d"]).unwrap_or(initial_letters);

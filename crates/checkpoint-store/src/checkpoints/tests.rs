@@ -11,9 +11,10 @@ const SMALL_CONTENT: &[u8] = b"{}";
 
 /// The content of a file of more than two parts.
 fn large_content() -> Vec<u8> {
-    (0..2 * PART_BYTES + 4321).map(|at| (at % 251) as u8).collect()
+    (0..2 * PART_BYTES + 4321).map(|index| (index % 251) as u8).collect()
 }
 
+/// Writes the files that [`assert_intact`] expects.
 fn fill(files: &mut CheckpointWriter) -> Result<(), Error> {
     files.add("small.json", [SMALL_CONTENT.to_vec()])?;
     files.add("empty", Vec::<Vec<u8>>::new())?;
@@ -34,6 +35,7 @@ fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
+/// Asserts that the checkpoint `NAME` has the files of [`fill`].
 fn assert_intact(checkpoints: &Checkpoints) {
     let fetched = checkpoints.read(NAME).unwrap();
     for (file, content) in [("small.json", SMALL_CONTENT), ("empty", b""), ("large.bin", &large_content())] {
@@ -41,7 +43,7 @@ fn assert_intact(checkpoints: &Checkpoints) {
     }
 }
 
-/// Writes, reads, lists, overwrites and deletes a checkpoint.
+/// Checks that a checkpoint can be written, read, listed, overwritten and deleted.
 fn check_lifecycle(checkpoints: &Checkpoints) {
     assert_eq!(checkpoints.list().unwrap(), Listing::default());
     assert!(matches!(checkpoints.read(NAME), Err(Error::Missing { .. })));
@@ -120,9 +122,9 @@ fn truncated_changed_and_missing_files_are_damage() {
             std::fs::write(&path, &content[..length]).unwrap();
             assert_damaged(&checkpoints, file);
         }
-        for at in [0, content.len() / 2, content.len() - 1] {
+        for index in [0, content.len() / 2, content.len() - 1] {
             let mut flipped = content.clone();
-            flipped[at] ^= 0x10;
+            flipped[index] ^= 0x10;
             std::fs::write(&path, flipped).unwrap();
             assert_damaged(&checkpoints, file);
         }
@@ -166,7 +168,7 @@ fn a_too_large_seal_is_not_read() {
 }
 
 #[test]
-fn incomplete_checkpoints_and_foreign_files_are_listed_separately() {
+fn incomplete_checkpoints_and_other_files_are_listed_separately() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());
     write_two(&checkpoints);
@@ -182,7 +184,7 @@ fn incomplete_checkpoints_and_foreign_files_are_listed_separately() {
     let listing = Listing {
         sealed: names(["0-xe-00000002"]),
         unsealed: names([NAME, "0-xe-00000006"]),
-        foreign: names(["notes.txt", "my notes", "\u{fffd}"]),
+        not_checkpoints: names(["notes.txt", "my notes", "\u{fffd}"]),
     };
     assert_eq!(checkpoints.list().unwrap(), listing);
     listing.unsealed.iter().for_each(|name| checkpoints.delete(name).unwrap());
@@ -198,7 +200,7 @@ fn incomplete_checkpoints_and_foreign_files_are_listed_separately() {
     let listing = Listing {
         sealed: names(["0-xe-00000002", NAME]),
         unsealed: names(["0-xe-00000006"]),
-        foreign: names(["notes.txt"]),
+        not_checkpoints: names(["notes.txt"]),
     };
     assert_eq!(checkpoints.list().unwrap(), listing);
 }
@@ -237,9 +239,9 @@ fn a_failed_upload_leaves_no_object() {
     let bucket = S3TestServer::start();
     let checkpoints = in_bucket(&bucket);
     let large = large_content();
-    let chunks = large.chunks(1 << 20).enumerate().map(|(at, chunk)| {
+    let chunks = large.chunks(1 << 20).enumerate().map(|(number, chunk)| {
         // During the second part.
-        if at == 12 {
+        if number == 12 {
             bucket.deny_writes();
         }
         chunk.to_vec()

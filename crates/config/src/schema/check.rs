@@ -10,20 +10,21 @@ use crate::error::{LengthError, unknown};
 
 /// Most stages.
 const MAX_STAGES: usize = 1_000;
-/// Most updates of a stage. Numbers of samples, which are steps times batch, stay far from
-/// overflow.
+/// Most updates of a stage. The number of samples, steps times batch, stays within 64 bits.
 const MAX_STEPS: u64 = 1 << 40;
 /// Most samples of a step.
 const MAX_BATCH: u32 = 1 << 20;
 /// Most steps that workers may take beyond the last one that all have reported.
 const MAX_WINDOW: u32 = 10_000;
-/// Largest rank of LoRA factors. A weight of rank 768 gains nothing from a larger one.
+/// Largest rank of LoRA factors. From rank 384 on, the factors of a 768 x 768 matrix are as large
+/// as the matrix.
 const MAX_LORA_RANK: u32 = 256;
 /// Shortest and longest timeout, in seconds; the longest is 30 days.
 const TIMEOUTS: std::ops::RangeInclusive<f64> = 0.01..=2_592_000.0;
 
 impl Data {
-    fn sources(&self) -> usize {
+    /// The number of data formats that are given; a valid run file has one.
+    fn source_count(&self) -> usize {
         let Self { karpathy, coco, webdataset, .. } = self;
         [karpathy.is_some(), coco.is_some(), webdataset.is_some()].into_iter().filter(|&given| given).count()
     }
@@ -35,12 +36,12 @@ pub(crate) type Problem = (String, String);
 impl RunFile {
     /// Checks all values. The error is the path of a key and the problem with it.
     pub(crate) fn check(&self) -> Result<(), Problem> {
-        need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
+        need(!self.name.is_empty() && is_valid_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
         need(self.workers.min >= 1, "workers.min", "must be at least 1")?;
         need(self.workers.max >= self.workers.min, "workers.max", "must not be below workers.min")?;
         let too_many = format!("is {}, a run can have {MAX_WORKERS} workers at most", self.workers.max);
         need(self.workers.max <= MAX_WORKERS, "workers.max", &too_many)?;
-        need(self.data.sources() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
+        need(self.data.source_count() == 1, "data", "needs exactly one of `karpathy`, `coco` and `webdataset`")?;
         let Captioner { preset, weights, vision_encoder: vision, vision_clip, .. } = &self.captioner;
         need(preset.is_some() != weights.is_some(), "captioner", "needs either `preset` or `weights`")?;
         need(
@@ -69,10 +70,10 @@ impl RunFile {
         }
         need(self.decoding.length_penalty.is_finite(), "decoding.length_penalty", "must be finite")?;
         let Control { heartbeat_timeout, stall_timeout, window, .. } = &self.control;
-        let in_range = "must be from 0.01 to 2592000 seconds (30 days)";
-        need(TIMEOUTS.contains(heartbeat_timeout), "control.heartbeat_timeout", in_range)?;
+        let timeout_problem = "must be from 0.01 to 2592000 seconds (30 days)";
+        need(TIMEOUTS.contains(heartbeat_timeout), "control.heartbeat_timeout", timeout_problem)?;
         need((1..=MAX_WINDOW).contains(window), "control.window", &format!("must be in 1..={MAX_WINDOW}"))?;
-        need(TIMEOUTS.contains(stall_timeout), "control.stall_timeout", in_range)?;
+        need(TIMEOUTS.contains(stall_timeout), "control.stall_timeout", timeout_problem)?;
         need(self.checkpoints.keep >= 1, "checkpoints.keep", "must be at least 1")?;
         let url = self.checkpoints.url.as_deref();
         let is_supported = url.is_none_or(|url| url.starts_with("file:///") || url.starts_with("s3://"));
@@ -87,13 +88,13 @@ impl RunFile {
             let repeated = self.stages[..i].iter().any(|other| other.name == stage.name);
             need(!repeated, &format!("stages[{i}].name"), "is the name of an earlier stage")?;
         }
-        self.check_factors()?;
-        self.check_meaning()
+        self.check_lora_factors()?;
+        self.check_consistency()
     }
 
-    /// Checks that all stages that train LoRA factors train the same ones: a run has them from its
-    /// beginning.
-    fn check_factors(&self) -> Result<(), Problem> {
+    /// Checks that all stages that train LoRA factors have the same settings of these factors,
+    /// which exist from the beginning of the run.
+    fn check_lora_factors(&self) -> Result<(), Problem> {
         let stages = self.stages.iter().enumerate();
         let mut trained = stages.filter_map(|(i, stage)| match &stage.contrastive.trainable {
             Trainable::Lora(lora) => Some((i, &stage.name, lora)),
@@ -109,8 +110,8 @@ impl RunFile {
         }
     }
 
-    /// Checks that the run's lengths fit a captioner with this number of positions, such as one
-    /// from `captioner.weights`.
+    /// Checks that the run's maximal lengths of captions fit a captioner with this number of
+    /// positions, such as one from `captioner.weights`.
     ///
     /// # Errors
     /// A length is too large.
@@ -128,7 +129,7 @@ impl RunFile {
 
 impl Stage {
     fn check(&self, workers: &Workers, beams: u32) -> Result<(), Problem> {
-        need(!self.name.is_empty() && file_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
+        need(!self.name.is_empty() && is_valid_name(&self.name), "name", "must be letters, digits, `-`, `_` or `.`")?;
         need(self.steps >= 1, "steps", "must be at least 1")?;
         let too_many = format!("is {}, a stage can have {MAX_STEPS} at most", self.steps);
         need(self.steps <= MAX_STEPS, "steps", &too_many)?;
@@ -172,8 +173,8 @@ impl Stage {
         let can_count = self.patience.is_none() || self.evaluate_every.is_some();
         need(can_count, "patience", "needs `evaluate_every`: it counts evaluations")?;
         let is_for = |objective, is_default: bool| self.objective == objective || is_default;
-        let plain = self.contrastive == Contrastive::default();
-        need(is_for(Objective::Contrastive, plain), "contrastive", "is for `objective: contrastive` only")?;
+        let is_default = self.contrastive == Contrastive::default();
+        need(is_for(Objective::Contrastive, is_default), "contrastive", "is for `objective: contrastive` only")?;
         need(is_for(Objective::Scst, self.scst == Scst::default()), "scst", "is for `objective: scst` only")?;
         need(is_for(Objective::Dico, self.dico == Dico::default()), "dico", "is for `objective: dico` only")?;
         let optimizer = &self.optimizer;
@@ -186,14 +187,14 @@ impl Stage {
         need((0.0..=1.0).contains(&self.schedule.warmup), "schedule.warmup", "must be a fraction in 0..=1")
     }
 
-    /// Checks what the stage needs of the rest of the run.
+    /// Checks that the rest of the run has what the stage refers to: metrics, data and evaluators.
     fn check_against(&self, run: &RunFile) -> Result<(), Problem> {
         let RunFile { data, .. } = run;
         let scores = run.scores();
         if let Some(metric) = &self.metric {
-            let best = scores.iter().filter(|(_, better)| *better == Direction::HigherIsBetter);
-            let best: Vec<&str> = best.map(|(name, _)| name.as_str()).collect();
-            need(best.contains(&metric.as_str()), "metric", &unknown("metric", metric, &best))?;
+            let selectable = scores.iter().filter(|(_, better)| *better == Direction::HigherIsBetter);
+            let selectable: Vec<&str> = selectable.map(|(name, _)| name.as_str()).collect();
+            need(selectable.contains(&metric.as_str()), "metric", &unknown("metric", metric, &selectable))?;
         }
         let mut watched: Vec<&str> = self.statistics().collect();
         watched.extend(scores.iter().map(|(name, _)| name.as_str()));
@@ -226,7 +227,7 @@ impl Stage {
 }
 
 impl Rule {
-    /// Checks the rule; `watched` has the names of all metrics of the stage.
+    /// Checks the rule; `watched` has the names of all metrics that a rule of its stage can name.
     fn check(&self, watched: &[&str]) -> Result<(), Problem> {
         need(watched.contains(&self.metric.as_str()), "metric", &unknown("metric", &self.metric, watched))?;
         need(self.above.is_some() != self.below.is_some(), "metric", "needs either `above` or `below`")?;
@@ -237,7 +238,7 @@ impl Rule {
 }
 
 impl Stage {
-    /// The statistics that its steps report.
+    /// The names of the metrics that the steps of the stage report.
     fn statistics(&self) -> impl Iterator<Item = &'static str> {
         let of_preferences = |name: &str| [names::IMPLICIT_ACCURACY, names::GAMMA_ENTROPY].contains(&name);
         let objective = self.objective;
@@ -249,6 +250,7 @@ impl Stage {
     }
 }
 
+/// The error that `key` has `problem`, unless the requirement `holds`.
 pub(super) fn need(holds: bool, key: &str, problem: &str) -> Result<(), Problem> {
     if holds { Ok(()) } else { Err((key.to_owned(), problem.to_owned())) }
 }
@@ -261,8 +263,8 @@ fn positive(value: f64) -> bool {
     value > 0.0 && value.is_finite()
 }
 
-/// Names become parts of paths and metric labels.
-fn file_name(name: &str) -> bool {
+/// Whether `name` can be a part of paths and metric labels.
+fn is_valid_name(name: &str) -> bool {
     name.len() <= 64
         && !name.starts_with('.')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))

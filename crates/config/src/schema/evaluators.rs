@@ -9,7 +9,7 @@ use super::{Evaluator, EvaluatorScore, Objective, Reward, RunFile};
 
 /// The maximum number of evaluators in a run.
 const MAX_EVALUATORS: usize = 8;
-/// The prefix of a score against references.
+/// The prefix of the name of a metric that also uses the reference captions.
 const REFERENCE_PREFIX: &str = "ref_";
 
 /// An evaluator of a run.
@@ -19,22 +19,23 @@ pub struct NamedEvaluator<'a> {
     pub name: &'a str,
     /// Its settings.
     pub settings: &'a Evaluator,
-    /// Whether the run file has it under `evaluator`, not by name under `evaluators`.
-    is_alone: bool,
+    /// Whether the names of its retrieval metrics have no prefix: in a run file, that of the one
+    /// under `evaluator`.
+    is_unprefixed: bool,
 }
 
 impl<'a> NamedEvaluator<'a> {
-    /// One of several.
+    /// An evaluator with this name, as the run file has them under `evaluators`.
     #[must_use]
     pub fn named(name: &'a str, settings: &'a Evaluator) -> Self {
-        Self { name, settings, is_alone: false }
+        Self { name, settings, is_unprefixed: false }
     }
 
-    /// The same evaluator where there is no other: the names of its retrieval metrics need no
-    /// prefix.
+    /// The same evaluator, with names of retrieval metrics that have no prefix: the one under
+    /// `evaluator`, or the only one of a command.
     #[must_use]
-    pub fn alone(self) -> Self {
-        Self { is_alone: true, ..self }
+    pub fn unprefixed(self) -> Self {
+        Self { is_unprefixed: true, ..self }
     }
 
     /// The score that its cosines are converted to.
@@ -55,19 +56,20 @@ impl<'a> NamedEvaluator<'a> {
         format!("{REFERENCE_PREFIX}{}", self.name)
     }
 
-    /// The prefix of its retrieval metrics: none for `evaluator`, its name for one of `evaluators`.
+    /// The prefix of the names of its retrieval metrics: empty for `evaluator`, `NAME_` for one of
+    /// `evaluators`.
     #[must_use]
     pub fn retrieval_prefix(&self) -> String {
-        if self.is_alone { String::new() } else { format!("{}_", self.name) }
+        if self.is_unprefixed { String::new() } else { format!("{}_", self.name) }
     }
 
     /// The key of the run file that has its settings.
     #[must_use]
     pub fn key(&self) -> String {
-        if self.is_alone { "evaluator".to_owned() } else { format!("evaluators.{}", self.name) }
+        if self.is_unprefixed { "evaluator".to_owned() } else { format!("evaluators.{}", self.name) }
     }
 
-    /// Its metrics that the workers compute image by image.
+    /// The names of its metrics that workers compute image by image.
     fn own_metrics(&self) -> [String; 2] {
         [self.metric().to_owned(), self.reference_metric()]
     }
@@ -77,7 +79,8 @@ impl<'a> NamedEvaluator<'a> {
         RETRIEVAL_METRICS.iter().map(move |name| format!("{prefix}{name}"))
     }
 
-    /// The catalogue's name of `name`, if that is a metric of this evaluator.
+    /// The name under which the catalogue has the metric `name`, if that is one of this
+    /// evaluator's.
     fn catalogue_name(&self, name: &str) -> Option<&'static str> {
         let score = self.score();
         if name == self.metric() {
@@ -92,7 +95,7 @@ impl<'a> NamedEvaluator<'a> {
 }
 
 impl EvaluatorScore {
-    /// The score whose name the evaluator's name begins with.
+    /// The score whose name `name`, the name of an evaluator, begins with.
     #[must_use]
     pub fn of_name(name: &str) -> Option<Self> {
         [Self::PacS, Self::ClipS].into_iter().find(|score| name.starts_with(score.name()))
@@ -101,15 +104,15 @@ impl EvaluatorScore {
 
 impl RunFile {
     /// All evaluators. The first is the primary one: `contrastive` stages train it, and a captioner
-    /// without a vision encoder of its own uses its. It is `evaluator`, or else the one of
-    /// `evaluators` with `preset`, or else the first by name.
+    /// without a vision encoder of its own uses that of the primary evaluator, which is
+    /// `evaluator`, or else the one of `evaluators` with `preset`, or else the first by name.
     #[must_use]
     pub fn named_evaluators(&self) -> Vec<NamedEvaluator<'_>> {
-        let alone = self.evaluator.as_ref().map(|settings| {
+        let unprefixed = self.evaluator.as_ref().map(|settings| {
             let name = settings.score.unwrap_or_default().name();
-            NamedEvaluator::named(name, settings).alone()
+            NamedEvaluator::named(name, settings).unprefixed()
         });
-        let mut all: Vec<NamedEvaluator<'_>> = alone.into_iter().collect();
+        let mut all: Vec<NamedEvaluator<'_>> = unprefixed.into_iter().collect();
         let by_name = self.evaluators.iter();
         all.extend(by_name.map(|(name, settings)| NamedEvaluator::named(name, settings)));
         if self.evaluator.is_none() {
@@ -140,12 +143,12 @@ impl RunFile {
     /// As for [`RunFile::primary_evaluator`].
     pub fn primary_evaluator_mut(&mut self) -> &mut Evaluator {
         let name = self.primary_evaluator().name.to_owned();
-        let alone = self.evaluator.as_mut();
-        alone.or_else(|| self.evaluators.get_mut(&name)).expect("the primary evaluator is one of them")
+        let unprefixed = self.evaluator.as_mut();
+        unprefixed.or_else(|| self.evaluators.get_mut(&name)).expect("the primary evaluator is one of them")
     }
 
-    /// Sets the score of each evaluator that has none: a run file that says a default is equal to
-    /// one that leaves it out.
+    /// Sets the score of each evaluator that has none to its default, so that a run file that
+    /// leaves the default out is equal to one that contains it.
     pub(crate) fn complete_scores(&mut self) {
         if let Some(evaluator) = &mut self.evaluator {
             evaluator.score.get_or_insert_default();
@@ -161,7 +164,8 @@ impl RunFile {
         self.stages.iter().any(|stage| stage.objective == Objective::Contrastive)
     }
 
-    /// The scores that evaluations report, with their directions, in the order of the reference.
+    /// The scores that evaluations report, with their directions, in the order of
+    /// `docs/run-file.md`.
     #[must_use]
     pub fn scores(&self) -> Vec<(String, Direction)> {
         let (evaluators, scenes) = (self.named_evaluators(), self.data.scenes.is_some());
@@ -188,7 +192,8 @@ impl RunFile {
         scores
     }
 
-    /// The scores that workers report of each image, because they need the models or the scenes.
+    /// The scores that workers report for each image. The coordinator cannot compute these scores:
+    /// they need the models or the scenes.
     #[must_use]
     pub fn scores_by_workers(&self) -> Vec<String> {
         let own = self.named_evaluators();
@@ -197,7 +202,8 @@ impl RunFile {
         own.chain(scenes.map(str::to_owned)).collect()
     }
 
-    /// The catalogue's entry of a metric of the run, and the evaluator that computes it.
+    /// The catalogue's entry of a metric, and the evaluator that the metric comes from, if any;
+    /// none for an unknown name.
     #[must_use]
     pub fn metric(&self, name: &str) -> Option<(&'static Metric, Option<NamedEvaluator<'_>>)> {
         let found = self.named_evaluators().into_iter().find_map(|evaluator| {
@@ -239,7 +245,7 @@ impl RunFile {
             }
             let score = settings.score.or_else(|| EvaluatorScore::of_name(name));
             let no_score = "has no score: set `score`, or begin its name with pac_s or clip_s";
-            need(evaluator.is_alone || score.is_some(), &key, no_score)?;
+            need(evaluator.is_unprefixed || score.is_some(), &key, no_score)?;
             let Evaluator { preset, weights, clip, .. } = settings;
             need(preset.is_some() != weights.is_some(), &key, "needs either `preset` or `weights`")?;
             let without_weights = "describes weights, and there are none";
@@ -305,7 +311,7 @@ stages:
     }
 
     #[test]
-    fn a_run_file_with_one_evaluator_means_what_it_meant() {
+    fn retrieval_metrics_of_the_key_evaluator_have_no_prefix() {
         let run = parse("evaluator: { weights: pac.pth }", "{ pac_s: 1 }", "retrieval_r1").unwrap();
         let evaluator = run.primary_evaluator();
         assert_eq!(
@@ -316,7 +322,7 @@ stages:
         let absent = ["clip_s", "ref_clip_s", "spice", "grammatical", "truthful", "details"];
         let expected: Vec<&str> = fixed.into_iter().filter(|name| !absent.contains(name)).collect();
         assert_eq!(run.scores().iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), expected);
-        // Further ones beside it.
+        // Further evaluators beside `evaluator`.
         let both = "evaluator: { weights: pac.pth }\nevaluators: { clip_s: { weights: clip.pt } }";
         let run = parse(both, "{ pac_s: 1 }", "clip_s_retrieval_r1").unwrap();
         assert_eq!(run.named_evaluators().iter().map(|one| one.name).collect::<Vec<_>>(), ["pac_s", "clip_s"]);

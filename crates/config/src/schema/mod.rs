@@ -1,10 +1,10 @@
 //! What a run file says, one module for each part of it.
 
 mod check;
+mod consistency;
 mod data;
 mod evaluators;
 mod guard;
-mod meaning;
 mod models;
 mod objective;
 mod stage;
@@ -22,8 +22,10 @@ pub use guard::{GuardAction, Rule};
 pub use models::{
     Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, ProjectionInit, TextReading, Vocabulary,
 };
-pub use objective::{Baseline, Candidates, Contrastive, Dico, Objective, Reward, Rewards, Scst, Trainable, Weights};
-pub use stage::{Optimizer, Schedule, Shape, Stage};
+pub use objective::{
+    Baseline, CandidateKind, Contrastive, Dico, Objective, RejectedWeights, Reward, Rewards, Scst, Trainable,
+};
+pub use stage::{Optimizer, Schedule, ScheduleShape, Stage};
 
 /// One run: its data, models and stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -74,7 +76,7 @@ pub struct RunFile {
     /// Checkpoints: where they are saved, and how many are kept.
     #[serde(default)]
     pub checkpoints: Checkpoints,
-    /// Constants of the coordinator.
+    /// How the coordinator directs workers.
     #[serde(default)]
     pub control: Control,
 }
@@ -140,11 +142,11 @@ impl Default for Checkpoints {
     }
 }
 
-/// Constants of the coordinator.
+/// How the coordinator directs workers: timeouts, granted steps, and shares of a batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Control {
-    /// The coordinator counts a worker as lost when it has sent no heartbeat for this long.
+    /// The coordinator counts a worker as failed when the worker has sent no message for this long.
     #[serde(alias = "lost_after")]
     pub heartbeat_timeout: f64,
     /// The coordinator evicts a worker that makes no progress for this long while others wait for

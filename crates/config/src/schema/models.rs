@@ -27,7 +27,7 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// Positions of the captioner's decoder: no caption can have more tokens.
+    /// The number of positions of the captioner's decoder: no caption can have more tokens.
     #[must_use]
     pub fn captioner_positions(self) -> usize {
         match self {
@@ -36,9 +36,9 @@ impl Preset {
         }
     }
 
-    /// Numbers of one of the evaluator's embeddings.
+    /// The dimension of the evaluator's embeddings.
     #[must_use]
-    pub fn evaluator_embedding(self) -> usize {
+    pub fn evaluator_embedding_size(self) -> usize {
         match self {
             Self::Tiny => 96,
             Self::Dico => 512,
@@ -168,7 +168,7 @@ pub enum EvaluatorScore {
 }
 
 impl EvaluatorScore {
-    /// The metric's name.
+    /// The name of the metric, and of the score in run files.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -177,7 +177,7 @@ impl EvaluatorScore {
         }
     }
 
-    /// The name of its variant that also looks at the references.
+    /// The name of the metric that also uses the reference captions.
     #[must_use]
     pub fn reference_name(self) -> &'static str {
         match self {
@@ -218,7 +218,7 @@ pub struct Decoding {
 }
 
 impl Default for Evaluator {
-    /// One of nothing yet, that scores as PAC-S does.
+    /// The defaults of all keys. The caller sets `preset` or `weights`.
     fn default() -> Self {
         Self {
             preset: None,

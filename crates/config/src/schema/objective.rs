@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weights::Lora;
+use weights::LoraConfig;
 
 use super::EvaluatorScore;
 
@@ -67,7 +67,7 @@ pub enum Trainable {
     Projections,
     /// LoRA factors beside its weights, as PAC-S++ was trained. All stages of a run that train
     /// factors give the same settings.
-    Lora(Lora),
+    Lora(LoraConfig),
 }
 
 /// A reward of a candidate.
@@ -119,7 +119,7 @@ impl From<EvaluatorScore> for Reward {
 /// Rewards and their weights. A candidate's reward is the weighted sum.
 pub type Rewards = BTreeMap<Reward, f64>;
 
-/// A map from names of rewards to weights.
+/// The schema of [`Rewards`]: a map from names of rewards to weights.
 fn rewards_schema(_: &mut SchemaGenerator) -> Schema {
     let properties = [
         (
@@ -135,9 +135,9 @@ fn rewards_schema(_: &mut SchemaGenerator) -> Schema {
         ("pac_s", "PAC-S, 0 to 2: the score of `evaluator` unless `evaluator.score` says otherwise."),
         ("clip_s", "CLIP-S, 0 to 2.5: the score of `evaluator` where `evaluator.score` is `clip_s`."),
     ];
-    let of =
+    let property =
         |(name, description): (&str, &str)| (name.to_owned(), json!({ "type": "number", "description": description }));
-    let properties: serde_json::Map<String, Value> = properties.into_iter().map(of).collect();
+    let properties: serde_json::Map<String, Value> = properties.into_iter().map(property).collect();
     json_schema!({
         "type": "object",
         "properties": properties,
@@ -158,7 +158,7 @@ pub struct Dico {
     /// Inverse temperature of the weights of the rejected candidates, 0 or above.
     pub tau: f64,
     /// Weights of the rejected candidates. Values other than `softmax` are ablations.
-    pub weights: Weights,
+    pub weights: RejectedWeights,
     /// Subtract the reference's log-probabilities in the loss. `false` is an ablation.
     pub reference: bool,
     /// Rewards that rank the candidates, with their weights: a map from reward to weight.
@@ -169,7 +169,7 @@ pub struct Dico {
 /// Weights of the rejected candidates in DiCO.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Weights {
+pub enum RejectedWeights {
     /// Softmax of the distance to the chosen candidate in reward, as published.
     #[default]
     Softmax,
@@ -189,7 +189,7 @@ pub struct Scst {
     /// Baseline that is subtracted from a candidate's reward.
     pub baseline: Baseline,
     /// How the `decoding.beams` candidates of an image are generated.
-    pub candidates: Candidates,
+    pub candidates: CandidateKind,
 }
 
 /// Baseline in self-critical sequence training.
@@ -206,7 +206,7 @@ pub enum Baseline {
 /// How candidates are generated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Candidates {
+pub enum CandidateKind {
     /// By beam search.
     #[default]
     Beams,
@@ -217,13 +217,13 @@ pub enum Candidates {
 impl Default for Dico {
     fn default() -> Self {
         let reward = [(EvaluatorScore::PacS.into(), 1.0)].into();
-        Self { beta: 0.2, tau: 300.0, weights: Weights::Softmax, reference: true, reward }
+        Self { beta: 0.2, tau: 300.0, weights: RejectedWeights::Softmax, reference: true, reward }
     }
 }
 
 impl Default for Scst {
     fn default() -> Self {
         let reward = [(EvaluatorScore::PacS.into(), 1.0)].into();
-        Self { reward, baseline: Baseline::default(), candidates: Candidates::default() }
+        Self { reward, baseline: Baseline::default(), candidates: CandidateKind::default() }
     }
 }

@@ -85,7 +85,7 @@ pub struct Optimizer {
 #[serde(deny_unknown_fields, default)]
 pub struct Schedule {
     /// Shape after the warm-up.
-    pub shape: Shape,
+    pub shape: ScheduleShape,
     /// Fraction of the stage's steps in which the rate rises linearly. 0 to 1. Over N such steps,
     /// step s (from 1) has s/N of the peak.
     pub warmup: f64,
@@ -97,7 +97,7 @@ pub struct Schedule {
 /// Shape of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Shape {
+pub enum ScheduleShape {
     /// The rate stays at its peak.
     #[default]
     Constant,

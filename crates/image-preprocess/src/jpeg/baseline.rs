@@ -1,6 +1,6 @@
 //! Decodes the most common JPEGs (baseline, one scan, YCbCr with or without chroma subsampling),
 //! with the same result as libjpeg-turbo to the bit. Only the part that the resize plan reads is
-//! transformed. Loops are written so that the compiler vectorizes them; there is no assembler.
+//! transformed. Loops are written so that the compiler vectorizes them; there is no assembly code.
 //!
 //! Samples are stored column by column, as resizing reads them. Unusual and damaged images are
 //! refused here; libjpeg decodes them.
@@ -41,9 +41,9 @@ pub fn decode(header: &Header<'_>, plan: &ResizePlan) -> Option<SourceColumns> {
     for mcu_row in 0..header.height.div_ceil(8 * subsampling.vertical) {
         for mcu_column in 0..header.width.div_ceil(8 * subsampling.horizontal) {
             let [luma, cb, cr] = &mut decoders;
-            for y in mcu_row * subsampling.vertical..(mcu_row + 1) * subsampling.vertical {
-                for x in mcu_column * subsampling.horizontal..(mcu_column + 1) * subsampling.horizontal {
-                    luma.decode_block(&mut bits, &mut planes[0], x, y)?;
+            for block_row in mcu_row * subsampling.vertical..(mcu_row + 1) * subsampling.vertical {
+                for block_column in mcu_column * subsampling.horizontal..(mcu_column + 1) * subsampling.horizontal {
+                    luma.decode_block(&mut bits, &mut planes[0], block_column, block_row)?;
                 }
             }
             cb.decode_block(&mut bits, &mut planes[1], mcu_column, mcu_row)?;

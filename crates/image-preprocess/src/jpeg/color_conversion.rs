@@ -12,16 +12,16 @@ pub fn upsample_and_convert(plan: &ResizePlan, planes: &[Plane; 3], subsampling:
     let mut columns = SourceColumns::new(plan);
     let rows = plan.rows();
     let [luma, cb, cr] = planes;
-    let height = columns.height();
+    let channel_stride = columns.channel_stride();
     let mut interpolated = Vec::new();
-    let mut chroma = [vec![0; height + 2], vec![0; height + 2]];
+    let mut chroma = [vec![0; channel_stride + 2], vec![0; channel_stride + 2]];
     for (x, pixels) in plan.columns().zip(columns.iter_mut()) {
         for (plane, chroma) in [cb, cr].into_iter().zip(&mut chroma) {
             upsample_column(plane, subsampling, x, &rows, &mut interpolated, chroma);
         }
         let luma = &luma.column(x)[rows.start - luma.vertical.first()..];
-        let (red, rest) = pixels.split_at_mut(height);
-        let (green, blue) = rest.split_at_mut(height);
+        let (red, rest) = pixels.split_at_mut(channel_stride);
+        let (green, blue) = rest.split_at_mut(channel_stride);
         let [cb, cr] = &chroma;
         let samples = luma.iter().zip(cb).zip(cr);
         for (((&y, &cb), &cr), ((red, green), blue)) in samples.zip(red.iter_mut().zip(green).zip(blue)) {
@@ -81,6 +81,7 @@ fn upsample_column(
     if end <= plane.height {
         interpolated[end + 1] = interpolated[end];
     }
+    // Pairs of pixels begin at even rows.
     let offset = rows.start / 2 - first;
     let (above, own, below) = (&interpolated[offset..], &interpolated[offset + 1..], &interpolated[offset + 2..]);
     let (pairs, _) = column.as_chunks_mut::<2>();

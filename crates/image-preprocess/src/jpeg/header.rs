@@ -12,7 +12,7 @@ pub struct Header<'a> {
     pub height: usize,
     /// Quantization tables by slot, with steps in the order of the file.
     pub quantization_tables: [Option<[u8; 64]>; 4],
-    /// Huffman tables by class and slot.
+    /// Huffman tables by class (DC, AC) and slot.
     pub huffman_tables: [[Option<Box<HuffmanTable>>; 2]; 2],
     /// Whether the file has the segment of the JFIF format.
     is_jfif: bool,
@@ -36,6 +36,7 @@ pub struct Subsampling {
 #[derive(Clone, Copy, Default)]
 pub struct Component {
     id: u8,
+    /// The slot of the quantization table.
     pub quantization_table: usize,
     /// The slot of the Huffman table of the DC coefficients.
     pub dc_table: usize,

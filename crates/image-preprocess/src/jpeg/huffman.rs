@@ -84,7 +84,7 @@ pub struct HuffmanTable {
     lookup: [LookupEntry; 1 << LOOKUP_BITS],
     /// By code length: the smallest 16-bit number that begins with no code of at most that length.
     limits: [u32; 17],
-    /// By code length: the index in `symbols` of its first code, minus that code.
+    /// By code length: the index in `symbols` of the first code of this length, minus that code.
     offsets: [i32; 17],
     symbols: Vec<u8>,
 }
@@ -159,7 +159,9 @@ impl HuffmanTable {
 pub struct BitReader<'a> {
     /// The data, with at least [`Self::PADDING`] more bytes at the end.
     bytes: &'a [u8],
+    /// The number of bytes of data.
     length: usize,
+    /// The index of the first byte after the next `count` bits.
     next_byte: usize,
     /// The next `count` bits, from the highest on.
     window: u64,
@@ -257,7 +259,7 @@ mod tests {
         counts[0] = 1;
         assert!(HuffmanTable::new(TableClass::Dc, &counts, &[12]).is_none());
         counts[14..].fill(128);
-        assert!(HuffmanTable::new(TableClass::Ac, &counts, &[1; 257]).is_none(), "more codes than symbols");
+        assert!(HuffmanTable::new(TableClass::Ac, &counts, &[1; 257]).is_none(), "more than 256 codes");
         assert_eq!(read_values(&table(TableClass::Dc, [0, 1, 2, 3]), "1111111111111111", 1).0, [None]);
     }
 

@@ -24,7 +24,7 @@ const MAX_SAMPLE_BITS: u32 = 9;
 pub struct OverflowCheck([i32; 8]);
 
 impl OverflowCheck {
-    /// Whether no computation overflowed.
+    /// Whether no computation can have overflowed, and no sample has more than [`MAX_SAMPLE_BITS`].
     pub fn is_within_range(&self) -> bool {
         self.0.iter().all(|&bits| bits >> MAX_BITS == 0)
     }
@@ -119,6 +119,7 @@ fn transform_lanes<const SHIFT: u32>(input: &Block, overflow: &mut OverflowCheck
     output
 }
 
+/// The magnitude of `value`, less 1 if `value` is negative.
 #[inline(always)]
 fn magnitude(value: i32) -> i32 {
     value ^ (value >> 31)

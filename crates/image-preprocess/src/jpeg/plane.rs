@@ -6,6 +6,7 @@ use crate::buffer::Buffer;
 
 /// The stored part of a plane in one direction.
 pub struct SampleRange {
+    /// The stored blocks, of eight samples each.
     blocks: Range<usize>,
     /// The number of samples of the whole plane.
     pub count: usize,

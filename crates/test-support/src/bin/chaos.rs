@@ -38,7 +38,7 @@ struct Arguments {
     /// Seed of the random faults.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// Skip the run without faults.
+    /// Skip the run without faults, whose scores are the comparison.
     #[arg(long)]
     no_quiet: bool,
     /// Folder for the runs, the logs of all processes and the summary.

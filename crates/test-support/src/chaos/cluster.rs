@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::{Process, command, parameters_sha256, wait_for};
 
-/// A coordinator and workers, which are restarted when they end, as a supervisor does.
+/// A coordinator and workers. Workers that end are restarted, as a supervisor does.
 pub struct Cluster {
     run_file: PathBuf,
     log_folder: PathBuf,
@@ -14,7 +14,7 @@ pub struct Cluster {
     /// None while the coordinator is down.
     coordinator: Option<Process>,
     workers: BTreeMap<u32, Process>,
-    /// When to start which worker, by worker id.
+    /// When workers are to be started, by worker id.
     start_times: BTreeMap<u32, Instant>,
     /// The number of log files. It is part of their names, so that a restarted process does not
     /// overwrite the earlier log.
@@ -34,7 +34,7 @@ impl Cluster {
         cluster
     }
 
-    /// The path of a new log file of a process.
+    /// The path of the next log file.
     fn next_log(&mut self, process_name: &str) -> PathBuf {
         self.log_count += 1;
         self.log_folder.join(format!("{:03}-{process_name}.log", self.log_count))

@@ -26,8 +26,8 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Injects the fault; faults of workers hit `worker_id`. Returns whether the fault ends the
-    /// generation.
+    /// Injects the fault. A fault of a worker hits worker `worker_id`. Returns whether the fault is
+    /// certain to end the generation: a suspended coordinator may resume before a timeout.
     pub fn inject(self, cluster: &mut Cluster, worker_id: u32, random: &mut ChaCha8Rng) -> bool {
         let downtime = random.random_range(Duration::ZERO..MAX_DOWNTIME);
         match self {

@@ -8,8 +8,9 @@
 //! ```
 //!
 //! There is one fault at a time. The next fault is injected at a random time after the first step
-//! that follows the previous fault. The generation then has at least two members, so the state is
-//! never lost. The simulation covers the loss of a state.
+//! that follows the previous fault. The generation then has at least two members (unless the test
+//! has one worker), so one that holds the training state survives. The simulation covers the loss
+//! of the state.
 
 mod cluster;
 mod fault;
@@ -36,7 +37,7 @@ const MAX_FAULT_INTERVAL: Duration = Duration::from_millis(1500);
 pub struct Chaos {
     /// The number of workers.
     pub workers: u32,
-    /// The kinds of faults. All have the same probability.
+    /// The kinds of faults that are injected. All have the same probability.
     pub fault_kinds: Vec<Fault>,
     /// The maximal number of faults.
     pub max_faults: usize,
@@ -75,8 +76,8 @@ impl Chaos {
         let mut recovery_seconds = Vec::new();
         while recovery_seconds.len() < self.max_faults && started_at.elapsed() < self.max_duration {
             let interval = random.random_range(Duration::ZERO..MAX_FAULT_INTERVAL);
-            let stable = self.wait_until_stable(&mut cluster, &journal, interval);
-            let Some((generation, members)) = stable else { break };
+            let stable_generation = self.wait_until_stable(&mut cluster, &journal, interval);
+            let Some((generation, members)) = stable_generation else { break };
             let fault = self.fault_kinds[random.random_range(0..self.fault_kinds.len())];
             let worker_id = members[random.random_range(0..members.len())];
             let injected_at = unix_time();
@@ -103,9 +104,9 @@ impl Chaos {
         Summary::new(recovery_seconds, &hashes, &journal, &run_file)
     }
 
-    /// Waits until a generation of at least two members has applied a step and has existed for
-    /// `min_age`. Returns its number and the worker ids of its members; none if the run is
-    /// finished.
+    /// Waits until a generation of at least two members (one if the test has one worker) has
+    /// applied a step and was seen `min_age` ago or earlier. Returns its number and the worker ids
+    /// of its members; none if the run is finished.
     fn wait_until_stable(
         &self,
         cluster: &mut Cluster,

@@ -27,12 +27,12 @@ impl RunJournal {
         Some((number, worker_ids(&members)))
     }
 
-    /// Whether a generation has applied a step.
+    /// Whether a step of this generation is recorded.
     pub fn has_trained(&self, generation: i64) -> bool {
         self.query::<i64>("SELECT 1 FROM steps WHERE generation = ? LIMIT 1", &[&generation]).is_some()
     }
 
-    /// When a later generation than this one first applied a step, in Unix seconds.
+    /// When the first step of a later generation than this one was recorded, in Unix seconds.
     pub fn first_step_after_generation(&self, generation: i64) -> Option<f64> {
         self.query::<Option<f64>>("SELECT min(at) FROM steps WHERE generation > ?", &[&generation]).flatten()
     }
@@ -42,7 +42,7 @@ impl RunJournal {
         self.query("SELECT count(*) FROM steps", &[]).unwrap_or(0)
     }
 
-    /// When a step was first applied after a time, in Unix seconds.
+    /// When the first step after `time` was recorded; both in Unix seconds.
     pub fn first_step_after_time(&self, time: f64) -> Option<f64> {
         self.query::<Option<f64>>("SELECT min(at) FROM steps WHERE at > ?", &[&time]).flatten()
     }

@@ -17,15 +17,15 @@ pub struct Summary {
     /// Seconds from a fault to the next applied step. For a suspended worker, from the end of its
     /// generation.
     pub recovery_s: MedianAndMax,
-    /// The same by kind.
+    /// The same seconds by kind of fault.
     pub recovery_s_by_kind: BTreeMap<Fault, MedianAndMax>,
     /// Maximal number of steps that were repeated after a fault, including the step in flight.
     pub redone_steps_max: u64,
     /// Seconds from a worker's join to its first step.
     pub rejoin_s: MedianAndMax,
-    /// Samples that were never trained on, from the audit.
+    /// The number of samples that were never trained on, from the audit.
     pub samples_lost: u64,
-    /// Samples that were trained on twice, from the audit.
+    /// The number of samples that were trained on more than once, from the audit.
     pub samples_repeated: u64,
     /// The number of distinct hashes of parameters at the end, minus 1.
     pub divergent_ranks: usize,
@@ -38,14 +38,14 @@ pub struct Summary {
 /// Median and maximum of measured values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct MedianAndMax {
-    /// The median.
+    /// The median; of an even number of values, the lower of the two in the middle.
     pub median: f64,
     /// The maximum.
     pub max: f64,
 }
 
 impl MedianAndMax {
-    /// Computes both of these values; zeros if there are none.
+    /// The median and the maximum of `values`; zeros if there are no values.
     #[must_use]
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);

@@ -33,7 +33,7 @@ pub fn open(path: &Path) -> Result<Archive, Error> {
     let name = WEIGHT_FILES
         .into_iter()
         .find(|name| path.join(name).exists())
-        .ok_or_else(|| Error::format(path, format!("has no weights: none of {} exists", WEIGHT_FILES.join(", "))))?;
+        .ok_or_else(|| Error::invalid(path, format!("has no weights: none of {} exists", WEIGHT_FILES.join(", "))))?;
     let file = path.join(name);
     let mut archive = Archive { path: path.to_owned(), files: Vec::new(), tensors: BTreeMap::new() };
     if name.ends_with(".json") {
@@ -51,12 +51,12 @@ fn add_shards(archive: &mut Archive, index: &Path) -> Result<(), Error> {
     let ShardIndex { weight_map } = read_json(index)?;
     let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
     if shards.len() > MAX_SHARDS {
-        return Err(Error::format(index, format!("names more than {MAX_SHARDS} shards")));
+        return Err(Error::invalid(index, format!("names more than {MAX_SHARDS} shards")));
     }
     for shard in shards {
         // Follows symbolic links, which download caches use.
         if !matches!(Path::new(shard).components().collect::<Vec<_>>().as_slice(), [Component::Normal(_)]) {
-            return Err(Error::format(index, format!("the shard {shard} leads out of the folder")));
+            return Err(Error::invalid(index, format!("the shard {shard} leads out of the folder")));
         }
         let file = MappedFile::open(&archive.path.join(shard))?;
         let mut tensors = locate_tensors(file.path(), file.bytes())?;

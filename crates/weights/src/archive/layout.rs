@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::tensor::{Dtype, byte_length};
 
-/// Where a tensor's elements are, checked against the file on creation.
+/// Where a tensor's elements are, checked against the range of its storage on creation. The caller
+/// checks that range against the file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Contiguous in row-major order, in these bytes of the file.
@@ -34,15 +35,16 @@ impl Layout {
         shape: &[usize],
         strides: Vec<usize>,
     ) -> Option<Self> {
-        let elements = byte_length(Dtype::U8, shape)?;
+        // With one byte per element, the length in bytes is the number of elements.
+        let element_count = byte_length(Dtype::U8, shape)?;
         let start = storage.start.checked_add(offset.checked_mul(element_bytes)?)?;
-        if elements == 0 {
+        if element_count == 0 {
             return Some(Self::Contiguous(storage.start..storage.start));
         }
         let last = shape
             .iter()
             .zip(&strides)
-            .try_fold(offset, |sum, (&side, &stride)| sum.checked_add(side.checked_sub(1)?.checked_mul(stride)?))?;
+            .try_fold(offset, |sum, (&length, &stride)| sum.checked_add(length.checked_sub(1)?.checked_mul(stride)?))?;
         let end = storage.start.checked_add(last.checked_add(1)?.checked_mul(element_bytes)?)?;
         if end > storage.end {
             return None;
@@ -59,9 +61,9 @@ impl Layout {
 /// ignored.
 fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1_usize;
-    shape.iter().zip(strides).rev().all(|(&side, &stride)| {
-        let matches = side == 1 || stride == expected;
-        expected = expected.saturating_mul(side);
+    shape.iter().zip(strides).rev().all(|(&length, &stride)| {
+        let matches = length == 1 || stride == expected;
+        expected = expected.saturating_mul(length);
         matches
     })
 }
@@ -71,21 +73,21 @@ impl StridedElements {
     /// created for.
     pub fn gather(&self, file: &[u8], shape: &[usize], element_bytes: usize) -> Option<Vec<u8>> {
         let storage = file.get(self.storage.clone())?;
-        let elements: usize = shape.iter().product();
-        let mut gathered = Vec::with_capacity(elements.checked_mul(element_bytes)?);
+        let element_count: usize = shape.iter().product();
+        let mut gathered = Vec::with_capacity(element_count.checked_mul(element_bytes)?);
         let mut index = vec![0; shape.len()];
         let mut position = self.offset;
-        for _ in 0..elements {
+        for _ in 0..element_count {
             gathered.extend_from_slice(storage.get(position * element_bytes..(position + 1) * element_bytes)?);
             // Increments the index: the last dimension first, with carries to the dimensions
             // before.
-            for ((coordinate, &side), &stride) in index.iter_mut().zip(shape).zip(&self.strides).rev() {
+            for ((coordinate, &length), &stride) in index.iter_mut().zip(shape).zip(&self.strides).rev() {
                 *coordinate += 1;
                 position += stride;
-                if *coordinate < side {
+                if *coordinate < length {
                     break;
                 }
-                position -= side * stride;
+                position -= length * stride;
                 *coordinate = 0;
             }
         }
@@ -97,9 +99,12 @@ impl StridedElements {
 mod tests {
     use super::*;
 
+    /// Gathers one-byte elements from a storage of twelve bytes. Each byte of the file is its own
+    /// position.
     fn gather_elements(shape: &[usize], strides: &[usize], offset: usize) -> Option<Vec<u8>> {
         let file: Vec<u8> = (0..100).collect();
-        match Layout::new(10..22, 1, offset, shape, strides.to_vec())? {
+        let storage = 10..22;
+        match Layout::new(storage, 1, offset, shape, strides.to_vec())? {
             Layout::Contiguous(range) => file.get(range).map(<[u8]>::to_vec),
             Layout::Strided(strided) => strided.gather(&file, shape, 1),
         }
@@ -128,6 +133,8 @@ mod tests {
 
     #[test]
     fn the_stride_of_a_dimension_of_length_one_is_ignored() {
-        assert_eq!(Layout::new(0..12, 2, 1, &[1, 4], vec![77, 1]), Some(Layout::Contiguous(2..10)));
+        let (storage, element_bytes, offset) = (0..12, 2, 1);
+        let layout = Layout::new(storage, element_bytes, offset, &[1, 4], vec![77, 1]);
+        assert_eq!(layout, Some(Layout::Contiguous(2..10)));
     }
 }

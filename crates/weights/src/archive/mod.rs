@@ -57,7 +57,7 @@ pub struct Archive {
 
 /// A tensor in a file of the archive.
 struct TensorEntry {
-    /// The index of the file.
+    /// The index of the file in `Archive::files`.
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -84,7 +84,7 @@ impl Archive {
     /// content, not from the name.
     ///
     /// # Errors
-    /// The file is damaged, refused or not supported; the message names it and the problem.
+    /// A file is damaged, refused or not supported; the message names the file and the problem.
     pub fn open(path: &Path) -> Result<Self, Error> {
         if path.is_dir() {
             return folder::open(path);
@@ -121,7 +121,7 @@ impl Archive {
         if tensor_bytes.is_some_and(|bytes| bytes <= file_bytes.saturating_mul(MAX_SIZE_RATIO)) {
             return Ok(());
         }
-        Err(Error::format(&self.path, format!("its tensors would take more than {MAX_SIZE_RATIO} times its size")))
+        Err(Error::invalid(&self.path, format!("its tensors would take more than {MAX_SIZE_RATIO} times its size")))
     }
 
     /// The path of the file or folder.
@@ -197,11 +197,11 @@ fn locate_tensors(path: &Path, bytes: &[u8]) -> Result<Vec<LocatedTensor>, Error
     } else if bytes.get(8) == Some(&b'{') {
         safetensors::locate_tensors(path, bytes)
     } else if bytes.starts_with(b"\x80") || bytes.get(257..262) == Some(b"ustar") {
-        Err(Error::format(path, format!("is in the format of PyTorch before 1.6: {remedy}")))
+        Err(Error::invalid(path, format!("is in the format of PyTorch before 1.6: {remedy}")))
     } else if bytes.starts_with(b"version https://git-lfs") {
-        Err(Error::format(path, "is a Git LFS pointer, not the file itself: fetch it with git lfs pull"))
+        Err(Error::invalid(path, "is a Git LFS pointer, not the file itself: fetch it with git lfs pull"))
     } else {
-        Err(Error::format(path, "is neither safetensors nor a file of PyTorch 1.6 or later"))
+        Err(Error::invalid(path, "is neither safetensors nor a file of PyTorch 1.6 or later"))
     }
 }
 

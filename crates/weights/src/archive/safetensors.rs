@@ -13,14 +13,14 @@ use crate::tensor::Dtype;
 
 /// The tensors of the file `path`, whose content is `bytes`.
 pub fn locate_tensors(path: &Path, bytes: &[u8]) -> Result<Vec<LocatedTensor>, Error> {
-    let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| Error::format(path, error))?;
+    let (header_bytes, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| Error::invalid(path, error))?;
     // The length of the header precedes it, in eight bytes.
-    let data = 8 + header_bytes;
+    let data_start = 8 + header_bytes;
     let tensors = metadata.tensors().into_iter().map(|(name, info)| {
         let dtype = from_safetensors_dtype(info.dtype)
             .ok_or_else(|| Error::tensor(path, &name, format!("has elements of type {}", info.dtype)))?;
         let (start, end) = info.data_offsets;
-        let layout = Layout::Contiguous(data + start..data + end);
+        let layout = Layout::Contiguous(data_start + start..data_start + end);
         Ok(LocatedTensor { name, dtype, shape: info.shape.clone(), layout })
     });
     tensors.collect()

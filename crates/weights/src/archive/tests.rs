@@ -116,11 +116,11 @@ fn tensors_much_larger_than_their_file_are_refused() {
         "{text} took {peak_bytes} bytes"
     );
     let names: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
-    let large = vec![0; 1 << 16];
+    let storage = vec![0; 1 << 16];
     let view = StorageView { class: "ByteStorage", elements: 1 << 16, shape: &[1 << 16], strides: &[1], ..VIEW };
     let views: Vec<_> = names.iter().map(|name| (name.as_str(), view)).collect();
     let pickle = Pickler::new().state_dict(&views).finish();
-    let text = problem(&zip(&[("m/data.pkl", &pickle), ("m/data/0", &large)]));
+    let text = problem(&zip(&[("m/data.pkl", &pickle), ("m/data/0", &storage)]));
     assert!(text.ends_with("would take more than 8 times its size"), "{text}");
 }
 
@@ -137,16 +137,16 @@ fn compressed_and_big_endian_archives_are_refused() {
     }
     let text = problem(&bytes);
     assert!(text.ends_with("m/data/0 is compressed, which PyTorch never does"), "{text}");
-    let other = zip(&[("m/data.pkl", &pickle), ("m/byteorder", b"big"), ("m/data/0", &[0; 24])]);
-    assert!(problem(&other).contains("is big-endian"));
+    let big_endian = zip(&[("m/data.pkl", &pickle), ("m/byteorder", b"big"), ("m/data/0", &[0; 24])]);
+    assert!(problem(&big_endian).contains("is big-endian"));
 }
 
 #[test]
 fn other_formats_are_refused_with_a_remedy() {
     let mut tar = vec![b'x'; 512];
     tar[257..262].copy_from_slice(b"ustar");
-    let number = [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
-    for legacy in [&tar[..], &number] {
+    let magic_number = [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
+    for legacy in [&tar[..], &magic_number] {
         assert!(problem(legacy).ends_with("save it again with torch.save of PyTorch 1.6 or later"));
     }
     assert!(problem(b"").ends_with("is neither safetensors nor a file of PyTorch 1.6 or later"));
@@ -258,6 +258,8 @@ fn valid_files() -> Vec<Vec<u8>> {
     vec![std::fs::read(path).unwrap(), torch_file(&[("a", VIEW), ("b", transposed)]), torchscript]
 }
 
+/// Checks that opening `bytes` and reading all tensors neither panics nor allocates much more than
+/// their length.
 fn check_untrusted(bytes: &[u8]) -> Result<(), TestCaseError> {
     let ((), peak_bytes) = peak_allocation(|| {
         if let Ok(archive) = open_bytes(bytes) {

@@ -2,8 +2,8 @@
 //! file in `data/` for each storage that the pickle names, and `byteorder` (PyTorch's
 //! `caffe2/serialize/inline_container.h`).
 //!
-//! PyTorch stores all of them uncompressed, so they can be memory-mapped. Compressed files are
-//! refused: nothing is ever decompressed.
+//! PyTorch stores these files uncompressed, so they can be memory-mapped. An archive in which one
+//! of them is compressed is refused: nothing is ever decompressed.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -24,10 +24,10 @@ const PICKLE_FILE: &str = "data.pkl";
 pub fn locate_tensors(path: &Path, bytes: &[u8]) -> Result<Vec<LocatedTensor>, Error> {
     let directory = ZipDirectory::read(path, bytes)?;
     if directory.get("byteorder").and_then(|range| bytes.get(range)).is_some_and(|order| order != b"little") {
-        return Err(Error::format(path, "is big-endian: save it again on a little-endian machine"));
+        return Err(Error::invalid(path, "is big-endian: save it again on a little-endian machine"));
     }
     let pickle = directory.get(PICKLE_FILE).and_then(|range| bytes.get(range)).unwrap_or_default();
-    let views = pickle::read(pickle).map_err(|error| Error::format(path, error))?;
+    let views = pickle::read(pickle).map_err(|error| Error::invalid(path, error))?;
     let tensors = views.into_iter().map(|(name, view)| match layout(&directory, &view) {
         Ok(layout) => Ok(LocatedTensor { name, dtype: view.dtype, shape: view.shape, layout }),
         Err(error) => Err(Error::tensor(path, &name, error)),
@@ -60,12 +60,13 @@ fn layout(directory: &ZipDirectory, view: &pickle::TensorView<'_>) -> Result<Lay
         .ok_or_else(|| StorageError::OutOfBounds(key()))
 }
 
-/// The byte ranges of an archive's files, by their path below its folder.
+/// The byte ranges of the needed files of an archive, by their path below the folder with the
+/// pickle.
 struct ZipDirectory(HashMap<String, Range<usize>>);
 
 impl ZipDirectory {
     fn read(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
-        let damaged = |problem: &dyn std::fmt::Display| Error::format(path, format!("damaged ZIP archive: {problem}"));
+        let damaged = |problem: &dyn std::fmt::Display| Error::invalid(path, format!("damaged ZIP archive: {problem}"));
         let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| damaged(&error))?;
         if archive.len() > MAX_FILES {
             return Err(damaged(&format!("more than {MAX_FILES} files")));
@@ -80,7 +81,7 @@ impl ZipDirectory {
                 || file.encrypted()
                 || file.size() != file.compressed_size()
             {
-                return Err(Error::format(path, format!("{folder}{name} is compressed, which PyTorch never does")));
+                return Err(Error::invalid(path, format!("{folder}{name} is compressed, which PyTorch never does")));
             }
             let start = file.data_start().and_then(|start| usize::try_from(start).ok());
             let range = start.zip(usize::try_from(file.size()).ok()).and_then(|(start, length)| {
@@ -97,7 +98,8 @@ impl ZipDirectory {
     }
 }
 
-/// The folder with the pickle, and a slash. PyTorch names it after the file that it saves.
+/// The path of the folder with the pickle, with a slash at the end. PyTorch names the folder after
+/// the saved file.
 fn pickle_folder(path: &Path, archive: &ZipArchive<Cursor<&[u8]>>) -> Result<String, Error> {
     let mut folders = archive.file_names_raw().filter_map(|name| {
         let folder = str::from_utf8(name).ok()?.strip_suffix(PICKLE_FILE)?;
@@ -106,9 +108,9 @@ fn pickle_folder(path: &Path, archive: &ZipArchive<Cursor<&[u8]>>) -> Result<Str
     match (folders.next(), folders.next()) {
         (Some(folder), None) => Ok(folder),
         (None, _) => {
-            Err(Error::format(path, format!("is a ZIP archive without {PICKLE_FILE}, so PyTorch did not write it")))
+            Err(Error::invalid(path, format!("is a ZIP archive without {PICKLE_FILE}, so PyTorch did not write it")))
         }
-        _ => Err(Error::format(path, format!("has more than one {PICKLE_FILE}"))),
+        _ => Err(Error::invalid(path, format!("has more than one {PICKLE_FILE}"))),
     }
 }
 

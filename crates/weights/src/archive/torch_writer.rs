@@ -81,9 +81,9 @@ fn pickle(tensors: &[(String, Tensor<'_>)]) -> Vec<u8> {
 /// The row-major strides of a shape, in elements.
 fn strides(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
-    for (dimension, &side) in shape.iter().enumerate().skip(1).rev() {
+    for (dimension, &length) in shape.iter().enumerate().skip(1).rev() {
         for stride in strides.iter_mut().take(dimension) {
-            *stride *= side;
+            *stride *= length;
         }
     }
     strides
@@ -103,7 +103,7 @@ mod tests {
         let tensors: Vec<_> = shapes
             .iter()
             .zip(["a", "b.weight", "c", "d"])
-            .map(|(s, n)| (n.to_owned(), sequential_tensor(s, 7)))
+            .map(|(shape, name)| (name.to_owned(), sequential_tensor(shape, 7)))
             .collect();
         write_torch(&path, &tensors).unwrap();
         assert_eq!(Archive::open(&path).unwrap().tensors(), tensors);
@@ -120,8 +120,8 @@ mod tests {
         assert!(problem(&[one(), one()]).contains("a: occurs twice"));
         let short = Tensor { shape: vec![3], ..one().1 };
         assert!(problem(&[("b".to_owned(), short)]).contains("b: has 8 bytes, which do not match the shape [3]"));
-        let half = Tensor { dtype: Dtype::F16, shape: vec![4], ..one().1 };
-        assert!(problem(&[("c".to_owned(), half)]).contains("c: has elements of type F16"));
+        let half_precision = Tensor { dtype: Dtype::F16, shape: vec![4], ..one().1 };
+        assert!(problem(&[("c".to_owned(), half_precision)]).contains("c: has elements of type F16"));
         assert!(!path.exists());
     }
 }

@@ -17,8 +17,9 @@ use crate::config_section::ConfigSection;
 use crate::error::Error;
 use crate::model_folder::Vocabulary;
 
-/// The key of the ids of CLIP's tokens in the vocabulary of a captioner. Exports of this project
-/// have it if the vocabulary is a subset of CLIP's; the upstream release does not.
+/// The key of the list of a captioner's tokens, as their ids in CLIP's vocabulary. Exports of this
+/// project have the key if the vocabulary is a subset of CLIP's; the release of DiCO's authors does
+/// not.
 const TOKEN_IDS_KEY: &str = "clip_tokens";
 /// The Python module with the code of the model, which exports contain beside `config.json`.
 pub const MODELING_MODULE: &str = "modeling_dico";
@@ -62,7 +63,7 @@ pub fn read(path: &Path, config: &Value) -> Result<(CaptionerConfig, VisionConfi
     Ok((captioner, vision))
 }
 
-/// The vocabulary of a captioner with `size` tokens, from `config`, the content of the file `path`.
+/// The vocabulary in `config`, the content of the file `path`, for a captioner with `size` tokens.
 pub fn read_vocabulary(path: &Path, config: &Value, size: usize) -> Result<Vocabulary, Error> {
     let error = |problem: String| Error::setting(path, TOKEN_IDS_KEY, problem);
     let vocabulary = match config.get(TOKEN_IDS_KEY) {

@@ -64,8 +64,8 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, Tensor<'_>)]) -> Resul
     })
 }
 
-/// The header of a safetensors file with consecutive 32-bit tensors. With it a caller can write a
-/// file tensor by tensor, without the whole file in memory.
+/// Builds the header of a safetensors file with consecutive tensors of `f32`, from their names and
+/// shapes. With it a caller can write a file tensor by tensor, without the whole file in memory.
 ///
 /// # Errors
 /// A name occurs twice, or a tensor is too large for a file.
@@ -74,7 +74,7 @@ pub fn safetensors_header(tensors: impl IntoIterator<Item = (String, Vec<usize>)
     let mut names = BTreeSet::new();
     let mut infos = Vec::new();
     for (name, shape) in tensors {
-        let size = shape.iter().try_fold(Dtype::F32.size(), |size, &side| size.checked_mul(side));
+        let size = shape.iter().try_fold(Dtype::F32.size(), |size, &length| size.checked_mul(length));
         let tensor_end = size.and_then(|size| size.checked_add(end));
         let tensor_end = tensor_end.ok_or_else(|| Error::export(&name, "is larger than a file can be"))?;
         if !names.insert(name.clone()) {

@@ -43,7 +43,7 @@ pub struct CaptionerConfig {
     pub vision_width: usize,
     /// The width of encoder and decoder.
     pub width: usize,
-    /// The number of attention heads of each.
+    /// The number of attention heads in each layer of encoder and decoder.
     pub heads: usize,
     /// The number of layers of the encoder.
     pub encoder_layers: usize,
@@ -69,7 +69,7 @@ pub struct VisionConfig {
     /// The architecture and its sizes. The upstream layout supports only transformers.
     #[serde(rename = "vision")]
     pub backbone: VisionBackbone,
-    /// The activation of its MLPs; unused for a ResNet.
+    /// The activation of a transformer's MLPs; unused for a ResNet.
     #[serde(default)]
     pub activation: Activation,
     /// The normalization of pixels.
@@ -86,7 +86,7 @@ impl VisionConfig {
     }
 
     /// A description of the differences from OpenAI's model of the same sizes; empty if there are
-    /// none.
+    /// none. `lora` says which LoRA factors are added, if the weights have factors.
     #[must_use]
     pub fn differences_from_openai(&self, lora: Option<LoraReading>) -> String {
         let Self { backbone, activation, normalization: Normalization { mean, std }, .. } = self;
@@ -115,13 +115,17 @@ impl VisionConfig {
 /// An opened folder in the upstream layout. Its config and weights are consistent.
 pub struct UpstreamFolder {
     archive: Archive,
+    /// The content of `config.json`.
     config: Value,
     captioner: CaptionerConfig,
     vision: VisionConfig,
     vision_prefix: &'static str,
+    /// The tensors of the vision encoder, with OpenAI's names as the new ones.
     vision_mapping: TensorMapping,
-    /// For each tensor of encoder and decoder, by upstream name: its name in the file.
+    /// For each tensor of encoder and decoder, by upstream name: its name in the file. They differ
+    /// only for word embeddings that are read from the tied output projection.
     captioner_names: BTreeMap<String, String>,
+    /// The names of tensors that no computation uses.
     unused: Vec<String>,
 }
 
@@ -210,7 +214,7 @@ impl UpstreamFolder {
     #[must_use]
     pub fn captioner_tensors(&self) -> Vec<(String, Tensor<'_>)> {
         let names = self.captioner_names.iter();
-        names.filter_map(|(name, old)| Some((name.clone(), self.archive.get(old)?))).collect()
+        names.filter_map(|(name, name_in_file)| Some((name.clone(), self.archive.get(name_in_file)?))).collect()
     }
 
     /// The parameters of the vision encoder under OpenAI's names, sorted: `visual.*`, without
@@ -244,12 +248,12 @@ impl UpstreamFolder {
     /// files.
     fn check_all_shapes(&self) -> Result<(), Error> {
         let path = self.archive.path();
-        let config_error = |error: TooManyLayersError| Error::format(&path.join("config.json"), error);
+        let config_error = |error: TooManyLayersError| Error::invalid(&path.join("config.json"), error);
         let mut required = self.captioner.shapes().map_err(config_error)?;
         let mut actual: Shapes = self
             .captioner_names
             .iter()
-            .filter_map(|(name, old)| Some((name.clone(), self.archive.shape(old)?.to_vec())))
+            .filter_map(|(name, name_in_file)| Some((name.clone(), self.archive.shape(name_in_file)?.to_vec())))
             .collect();
         required.extend(self.vision.shapes().map_err(config_error)?);
         let width = self.vision.width();

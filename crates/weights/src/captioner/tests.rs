@@ -23,7 +23,8 @@ fn sizes() -> (CaptionerConfig, VisionConfig) {
     (captioner, VisionConfig::new(4, backbone))
 }
 
-/// Names and shapes of a captioner of those sizes in the upstream layout.
+/// The upstream names and the shapes of the tensors of a captioner of [`sizes`]; `prefix` is that
+/// of its vision encoder.
 fn shapes(prefix: &str) -> Vec<(String, Vec<usize>)> {
     let (captioner, vision) = sizes();
     let mut shapes: Vec<(String, Vec<usize>)> = captioner.shapes().unwrap().into_iter().collect();
@@ -146,9 +147,9 @@ fn a_config_that_differs_from_the_weights_is_refused() {
         let text = problem(&config, &shapes(VISION_PREFIX));
         assert!(text.contains(expected), "{text}");
     }
-    let mut without = shapes(VISION_PREFIX);
-    without.retain(|(name, _)| name != "encoder.vis_enc_to_enc_proj.weight");
-    assert!(problem(&config(), &without).ends_with("missing: encoder.vis_enc_to_enc_proj.weight"));
+    let mut without_projection = shapes(VISION_PREFIX);
+    without_projection.retain(|(name, _)| name != "encoder.vis_enc_to_enc_proj.weight");
+    assert!(problem(&config(), &without_projection).ends_with("missing: encoder.vis_enc_to_enc_proj.weight"));
 }
 
 #[test]
@@ -178,11 +179,12 @@ fn unsupported_settings_are_refused_by_name() {
         let mut config = config();
         config.pointer_mut(section).unwrap()[key] = value;
         let text = problem(&config, &shapes(VISION_PREFIX));
-        let named = format!(
+        let full_key = format!(
             "config.json: {}{key}: ",
             section.trim_start_matches('/').replace('/', ".") + if section.is_empty() { "" } else { "." }
         );
-        assert!(text.contains(&named) || (key.starts_with("n_") && text.contains("decoder.")), "{named} {text}");
+        // Sizes of the decoder that differ from the encoder's are reported under the encoder's key.
+        assert!(text.contains(&full_key) || (key.starts_with("n_") && text.contains("decoder.")), "{full_key} {text}");
     }
     let mut config = config();
     config["encoder"]["encoder"]["hidden_size"] = json!(8);
@@ -253,11 +255,11 @@ fn a_config_lists_the_token_ids_of_a_corpus_vocabulary() {
 
 #[test]
 fn tensors_that_cannot_be_exported_are_errors() {
-    let text = vision_to_upstream(
+    let result = vision_to_upstream(
         vec![("visual.layer1.0.conv1.weight".to_owned(), sequential_tensor(&[1], 0))],
         VISION_PREFIX,
     );
-    assert!(text.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: is not a tensor of"));
+    assert!(result.unwrap_err().to_string().starts_with("visual.layer1.0.conv1.weight: is not a tensor of"));
     let name = "visual.transformer.resblocks.0.attn.in_proj_bias".to_owned();
     let text = vision_to_upstream(vec![(name, sequential_tensor(&[4], 0))], VISION_PREFIX).unwrap_err().to_string();
     assert!(text.ends_with("cannot be split into query, key and value"));

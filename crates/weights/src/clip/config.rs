@@ -1,9 +1,10 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::conventions::{Activation, Normalization};
 use crate::captioner::VisionConfig;
+use crate::shapes::Shapes;
 
 /// The config of a CLIP: its sizes, activation and normalization.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,7 +135,7 @@ impl ClipConfig {
     /// normalization: [`Conventions::complete`] sets them.
     ///
     /// [`Conventions::complete`]: super::conventions::Conventions::complete
-    pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, TensorMismatchError> {
+    pub(super) fn from_shapes(shapes: &Shapes) -> Result<Self, ClipShapeError> {
         let shapes = NamedShapes(shapes);
         let (image_size, vision) = if shapes.0.contains_key("visual.layer1.0.conv1.weight") {
             shapes.resnet()?
@@ -146,20 +147,17 @@ impl ClipConfig {
     }
 }
 
-/// The shapes of tensors by name.
-pub(super) type Shapes = BTreeMap<String, Vec<usize>>;
-
-/// A tensor whose shape is not that of a CLIP.
+/// A tensor is missing, or its shape is not that of a CLIP.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{tensor}: {problem}")]
-pub(crate) struct TensorMismatchError {
+pub(crate) struct ClipShapeError {
     /// The name of the tensor.
     pub tensor: String,
     /// The problem with it.
     pub problem: String,
 }
 
-impl TensorMismatchError {
+impl ClipShapeError {
     fn new(tensor: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { tensor: tensor.into(), problem: problem.into() }
     }
@@ -170,11 +168,11 @@ struct NamedShapes<'a>(&'a Shapes);
 
 impl NamedShapes<'_> {
     /// The shape of a tensor with `N` dimensions, none of them zero.
-    fn shape<const N: usize>(&self, name: &str) -> Result<[usize; N], TensorMismatchError> {
-        let shape = self.0.get(name).ok_or_else(|| TensorMismatchError::new(name, "is missing"))?;
+    fn shape<const N: usize>(&self, name: &str) -> Result<[usize; N], ClipShapeError> {
+        let shape = self.0.get(name).ok_or_else(|| ClipShapeError::new(name, "is missing"))?;
         match <[usize; N]>::try_from(shape.as_slice()) {
             Ok(sides) if !sides.contains(&0) => Ok(sides),
-            _ => Err(TensorMismatchError::new(
+            _ => Err(ClipShapeError::new(
                 name,
                 format!("has shape {shape:?}; it should have {N} dimensions, none of them empty"),
             )),
@@ -183,17 +181,17 @@ impl NamedShapes<'_> {
 
     /// The image size and sizes of a vision transformer. The shapes do not show the number of
     /// heads, which is set to 1.
-    fn transformer(&self) -> Result<(usize, VisionBackbone), TensorMismatchError> {
+    fn transformer(&self) -> Result<(usize, VisionBackbone), ClipShapeError> {
         let name = "visual.conv1.weight";
         let [width, _, _, patch_size] = self.shape(name)?;
         let side = self.grid_side("visual.positional_embedding")?;
-        let image_size = side.checked_mul(patch_size).ok_or_else(|| TensorMismatchError::new(name, "is too large"))?;
+        let image_size = side.checked_mul(patch_size).ok_or_else(|| ClipShapeError::new(name, "is too large"))?;
         let layers = self.block_count("visual.transformer.resblocks.")?;
         Ok((image_size, VisionBackbone::Transformer { patch_size, width, layers, heads: 1 }))
     }
 
-    /// The image size and sizes of a ResNet, with 1 head.
-    fn resnet(&self) -> Result<(usize, VisionBackbone), TensorMismatchError> {
+    /// The image size and sizes of a ResNet. The number of heads is set to 1, as above.
+    fn resnet(&self) -> Result<(usize, VisionBackbone), ClipShapeError> {
         let name = "visual.layer1.0.conv1.weight";
         let [width, ..] = self.shape::<4>(name)?;
         let position_embedding = "visual.attnpool.positional_embedding";
@@ -201,18 +199,17 @@ impl NamedShapes<'_> {
         let [_, hidden] = self.shape(position_embedding)?;
         if width.checked_mul(32) != Some(hidden) {
             let problem = format!("has width {hidden}, not 32 times the first stage's {width}");
-            return Err(TensorMismatchError::new(position_embedding, problem));
+            return Err(ClipShapeError::new(position_embedding, problem));
         }
-        let image_size =
-            side.checked_mul(32).ok_or_else(|| TensorMismatchError::new(position_embedding, "is too large"))?;
+        let image_size = side.checked_mul(32).ok_or_else(|| ClipShapeError::new(position_embedding, "is too large"))?;
         let [first, second, third, fourth] =
             [1, 2, 3, 4].map(|stage| self.block_count(&format!("visual.layer{stage}.")));
         let blocks = [first?, second?, third?, fourth?];
         Ok((image_size, VisionBackbone::ResNet { blocks, width, heads: 1 }))
     }
 
-    /// The sizes of the text encoder, with 1 head.
-    fn text(&self) -> Result<TextConfig, TensorMismatchError> {
+    /// The sizes of the text encoder. The number of heads is set to 1, as above.
+    fn text(&self) -> Result<TextConfig, ClipShapeError> {
         let [context_length, _] = self.shape("positional_embedding")?;
         let [vocabulary_size, _] = self.shape("token_embedding.weight")?;
         let [width] = self.shape("ln_final.weight")?;
@@ -220,28 +217,29 @@ impl NamedShapes<'_> {
         Ok(TextConfig { width, layers, heads: 1, context_length, vocabulary_size })
     }
 
-    fn block_count(&self, prefix: &str) -> Result<usize, TensorMismatchError> {
+    fn block_count(&self, prefix: &str) -> Result<usize, ClipShapeError> {
         count_blocks(self.0.keys().map(String::as_str), prefix)
     }
 
-    /// The side of the square grid of positions. There is one more position, for the class token.
-    fn grid_side(&self, name: &str) -> Result<usize, TensorMismatchError> {
+    /// The side of the square grid of positions. There is one more position: that of the class
+    /// token, or in a ResNet that of the pooled embedding.
+    fn grid_side(&self, name: &str) -> Result<usize, ClipShapeError> {
         let [positions, _] = self.shape(name)?;
         let side = (positions - 1).isqrt();
         if side == 0 || side * side + 1 != positions {
             let problem = format!("has {positions} positions, which is not a square number plus one");
-            return Err(TensorMismatchError::new(name, problem));
+            return Err(ClipShapeError::new(name, problem));
         }
         Ok(side)
     }
 }
 
 /// The number of blocks below `prefix`. They have to be numbered from 0 without gaps.
-fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, TensorMismatchError> {
+fn count_blocks<'a>(names: impl Iterator<Item = &'a str>, prefix: &str) -> Result<usize, ClipShapeError> {
     let suffixes = names.filter_map(|name| name.strip_prefix(prefix));
     let numbers: BTreeSet<&str> = suffixes.filter_map(|rest| rest.split('.').next()).collect();
     match (0..numbers.len()).find(|number| !numbers.contains(number.to_string().as_str())) {
         None if !numbers.is_empty() => Ok(numbers.len()),
-        missing => Err(TensorMismatchError::new(format!("{prefix}{}", missing.unwrap_or(0)), "is missing")),
+        missing => Err(ClipShapeError::new(format!("{prefix}{}", missing.unwrap_or(0)), "is missing")),
     }
 }

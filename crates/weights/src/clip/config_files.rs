@@ -21,7 +21,7 @@ const HUGGING_FACE_CONFIG: &str = "config.json";
 /// transformers' file with the settings of an image processor.
 pub(crate) const PREPROCESSOR_CONFIG: &str = "preprocessor_config.json";
 
-/// Settings of an OpenCLIP encoder that have no effect at evaluation.
+/// Settings of an OpenCLIP encoder that have no effect at inference.
 const IGNORED_SETTINGS: [&str; 2] = ["patch_dropout", "output_tokens"];
 
 /// The conventions from the configuration beside `weights` (a file or folder) for a model of these
@@ -33,7 +33,7 @@ pub(super) fn conventions_beside(
 ) -> Result<Option<(Conventions, PathBuf)>, Error> {
     let Some(folder) = (if weights.is_dir() { Some(weights) } else { weights.parent() }) else { return Ok(None) };
     let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-    // A repository may have both, with weights in both layouts.
+    // A repository of Hugging Face may have both files, with weights in both layouts.
     let (open_clip, hugging_face) = (file(OPEN_CLIP_CONFIG), file(HUGGING_FACE_CONFIG));
     match (layout, open_clip, hugging_face) {
         (NameLayout::OpenAi, Some(path), _) | (NameLayout::HuggingFace, Some(path), None) => {

@@ -135,21 +135,24 @@ impl Conventions {
         }
     }
 
-    /// These conventions, with those of `other` for the settings that are absent here.
+    /// These conventions, with those of `other` for the settings that are absent here. If a family
+    /// is set here, the number of heads follows from it and is not taken from `other`.
     pub(super) fn or(&self, other: &Self) -> Self {
-        let family = |conventions: &Self| conventions.family.map(|Family::Openai| Normalization::default());
+        let family_activation = self.family.map(|Family::Openai| Activation::QuickGelu);
+        let family_normalization = self.family.map(|Family::Openai| Normalization::default());
         Self {
             family: self.family.or(other.family),
-            activation: self.activation.or(family(self).map(|_| Activation::QuickGelu)).or(other.activation),
-            mean: self.mean.or(family(self).map(|openai| openai.mean)).or(other.mean),
-            std: self.std.or(family(self).map(|openai| openai.std)).or(other.std),
+            activation: self.activation.or(family_activation).or(other.activation),
+            mean: self.mean.or(family_normalization.map(|openai| openai.mean)).or(other.mean),
+            std: self.std.or(family_normalization.map(|openai| openai.std)).or(other.std),
             vision_heads: self.vision_heads.or(other.vision_heads.filter(|_| self.family.is_none())),
             text_heads: self.text_heads.or(other.text_heads.filter(|_| self.family.is_none())),
             lora: self.lora.or(other.lora),
         }
     }
 
-    /// Sets activation, normalization and heads of a config whose sizes are known.
+    /// Sets activation, normalization and heads in `config`, which has only the sizes. `path` is
+    /// the file with the weights, for messages.
     ///
     /// # Errors
     /// A setting is absent or invalid.
@@ -158,12 +161,13 @@ impl Conventions {
             return Err(unknown_property(path, "activation, mean and std"));
         };
         let normalization = Normalization { mean, std };
-        normalization.check().map_err(|problem| Error::format(path, problem))?;
+        normalization.check().map_err(|problem| Error::invalid(path, problem))?;
         (config.activation, config.normalization) = (activation, normalization);
         let is_openai = self.family == Some(Family::Openai);
-        let heads = |encoder: &str, heads: Option<usize>, width: usize| match heads {
+        let checked_heads = |encoder: &str, heads: Option<usize>, width: usize| match heads {
             Some(heads) if heads == 0 || !width.is_multiple_of(heads) => {
-                Err(Error::format(path, format!("{heads} heads cannot share the {encoder} encoder's width of {width}")))
+                let problem = format!("{heads} heads cannot share the {encoder} encoder's width of {width}");
+                Err(Error::invalid(path, problem))
             }
             Some(heads) => Ok(heads),
             None if is_openai || width <= MAX_COMMON_WIDTH => heads_of_common_width(path, encoder, width),
@@ -175,16 +179,17 @@ impl Conventions {
             VisionBackbone::ResNet { .. } if self.vision_heads.is_none() => {
                 heads_of_common_width(path, "vision", width)?
             }
-            _ => heads("vision", self.vision_heads, width)?,
+            _ => checked_heads("vision", self.vision_heads, width)?,
         };
         config.vision.set_heads(vision_heads);
-        config.text.heads = heads("text", self.text_heads, config.text.width)?;
+        config.text.heads = checked_heads("text", self.text_heads, config.text.width)?;
         Ok(())
     }
 }
 
 impl ClipConfig {
-    /// The conventions with which a state dict of a model with this config has to be opened.
+    /// The conventions with which [`ClipWeights::open`](super::ClipWeights::open) reads this config
+    /// from a state dict of such a model.
     #[must_use]
     pub fn conventions(&self) -> Conventions {
         let Normalization { mean, std } = self.normalization;
@@ -226,5 +231,5 @@ fn unknown_property(path: &Path, property: &str) -> Error {
          `text_heads` where an encoder is wider than {MAX_COMMON_WIDTH} (in a run file below evaluator.clip or captioner.vision_clip, \
          on the command line after the file, as in FILE,family=openai)"
     );
-    Error::format(path, problem)
+    Error::invalid(path, problem)
 }

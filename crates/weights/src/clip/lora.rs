@@ -26,7 +26,7 @@ pub const LORA_ALPHA: &str = "lora_alpha";
 /// are those of PAC-S++.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub struct Lora {
+pub struct LoraConfig {
     /// Rank of the factors, 1 to 256.
     pub rank: u32,
     /// Scale of B A, above 0: `alpha` over `rank`.
@@ -35,8 +35,8 @@ pub struct Lora {
     pub targets: BTreeSet<LoraTarget>,
 }
 
-impl Default for Lora {
-    /// The values of pacscore's `models/clip_lora`.
+impl Default for LoraConfig {
+    /// The values of `models/clip_lora` in pacscore, the repository of PAC-S++.
     fn default() -> Self {
         let targets = [LoraTarget::Attention, LoraTarget::Mlp, LoraTarget::PatchEmbedding].into();
         Self { rank: 4, alpha: LORALIB_DEFAULT_ALPHA, targets }
@@ -72,7 +72,8 @@ pub(super) struct FactorPair {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct LoraFactors(BTreeMap<String, FactorPair>);
 
-/// The weight that a factor of this name belongs to.
+/// The name of the weight that a factor of this name belongs to; none if the name is not that of a
+/// factor.
 pub(super) fn weight_of(name: &str) -> Option<String> {
     FACTOR_SUFFIXES
         .iter()
@@ -146,7 +147,8 @@ impl LoraFactors {
         self.0.is_empty()
     }
 
-    /// The weights whose factors `reading` adds, with the factors.
+    /// The weights to which their factors are added according to `reading`, with the names of the
+    /// factors.
     pub fn added_factors(&self, reading: LoraReading) -> impl Iterator<Item = (&str, &FactorPair)> {
         let is_added = move |weight: &str| reading == LoraReading::Merged || !weight.contains(".mlp.");
         self.0.iter().map(|(weight, pair)| (weight.as_str(), pair)).filter(move |(weight, _)| is_added(weight))
@@ -185,6 +187,7 @@ pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2], alpha: f64) -
     {
         return Err(shape_error());
     }
+    // A has rank * side rows.
     let scale = alpha as f32 * side as f32 / rows as f32;
     let elements_of = |tensor: &Tensor<'_>| to_floats(tensor).ok_or(LoraError::Dtype(tensor.dtype));
     let (a, b, mut merged) = (elements_of(a)?, elements_of(b)?, elements_of(weight)?);

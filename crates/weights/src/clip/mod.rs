@@ -4,7 +4,7 @@
 //! | module | content |
 //! |---|---|
 //! | `config` | a CLIP's config, and its derivation from the shapes of tensors |
-//! | `conventions` | the settings that tensors do not show |
+//! | `conventions` | the settings of a CLIP that its tensors do not show |
 //! | `config_files` | reads these settings from configuration files beside the weights |
 //! | `names` | converts names between Hugging Face's layout and OpenAI's |
 //! | `lora` | LoRA factors, and adding them to weights |
@@ -19,7 +19,7 @@ use std::path::Path;
 
 pub use config::{ClipConfig, TextConfig, VisionBackbone};
 pub use conventions::{Activation, Conventions, Family, LoraReading, Normalization};
-pub use lora::{LORA_ALPHA, Lora, LoraTarget, is_lora_factor, lora_factor_names};
+pub use lora::{LORA_ALPHA, LoraConfig, LoraTarget, is_lora_factor, lora_factor_names};
 use lora::{LoraError, LoraFactors};
 
 use crate::archive::Archive;
@@ -28,14 +28,16 @@ use crate::shapes::{Shapes, check_shapes};
 use crate::tensor::Tensor;
 use crate::tensor_mapping::{TensorMapping, TensorTarget};
 
-/// An opened CLIP: its weights, and the config that they were found to have. The sizes are derived
+/// An opened CLIP: its weights and its config. If the config is not given, its sizes are derived
 /// from the tensors' shapes, as in OpenAI's `build_model`.
 pub struct ClipWeights {
     archive: Archive,
+    /// The parameters, except for the LoRA factors.
     mapping: TensorMapping,
     factors: LoraFactors,
     lora: LoraReading,
     config: ClipConfig,
+    /// Where activation, normalization and heads were taken from, for messages.
     conventions_source: String,
 }
 
@@ -52,8 +54,9 @@ impl ClipWeights {
         let shapes = mapping.shapes(&archive)?;
         let mut config =
             ClipConfig::from_shapes(&shapes).map_err(|error| Error::tensor(path, &error.tensor, error.problem))?;
-        // A folder of weights may have the configuration of another model.
-        let (known, source) = if is_openai_file(&archive) {
+        // The configuration beside the weights is read only if it is needed: it may belong to
+        // another model.
+        let (known_conventions, source) = if is_openai_file(&archive) {
             (Conventions::openai(), "OpenAI's own file".to_owned())
         } else if conventions.are_complete() {
             (Conventions::default(), String::new())
@@ -63,8 +66,8 @@ impl ClipWeights {
         };
         let is_set_by_user = !Conventions { lora: None, ..conventions.clone() }.is_empty();
         let conventions_source = if is_set_by_user { "the run file or the command line".to_owned() } else { source };
-        conventions.or(&known.or(&Conventions::default())).complete(path, &mut config)?;
-        let required = config.shapes().map_err(|problem| Error::format(path, problem))?;
+        conventions.or(&known_conventions.or(&Conventions::default())).complete(path, &mut config)?;
+        let required = config.shapes().map_err(|problem| Error::invalid(path, problem))?;
         check_shapes(path, &required, &shapes)?;
         let lora = conventions.lora.unwrap_or_default();
         let clip = Self { archive, mapping, factors, lora, config, conventions_source };
@@ -79,7 +82,7 @@ impl ClipWeights {
     pub fn open_with_config(path: &Path, config: ClipConfig) -> Result<Self, Error> {
         let archive = Archive::open(path)?;
         let MappedTensors { mapping, factors, .. } = map_tensors(&archive)?;
-        let required = config.shapes().map_err(|problem| Error::format(path, problem))?;
+        let required = config.shapes().map_err(|problem| Error::invalid(path, problem))?;
         check_shapes(path, &required, &mapping.shapes(&archive)?)?;
         let (lora, conventions_source) = (LoraReading::Merged, "the run that trained it".to_owned());
         let clip = Self { archive, mapping, factors, lora, config, conventions_source };
@@ -102,13 +105,13 @@ impl ClipWeights {
         lora::read_alpha(|name| self.archive.get(name)).map_err(|error| Error::tensor(self.path(), LORA_ALPHA, error))
     }
 
-    /// Where activation, normalization and heads were taken from, for people.
+    /// Where activation, normalization and heads were taken from, for messages.
     #[must_use]
     pub fn conventions_source(&self) -> &str {
         &self.conventions_source
     }
 
-    /// A description of the config for people, in two lines.
+    /// A description of the config for messages, in two lines.
     #[must_use]
     pub fn description(&self) -> [String; 2] {
         let ClipConfig { vision, text, activation, normalization, .. } = &self.config;
@@ -211,7 +214,7 @@ impl ClipWeights {
     }
 }
 
-/// The layout of a file's tensor names.
+/// The naming scheme of a file's tensors.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NameLayout {
     /// OpenAI's names, which OpenCLIP also uses.
@@ -267,7 +270,7 @@ fn detect_layout(archive: &Archive, prefix: &str) -> Result<NameLayout, Error> {
     } else {
         let problem =
             "is not a CLIP: it has neither visual.conv1.weight nor vision_model.embeddings.patch_embedding.weight";
-        Err(Error::format(archive.path(), problem))
+        Err(Error::invalid(archive.path(), problem))
     }
 }
 

@@ -103,7 +103,8 @@ pub(crate) enum HuggingFaceNames {
     QueryKeyValue([String; 3]),
 }
 
-/// The inverse of [`vision_from_hugging_face`].
+/// The inverse of [`vision_from_hugging_face`]; none if Hugging Face's vision transformer has no
+/// such tensor.
 pub(crate) fn vision_to_hugging_face(name: &str) -> Option<HuggingFaceNames> {
     let name = name.strip_prefix("visual.")?;
     if let Some((hugging_face, _)) = VISION.iter().find(|(_, openai)| *openai == name) {
@@ -137,7 +138,7 @@ mod tests {
         }
         let stacked = "visual.transformer.resblocks.3.attn.in_proj_bias".to_owned();
         let Some(HuggingFaceNames::QueryKeyValue(parts)) = vision_to_hugging_face(&stacked) else {
-            panic!("it is not split")
+            panic!("{stacked} is not split")
         };
         for (number, part) in parts.iter().enumerate() {
             assert_eq!(vision_from_hugging_face(part), Some(TensorTarget::StackedPart(stacked.clone(), number)));

@@ -3,12 +3,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::config::Shapes;
 use super::*;
 use crate::test_util::{sequential_tensor, values, write_tensors_of_shapes};
 use crate::write_safetensors;
 
-/// The shapes of a text encoder, and of the parameters that both encoders share.
+/// The shapes of a text encoder of OpenAI's vocabulary, and of the logit scale.
 fn text_shapes(width: usize, layers: usize, embedding: usize) -> Shapes {
     let mut shapes = Shapes::from([
         ("positional_embedding".to_owned(), vec![77, width]),
@@ -21,12 +20,19 @@ fn text_shapes(width: usize, layers: usize, embedding: usize) -> Shapes {
     shapes
 }
 
-fn vit_shapes(width: usize, layers: usize, patch: usize, image: usize, text: usize) -> Shapes {
-    let mut shapes = text_shapes(text, 12, text);
+/// The shapes of a CLIP with a vision transformer, from which its sizes are derived.
+fn vit_shapes(width: usize, layers: usize, patch: usize, image: usize, text_width: usize) -> Shapes {
+    let mut shapes = text_shapes(text_width, 12, text_width);
     shapes.insert("visual.conv1.weight".to_owned(), vec![width, 3, patch, patch]);
     shapes.insert("visual.positional_embedding".to_owned(), vec![(image / patch).pow(2) + 1, width]);
     shapes.extend((0..layers).map(|n| (format!("visual.transformer.resblocks.{n}.ln_1.weight"), vec![width])));
     shapes
+}
+
+/// [`vit_shapes`] of OpenAI's ViT-B/32.
+fn vit_b_32_shapes() -> Shapes {
+    let (width, layers, patch, image, text_width) = (768, 12, 32, 224, 512);
+    vit_shapes(width, layers, patch, image, text_width)
 }
 
 /// The config of OpenAI's model with these shapes.
@@ -43,17 +49,22 @@ fn open(path: &Path) -> Result<ClipWeights, Error> {
 
 #[test]
 fn sizes_of_openai_transformers_are_derived_from_shapes() {
-    for (width, layers, patch, image, text, sequence_length) in [
+    for (width, layers, patch, image, text_width, sequence_length) in [
         (768, 12, 32, 224, 512, 50),
         (768, 12, 16, 224, 512, 197),
         (1024, 24, 14, 224, 768, 257),
         (1024, 24, 14, 336, 768, 577),
     ] {
-        let config = openai_config(&vit_shapes(width, layers, patch, image, text));
+        let config = openai_config(&vit_shapes(width, layers, patch, image, text_width));
         let vision = VisionBackbone::Transformer { patch_size: patch, width, layers, heads: width / 64 };
-        let text_config =
-            TextConfig { width: text, layers: 12, heads: text / 64, context_length: 77, vocabulary_size: 49_408 };
-        assert_eq!(config, ClipConfig::new(image, vision, text_config, text));
+        let text = TextConfig {
+            width: text_width,
+            layers: 12,
+            heads: text_width / 64,
+            context_length: 77,
+            vocabulary_size: 49_408,
+        };
+        assert_eq!(config, ClipConfig::new(image, vision, text, text_width));
         assert_eq!((config.vision_width(), config.vision_sequence_length()), (width, sequence_length));
     }
 }
@@ -83,12 +94,12 @@ fn impossible_shapes_are_refused_with_the_tensor() {
         ("token_embedding.weight", vec![usize::MAX, 0], "token_embedding.weight: has shape"),
         ("visual.conv1.weight", vec![64, 3, 32, usize::MAX], "visual.conv1.weight: is too large"),
     ] {
-        let mut shapes = vit_shapes(768, 12, 32, 224, 512);
+        let mut shapes = vit_b_32_shapes();
         shapes.insert(name.to_owned(), shape);
         let error = ClipConfig::from_shapes(&shapes).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let mut shapes = vit_shapes(768, 12, 32, 224, 512);
+    let mut shapes = vit_b_32_shapes();
     shapes.remove("ln_final.weight");
     assert_eq!(ClipConfig::from_shapes(&shapes).unwrap_err().to_string(), "ln_final.weight: is missing");
 }
@@ -166,6 +177,7 @@ fn a_missing_query_is_an_error() {
     assert!(text.contains("transformer.resblocks.0.attn.in_proj_bias: needs a query, a key and a value"), "{text}");
 }
 
+/// The config of a small CLIP with OpenAI's conventions.
 fn small() -> ClipConfig {
     let vision = VisionBackbone::Transformer { patch_size: 2, width: 64, layers: 2, heads: 1 };
     let text = TextConfig { width: 64, layers: 1, heads: 1, context_length: 5, vocabulary_size: 9 };
@@ -324,8 +336,9 @@ fn conventions_are_read_from_an_open_clip_config() {
 
 #[test]
 fn tensors_of_open_clip_custom_text_encoders_are_read() {
-    let text = |name: &str| !name.starts_with("visual.") && name != "logit_scale";
-    let custom = |(name, shape): (String, Vec<usize>)| (if text(&name) { format!("text.{name}") } else { name }, shape);
+    let is_text = |name: &str| !name.starts_with("visual.") && name != "logit_scale";
+    let custom =
+        |(name, shape): (String, Vec<usize>)| (if is_text(&name) { format!("text.{name}") } else { name }, shape);
     let shapes: Vec<_> = names_and_shapes(&small()).into_iter().map(custom).collect();
     let clip = WeightsFolder::new(&shapes).with("open_clip_config.json", open_clip(false, 64)).open().unwrap();
     let names: Vec<String> = clip.tensors().unwrap().into_iter().map(|(name, _)| name).collect();
@@ -477,7 +490,7 @@ fn the_lora_reading_selects_the_factors_that_are_added() {
     assert!(text.contains("visual.ln_9.weight: has LoRA factors, but is not a weight of the model"), "{text}");
 }
 
-fn side() -> impl Strategy<Value = usize> {
+fn dimension_length() -> impl Strategy<Value = usize> {
     prop_oneof![4 => 0..200_usize, 2 => Just(64), 1 => Just(usize::MAX), 1 => any::<usize>()]
 }
 
@@ -486,16 +499,20 @@ proptest! {
 
     #[test]
     fn arbitrary_shapes_cause_no_panic(
-        shapes in prop::collection::vec((any::<prop::sample::Index>(), prop::collection::vec(side(), 0..5)), 0..4),
+        changed_shapes in prop::collection::vec(
+            (any::<prop::sample::Index>(), prop::collection::vec(dimension_length(), 0..5)),
+            0..4,
+        ),
         resnet in any::<bool>(),
     ) {
-        let mut all = vit_shapes(64, 2, 2, 4, 64);
+        let (width, layers, patch, image, text_width) = (64, 2, 2, 4, 64);
+        let mut all = vit_shapes(width, layers, patch, image, text_width);
         if resnet {
             all.insert("visual.layer1.0.conv1.weight".to_owned(), vec![64, 64, 1, 1]);
             all.insert("visual.attnpool.positional_embedding".to_owned(), vec![50, 2048]);
         }
         let names: Vec<String> = all.keys().cloned().collect();
-        all.extend(shapes.into_iter().map(|(name, shape)| (name.get(&names).clone(), shape)));
+        all.extend(changed_shapes.into_iter().map(|(name, shape)| (name.get(&names).clone(), shape)));
         if let Ok(config) = ClipConfig::from_shapes(&all) {
             prop_assert!(config.vision_sequence_length() > 0 && config.vision_width() > 0 && config.text.heads > 0);
         }

@@ -19,6 +19,7 @@ const FULL_VOCABULARY_SIZE: usize = 49_409;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// The version of the format, [`FORMAT_VERSION`].
     format: u32,
     /// The captioner's vocabulary.
     pub vocabulary: Vocabulary,
@@ -36,10 +37,10 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainedEvaluator {
-    /// Its config.
+    /// The config of the evaluator.
     #[serde(rename = "architecture")]
     pub config: ClipConfig,
-    /// The vocabulary of its text encoder.
+    /// The vocabulary of the evaluator's text encoder.
     pub vocabulary: Vocabulary,
 }
 
@@ -58,10 +59,10 @@ pub enum Vocabulary {
 /// Why a list of CLIP token ids is not a vocabulary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VocabularyError {
-    /// The ids are not in ascending order.
+    /// The ids are not in ascending order, or one occurs twice.
     #[error("must ascend")]
     NotAscending,
-    /// The list contains the begin or end token.
+    /// An id is that of the begin or end token, or greater.
     #[error("must leave begin and end out")]
     SpecialToken,
 }
@@ -91,18 +92,18 @@ impl Vocabulary {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VisionEncoder {
-    /// Its config.
+    /// The config of the vision encoder.
     #[serde(rename = "architecture")]
     pub config: VisionConfig,
     /// A safetensors file in the folder, or the path of CLIP weights elsewhere.
     pub path: PathBuf,
-    /// The SHA-256 of a file elsewhere.
+    /// The SHA-256 of a file elsewhere; none for a file in the folder.
     #[serde(default)]
     pub sha256: Option<String>,
     /// Which LoRA factors of the file are added to its weights; none if the file has no factors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraReading>,
-    /// In imports: the prefix of its tensors' upstream names.
+    /// In imports: the prefix of the upstream names of the encoder's tensors.
     #[serde(default, rename = "published_prefix")]
     pub upstream_prefix: Option<String>,
 }
@@ -136,15 +137,15 @@ impl Manifest {
     /// # Errors
     /// A path in it is not Unicode.
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
-        serde_json::to_vec_pretty(self).map_err(|error| Error::format(Path::new(MANIFEST_FILE), error))
+        serde_json::to_vec_pretty(self).map_err(|error| Error::invalid(Path::new(MANIFEST_FILE), error))
     }
 
-    /// Checks that the format is known and the configs are consistent. `path` is the file, for
-    /// messages.
+    /// Checks that the format is known, and that configs and vocabularies are valid and consistent.
+    /// `path` is the file, for messages.
     pub(super) fn check(&self, path: &Path) -> Result<(), Error> {
         if self.format != FORMAT_VERSION {
             let problem = format!("it has format {}, this program reads {FORMAT_VERSION}", self.format);
-            return Err(Error::format(path, problem));
+            return Err(Error::invalid(path, problem));
         }
         self.check_heads(path)?;
         let vision = &self.vision.config;

@@ -1,17 +1,18 @@
 //! A model folder: a captioner with its vision encoder and vocabulary. Checkpoints are model
-//! folders, and `worker import` makes one from a folder in the upstream layout
-//! ([`captioner`](crate::captioner)).
+//! folders, and `worker import` makes one from a folder in the upstream layout, in which DiCO's
+//! authors published theirs ([`captioner`](crate::captioner)). "Upstream names" are the names of
+//! tensors in that layout.
 //!
 //! | file | content |
 //! |---|---|
 //! | `models.json` | [`Manifest`]: vocabulary, configs, and the location of the vision encoder |
 //! | `captioner.safetensors` | encoder and decoder under their upstream names |
-//! | `evaluator.safetensors` | in checkpoints of runs that train their evaluator: both its encoders under OpenAI's names, and its LoRA factors |
+//! | `evaluator.safetensors` | in checkpoints of runs that train their evaluator: both encoders of the evaluator under OpenAI's names, and its LoRA factors |
 //! | `vision.safetensors` | in imports: the vision encoder under OpenAI's names |
-//! | `released.safetensors`, `config.json` | in imports: the tensors that no computation uses, and the upstream `config.json`, so that an export equals the imported folder |
+//! | `released.safetensors`, `config.json` | in imports: the tensors of the imported folder that no computation uses, and its `config.json`, so that an export equals the imported folder |
 //!
-//! A vision encoder that was never trained stays in the file that it was read from; the manifest
-//! has the path and hash of that file.
+//! In checkpoints, a vision encoder that was never trained stays in the file that it was read from;
+//! the manifest has the path and hash of that file.
 //!
 //! | module | content |
 //! |---|---|
@@ -44,9 +45,9 @@ pub const UNUSED_TENSORS_FILE: &str = "released.safetensors";
 /// The file with the unchanged `config.json` of an imported folder.
 pub const UPSTREAM_CONFIG_FILE: &str = "config.json";
 
-/// Opens an evaluator of a run file: CLIP weights, with `conventions` for the settings that tensors
-/// do not show, or a model folder with a trained evaluator. Also returns the vocabulary of its text
-/// encoder.
+/// Opens the evaluator at a path of a run file or command line: CLIP weights, with `conventions`
+/// for the settings that tensors do not show, or a model folder with a trained evaluator. Also
+/// returns the vocabulary of the text encoder.
 ///
 /// # Errors
 /// The path has neither, or the text encoder's vocabulary does not match.
@@ -54,15 +55,16 @@ pub fn open_evaluator(path: &Path, conventions: &Conventions) -> Result<(ClipWei
     let manifest_path = path.join(MANIFEST_FILE);
     let (clip, vocabulary) = if manifest_path.is_file() {
         if !conventions.is_empty() {
-            return Err(Error::format(
+            return Err(Error::invalid(
                 path,
-                "is a model folder, which has these settings itself: remove evaluator.clip",
+                "is a model folder, whose manifest has the settings of the evaluator: remove evaluator.clip",
             ));
         }
         let manifest: Manifest = read_json(&manifest_path)?;
         manifest.check(&manifest_path)?;
-        let missing = "has no trained evaluator: name the evaluator file of its run instead";
-        let TrainedEvaluator { config, vocabulary } = manifest.evaluator.ok_or_else(|| Error::format(path, missing))?;
+        let missing = "has no evaluator (its run trained none, or it is an import): name CLIP weights instead";
+        let TrainedEvaluator { config, vocabulary } =
+            manifest.evaluator.ok_or_else(|| Error::invalid(path, missing))?;
         (ClipWeights::open_with_config(&path.join(EVALUATOR_FILE), config)?, vocabulary)
     } else {
         (ClipWeights::open(path, conventions)?, Vocabulary::Full)
@@ -71,7 +73,7 @@ pub fn open_evaluator(path: &Path, conventions: &Conventions) -> Result<(ClipWei
     let (encoder_size, expected_size) = (clip.config().text.vocabulary_size, vocabulary.size() - 1);
     if encoder_size != expected_size {
         let problem = format!("its text encoder has {encoder_size} tokens, its vocabulary {expected_size}");
-        return Err(Error::format(clip.path(), problem));
+        return Err(Error::invalid(clip.path(), problem));
     }
     Ok((clip, vocabulary))
 }
@@ -83,8 +85,8 @@ pub struct ModelFolder {
     captioner: Archive,
 }
 
-/// The model folder in `path` whose name sorts last, or else that in `path/checkpoints`: the newest
-/// checkpoint of a run whose output folder is `path`.
+/// The model folder directly below `path` whose name sorts last. If there is none: the same below
+/// `path/checkpoints`, which is the newest checkpoint of a run if `path` is its output folder.
 fn newest_model_folder(path: &Path) -> Option<PathBuf> {
     let newest_in = |folder: &Path| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -97,7 +99,7 @@ impl ModelFolder {
     /// Opens the folder `path`.
     ///
     /// # Errors
-    /// It is not a model folder, or is inconsistent.
+    /// `path` is not a model folder, or its files are inconsistent.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let manifest_path = path.join(MANIFEST_FILE);
         if !manifest_path.is_file() {
@@ -105,12 +107,12 @@ impl ModelFolder {
                 Some(newest) => format!("it contains checkpoints: name one of them, such as {}", newest.display()),
                 None => "`worker import` converts a folder of DiCO's release".to_owned(),
             };
-            return Err(Error::format(path, format!("is not a model folder: there is no {MANIFEST_FILE} ({remedy})")));
+            return Err(Error::invalid(path, format!("is not a model folder: there is no {MANIFEST_FILE} ({remedy})")));
         }
         let manifest: Manifest = read_json(&manifest_path)?;
         manifest.check(&manifest_path)?;
         let captioner = Archive::open(&path.join(CAPTIONER_FILE))?;
-        let required = manifest.captioner.shapes().map_err(|error| Error::format(&manifest_path, error))?;
+        let required = manifest.captioner.shapes().map_err(|error| Error::invalid(&manifest_path, error))?;
         check_shapes(captioner.path(), &required, &captioner.shapes())?;
         Ok(Self { path: path.to_owned(), manifest, captioner })
     }
@@ -127,14 +129,14 @@ impl ModelFolder {
         &self.manifest
     }
 
-    /// The parameters of encoder and decoder under their upstream names.
+    /// The parameters of the captioner's encoder and decoder, under their upstream names.
     #[must_use]
     pub fn captioner(&self) -> Vec<(String, Tensor<'_>)> {
         self.captioner.tensors()
     }
 
-    /// Whether the captioner is untrained: its last layer norm has the initial ones and zeros,
-    /// which every optimizer step changes.
+    /// Whether the captioner is untrained: its last layer norm still has its initial weights, one,
+    /// and biases, zero, which every optimizer step changes.
     #[must_use]
     pub fn is_captioner_untrained(&self) -> bool {
         let is_filled_with = |name: &str, value: f32| {

@@ -34,6 +34,7 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
+/// The error of opening a folder after `change` of its manifest.
 fn problem(change: impl FnOnce(&mut Manifest)) -> String {
     let folder = folder();
     let mut manifest = manifest();

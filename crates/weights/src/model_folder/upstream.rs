@@ -63,8 +63,8 @@ impl ModelFolder {
             let bytes = vec![0; shape.iter().product::<usize>() * Dtype::F32.size()];
             (format!("encoder.encoder.{name}"), Tensor { dtype: Dtype::F32, shape, bytes: bytes.into() })
         };
-        let output = self.captioner.get("decoder.transformer.wte.weight");
-        output
+        let token_embedding = self.captioner.get("decoder.transformer.wte.weight");
+        token_embedding
             .map(|tensor| ("decoder.lm_head.weight".to_owned(), tensor))
             .into_iter()
             .chain([

@@ -9,7 +9,7 @@ use crate::{Archive, ClipWeights, Conventions, Error, Tensor, VisionConfig};
 
 /// The weights of a vision encoder.
 pub enum VisionWeights {
-    /// A file with OpenAI's names and without LoRA factors, whose tensors are used unchanged.
+    /// A file with OpenAI's names, whose tensors are used unchanged.
     OpenAi(Archive),
     /// CLIP weights in another layout, or with LoRA factors.
     Clip(Box<ClipWeights>),
@@ -88,7 +88,7 @@ impl ModelFolder {
         if sha256 != expected_sha256 {
             let problem =
                 format!("has SHA-256 {sha256}, but {} was trained with {expected_sha256}", self.path.display());
-            return Err(Error::format(path, problem));
+            return Err(Error::invalid(path, problem));
         }
         let lora = self.manifest.vision.lora;
         let has_openai_names = archive.shape("visual.conv1.weight").is_some();
@@ -100,19 +100,19 @@ impl ModelFolder {
         self.vision_of_clip(ClipWeights::open(path, &conventions)?)
     }
 
-    /// The encoder of a CLIP whose layout is not OpenAI's, or that has LoRA factors.
+    /// The encoder of a CLIP whose tensors do not have OpenAI's names, or that has LoRA factors.
     fn vision_of_clip(&self, clip: ClipWeights) -> Result<VisionWeights, Error> {
         if clip.config().vision_config() != self.manifest.vision.config {
             let problem = format!("has another config than {} says", self.path.join(MANIFEST_FILE).display());
-            return Err(Error::format(clip.path(), problem));
+            return Err(Error::invalid(clip.path(), problem));
         }
         Ok(VisionWeights::Clip(Box::new(clip)))
     }
 
-    /// The encoder in a file with OpenAI's names, which may contain the rest of a CLIP.
+    /// The encoder in a file with OpenAI's names, which may contain other tensors of a CLIP too.
     fn vision_of_archive(&self, archive: Archive) -> Result<VisionWeights, Error> {
         let config = &self.manifest.vision.config;
-        let required = config.shapes().map_err(|error| Error::format(&self.path.join(MANIFEST_FILE), error))?;
+        let required = config.shapes().map_err(|error| Error::invalid(&self.path.join(MANIFEST_FILE), error))?;
         let mut shapes = archive.shapes();
         shapes.retain(|name, _| required.contains_key(name));
         check_shapes(archive.path(), &required, &shapes)?;

@@ -22,6 +22,7 @@ pub struct DecodingWorkspace {
     tensors: StaticTensors,
     /// The graph of the step at each position.
     steps: Vec<GraphedComputation>,
+    /// The memory pool that all graphs share.
     pool: GraphPool,
 }
 
@@ -35,11 +36,11 @@ struct DecodingShape {
 
 /// The tensors that the graphs read and write. A row is one beam of one image.
 struct StaticTensors {
-    /// The token of each row, and the index of the row that it continues, `[2, rows]`.
+    /// The last token of each row, and the index of the row that this row continues, `[2, rows]`.
     inputs: Tensor,
     cache: KeyValueCache,
     /// The attention mask of each beam, `[images, 1, beams, nodes]`: 0 for the nodes of its own
-    /// caption.
+    /// caption, minus infinity elsewhere.
     mask: Tensor,
     /// The mask for the nodes that a step appends, one for each beam, `[beams, beams]`.
     appended_mask: Tensor,
@@ -73,13 +74,13 @@ impl StaticTensors {
     /// Appends a node to each beam. Returns hidden states `[rows, width]`.
     fn hidden_states(&self, decoder: &Decoder, position: i64) -> Tensor {
         let (images, _, beams, nodes) = self.mask.size4().expect("the mask is [images, 1, beams, nodes]");
-        let before = position * beams;
-        if before > 0 {
-            let mut mask = self.mask.view([images * beams, nodes]).narrow(1, 0, before);
+        let earlier_nodes = position * beams;
+        if earlier_nodes > 0 {
+            let mut mask = self.mask.view([images * beams, nodes]).narrow(1, 0, earlier_nodes);
             mask.copy_(&mask.index_select(0, &self.inputs.get(1)));
         }
-        self.mask.narrow(3, before, beams).copy_(&self.appended_mask);
-        let mask = self.mask.narrow(3, 0, before + beams);
+        self.mask.narrow(3, earlier_nodes, beams).copy_(&self.appended_mask);
+        let mask = self.mask.narrow(3, 0, earlier_nodes + beams);
         decoder.step(&self.inputs.get(0).view([images, beams]), position, &mask, &self.cache, DropoutMode::Evaluate)
     }
 
@@ -140,7 +141,7 @@ impl NextTokenLogits for GraphDecoding<'_> {
         let position = self.copy_inputs(tokens, beam_indices);
         let DecodingWorkspace { tensors, steps, pool, .. } = &mut *self.workspace;
         let (_, rows, per_row) = tensors.top_tokens.size3().expect("the top tokens are [2, rows, count]");
-        assert_eq!(count, 2 * rows / tensors.mask.size()[0], "the graphs compute two tokens per beam of an image");
+        assert_eq!(count, 2 * rows / tensors.mask.size()[0], "the graphs compute 2 * beams tokens per row");
         let device = tensors.inputs.device();
         steps[position as usize].run(device, pool, || tensors.write_top_tokens(self.decoder, position));
         let values = Vec::<f32>::try_from(tensors.top_tokens.flatten(0, -1)).expect("the top tokens are f32");

@@ -87,6 +87,7 @@ impl AllReduceBench {
     fn measure(&self, device: Device, collective: &dyn Collective) -> Result<Vec<f64>> {
         let input = integers(self.bytes as i64 / 4, device);
         let (rank, world_size) = (collective.rank() as f64, collective.world_size() as f64);
+        // Each rank adds its number to the values. The numbers of N ranks sum to N (N - 1) / 2.
         let expected = &input * world_size + world_size * (world_size - 1.0) / 2.0;
         let input = input + rank;
         let mut sum = input.copy();

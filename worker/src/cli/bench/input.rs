@@ -42,7 +42,7 @@ pub struct InputBench {
     folder: Option<PathBuf>,
 }
 
-/// The duration of a pass over the images.
+/// The durations of a pass over the images.
 struct PreprocessingPass {
     seconds: f64,
     /// CPU time of all threads together.
@@ -132,6 +132,7 @@ fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// The median over the passes of a value of each.
 fn median(passes: &mut [PreprocessingPass], value: impl Fn(&PreprocessingPass) -> f64) -> f64 {
     passes.sort_by(|a, b| value(a).total_cmp(&value(b)));
     value(&passes[passes.len() / 2])

@@ -95,7 +95,8 @@ fn device_of_rank(device: Device, rank: usize) -> Device {
     }
 }
 
-/// Starts a process for each command, and collects the results that the processes print.
+/// Starts a process for each command, in order of rank, and collects the results that the processes
+/// print.
 fn collect_results<T: DeserializeOwned>(commands: impl IntoIterator<Item = Command>) -> Result<Vec<T>> {
     let mut processes = RankProcesses::default();
     let (sender, receiver) = channel();

@@ -31,6 +31,11 @@ use crate::phase_timer::PhaseTimer;
 
 /// Number of steps that are not measured: the first ones allocate memory and select kernels.
 const WARM_UP_STEPS: usize = 2;
+/// The seeds of the random weights and images.
+const VISION_SEED: u64 = 1;
+const EVALUATOR_SEED: u64 = 2;
+const CAPTIONER_SEED: u64 = 3;
+const PIXELS_SEED: i64 = 4;
 const DROPOUT: f64 = 0.1;
 const LEARNING_RATE: f64 = 1e-6;
 /// Minimal number of images whose candidates are ranked with bf16 and with f32 products.
@@ -159,7 +164,8 @@ struct RankBench<'a> {
     evaluator_vocabulary: Vocabulary,
     generation_config: GenerationConfig,
     settings: Dico,
-    /// Not used: on a GPU it would measure when work is queued, not when it completes.
+    /// Its measurements are not used: on a GPU they show when work is queued, not when the work
+    /// completes.
     timer: PhaseTimer,
 }
 
@@ -174,17 +180,17 @@ impl StepBench {
             bail!("--min-length must equal --max-length, {}", self.max_length);
         }
         let measurements = ranks::run(self.world, device, |device, collective| self.measure(device, collective))?;
-        // Ranks wait for each other in each step, so the durations are the same on all ranks.
+        // Ranks wait for each other in each step, so the durations are nearly equal on all ranks.
         let Measurements { mut seconds, phases, peak_memory, same_ranking } =
             measurements.into_iter().next().expect("there is a rank 0");
         seconds.sort_by(f64::total_cmp);
         let step = seconds[seconds.len() / 2];
-        let images = f64::from(self.batch) * f64::from(self.world) / step;
+        let images_per_second = f64::from(self.batch) * f64::from(self.world) / step;
         if self.json {
             crate::cli::print(format_args!(
                 "{}",
                 json!({
-                    "images_per_s": images,
+                    "images_per_s": images_per_second,
                     "step_s": step,
                     "phases": phases,
                     "steps_s": seconds,
@@ -199,7 +205,7 @@ impl StepBench {
         }
         let PhaseSeconds { vision, beam_search, reward, reference, learn, all_reduce } = phases;
         crate::cli::print(format_args!(
-            "{images:.2} images/s; a step takes {step:.4} s, the median of {}",
+            "{images_per_second:.2} images/s; a step takes {step:.4} s, the median of {}",
             self.steps
         ))?;
         crate::cli::print(format_args!(
@@ -240,12 +246,12 @@ impl StepBench {
     fn build<'a>(&self, device: Device, collective: &'a dyn Collective) -> RankBench<'a> {
         let (vocabulary, evaluator_vocabulary) = (Vocabulary::from_manifest(&self.vocabulary), Vocabulary::full());
         let backend = Backend { device, precision: self.precision };
-        let vision_encoder = Clip::new(self.vision.config(), 1, backend);
+        let vision_encoder = Clip::new(self.vision.config(), VISION_SEED, backend);
         let evaluator = build_evaluator(&evaluator_vocabulary, backend);
         let (width, tokens) =
             (vision_encoder.config().vision_width(), vision_encoder.config().vision_sequence_length());
         let config = captioner::preset(Preset::Dico, width, tokens, vocabulary.size() as usize);
-        let mut policy = Captioner::new(config, ProjectionInit::default(), 3, backend);
+        let mut policy = Captioner::new(config, ProjectionInit::default(), CAPTIONER_SEED, backend);
         let reference = policy.frozen_copy();
         policy.parameters_mut().start_training(|_| true);
         let settings = Optimizer {
@@ -257,7 +263,7 @@ impl StepBench {
         };
         let optimizer = Adam::new(policy.parameters(), &settings);
         let side = vision_encoder.config().image_size as i64;
-        tch::manual_seed(4 + collective.rank() as i64);
+        tch::manual_seed(PIXELS_SEED + collective.rank() as i64);
         let pixels = Tensor::randint(256, [i64::from(self.batch), side, side, 3], (Kind::Uint8, Device::Cpu));
         let generation_config = GenerationConfig {
             beams: self.beams.into(),
@@ -315,7 +321,7 @@ impl RankBench<'_> {
     }
 
     /// The reward: PAC-S by this evaluator.
-    fn pac_s<'b>(&'b self, evaluator: &'b Clip) -> [EvaluatorReward<'b>; 1] {
+    fn pac_s_reward<'b>(&'b self, evaluator: &'b Clip) -> [EvaluatorReward<'b>; 1] {
         [EvaluatorReward {
             name: EvaluatorScore::PacS.name(),
             clip: evaluator,
@@ -345,7 +351,7 @@ impl RankBench<'_> {
         let GradientBuffer { buffer, values: mut gradient, .. } = self.gradient();
         _ = gradient.zero_();
         let mode = DropoutMode::Train { dropout: DROPOUT };
-        let evaluators = self.pac_s(&self.evaluator);
+        let evaluators = self.pac_s_reward(&self.evaluator);
         let output = dico::compute_loss(&self.policy, &images, &self.context(&evaluators), &self.settings, mode);
         output.loss.backward();
         self.collective.all_reduce(&buffer)?;
@@ -393,14 +399,16 @@ impl RankBench<'_> {
     /// The rewards of the candidates, `[images, candidates]`.
     fn rewards(&self, evaluator: &Clip, embeddings: &Tensor, candidates: &[Vec<Hypothesis>]) -> Tensor {
         let embeddings = [embeddings.shallow_clone()];
+        // Of the hidden states, rewards need only the device.
         let images = EncodedImages { hidden: &embeddings[0], embeddings: &embeddings, indices: &self.image_indices };
-        self.context(&self.pac_s(evaluator)).rewards(&images, candidates)
+        self.context(&self.pac_s_reward(evaluator)).rewards(&images, candidates)
     }
 
     /// The share of images whose candidates have the same ranking by an evaluator with f32
     /// products.
     fn same_ranking(&self) -> f64 {
-        let f32_evaluator = build_evaluator(&self.evaluator_vocabulary, self.device.into());
+        let f32_backend = Backend { device: self.device, precision: Precision::F32 };
+        let f32_evaluator = build_evaluator(&self.evaluator_vocabulary, f32_backend);
         let images = self.image_indices.len();
         let mut same = 0;
         let batches = MIN_RANKED_IMAGES.div_ceil(images);
@@ -425,7 +433,7 @@ impl RankBench<'_> {
 }
 
 fn build_evaluator(vocabulary: &Vocabulary, backend: Backend) -> Clip {
-    Clip::new(clip::preset(Preset::Dico, vocabulary.pad_token() as usize), 2, backend)
+    Clip::new(clip::preset(Preset::Dico, vocabulary.pad_token() as usize), EVALUATOR_SEED, backend)
 }
 
 impl VisionEncoderPreset {

@@ -15,7 +15,8 @@ const QUALITY: f32 = 95.0;
 /// The cell sizes of the coarsest and the finest noise, in pixels.
 const MAX_CELL_PIXELS: usize = 256;
 const MIN_CELL_PIXELS: usize = 1;
-/// The amplitude of noise, in levels: `AMPLITUDE * cell size ^ AMPLITUDE_EXPONENT`.
+/// The amplitude of noise, in levels of 8-bit channels:
+/// `AMPLITUDE * cell size ^ AMPLITUDE_EXPONENT`.
 const AMPLITUDE: f32 = 8.0;
 const AMPLITUDE_EXPONENT: f32 = 0.45;
 /// The factor of the amplitude for the chroma planes.

@@ -22,7 +22,7 @@ unsafe extern "C" {
 /// # Errors
 /// The file cannot be written, libtorch's profiler fails, or `work` fails.
 pub fn trace(device: Device, path: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    // libtorch does not report that it cannot write the file.
+    // Fails if the file cannot be written, which libtorch would not report.
     std::fs::File::create(path).with_context(|| path.display().to_string())?;
     let name = CString::new(path.as_os_str().as_bytes()).with_context(|| path.display().to_string())?;
     synchronize_device(device);

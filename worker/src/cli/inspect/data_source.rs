@@ -16,7 +16,7 @@ const IMAGE_FOLDER: &str = "images";
 /// A data set to inspect.
 #[derive(Debug)]
 pub struct DataSource {
-    /// The `data` section of a run file for it.
+    /// The `data` section of a run file that describes the data set.
     pub settings: Data,
     /// The splits that it may have.
     pub splits: Vec<Split>,
@@ -85,12 +85,14 @@ impl DataSource {
             let settings = Data { karpathy, ..Data::default() };
             return Self { settings, splits: Split::ALL.to_vec(), run: None };
         }
+        // A `data` section needs a validation split, but only `train` is loaded.
         let split = CocoSplit { annotations, images };
         let coco = Some(Coco { train: split.clone(), validation: split, test: None });
         Self { settings: Data { coco, ..Data::default() }, splits: vec![Split::Train], run: None }
     }
 
     fn from_tars(pattern: &str) -> Self {
+        // As above: only `train` is loaded.
         let webdataset = Some(WebDataset { train: pattern.to_owned(), validation: pattern.to_owned(), test: None });
         Self { settings: Data { webdataset, ..Data::default() }, splits: vec![Split::Train], run: None }
     }

@@ -11,7 +11,7 @@ use tokenizer::Vocabulary;
 use super::data_source::DataSource;
 use super::summary::evenly_spaced;
 
-/// Number of images of each split that are decoded by default.
+/// Maximal number of images of each split that are decoded by default.
 const DECODED_IMAGES: usize = 1_000;
 /// Default of `captioner.max_target_length`: the number of positions of CLIP's text encoder.
 const DEFAULT_MAX_TARGET_LENGTH: usize = 77;
@@ -64,8 +64,8 @@ impl Findings {
 
     /// Adds the findings of a loaded split.
     fn add_split(&mut self, source: &DataSource, split: Split, data: &DataSet) {
-        let bad = data.skipped_images().iter().filter(|bad| bad.split == split);
-        bad.for_each(|bad| self.add_bad_image(source, bad));
+        let bad_images = data.skipped_images().iter().filter(|bad| bad.split == split);
+        bad_images.for_each(|bad| self.add_bad_image(source, bad));
         let notes = data.notes().iter().cloned().chain(data.warnings());
         for note in notes {
             if !self.notes.contains(&note) {
@@ -106,7 +106,7 @@ impl Findings {
         for (split, data) in splits {
             let images: Vec<usize> = evenly_spaced(data.split(*split).len(), max_images).collect();
             match data.undecodable_images(*split, &images, threads, || ()) {
-                Ok(bad) => bad.iter().for_each(|bad| self.add_bad_image(source, bad)),
+                Ok(bad_images) => bad_images.iter().for_each(|bad| self.add_bad_image(source, bad)),
                 Err(error) => self.add_problem(error.to_string()),
             }
         }

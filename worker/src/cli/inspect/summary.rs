@@ -8,7 +8,7 @@ use dataset::Item;
 use serde::Serialize;
 use tokenizer::Vocabulary;
 
-/// Number of images that are shown of a split.
+/// Maximal number of images that are shown of a split.
 const SAMPLES: usize = 5;
 
 /// The summary of a split.
@@ -38,7 +38,7 @@ struct LengthStatistics {
     median: usize,
     mean: f64,
     max: usize,
-    /// Number of distinct words or tokens in all captions.
+    /// Number of distinct words or tokens in all captions, begin and end tokens excluded.
     vocabulary: usize,
 }
 
@@ -55,11 +55,14 @@ impl SplitSummary {
     /// The summary of a split's images; `vocabulary` is CLIP's.
     pub fn new(items: &[Item], vocabulary: &Vocabulary) -> Self {
         let captions = || items.iter().flat_map(|item| &item.captions).map(String::as_str);
-        let counts = || items.iter().map(|item| item.captions.len());
+        let caption_counts = || items.iter().map(|item| item.captions.len());
         Self {
             images: items.len(),
             captions: captions().count(),
-            captions_per_image: MinMax { min: counts().min().unwrap_or(0), max: counts().max().unwrap_or(0) },
+            captions_per_image: MinMax {
+                min: caption_counts().min().unwrap_or(0),
+                max: caption_counts().max().unwrap_or(0),
+            },
             words: lengths_in_words(captions()),
             tokens: lengths_in_tokens(captions(), vocabulary),
             samples: evenly_spaced(items.len(), SAMPLES).map(|index| SampleImage::new(&items[index])).collect(),

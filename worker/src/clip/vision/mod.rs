@@ -25,8 +25,8 @@ impl VisionModel {
         match config.backbone {
             VisionBackbone::Transformer { patch_size, width, layers, heads } => {
                 let sizes = (width, layers, heads);
-                let image = (config.image_size, patch_size);
-                Self::Transformer(VisionTransformer::new(builder, image, sizes, config.activation))
+                let image_and_patch = (config.image_size, patch_size);
+                Self::Transformer(VisionTransformer::new(builder, image_and_patch, sizes, config.activation))
             }
             VisionBackbone::ResNet { blocks, width, .. } => Self::ResNet(ModifiedResNet::new(builder, blocks, width)),
         }

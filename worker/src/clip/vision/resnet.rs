@@ -1,6 +1,7 @@
 //! CLIP's modified ResNet (Radford et al. 2021, section 2.4; `ModifiedResNet` in OpenAI's
 //! `clip/model.py`): a stem of three convolutions, average pooling instead of strided convolutions,
-//! and attention pooling at the end. It stays frozen: batch norms use their running statistics.
+//! and attention pooling at the end. Batch norms use their running statistics, which no stage
+//! trains.
 
 use tch::Tensor;
 
@@ -19,10 +20,15 @@ impl ModifiedResNet {
     pub fn new(builder: &mut ParameterBuilder, blocks: [usize; 4], width: usize) -> Self {
         let width = width as i64;
         let half_width = width / 2;
+        let mut stem_convolution = |number: &str, channels, stride| {
+            let side = 3;
+            NormalizedConvolution::new(builder, "visual", number, channels, side, stride)
+        };
+        let colors = 3;
         let stem = [
-            NormalizedConvolution::new(builder, "visual", "1", (3, half_width), 3, 2),
-            NormalizedConvolution::new(builder, "visual", "2", (half_width, half_width), 3, 1),
-            NormalizedConvolution::new(builder, "visual", "3", (half_width, width), 3, 1),
+            stem_convolution("1", (colors, half_width), 2),
+            stem_convolution("2", (half_width, half_width), 1),
+            stem_convolution("3", (half_width, width), 1),
         ];
         let mut inputs = width;
         let mut bottlenecks = Vec::with_capacity(blocks.iter().sum());
@@ -56,6 +62,7 @@ struct NormalizedConvolution {
 
 impl NormalizedConvolution {
     /// A convolution with the parameters `{name}.conv{number}.weight` and `{name}.bn{number}.*`.
+    /// `channels` are those of input and output, `side` is the side of the kernel.
     fn new(
         builder: &mut ParameterBuilder,
         name: &str,

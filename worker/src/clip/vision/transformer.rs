@@ -15,6 +15,7 @@ pub struct VisionTransformer {
     positional_embedding: Tensor,
     ln_pre: LayerNorm,
     transformer: Transformer,
+    /// Runs [`Self::compute`] as a CUDA graph.
     graphed: GraphedFunction,
 }
 

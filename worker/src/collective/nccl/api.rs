@@ -60,7 +60,8 @@ impl NcclApi {
     pub fn get() -> Result<&'static Self> {
         static API: OnceLock<Result<NcclApi>> = OnceLock::new();
         let load = || {
-            // SAFETY: NCCL's initializers may run at any time: libtorch loads it in the same way.
+            // SAFETY: opening a library runs its initializers. Those of NCCL may run at any time:
+            // libtorch opens it in the same way.
             let library = unsafe { Library::new(LIBRARY) }.map_err(|error| {
                 anyhow!("cannot open {LIBRARY} ({error}): install PyTorch with CUDA, or `pip install nvidia-nccl-cu13`")
             })?;
@@ -72,7 +73,8 @@ impl NcclApi {
         API.get_or_init(load).as_ref().map_err(|error| anyhow!("{error}"))
     }
 
-    /// The error message for `code`, with the last error of `comm`.
+    /// The error message for `code`, with NCCL's last error. NCCL keeps one last error for all
+    /// communicators, and ignores `comm`.
     pub fn error_message(&self, code: ResultCode, comm: ncclComm_t) -> String {
         // SAFETY: both return strings that NCCL keeps, or null; a null communicator is allowed.
         let texts = unsafe { [(self.get_error_string)(code), (self.get_last_error)(comm)] };

@@ -51,7 +51,7 @@ impl Communicator {
     /// Whether the last call has completed on the host. Fails if the communicator has failed.
     pub fn is_ready(&self) -> Result<bool> {
         let mut async_error = SUCCESS;
-        // SAFETY: the communicator lives as long as this.
+        // SAFETY: the communicator lives as long as `self`.
         let code = unsafe { (self.api.comm_get_async_error)(self.pointer, &raw mut async_error) };
         self.check(code)?;
         self.check(async_error)?;

@@ -2,7 +2,7 @@
 
 use config::Precision;
 use tch::{Device, Kind, Tensor};
-use weights::Lora;
+use weights::LoraConfig;
 use weights::clip::{LoraTarget, lora_factor_names};
 
 use super::{Backend, ParameterEntry, Parameters};
@@ -19,7 +19,7 @@ pub struct ParameterBuilder {
     seed: Option<u64>,
     backend: Backend,
     /// The LoRA factors of the model, and the seed of their initial values.
-    lora: Option<(Lora, u64)>,
+    lora: Option<(LoraConfig, u64)>,
     parameters: Vec<NewParameter>,
     /// The weights with LoRA factors.
     lora_weights: Vec<LoraWeight>,
@@ -29,7 +29,7 @@ pub struct ParameterBuilder {
 struct NewParameter {
     name: String,
     tensor: Tensor,
-    /// The working copy of a matrix or a bias that products read in another type.
+    /// The working copy of a matrix or a bias that products read in bf16; else none.
     working: Option<Tensor>,
 }
 
@@ -47,15 +47,15 @@ impl ParameterBuilder {
         Self { seed: None, backend: backend.into(), lora: None, parameters: Vec::new(), lora_weights: Vec::new() }
     }
 
-    /// Adds LoRA factors to the weights that `lora` names. Factors are initialized from `seed`,
+    /// Adds LoRA factors to the weights that `lora` targets. Factors are initialized from `seed`,
     /// also in a builder without a seed.
     #[must_use]
-    pub fn with_lora(self, lora: Option<&Lora>, seed: u64) -> Self {
+    pub fn with_lora(self, lora: Option<&LoraConfig>, seed: u64) -> Self {
         Self { lora: lora.map(|lora| (lora.clone(), seed)), ..self }
     }
 
-    /// A parameter initialized from a normal distribution with mean 0. Returns a tensor of this
-    /// shape.
+    /// A parameter of this shape, initialized from a normal distribution with mean 0 and this
+    /// standard deviation.
     pub fn normal(&mut self, name: &str, shape: &[i64], deviation: f64) -> Tensor {
         self.random_or_zero(name, shape, || Tensor::randn(shape, (Kind::Float, Device::Cpu)) * deviation)
     }
@@ -67,7 +67,8 @@ impl ParameterBuilder {
         self.with_working_copy(master)
     }
 
-    /// A parameter with random `values` that depend only on seed and name; zeros without a seed.
+    /// A parameter with random `values`, which depend only on the builder's seed and the name;
+    /// zeros if the builder has no seed.
     fn random_or_zero(&mut self, name: &str, shape: &[i64], values: impl FnOnce() -> Tensor) -> Tensor {
         match self.seed {
             Some(seed) => self.random(seed, name, values),
@@ -122,7 +123,7 @@ impl ParameterBuilder {
         [outputs, inputs, side]: [i64; 3],
         target: LoraTarget,
     ) -> LoraWeight {
-        let Some((Lora { rank, alpha, targets }, seed)) = &self.lora else { return base.into() };
+        let Some((LoraConfig { rank, alpha, targets }, seed)) = &self.lora else { return base.into() };
         if !targets.contains(&target) {
             return base.into();
         }
@@ -142,7 +143,8 @@ impl ParameterBuilder {
         weight
     }
 
-    /// The parameter that was created last, with an empty tensor as its working copy.
+    /// The parameter that was created last, with its working copy: in 32-bit precision the same
+    /// tensor, in bf16 a tensor that is empty until [`Self::finish`].
     fn with_working_copy(&mut self, master: Tensor) -> Parameter {
         let working = match self.backend.precision {
             Precision::F32 => master.shallow_clone(),

@@ -20,7 +20,8 @@ use super::lora::LoraWeight;
 pub struct Backend {
     /// The device of the parameters.
     pub device: Device,
-    /// The precision of matrix products; everything else is in 32 bits.
+    /// The type in which linear layers and attention compute and return their results. Parameters,
+    /// gradients, the residual stream and normalizations are in 32 bits.
     pub precision: Precision,
 }
 
@@ -34,10 +35,11 @@ impl From<Device> for Backend {
 /// A parameter in the flat buffer.
 struct ParameterEntry {
     name: String,
-    /// The offset and the number of its values in the buffer.
+    /// The index of its first value in the buffer.
     offset: i64,
+    /// The number of its values.
     length: i64,
-    /// The view of its values.
+    /// The view of its values in the buffer.
     tensor: Tensor,
 }
 
@@ -58,7 +60,8 @@ fn offset_and_length(entries: &[ParameterEntry]) -> (i64, i64) {
 /// Copies `values` into `buffer`, which has the layout of `entries`.
 ///
 /// # Errors
-/// Lists all entries that are missing, unknown, or of a wrong shape. Then nothing is copied.
+/// Lists all entries that are missing, unknown, or of a wrong shape. In this case nothing is
+/// copied.
 fn copy_values(
     entries: &[ParameterEntry],
     buffer: &Tensor,
@@ -85,7 +88,8 @@ fn copy_values(
     Ok(())
 }
 
-/// The number of extra values that ranks sum together with the gradients.
+/// The number of extra values that ranks sum together with the gradients: the weight of the loss,
+/// and the halt flag.
 pub const EXTRA_VALUES: i64 = 2;
 
 /// The gradients of a model, and the values that ranks sum together with them, as views of one
@@ -101,16 +105,17 @@ pub struct GradientBuffer {
 
 /// All parameters of a model, as views of one contiguous buffer, in a fixed order.
 ///
-/// All of them or a contiguous range is trained. The gradients of that range are views of a second
-/// buffer. So an all-reduce, a norm or an optimizer step takes a few operations, independent of the
-/// number of layers, and frozen parameters take no part in them.
+/// All of them, a contiguous range, or none is trained. The gradients of that range are views of a
+/// second buffer. So an all-reduce, a norm or an optimizer step takes a few operations, independent
+/// of the number of layers, and frozen parameters take no part in them.
 pub struct Parameters {
     /// All values, `[total]`.
     flat: Tensor,
     /// The bf16 copies that products read, `[total]`; none in 32-bit precision.
     flat_working: Option<Tensor>,
-    /// Weights with LoRA factors; products read their sum.
+    /// Weights with LoRA factors; products read the effective weights.
     lora_weights: Vec<LoraWeight>,
+    /// All parameters, in the order of the buffer.
     entries: Vec<ParameterEntry>,
     /// None while the model is frozen.
     training: Option<TrainedRange>,
@@ -131,8 +136,8 @@ impl Parameters {
         &self.flat
     }
 
-    /// Recomputes the copies that products read: the bf16 copy, and the sums of weights with their
-    /// LoRA factors.
+    /// Recomputes the copies that products read: the bf16 copy, and the effective weights of
+    /// [`LoraWeight`].
     pub fn refresh_working_copies(&self) {
         if let Some(working) = &self.flat_working {
             no_grad(|| working.shallow_clone().copy_(&self.flat));
@@ -140,7 +145,7 @@ impl Parameters {
         self.lora_weights.iter().for_each(LoraWeight::refresh_working_copy);
     }
 
-    /// Whether the bf16 copy equals the parameters.
+    /// Whether the bf16 copy equals the parameters; true in 32-bit precision.
     #[cfg(test)]
     #[must_use]
     pub fn has_current_working_copy(&self) -> bool {

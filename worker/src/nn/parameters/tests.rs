@@ -26,7 +26,7 @@ fn products_read_the_loaded_values() {
         Tensor::from_slice(&[1.0_f32, -2.0, 0.003_141_592_7, 4e9, 0.0, 7.0]).view([2, 3]).to_device(testing::device());
     parameters.load(&BTreeMap::from([("weight".to_owned(), values.shallow_clone())])).unwrap();
     assert_eq!((&matrix.master, &matrix.working), (&values, &values.to_kind(Kind::BFloat16)));
-    // The check that other tests rely on can fail.
+    // `has_current_working_copy`, which other tests rely on, detects an outdated copy.
     assert!(parameters.has_current_working_copy());
     _ = parameters.flat().shallow_clone().fill_(3.0);
     assert!(!parameters.has_current_working_copy());
@@ -85,10 +85,10 @@ fn only_the_selected_range_is_trained() {
     let gradient = parameters.gradient().unwrap();
     assert_eq!([gradient.buffer.size(), gradient.values.size()], [[14], [12]]);
     (&tensors[0] * 2.0 + &tensors[1] * 3.0 + &tensors[3] * 5.0).sum(Kind::Float).backward();
-    let of =
+    let gradient_of =
         |name| parameters.trained_views(&gradient.values).find(|(actual, _)| *actual == name).map(|(_, view)| view);
-    let filled = |name, value: f64| of(name).unwrap().eq(value).all().int64_value(&[]) == 1;
-    assert!(filled("a", 2.0) && filled("d", 5.0) && of("b").is_none());
+    let is_filled_with = |name, value: f64| gradient_of(name).unwrap().eq(value).all().int64_value(&[]) == 1;
+    assert!(is_filled_with("a", 2.0) && is_filled_with("d", 5.0) && gradient_of("b").is_none());
     assert_eq!(parameters.weight_decay_mask().size(), [12]);
     _ = no_grad(|| parameters.flat_trained().fill_(7.0));
     assert_eq!(tensors.each_ref().map(|tensor| tensor.double_value(&[0, 0]) == 7.0), [true, false, false, true]);

@@ -12,6 +12,7 @@ use tokenizer::Vocabulary;
 use weights::model_folder;
 
 use super::*;
+use crate::captioner::beam::Hypothesis;
 use crate::captioner::golden as captioner;
 use crate::captioner::{CaptionBatch, GenerationConfig};
 use crate::clip::{Clip, golden as clip};
@@ -26,11 +27,13 @@ use crate::testing::golden_files::{self, ParameterGains, assert_close, sixteen_b
 struct GoldenSteps {
     sizes: captioner::CaptionerSizes,
     gains: ParameterGains,
+    /// The prefixes of the parameter names of policy and reference in the formula.
     policy: String,
     reference: String,
     evaluator: GoldenEvaluator,
     beta: f64,
     adam: AdamSettings,
+    /// The captioner's vocabulary.
     words: Vec<VocabularyWord>,
     settings: Vec<GoldenSetting>,
 }
@@ -69,6 +72,7 @@ struct AdamSettings {
 
 #[derive(Deserialize)]
 struct VocabularyWord {
+    /// The id of the word in CLIP's vocabulary.
     clip: u16,
 }
 
@@ -79,7 +83,7 @@ struct ExpectedStep {
     gamma: Vec<Vec<f64>>,
     margin: Vec<f64>,
     loss: f64,
-    /// The file with the gradients.
+    /// The file with the gradients and, for some steps, the updated parameters.
     tensors: String,
 }
 
@@ -193,7 +197,7 @@ impl StepCase {
             text: self.vocabulary.decode(tokens),
             has_end_token: tokens.last() == Some(&self.vocabulary.end_token()),
         };
-        candidates.iter().map(|actual| actual.iter().map(candidate).collect()).collect()
+        candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
     }
 }
 
@@ -233,8 +237,8 @@ fn check_step(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSetting) {
         let settings = Dico { tau: *tau, ..stage(&run).dico.clone() };
         let mut policy = captioner::captioner_by_formula(sizes, &golden.policy, &golden.gains, testing::device());
         let candidates = context.generate_candidates(&policy, &case.images(), Captioner::beam_search);
-        let tokens: Vec<Vec<_>> =
-            candidates.iter().map(|actual| actual.iter().map(|candidate| candidate.tokens.clone()).collect()).collect();
+        let tokens_of = |of_image: &Vec<Hypothesis>| of_image.iter().map(|caption| caption.tokens.clone()).collect();
+        let tokens: Vec<Vec<_>> = candidates.iter().map(tokens_of).collect();
         assert_eq!(tokens, setting.candidates);
         let rewards = context.rewards(&case.images(), &candidates);
         assert_close("rewards", &rewards, &Tensor::from_slice2(&setting.rewards), 1e-5);
@@ -274,7 +278,8 @@ fn check_step(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSetting) {
     }
 }
 
-/// Otherwise the comparisons above could not distinguish the two values of `cut_candidates`.
+/// Shows that [`a_whole_step_agrees_with_pytorch`] distinguishes the two values of
+/// `cut_candidates`.
 #[test]
 fn the_other_value_of_cut_candidates_gives_other_rewards_and_weights() {
     let golden: GoldenSteps = golden_files::json("dico/dico.json");
@@ -299,7 +304,7 @@ fn the_other_value_of_cut_candidates_gives_other_rewards_and_weights() {
 }
 
 /// Uses the expected candidates, because rounding may lead to others, and the expected rewards,
-/// whose rounding errors `tau` would multiply by 300.
+/// whose rounding errors would be multiplied by `tau`.
 #[test]
 fn sixteen_bit_rewards_and_gradients_agree_within_rounding_error() {
     testing::each_code_path(|| {
@@ -327,6 +332,7 @@ fn check_sixteen_bits(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSet
         let token_values = captioner.token_log_probabilities(&case.hidden, &captions, DropoutMode::Evaluate);
         token_values.sums().view([images as i64, per_image as i64])
     };
+    let captioner_layers = 2 + 2;
     for ExpectedStep { tau, margin, tensors, .. } in &setting.steps {
         let mut policy = captioner::captioner_by_formula(sizes, &golden.policy, &golden.gains, testing::bf16_backend());
         policy.parameters_mut().start_training(|_| true);
@@ -337,9 +343,10 @@ fn check_sixteen_bits(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSet
         let expected = Tensor::from_slice(margin);
         // The margin is a difference of differences of sums over tokens. The reference's
         // log-probabilities are far larger than the margin.
-        let summed = no_grad(|| log_probabilities(&case.reference));
+        let reference = no_grad(|| log_probabilities(&case.reference));
         let longest = sequences.iter().map(Vec::len).max().unwrap() as f64;
-        assert_close("margin", &actual, &expected, 2.0 * sixteen_bit_tolerance(&summed, 2 + 2) / longest.sqrt());
+        let allowed = 2.0 * sixteen_bit_tolerance(&reference, captioner_layers) / longest.sqrt();
+        assert_close("margin", &actual, &expected, allowed);
         // The gradient of the loss depends on the margin: with the expected margin, only the rest
         // is compared.
         let derivative = (&expected * -golden.beta).sigmoid().to_device(testing::device()) * -golden.beta;
@@ -353,7 +360,7 @@ fn check_sixteen_bits(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSet
             let actual = actual.narrow(0, 0, expected.size()[0]);
             // Forward and backward pass. Some gradients, e.g. of the keys' biases, are only
             // rounding error of larger gradients.
-            let own_error = sixteen_bit_tolerance(expected, 2 * (2 + 2));
+            let own_error = sixteen_bit_tolerance(expected, 2 * captioner_layers);
             let error_of_others = 2.0_f64.powi(-8) * largest;
             assert_close(&format!("gradient of {name}"), &actual, expected, own_error + error_of_others);
         }

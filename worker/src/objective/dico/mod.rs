@@ -8,12 +8,13 @@
 //! loss = -log sigmoid(beta (d_w - sum_j gamma_j d_j))
 //! ```
 //!
-//! Gradients flow through log p only.
+//! Gradients flow through log p only. Two settings of `config::Dico` are ablations: `weights`
+//! selects other gamma_j, and `reference: false` omits log p_ref.
 
 #[cfg(test)]
 mod golden;
 
-use config::{Dico, Weights};
+use config::{Dico, RejectedWeights};
 use metric_catalogue::names;
 use summary_statistics::Summary;
 use tch::{Kind, Tensor, no_grad};
@@ -73,14 +74,14 @@ struct Preference {
 
 impl Preference {
     /// From `rewards` `[images, candidates]`. The first one among several best candidates is
-    /// chosen. With [`Weights::Worst`], the first one among several worst candidates has all the
-    /// weight.
+    /// chosen. With [`RejectedWeights::Worst`], the first one among several worst candidates has
+    /// all the weight.
     fn new(rewards: &Tensor, settings: &Dico) -> Self {
         let (best, chosen) = rewards.max_dim(1, true);
         let gamma = match settings.weights {
-            Weights::Softmax => softmax_of_others(&((best - rewards) * settings.tau), &chosen),
-            Weights::Uniform => softmax_of_others(&rewards.zeros_like(), &chosen),
-            Weights::Worst => {
+            RejectedWeights::Softmax => softmax_of_others(&((best - rewards) * settings.tau), &chosen),
+            RejectedWeights::Uniform => softmax_of_others(&rewards.zeros_like(), &chosen),
+            RejectedWeights::Worst => {
                 let worst = rewards.scatter_value(1, &chosen, f64::INFINITY).argmin(1, true);
                 rewards.zeros_like().scatter_value(1, &worst, 1.0)
             }
@@ -187,10 +188,10 @@ mod tests {
             Vec::<f64>::try_from(Preference::new(&rewards, &settings).gamma.squeeze_dim(0)).unwrap()
         };
         let third = 1.0 / 3.0;
-        assert_eq!(gamma(Weights::Uniform), [third, 0.0, third, third]);
-        assert_eq!(gamma(Weights::Worst), [0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(gamma(RejectedWeights::Uniform), [third, 0.0, third, third]);
+        assert_eq!(gamma(RejectedWeights::Worst), [0.0, 0.0, 1.0, 0.0]);
         // The softmax weights are between the two.
-        let softmax = gamma(Weights::Softmax);
+        let softmax = gamma(RejectedWeights::Softmax);
         assert!((softmax[2] - 0.5).abs() < 1e-12 && softmax[0] < 1e-12, "{softmax:?}");
     }
 }

@@ -147,7 +147,7 @@ fn damaged_and_unreachable_checkpoints_have_different_errors() {
         flipped[content.len() / 3] ^= 1;
         for damaged in [&flipped, &content[..content.len() - 1]] {
             std::fs::write(&file, damaged).unwrap();
-            let Err(DirectiveError::DamagedCheckpoint { checkpoint, reason }) =
+            let Err(DirectiveError::UnusableCheckpoint { checkpoint, reason }) =
                 fetch_checkpoint(&test_run.checkpoints, NAME)
             else {
                 panic!("{file:?}")
@@ -160,7 +160,7 @@ fn damaged_and_unreachable_checkpoints_have_different_errors() {
     assert!(fetch_checkpoint(&test_run.checkpoints, NAME).is_ok());
     assert!(matches!(
         fetch_checkpoint(&test_run.checkpoints, "1-dico-00000009"),
-        Err(DirectiveError::DamagedCheckpoint { .. })
+        Err(DirectiveError::UnusableCheckpoint { .. })
     ));
     assert!(matches!(fetch_checkpoint(&test_run.checkpoints, "../run"), Err(DirectiveError::Fatal(_))));
     let seal = test_run.folder.path().join(NAME).join("checkpoint.json");
@@ -263,6 +263,7 @@ fn only_moments_of_trained_parameters_are_saved() {
             .into_iter()
             .flat_map(|moment| all.iter().filter(|name| is_trained(name)).map(move |name| format!("{moment}.{name}")));
         let expected: Vec<String> = expected.collect();
+        // Two moments per trained tensor; some tensors are not trained.
         assert!(expected.len() >= 4 && all.len() > expected.len() / 2);
         assert_eq!(moments.names().collect::<Vec<_>>(), expected);
 

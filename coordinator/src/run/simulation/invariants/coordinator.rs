@@ -36,7 +36,7 @@ impl Cluster {
                 self.check_saved(saved);
                 self.invariants.checkpoints.insert(saved.position, saved.name.clone());
             }
-            Record::Deleted(name) => self.check_deleted(name),
+            Record::Deleting(name) => self.check_deleted(name),
             Record::Damaged(name) => {
                 self.invariants.checkpoints.retain(|_, saved| saved != name);
                 assert!(self.disk.damaged.contains(name), "the coordinator discarded the intact checkpoint {name}");
@@ -45,8 +45,9 @@ impl Cluster {
             Record::Event { kind: EventKind::Lost, detail } => self.check_eviction(detail),
             Record::Evaluated { position, .. } => {
                 let updates = prefix_up_to(&self.invariants.committed, *position).len();
-                let earlier = self.invariants.evaluated.insert(*position, (updates, false));
-                assert!(earlier.is_none_or(|(_, again)| again), "{position} was evaluated twice");
+                let may_repeat = false;
+                let earlier = self.invariants.evaluated.insert(*position, (updates, may_repeat));
+                assert!(earlier.is_none_or(|(_, may_repeat)| may_repeat), "{position} was evaluated twice");
             }
             Record::Event { kind: EventKind::Paused, .. } => self.invariants.is_paused = true,
             Record::Event { kind: EventKind::Resumed, .. } => self.invariants.is_paused = false,
@@ -54,7 +55,7 @@ impl Cluster {
             Record::Event { kind: EventKind::StageEnded, detail } => {
                 let number = |key: &str| detail[key].as_u64().expect("the detail has this number");
                 let end = Position { stage: number("stage") as u32, step: number("step") };
-                let earlier_end = self.invariants.stage_ends.insert(end.stage, end.step);
+                let earlier_end = self.invariants.selected_steps.insert(end.stage, end.step);
                 assert_eq!(earlier_end, None, "stage {} ended twice", end.stage);
                 self.invariants.given_up_after = Some(end);
                 if detail["cause"] != EndCause::Guard.name() {
@@ -124,10 +125,10 @@ impl Cluster {
         self.invariants.committed = state;
         self.invariants.committed_position = start;
         self.invariants.generation_starts.insert(generation, start);
-        self.invariants.evaluated.retain(|position, (updates, again)| {
+        self.invariants.evaluated.retain(|position, (updates, may_repeat)| {
             // The start of a stage has the same state as the end of the stage before, so its number
             // of updates does not show that it is given up.
-            *again |= *position > start;
+            *may_repeat |= *position > start;
             *updates <= self.invariants.committed.len()
         });
         (self.invariants.given_up_after, self.invariants.has_recorded_rollback) = (None, false);
@@ -164,13 +165,13 @@ impl Cluster {
         let checkpoints = || self.invariants.checkpoints.keys().filter(|other| other.stage == stage);
         assert_ne!(checkpoints().next_back(), Some(&position), "the last checkpoint of its stage was deleted: {name}");
         assert_ne!(
-            self.invariants.stage_ends.get(&stage),
+            self.invariants.selected_steps.get(&stage),
             Some(&step),
             "the checkpoint was deleted with which stage {stage} has ended: {name}"
         );
         let settings = &self.scenario.file.stages[stage as usize];
         let can_roll_back = settings.guard.iter().any(|rule| rule.action == GuardAction::Rollback);
-        if settings.metric.is_some() && !can_roll_back && !self.invariants.stage_ends.contains_key(&stage) {
+        if settings.metric.is_some() && !can_roll_back && !self.invariants.selected_steps.contains_key(&stage) {
             let scored = checkpoints().filter(|other| self.run().scores.contains_key(other));
             let best = scored.reduce(|best, other| {
                 if score(self.scenario.salt, *other) > score(self.scenario.salt, *best) { other } else { best }
@@ -199,7 +200,7 @@ impl Cluster {
         // The coordinator may crash before it records that a generation was formed, or that a stage
         // has ended.
         let is_unrecorded = generation != self.invariants.last_generation
-            || run.plan.has_ended(position.stage) != self.invariants.stage_ends.contains_key(&position.stage);
+            || run.plan.has_ended_early(position.stage) != self.invariants.selected_steps.contains_key(&position.stage);
         if position == self.invariants.committed_position || is_unrecorded {
             return;
         }
@@ -227,9 +228,9 @@ impl Cluster {
         let Invariants { committed, evaluated, is_paused, given_up_after, .. } = &mut self.invariants;
         committed.truncate(prefix_up_to(committed, position).len());
         evaluated.retain(|position, _| given_up_after.is_none_or(|end| *position <= end));
-        let is_restored = |position: &Position, again: bool| again || run.scores.contains_key(position);
+        let is_restored = |position: &Position, may_repeat: bool| may_repeat || run.scores.contains_key(position);
         assert!(
-            evaluated.iter().all(|(position, (_, again))| is_restored(position, *again)),
+            evaluated.iter().all(|(position, (_, may_repeat))| is_restored(position, *may_repeat)),
             "an evaluation was not restored"
         );
         assert!(

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::run::{
     SessionId, Time,
-    plan::{Position, StageEnds},
+    plan::{Position, SelectedSteps},
     record::Record,
 };
 
@@ -31,8 +31,9 @@ const PROGRESS_TIMEOUT: Time = Time::from_secs(300);
 /// after the repair.
 const EVICTION_GRACE_PERIOD: Time = Time::from_secs(5);
 
-/// The facts about the run that the assertions compare with. They survive restarts of the
-/// coordinator.
+/// What the simulation has observed of the run: in the coordinator's records, in directives, and in
+/// the updates of workers. The assertions compare the run with these observations. They survive
+/// restarts of the coordinator.
 #[derive(Clone, Debug, Default)]
 pub struct Invariants {
     /// The generation that forms or runs, by the records.
@@ -42,7 +43,7 @@ pub struct Invariants {
     last_term: u64,
     /// The position at which each generation starts.
     generation_starts: BTreeMap<u64, Position>,
-    /// The history of the committed state.
+    /// The update history of the committed state.
     pub committed: UpdateHistory,
     /// The committed position.
     committed_position: Position,
@@ -56,15 +57,16 @@ pub struct Invariants {
     /// The evaluated states of the present history: the number of their updates, and whether they
     /// may be evaluated again.
     pub evaluated: BTreeMap<Position, (usize, bool)>,
-    /// The steps with which stages have ended early.
-    pub stage_ends: StageEnds,
+    /// For each stage that has ended early: the step of the state that it ended with.
+    pub selected_steps: SelectedSteps,
     /// Whether the run is paused.
     pub is_paused: bool,
     /// The positions at which an operator has requested an evaluation.
     pub requested_evaluations: BTreeSet<Position>,
     /// Whether the run is finished or has failed.
     pub is_over: bool,
-    /// The position with which a stage has ended early, until the next generation starts from it.
+    /// The position of the state with which a stage has ended early, until the next generation
+    /// starts from it.
     /// The states beyond it are given up.
     given_up_after: Option<Position>,
     /// Whether the journal records that the next generation gives up committed steps.
@@ -169,6 +171,6 @@ impl Cluster {
     /// The step with which a stage has ended, or will end.
     fn stage_end(&self, stage: u32) -> u64 {
         let planned_steps = self.scenario.file.stages[stage as usize].steps;
-        self.invariants.stage_ends.get(&stage).copied().unwrap_or(planned_steps)
+        self.invariants.selected_steps.get(&stage).copied().unwrap_or(planned_steps)
     }
 }

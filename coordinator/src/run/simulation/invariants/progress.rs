@@ -91,7 +91,7 @@ impl Cluster {
             let was_evaluated = |step: u64| self.invariants.evaluated.contains_key(&Position { stage: number, step });
             for step in (0..=end).filter(|step| self.scenario.is_evaluated(stage, *step)) {
                 // A stage that ended early need not be evaluated at its end.
-                let ended_early = self.invariants.stage_ends.get(&number) == Some(&step);
+                let ended_early = self.invariants.selected_steps.get(&number) == Some(&step);
                 assert!(was_evaluated(step) || ended_early, "step {step} of stage {number} was not evaluated");
             }
         }
@@ -107,7 +107,7 @@ impl Cluster {
             "a position was evaluated that is not in the plan"
         );
         if !self.invariants.has_damaged_checkpoint && self.invariants.requested_evaluations.is_empty() {
-            self.scenario.check_stage_ends(&self.invariants.stage_ends);
+            self.scenario.check_selected_steps(&self.invariants.selected_steps);
         }
     }
 }

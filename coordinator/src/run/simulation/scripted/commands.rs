@@ -1,4 +1,6 @@
 //! Commands of an operator.
+//!
+//! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 use proto::v1;
 

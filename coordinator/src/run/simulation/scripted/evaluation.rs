@@ -1,4 +1,6 @@
 //! Evaluations: captions, scores, and failures during both.
+//!
+//! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 use config::Stage;
 use proto::{v1, v1::worker_message::Message};
@@ -20,7 +22,7 @@ fn with_slow_scoring(stage: Stage) -> Cluster {
     })
 }
 
-/// Whether a worker captions a range.
+/// Whether a worker captions a range of images.
 fn is_captioning(cluster: &Cluster, worker: ProcessId) -> bool {
     matches!(cluster.workers[&worker].activity, Activity::Captioning(_))
 }
@@ -49,7 +51,7 @@ fn only_the_missing_range_is_captioned_after_a_member_dies() {
     cluster.run_until(|cluster| is_captioning(cluster, first) && is_captioning(cluster, second));
     cluster.workers.get_mut(&second).unwrap().is_training_blocked = true;
     cluster.run_for(Time::from_secs(2));
-    cluster.end_worker(second, false);
+    cluster.end_worker(second);
     let third = cluster.start_member();
     cluster.run_to_end();
     let captioned = [(first, 0, 50), (first, 50, 100), (first, 100, 120)];
@@ -63,7 +65,7 @@ fn a_generation_that_ends_during_scoring_does_not_lose_the_evaluation() {
     let mut cluster = with_slow_scoring(testing::stage("a", 1, 8, None, None));
     let first = cluster.start_member();
     cluster.run_until(Cluster::is_scoring);
-    cluster.end_worker(first, false);
+    cluster.end_worker(first);
     cluster.start_member();
     cluster.run_to_end();
     // The next generation starts from the checkpoint of the scored state.
@@ -76,7 +78,7 @@ fn captions_of_a_lost_state_are_dropped() {
     let mut cluster = with_slow_scoring(testing::stage("a", 4, 8, Some(2), Some(3)));
     let first = cluster.start_member();
     cluster.run_until(Cluster::is_scoring);
-    cluster.end_worker(first, false);
+    cluster.end_worker(first);
     cluster.start_member();
     cluster.run_until(|cluster| cluster.generation_starts().len() == 2);
     assert_eq!(cluster.generation_starts()[1].0, position_at(0, 2));

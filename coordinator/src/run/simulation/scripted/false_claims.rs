@@ -85,11 +85,15 @@ fn a_new_run_refuses_a_worker_that_claims_its_final_state() {
 fn a_state_that_cannot_have_been_granted_is_refused() {
     let refusal_of = |claims| attach_with(&mut run(restored_run(3, 12)), 1, claims);
     for claims in [
+        // A generation that does not exist.
         claim_state(RUN_ID, 0, 12, 4),
+        // Positions beyond the evaluation at step 20, which the journal does not have.
         claim_state(RUN_ID, 0, 21, 3),
         claim_state(RUN_ID, 1, 0, 3),
+        // A step and a stage that the run does not have.
         claim_state(RUN_ID, 0, 51, 2),
         claim_state(RUN_ID, 9, 0, 2),
+        // Another run.
         claim_state("77", 0, 12, 3),
         v1::Attach { run_id: RUN_ID.into(), generation: 4, ..Default::default() },
         // Generations that an older copy of the journal does not know.

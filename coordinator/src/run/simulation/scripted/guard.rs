@@ -1,4 +1,6 @@
 //! The guard: rules that warn, pause the run, or roll back the stage.
+//!
+//! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 use config::{GuardAction, Rule, Stage};
 use proto::v1;
@@ -11,14 +13,14 @@ use crate::run::{
     testing,
 };
 
-/// A rule that fires at each step: all scores are below 7.
-fn always_firing(action: GuardAction) -> Rule {
+/// A rule that each step violates, because all scores are below 7. It fires at the first step.
+fn violated_rule(action: GuardAction) -> Rule {
     Rule { metric: "kl".into(), above: None, below: Some(7.0), for_: 1, action }
 }
 
 #[test]
 fn the_status_shows_the_number_of_steps_of_a_stage_that_ended_early() {
-    let stage = Stage { guard: vec![always_firing(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
+    let stage = Stage { guard: vec![violated_rule(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
     assert_eq!(cluster.status().steps, 50);
     cluster.start_member();
@@ -29,7 +31,7 @@ fn the_status_shows_the_number_of_steps_of_a_stage_that_ended_early() {
 
 #[test]
 fn a_paused_run_stays_paused_through_joins_failures_and_restarts() {
-    let stage = Stage { guard: vec![always_firing(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
+    let stage = Stage { guard: vec![violated_rule(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
     let while_paused = Time::from_secs(20);
     let first = cluster.start_member();
@@ -42,7 +44,7 @@ fn a_paused_run_stays_paused_through_joins_failures_and_restarts() {
 
     cluster.start_member();
     cluster.run_for(while_paused);
-    cluster.end_worker(first, false);
+    cluster.end_worker(first);
     cluster.run_for(while_paused);
     cluster.kill_coordinator(Time::from_secs(1));
     cluster.run_for(while_paused);
@@ -58,7 +60,7 @@ fn a_paused_run_stays_paused_through_joins_failures_and_restarts() {
 
 #[test]
 fn a_paused_run_can_be_stopped_and_only_a_paused_run_resumed() {
-    let stage = Stage { guard: vec![always_firing(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
+    let stage = Stage { guard: vec![violated_rule(GuardAction::Pause)], ..testing::stage("a", 50, 8, None, None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
     let resume = Event::Control { request: RequestId(0), command: Command::Resume };
     let actions = cluster.coordinator.run.as_mut().unwrap().on_event(Time::ZERO, resume);
@@ -76,13 +78,13 @@ fn a_paused_run_can_be_stopped_and_only_a_paused_run_resumed() {
 #[test]
 fn a_rollback_ends_the_stage_with_the_last_state_within_bounds() {
     let stage =
-        Stage { guard: vec![always_firing(GuardAction::Rollback)], ..testing::stage("b", 50, 8, Some(1), None) };
+        Stage { guard: vec![violated_rule(GuardAction::Rollback)], ..testing::stage("b", 50, 8, Some(1), None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 4, 8, None, None), stage]));
     cluster.start_member();
     cluster.run_to_end();
     // The statistics of the first step describe the stage's initial state, which is the final state
     // of the stage before.
-    assert_eq!(cluster.invariants.stage_ends, [(1, 0)].into());
+    assert_eq!(cluster.invariants.selected_steps, [(1, 0)].into());
     assert_eq!(cluster.generation_starts().last().unwrap().0, position_at(0, 4));
     assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(0, 4)));
     assert_eq!(
@@ -97,8 +99,8 @@ fn a_rollback_ends_the_stage_with_the_last_state_within_bounds() {
 #[test]
 fn a_rule_that_warns_or_pauses_does_not_change_with_which_state_a_stage_ends() {
     for action in [GuardAction::Warn, GuardAction::Pause] {
-        // The rule fires at each evaluation.
-        let rule = Rule { metric: "cider".into(), ..always_firing(action) };
+        // All evaluations violate the rule.
+        let rule = Rule { metric: "cider".into(), ..violated_rule(action) };
         let stage =
             Stage { metric: Some("cider".into()), guard: vec![rule], ..testing::stage("a", 20, 8, None, Some(5)) };
         let scenario = |salt| Scenario { salt, ..Scenario::without_faults(testing::run_file(vec![stage.clone()])) };
@@ -111,7 +113,7 @@ fn a_rule_that_warns_or_pauses_does_not_change_with_which_state_a_stage_ends() {
         }
         cluster.run_to_end();
         assert_eq!(
-            (cluster.invariants.stage_ends.clone(), cluster.committed_positions().len()),
+            (cluster.invariants.selected_steps.clone(), cluster.committed_positions().len()),
             ([].into(), 20),
             "{action:?}"
         );
@@ -128,7 +130,7 @@ fn rollback_step(stage: Stage, keep: u32, is_suitable: impl Fn(u64) -> bool) -> 
     let mut cluster = Cluster::from_scenario(Scenario { salt, ..Scenario::without_faults(file) });
     cluster.start_member();
     cluster.run_to_end();
-    cluster.invariants.stage_ends[&0]
+    cluster.invariants.selected_steps[&0]
 }
 
 #[test]
@@ -162,24 +164,24 @@ fn the_checkpoint_that_a_rollback_may_need_is_kept() {
 
 #[test]
 fn a_checkpoint_saved_while_its_stage_ends_is_kept_as_the_last() {
-    let stage = Stage { guard: vec![always_firing(GuardAction::Rollback)], ..testing::stage("a", 4, 8, Some(1), None) };
+    let stage = Stage { guard: vec![violated_rule(GuardAction::Rollback)], ..testing::stage("a", 4, 8, Some(1), None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]));
     let first = cluster.start_member();
     cluster.run_until(|cluster| matches!(cluster.workers[&first].activity, Activity::Computing(_)));
     // The report of the step, which ends the stage, arrives only after the checkpoint is written.
     cluster.partition(first, Direction::ToCoordinator);
     cluster.run_until(|cluster| cluster.disk.checkpoints.len() == 1);
-    assert!(cluster.invariants.stage_ends.is_empty());
+    assert!(cluster.invariants.selected_steps.is_empty());
     cluster.heal(first, Direction::ToCoordinator);
-    cluster.run_until(|cluster| !cluster.invariants.stage_ends.is_empty());
-    assert_eq!((cluster.invariants.stage_ends.clone(), cluster.disk.checkpoints.len()), ([(0, 0)].into(), 1));
+    cluster.run_until(|cluster| !cluster.invariants.selected_steps.is_empty());
+    assert_eq!((cluster.invariants.selected_steps.clone(), cluster.disk.checkpoints.len()), ([(0, 0)].into(), 1));
     cluster.run_to_end();
     assert_eq!(cluster.checkpoint_names(), ["0-a-00000001", "1-b-00000003"]);
 }
 
 #[test]
 fn a_rollback_without_checkpoints_returns_to_the_seed() {
-    let stage = Stage { guard: vec![always_firing(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
+    let stage = Stage { guard: vec![violated_rule(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
     cluster.start_member();
     cluster.run_to_end();
@@ -189,7 +191,7 @@ fn a_rollback_without_checkpoints_returns_to_the_seed() {
 
 #[test]
 fn a_rule_that_warns_is_recorded_once() {
-    let stage = Stage { guard: vec![always_firing(GuardAction::Warn)], ..testing::stage("a", 5, 8, None, None) };
+    let stage = Stage { guard: vec![violated_rule(GuardAction::Warn)], ..testing::stage("a", 5, 8, None, None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
     cluster.start_member();
     cluster.run_to_end();

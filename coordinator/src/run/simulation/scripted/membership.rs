@@ -1,4 +1,6 @@
 //! Workers that join, leave, and are evicted.
+//!
+//! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 use config::RunFile;
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};
@@ -402,7 +404,7 @@ fn the_replacement_of_a_lost_machine_waits_until_the_old_worker_is_removed() {
     let lost = cluster.start_worker("first".into(), Some(0));
     let remaining = cluster.start_worker("second".into(), Some(1));
     cluster.run_until(|cluster| cluster.run().committed.step >= 5 && cluster.run().members.len() == 2);
-    cluster.end_worker(lost, true);
+    cluster.lose_machine(lost);
     let replacement = cluster.start_worker("third".into(), Some(0));
     cluster.run_until(|cluster| cluster.is_member(replacement));
     assert_eq!(cluster.count_events(EventKind::Lost), 1);

@@ -1,4 +1,6 @@
 //! Tests of one scenario each, without random faults.
+//!
+//! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 mod commands;
 mod evaluation;
@@ -83,7 +85,8 @@ impl Cluster {
         self.run().status(self.coordinator.clock)
     }
 
-    /// The positions of the committed steps, in order.
+    /// The positions of the updates that led to the committed state, in order. Updates after the
+    /// state that a stage has ended with are not included.
     fn committed_positions(&self) -> Vec<Position> {
         self.invariants.committed.iter().map(|update| update.position).collect()
     }

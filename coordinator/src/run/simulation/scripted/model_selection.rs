@@ -10,10 +10,14 @@ use crate::run::{
     testing,
 };
 
-/// A cluster with two stages. The best state of the first stage is the first one evaluated.
+/// A cluster with two stages, of 20 and 3 steps. The first stage is evaluated every 5 steps, and
+/// the state at step 5 is the best.
 fn with_best_state_first(patience: Option<u32>) -> Cluster {
-    let stage = Stage { metric: Some("cider".into()), patience, ..testing::stage("a", 20, 8, None, Some(5)) };
-    let mut file = testing::run_file(vec![stage, testing::stage("b", 3, 8, None, None)]);
+    let (steps, batch, checkpoint_every, evaluate_every) = (20, 8, None, Some(5));
+    let first = testing::stage("a", steps, batch, checkpoint_every, evaluate_every);
+    let first = Stage { metric: Some("cider".into()), patience, ..first };
+    let second = testing::stage("b", 3, batch, None, None);
+    let mut file = testing::run_file(vec![first, second]);
     file.checkpoints.keep = 1;
     let scenario = |salt| Scenario { salt, ..Scenario::without_faults(file.clone()) };
     let is_suitable = |scenario: &Scenario| {
@@ -37,7 +41,8 @@ fn a_stage_ends_with_its_best_state_and_the_next_stage_starts_from_it() {
         cluster.run().unselected_checkpoints.iter().map(|saved| saved.position).collect::<Vec<_>>(),
         [position_at(0, 20)]
     );
-    assert_eq!(cluster.run().samples_committed(), 8 * 8);
+    let (committed_steps, batch) = (5 + 3, 8);
+    assert_eq!(cluster.run().samples_committed(), committed_steps * batch);
     assert_eq!(cluster.count_events(EventKind::RolledBack), 0, "model selection counted as a rollback");
 }
 
@@ -48,7 +53,7 @@ fn patience_ends_a_stage_early() {
     cluster.run_to_end();
     let evaluated: Vec<_> = cluster.evaluations().iter().map(|(position, _)| *position).collect();
     assert_eq!(evaluated, [position_at(0, 5), position_at(0, 10), position_at(0, 15), position_at(1, 3)]);
-    assert_eq!(cluster.invariants.stage_ends, [(0, 5)].into());
+    assert_eq!(cluster.invariants.selected_steps, [(0, 5)].into());
 }
 
 #[test]
@@ -59,12 +64,11 @@ fn a_restarted_coordinator_ends_the_stage_that_the_crashed_one_had_to_end() {
     // The coordinator crashes after it has recorded the evaluation of the last step.
     cluster.coordinator.actions_until_crash = Some(1);
     cluster.run_until(|cluster| cluster.coordinator.run.is_none());
-    assert!(
-        matches!(cluster.coordinator.records.last(), Some(Record::Evaluated { position, .. }) if *position == position_at(0, 20))
-    );
+    let last_record = cluster.coordinator.records.last();
+    assert!(matches!(last_record, Some(Record::Evaluated { position, .. }) if *position == position_at(0, 20)));
     cluster.run_to_end();
     assert_eq!(
-        (cluster.invariants.stage_ends.clone(), cluster.count_events(EventKind::StageEnded)),
+        (cluster.invariants.selected_steps.clone(), cluster.count_events(EventKind::StageEnded)),
         ([(0, 5)].into(), 1)
     );
     assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(1, 3)));
@@ -74,7 +78,7 @@ fn a_restarted_coordinator_ends_the_stage_that_the_crashed_one_had_to_end() {
 fn the_last_state_of_a_stage_is_kept_for_the_user_across_restarts() {
     let mut cluster = with_best_state_first(None);
     cluster.start_member();
-    cluster.run_until(|cluster| cluster.invariants.stage_ends.contains_key(&0));
+    cluster.run_until(|cluster| cluster.invariants.selected_steps.contains_key(&0));
     cluster.kill_coordinator(Time::from_secs(1));
     cluster.run_to_end();
     assert_eq!(cluster.checkpoint_names()[..2], ["0-a-00000005", "0-a-00000020"]);

@@ -1,4 +1,6 @@
 //! Failures of processes and storage, and recovery from them.
+//!
+//! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 use config::Stage;
 use proto::v1;
@@ -22,7 +24,7 @@ fn a_run_resumes_from_the_last_checkpoint_when_no_member_is_left() {
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 20, 8, Some(10), None)]));
     let first = cluster.start_member();
     cluster.run_until(|cluster| cluster.run().committed.step == 13);
-    cluster.end_worker(first, false);
+    cluster.end_worker(first);
     cluster.start_member();
     cluster.run_to_end();
     let checkpoint = StateSource::Checkpoint("0-a-00000010".into());
@@ -86,7 +88,8 @@ fn check_that_a_late_save_changes_nothing(fail: impl Fn(&mut Cluster, ProcessId)
 fn a_late_save_of_a_disconnected_worker_changes_no_recorded_checkpoint() {
     check_that_a_late_save_changes_nothing(|cluster, first| {
         let session = cluster.workers[&first].session().unwrap();
-        cluster.reset_session(session, true, true);
+        let (coordinator_notices, worker_notices) = (true, true);
+        cluster.reset_session(session, coordinator_notices, worker_notices);
     });
 }
 
@@ -129,7 +132,7 @@ fn a_run_resumes_from_the_checkpoint_before_a_damaged_one() {
     let first = cluster.start_member();
     cluster.run_until(|cluster| cluster.run().committed.step == 13);
     cluster.disk.damaged.insert("0-a-00000010".into());
-    cluster.end_worker(first, false);
+    cluster.end_worker(first);
     cluster.start_member();
     cluster.run_to_end();
     let from_checkpoint = |step: u64| (position_at(0, step), StateSource::Checkpoint(format!("0-a-{step:08}")));
@@ -163,7 +166,7 @@ fn a_coordinator_ignores_a_checkpoint_that_it_has_not_ordered() {
     let (first, second) = (cluster.start_member(), cluster.start_member());
     cluster.run_until(|cluster| !cluster.is_saver_idle(first));
     cluster.kill_coordinator(Time::from_secs(1));
-    cluster.end_worker(second, false);
+    cluster.end_worker(second);
     cluster.run_until(|cluster| cluster.is_saver_idle(first));
     cluster.run_for(Time::from_secs(1));
     assert!(cluster.is_member(first));
@@ -253,7 +256,7 @@ fn an_evaluation_of_a_stages_first_state_is_repeated_when_that_state_is_lost() {
         )
     };
     cluster.run_until(|cluster| evaluations(cluster) == 1);
-    cluster.end_worker(first, false);
+    cluster.end_worker(first);
     cluster.kill_coordinator(Time::from_secs(1));
     cluster.run_until(|cluster| cluster.coordinator.run.is_some());
     cluster.start_member();

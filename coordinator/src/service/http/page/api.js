@@ -33,8 +33,8 @@ async function request(path, options) {
 export const get = (path) => request(path);
 
 /**
- * Runs `action`. Returns whether the coordinator answered. Throws other errors, because they
- * are bugs of the web page.
+ * Runs `action`. Returns whether the coordinator answered all its requests without an error. Throws
+ * errors that are no `RequestError`, because they are bugs of the web page.
  */
 export async function isAnswered(action) {
   try {
@@ -53,7 +53,7 @@ export const adminToken = {
   remove: () => sessionStorage.removeItem(TOKEN_KEY),
 };
 
-/** Sends a command to the coordinator, for example "pause". */
+/** Sends a command to the coordinator, for example "pause". Returns its answer. */
 export async function sendCommand(name, body) {
   const headers = { authorization: `Bearer ${adminToken.get() ?? ""}` };
   if (body) headers["content-type"] = "application/json";

@@ -6,7 +6,10 @@ import { displayName, formatInteger, formatNumber } from "./format.js";
 
 /** Images per page: as many as the coordinator sends at once. */
 const PAGE_SIZE = 12;
-/** A caption shows one score beside it: the first of these that it has. */
+/**
+ * A caption shows one score beside it: the first of these that it has. "details" is a metric of
+ * synthetic data.
+ */
 const MAIN_SCORES = ["pac_s", "clip_s", "ref_pac_s", "ref_clip_s", "details"];
 
 /** The main score of a caption; null if it has none. */
@@ -56,9 +59,9 @@ function highlightNewWords(text, other) {
  * caption.
  */
 function scoreChip(caption, other) {
-  const [own, previous] = [mainScore(caption), mainScore(other)];
+  const [own, otherScore] = [mainScore(caption), mainScore(other)];
   if (!own) return null;
-  const tone = previous && previous.name === own.name && previous.value !== own.value ? (own.value > previous.value ? "good" : "bad") : null;
+  const tone = otherScore && otherScore.name === own.name && otherScore.value !== own.value ? (own.value > otherScore.value ? "good" : "bad") : null;
   return el("span", { class: "chip", "data-tone": tone }, `${displayName(own.name)} `, el("b", {}, formatNumber(own.value)));
 }
 
@@ -72,10 +75,14 @@ function imageFrame({ image, index }, evaluation) {
   return frame;
 }
 
+/**
+ * The card of an image. `before` and `after` are the ids of the compared evaluations, which may be
+ * the same; `names` are their display names.
+ */
 function captionCard(item, { before, after }, names) {
-  const line = (label, caption, other, order) => el("div", { class: `caption ${order}` },
-    el("p", { class: "caption-heading" }, el("span", {}, label), scoreChip(caption, order === "after" ? other : null)),
-    el("p", { class: "text" }, ...(order === "after" ? highlightNewWords(caption.text, other?.text) : [caption.text])));
+  const line = (label, caption, other, side) => el("div", { class: `caption ${side}` },
+    el("p", { class: "caption-heading" }, el("span", {}, label), scoreChip(caption, side === "after" ? other : null)),
+    el("p", { class: "text" }, ...(side === "after" ? highlightNewWords(caption.text, other?.text) : [caption.text])));
   const details = el("details", {}, el("summary", {}, `${formatInteger(item.references.length)} reference${item.references.length === 1 ? "" : "s"}, all scores`),
     el("ul", {}, ...item.references.map((text) => el("li", {}, text))),
     item.before && before !== after ? el("p", {}, el("b", {}, `${names.before}: `), scoreList(item.before)) : null,
@@ -89,13 +96,16 @@ function captionCard(item, { before, after }, names) {
 export class Captions {
   constructor(evaluations) {
     this.evaluations = evaluations;
+    /** The ids of the evaluations that the user selected; null for the default ones. */
     this.selection = { before: null, after: null };
+    /** The index of the first image of the page. */
     this.offset = 0;
+    /** Identifies the captions that are shown or were requested: see `show`. */
     this.shownKey = null;
     this.selects = {};
-    const createSelect = (order, label) => {
-      this.selects[order] = el("select", { id: `captions-${order}`, on: { change: (event) => this.select(order, event.target.value) } });
-      return [el("label", { for: `captions-${order}` }, label), this.selects[order]];
+    const createSelect = (side, label) => {
+      this.selects[side] = el("select", { id: `captions-${side}`, on: { change: (event) => this.select(side, event.target.value) } });
+      return [el("label", { for: `captions-${side}` }, label), this.selects[side]];
     };
     this.selectors = byId("compared");
     this.selectors.append(...createSelect("before", "Before"), ...createSelect("after", "After"));
@@ -106,8 +116,8 @@ export class Captions {
     byId("pages").append(this.previous, this.pageLabel, this.next);
   }
 
-  select(order, id) {
-    this.selection[order] = id;
+  select(side, id) {
+    this.selection[side] = id;
     this.show();
   }
 
@@ -117,29 +127,30 @@ export class Captions {
   }
 
   /**
-   * Updates the selectors with the present evaluations. If `version` has changed, the run has given
-   * up steps, and the captions are loaded again.
+   * Updates the selectors with the present evaluations. If `curvesVersion` has changed, the run may
+   * have given up steps, and the captions are loaded again.
    */
-  update(stage, version) {
-    this.version = version;
+  update(stage, curvesVersion) {
+    this.curvesVersion = curvesVersion;
     const defaults = this.evaluations.defaultComparison(stage);
     this.selectors.hidden = !defaults;
     byId("captions-empty").hidden = Boolean(defaults);
     if (!defaults) return;
     const ids = new Set(this.evaluations.list.map(({ id }) => id));
-    for (const order of ["before", "after"]) {
-      if (!ids.has(this.selection[order])) this.selection[order] = null;
+    for (const side of ["before", "after"]) {
+      if (!ids.has(this.selection[side])) this.selection[side] = null;
       const options = this.evaluations.list.map((evaluation) => el("option", { value: evaluation.id }, this.evaluations.name(evaluation)));
-      const selected = this.selection[order] ?? defaults[order].id;
-      this.selects[order].replaceChildren(...options);
-      this.selects[order].value = selected;
+      const selected = this.selection[side] ?? defaults[side].id;
+      this.selects[side].replaceChildren(...options);
+      this.selects[side].value = selected;
     }
     this.show();
   }
 
+  /** Loads and shows the captions of the selected evaluations, unless they are shown already. */
   async show() {
     const compared = { before: this.selects.before.value, after: this.selects.after.value };
-    const key = JSON.stringify([this.version, compared, this.offset]);
+    const key = JSON.stringify([this.curvesVersion, compared, this.offset]);
     if (key === this.shownKey) return;
     this.shownKey = key;
     let captions;
@@ -149,9 +160,9 @@ export class Captions {
       if (this.shownKey === key) this.shownKey = null;
       return;
     }
-    // The user has selected other evaluations meanwhile.
+    // Ignore the answer if the user has selected other evaluations meanwhile.
     if (this.shownKey !== key) return;
-    // These evaluations have fewer images than the previous ones.
+    // If these evaluations have fewer images than the previous ones, go to the first page.
     if (this.offset > 0 && this.offset >= captions.images) {
       this.offset = 0;
       this.show();

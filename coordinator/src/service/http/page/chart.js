@@ -31,26 +31,30 @@ export const pointer = {
   },
 };
 
-/** Groups of consecutive indices at which all columns have values: a curve has a gap between them. */
-function indexRuns(...columns) {
-  const runs = [];
-  let run = [];
+/**
+ * The indices at which all columns have values, as groups of consecutive ones. A curve has a gap
+ * between two groups.
+ */
+function indexGroups(...columns) {
+  const groups = [];
+  let group = [];
   for (let index = 0; index < columns[0].length; index += 1) {
     if (columns.every((column) => hasValue(column[index]))) {
-      run.push(index);
-    } else if (run.length) {
-      runs.push(run);
-      run = [];
+      group.push(index);
+    } else if (group.length) {
+      groups.push(group);
+      group = [];
     }
   }
-  if (run.length) runs.push(run);
-  return runs;
+  if (group.length) groups.push(group);
+  return groups;
 }
 
 export class Chart {
   /**
-   * `lines` are `{ series, label, tone, dashed }`, `bands` are `{ low, high, tone, outline }`;
-   * `format` formats values.
+   * `help` is the tooltip of the title. `lines` are `{ series, label, tone, dashed }`. `bands` are
+   * `{ low, high, tone, outline }`, where `low` and `high` are series; with `outline` only their
+   * edges are drawn. `format` formats values.
    */
   constructor({ title, help, lines, bands = [], format, large = false }) {
     Object.assign(this, { title, lines, bands, format, curves: null, size: [0, large ? LARGE_HEIGHT : SMALL_HEIGHT], index: null });
@@ -92,14 +96,15 @@ export class Chart {
       ...withExtremes.flatMap(({ series }) => [curves.series[series].min, curves.series[series].max]),
     ]);
     if (!extent) return;
+    // The axis begins at the step before the first one.
     const [first, last] = [curves.first[0] - 1, curves.last.at(-1)];
     const x = (index) => MARGIN_LEFT + ((curves.last[index] - first) / Math.max(1, last - first)) * (width - MARGIN_LEFT - MARGIN_RIGHT);
     const y = (value) => MARGIN_TOP + (1 - (value - extent[0]) / (extent[1] - extent[0])) * (height - MARGIN_TOP - MARGIN_BOTTOM);
     const point = (index, value) => `${x(index).toFixed(1)} ${Math.max(-height, Math.min(2 * height, y(value))).toFixed(1)}`;
-    const path = (values) => indexRuns(values).map((run) => `M${run.map((index) => point(index, values[index])).join("L")}`).join("");
-    const area = (low, high) => indexRuns(low, high).map((run) => {
-      const back = [...run].reverse();
-      return `M${[...run.map((index) => point(index, high[index])), ...back.map((index) => point(index, low[index]))].join("L")}Z`;
+    const path = (values) => indexGroups(values).map((group) => `M${group.map((index) => point(index, values[index])).join("L")}`).join("");
+    const area = (low, high) => indexGroups(low, high).map((group) => {
+      const back = [...group].reverse();
+      return `M${[...group.map((index) => point(index, high[index])), ...back.map((index) => point(index, low[index]))].join("L")}Z`;
     }).join("");
     const shapes = [];
     for (const value of axisTicks(extent, this.size[1] > 150 ? 4 : 3)) {
@@ -123,9 +128,9 @@ export class Chart {
       const end = values.findLastIndex(hasValue);
       if (end >= 0) shapes.push(svg("circle", { class: `end ${tone}`, cx: x(end), cy: y(values[end]), r: 2.5 }));
     }
-    // A vertical line marks the checkpoint that the stage ended with, if it is not the last one.
-    const selected = curves.selectedStep === null ? -1 : curves.last.findIndex((step) => step >= curves.selectedStep);
-    if (selected >= 0) shapes.push(svg("line", { class: "selected", x1: x(selected), x2: x(selected), y1: MARGIN_TOP, y2: height - MARGIN_BOTTOM }));
+    // A vertical line marks the checkpoint that the stage ended with, if it is not its last one.
+    const endIndex = curves.endStep === null ? -1 : curves.last.findIndex((step) => step >= curves.endStep);
+    if (endIndex >= 0) shapes.push(svg("line", { class: "stage-end", x1: x(endIndex), x2: x(endIndex), y1: MARGIN_TOP, y2: height - MARGIN_BOTTOM }));
     shapes.push(svg("text", { class: "tick", x: MARGIN_LEFT, y: height - 4 }, formatInteger(curves.first[0])));
     shapes.push(svg("text", { class: "tick", x: width - 2, y: height - 4, "text-anchor": "end" }, formatInteger(last)));
     this.cursor = svg("line", { class: "cursor", y1: MARGIN_TOP, y2: height - MARGIN_BOTTOM, visibility: "hidden" });
@@ -195,7 +200,7 @@ export function sparkline(values, best) {
   const extent = valueRange([values]) ?? [0, 1];
   const x = (index) => margin + (index / Math.max(1, values.length - 1)) * (width - 2 * margin);
   const y = (value) => margin + (1 - (value - extent[0]) / (extent[1] - extent[0])) * (height - 2 * margin);
-  const d = indexRuns(values).map((run) => `M${run.map((index) => `${x(index).toFixed(1)} ${y(values[index]).toFixed(1)}`).join("L")}`).join("");
+  const d = indexGroups(values).map((group) => `M${group.map((index) => `${x(index).toFixed(1)} ${y(values[index]).toFixed(1)}`).join("L")}`).join("");
   const dot = (index, name) => (hasValue(values[index]) ? svg("circle", { class: name, cx: x(index), cy: y(values[index]), r: 2.5 }) : null);
   return svg("svg", { class: "spark", width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
     svg("path", { class: "line blue", d }), dot(values.length - 1, "end blue"), best === null ? null : dot(best, "best"));

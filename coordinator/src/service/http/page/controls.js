@@ -21,7 +21,7 @@ export class Controls {
     this.hint = el("p", { class: "hint", hidden: true }, READ_ONLY_HINT);
     byId("controls").append(...Object.values(this.buttons), this.tokenButton, this.hint);
     this.dialog = byId("dialog");
-    /** Whether the coordinator accepts commands. */
+    /** Whether the coordinator accepts commands over HTTP: it has an admin token. */
     this.areCommandsAllowed = false;
     this.showTokenState();
   }
@@ -66,6 +66,7 @@ export class Controls {
     }
   }
 
+  /** Prompts for the admin token. Calls `onToken` when the user has entered one. */
   promptForToken(onToken) {
     const hasToken = Boolean(adminToken.get());
     const input = el("input", { id: "token", type: "password", autocomplete: "off", spellcheck: "false", required: true, minlength: "16" });

@@ -7,10 +7,11 @@ import { formatInteger, formatNumber, formatPercent, formatSeconds } from "./for
 import { METRICS } from "./metrics.js";
 import { StageCurves } from "./stage_curves.js";
 
-/** A chart of one series, with the label and the definition of the catalogue. */
+/** A chart of one series, with its label and its definition in the catalogue of metrics. */
 const chartOf = (series, format, options = {}) => ({
   title: METRICS[series].label, help: METRICS[series].definition, format, lines: [{ series, tone: "blue" }], ...options,
 });
+/** Bands between the quantiles of a distribution: interquartile range, and 5 % to 95 %. */
 const quantileBands = (distribution, tone) => [
   { low: `${distribution}.p25`, high: `${distribution}.p75`, tone },
   { low: `${distribution}.p05`, high: `${distribution}.p95`, tone, outline: true },
@@ -44,6 +45,7 @@ const CHARTS = [
 const MAX_POINTS = { wide: 128, narrow: 72 };
 /** Windows of fewer pixels are narrow. */
 const NARROW_WIDTH = 704;
+/** The ranges of steps that the coordinator offers, with their labels. */
 const RANGES = [["full", "Whole stage"], ["recent", "Last 512 steps"]];
 
 export class Curves {
@@ -62,17 +64,17 @@ export class Curves {
   selectRange(range) {
     this.range = range;
     this.rangeButtons.forEach((button, index) => setAttribute(button, "aria-pressed", String(RANGES[index][0] === range)));
-    this.update(this.snapshot, this.stage, this.selectedStep);
+    this.update(this.snapshot, this.stage, this.endStep);
   }
 
   /**
-   * Shows the curves of a stage. `selectedStep` is the step of the checkpoint that the stage ended
-   * with, or null.
-   * There is one request at a time; an update during a request takes effect after it.
+   * Shows the curves of a stage. `endStep` is the step of the checkpoint that the stage ended with,
+   * if that is not its last checkpoint; otherwise null. There is one request at a time; an update
+   * during a request takes effect after it.
    */
-  async update(snapshot, stage, selectedStep) {
-    const selectionChanged = selectedStep !== this.selectedStep;
-    [this.snapshot, this.stage, this.selectedStep] = [snapshot, stage, selectedStep];
+  async update(snapshot, stage, endStep) {
+    const endStepChanged = endStep !== this.endStep;
+    [this.snapshot, this.stage, this.endStep] = [snapshot, stage, endStep];
     if (this.isLoading || !snapshot) return;
     this.isLoading = true;
     if (this.curves?.stage !== stage || this.curves.range !== this.range) this.curves = new StageCurves(stage, this.range);
@@ -86,8 +88,8 @@ export class Curves {
       this.isLoading = false;
     }
     const isCurrent = curves.stage === this.stage && curves.range === this.range;
-    if (!isCurrent) this.update(this.snapshot, this.stage, this.selectedStep);
-    else if (changed || selectionChanged) this.draw(curves);
+    if (!isCurrent) this.update(this.snapshot, this.stage, this.endStep);
+    else if (changed || endStepChanged) this.draw(curves);
   }
 
   draw(curves) {
@@ -95,12 +97,12 @@ export class Curves {
     byId("charts").hidden = !hasSteps;
     byId("charts-empty").hidden = hasSteps;
     const shown = curves.downsample(innerWidth < NARROW_WIDTH ? MAX_POINTS.narrow : MAX_POINTS.wide);
-    shown.selectedStep = this.selectedStep;
+    shown.endStep = this.endStep;
     this.charts.forEach((chart) => chart.draw(shown));
     const { name } = this.snapshot.stages[curves.stage];
     const steps = Math.max(...shown.last.map((last, index) => last - shown.first[index] + 1), 1);
     const points = steps > 1 ? `. Each point is the mean of ${formatInteger(steps)} steps; the shaded area is their minimum and maximum` : "";
-    const selection = this.selectedStep === null ? "" : ` The vertical line marks the checkpoint that the stage ended with, step ${formatInteger(this.selectedStep)}.`;
-    setText(byId("charts-note"), hasSteps ? `Stage ${name}, steps ${formatInteger(curves.first[0])} to ${formatInteger(curves.last.at(-1))}${points}.${selection}` : "");
+    const endNote = this.endStep === null ? "" : ` The vertical line marks the checkpoint that the stage ended with, step ${formatInteger(this.endStep)}.`;
+    setText(byId("charts-note"), hasSteps ? `Stage ${name}, steps ${formatInteger(curves.first[0])} to ${formatInteger(curves.last.at(-1))}${points}.${endNote}` : "");
   }
 }

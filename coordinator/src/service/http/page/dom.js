@@ -30,7 +30,10 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Sets an attribute, unless it has this value already. Removes it if `value` is null, undefined or false. */
+/**
+ * Sets an attribute, unless it has this value already. Removes it if `value` is null, undefined or
+ * false.
+ */
 export function setAttribute(element, name, value) {
   if (value === null || value === undefined || value === false) {
     if (element.hasAttribute(name)) element.removeAttribute(name);

@@ -17,15 +17,18 @@ export class Evaluations {
     this.list = [];
     /** The last evaluation of the reference captions; null if there is none. */
     this.references = null;
-    /** For each metric, whether a "higher" or a "lower" score is better. Other metrics are absent. */
+    /**
+     * For each metric, whether a "higher" or a "lower" score is better. Metrics without a better
+     * direction are absent.
+     */
     this.betterDirections = {};
   }
 
   async refresh(snapshot) {
     const { evaluations, better: betterDirections } = await get("evaluations");
     [this.betterDirections, this.stages] = [betterDirections, snapshot.stages];
-    // A contrastive stage trains the evaluator and has no captions. Its evaluations score the
-    // references of the validation split, each against the others of its image.
+    // A contrastive stage trains the evaluator and generates no captions. Its evaluations score the
+    // reference captions of the validation split, each against the others of its image.
     const isContrastive = ({ stage }) => this.stages[stage]?.objective === "contrastive";
     this.references = evaluations.findLast(isContrastive) ?? null;
     this.list = evaluations.filter((evaluation) => !isContrastive(evaluation));
@@ -50,7 +53,7 @@ export class Evaluations {
 
   /**
    * The index of the evaluation in `list` with the best score of a metric; null if the metric has
-   * no better direction.
+   * no better direction, or no evaluation has a score.
    */
   bestIndex(list, metric) {
     const direction = this.betterDirections[metric];
@@ -74,7 +77,10 @@ export class Evaluations {
     return configured ?? MAIN_METRICS.find((name) => available.includes(name)) ?? null;
   }
 
-  /** The score of a stage for the overview; null if the stage has no evaluation. */
+  /**
+   * The best score of a stage for the overview; the last score if the metric has no better
+   * direction. Null if the stage has no score.
+   */
   headline(stage) {
     const list = this.list.filter((evaluation) => evaluation.stage === stage);
     const metric = this.metric(stage);
@@ -88,7 +94,8 @@ export class Evaluations {
 
   /**
    * The two evaluations whose captions are compared by default: the last one before the stage, and
-   * the best one of the stage.
+   * the best one of the stage. If the stage has none, those of all stages count. Null without
+   * evaluations.
    */
   defaultComparison(stage) {
     const stageEvaluations = this.list.filter((evaluation) => evaluation.stage === stage);

@@ -7,7 +7,7 @@ import { displayName, formatDateTime, formatNumber, formatTime } from "./format.
 const ERROR_KINDS = new Set(["lost", "save_failed", "checkpoint_damaged", "rollback", "divergence", "failed"]);
 const WARNING_KINDS = new Set(["guard", "paused", "stopped", "adopted"]);
 
-/** Describes the detail of an event in one line, by kind. Other kinds: `describeFields`. */
+/** By kind of event: describes the detail in one line. Other kinds: `describeFields`. */
 const DESCRIPTIONS = {
   generation: (d) => `${d.generation} with ${d.members} worker${d.members === 1 ? "" : "s"}, from stage ${d.stage} step ${d.step}: ${d.cause}`,
   checkpoint: (d) => d.name,
@@ -30,12 +30,18 @@ function valueText(value) {
 const describeJump = ({ from, to, source }) =>
   `from stage ${from.stage} step ${from.step} to stage ${to.stage} step ${to.step}, with the parameters of ${source}`;
 
-/** Describes a later checkpoint that a user may have expected the stage to end with. */
+/**
+ * Describes a later checkpoint than the one with which a stage ended: a user may have expected the
+ * stage to end with it.
+ */
 function describeUnselected({ step, score, reason }) {
   return `step ${step}${Number.isFinite(score) ? ` (score ${formatNumber(score)})` : ""} was not selected: ${reason}`;
 }
 
-/** Describes an event by its worker, reason and position, then all other details. */
+/**
+ * Describes an event by its worker, reason and position, then all other fields of its detail. The
+ * field `at` of a detail is a position; only `at` of the event itself is a time.
+ */
 function describeFields({ rank, host, reason, stage, step, at, ...others }) {
   const position = at ?? (step === undefined ? undefined : `stage ${valueText(stage)} step ${valueText(step)}`);
   const common = [

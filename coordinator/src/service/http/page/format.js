@@ -33,13 +33,13 @@ export function formatTick(value) {
 /** A share as per cent. */
 export const formatPercent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–");
 
-/** The duration of a step, in seconds. */
+/** A short duration, such as that of a step, in seconds. */
 export const formatSeconds = (value) => (Number.isFinite(value) ? `${formatNumber(value)} s` : "–");
 
 /** A duration in days, hours, minutes and seconds; null if it is unknown. */
-export function formatDuration(total) {
-  if (total === null || total === undefined || !Number.isFinite(total)) return null;
-  const value = Math.max(0, Math.round(total));
+export function formatDuration(seconds) {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return null;
+  const value = Math.max(0, Math.round(seconds));
   if (value < 60) return `${value} s`;
   if (value < 3600) return `${Math.floor(value / 60)} min ${value % 60} s`;
   const minutes = Math.round(value / 60);
@@ -54,7 +54,7 @@ export const formatTime = (at) => timeFormat.format(at * 1000);
 /** The date and time of Unix seconds. */
 export const formatDateTime = (at) => dateTimeFormat.format(at * 1000);
 
-/** A time in the future: the time of day, with the date unless it is today. */
+/** A time after `now`, in Unix seconds: the time of day, with the date unless it is today. */
 export function formatDeadline(at, now) {
   const [day, today] = [new Date(at * 1000), new Date(now * 1000)];
   return (day.toDateString() === today.toDateString() ? shortTimeFormat : dayTimeFormat).format(day);
@@ -63,7 +63,7 @@ export function formatDeadline(at, now) {
 const OBJECTIVE_NAMES = { dico: "DiCO", scst: "SCST" };
 
 /**
- * The display name of a metric, an objective or an event kind: "BLEU-4" for `bleu_4`, "generation
- * ended" for `generation_ended`.
+ * The display name of a metric, an objective or an event kind: "BLEU-4" for `bleu_4`, "stage
+ * ended" for `stage_ended`.
  */
 export const displayName = (name) => (METRICS[name]?.label ?? OBJECTIVE_NAMES[name] ?? name.replaceAll("_", " "));

@@ -28,7 +28,7 @@ const workers = new Workers((workerId) => controls.drain(workerId));
 let selectedStage = null;
 /** The last snapshot of the run. */
 let snapshot = null;
-/** By kind of rows ("events", "evaluations"): the version of the journal's rows that is shown. */
+/** By kind of rows ("events", "evaluations"): which version of the journal's rows is shown. */
 const shownVersions = {};
 /** The kinds of rows that are being requested. */
 const pendingKinds = new Set();
@@ -51,8 +51,8 @@ function render() {
  * snapshot repeats a request that has failed.
  */
 async function refresh(kind, load) {
-  // The version of the curves changes when the run gives up steps. Then the rows that are shown may
-  // be invalid, even if there are no new rows.
+  // The version of the curves changes when the run gives up steps. Then rows that are shown may
+  // belong to such steps, even if there are no new rows.
   const version = `${snapshot.curves.version}:${snapshot.row_counters[kind]}`;
   if (shownVersions[kind] === version || pendingKinds.has(kind)) return;
   pendingKinds.add(kind);

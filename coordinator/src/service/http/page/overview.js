@@ -3,7 +3,7 @@
 import { byId, el, setAttribute, setText } from "./dom.js";
 import { displayName, formatDeadline, formatDuration, formatInteger, formatNumber, formatPercent } from "./format.js";
 
-/** The tone of each state of a run. */
+/** The tone (colour, see style.css) of each state of a run. */
 const STATE_TONES = {
   running: "good", finished: "good", forming: "busy", waiting: "busy", paused: "warn", failed: "bad",
 };

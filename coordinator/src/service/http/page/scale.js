@@ -1,8 +1,8 @@
 // The scale of a chart: the range of its values, and the ticks of its axis.
 
 /**
- * Values whose relative difference is smaller are equal, because the coordinator sends single
- * precision.
+ * Values whose relative difference is smaller count as equal, because the coordinator sends values
+ * in single precision.
  */
 const RELATIVE_RESOLUTION = 2 ** -22;
 /** A range that would get more ticks is too narrow for double precision, and gets none. */

@@ -17,7 +17,7 @@ export class StageCurves {
     this.range = range;
     this.version = 0;
     this.bucketSize = 0;
-    /** Number of steps of the version that were loaded. */
+    /** The number of steps that the coordinator's curves had when these were loaded; -1 before. */
     this.loadedSteps = -1;
     this.first = [];
     this.last = [];
@@ -27,7 +27,7 @@ export class StageCurves {
 
   /**
    * Requests the steps that these curves do not have. `version` and `steps` are those of the
-   * coordinator's curves. Returns whether anything changed.
+   * coordinator's curves, in a snapshot of the run. Returns whether anything changed.
    */
   async refresh({ version, steps }) {
     if (this.version === version && this.loadedSteps === steps) return false;
@@ -87,7 +87,7 @@ export class StageCurves {
     return answer.version === this.version && answer.bucket_size === this.bucketSize && this.first.includes(first[0]);
   }
 
-  /** The same curves in at most `maxBuckets` buckets. */
+  /** The same curves in at most `maxBuckets` buckets, without times. */
   downsample(maxBuckets) {
     const groupSize = Math.ceil(this.first.length / maxBuckets);
     if (groupSize <= 1) return this;

@@ -11,15 +11,15 @@ const COLUMNS = [
 const PHASE_COLUMN = 3;
 const LAST_MESSAGE_COLUMN = 8;
 /**
- * Seconds without a message after which a worker is highlighted. Heartbeats come every second or
- * two.
+ * Seconds without a message after which the last message of a worker is highlighted. Heartbeats
+ * come every second, less often if `workers.max` is above 5,000.
  */
 const SILENCE_WARNING_SECONDS = 5;
 
 /**
  * The compute time of a member in the last step minus the average of the others, in seconds; null
  * if it is unknown. `measured` are the members with known compute times, `total` is the sum of
- * these.
+ * these times.
  */
 function computeLag(member, measured, total) {
   const others = measured.length - 1;

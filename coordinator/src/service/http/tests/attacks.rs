@@ -132,7 +132,7 @@ async fn hosts_of_other_sites_are_refused() {
         let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         read_response(server.send(&request).await).await
     };
-    let foreign_hosts = [
+    let refused_hosts = [
         "attacker.example",
         "attacker.example:7071",
         "127.0.0.1.attacker.example",
@@ -145,7 +145,7 @@ async fn hosts_of_other_sites_are_refused() {
         "attacker.example@localhost",
         "",
     ];
-    for host in foreign_hosts {
+    for host in refused_hosts {
         for path in
             ["/", "/metrics", "/api/events", "/api/image?evaluation=0-10-1&index=1", "/nowhere", "/page/main.js"]
         {
@@ -163,6 +163,7 @@ async fn hosts_of_other_sites_are_refused() {
     // A request without Host is served only in HTTP/1.0, which browsers do not use.
     assert_eq!(read_response(server.send("GET /healthz HTTP/1.0\r\n\r\n").await).await.0, 200);
     assert_eq!(read_response(server.send("GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n").await).await.0, 400);
+    // Six paths for each of the eleven hosts, and the absolute target.
     assert!(server.metrics.handle().render().contains("dico_refusals_total{reason=\"host\"} 67"));
 }
 

@@ -16,7 +16,8 @@ stages:
   - { name: dico, objective: dico, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 
-/// What is wrong with the run where `key: value` is added to stage `stage`.
+/// The message with which [`RUN`] is refused when `addition` is added to stage `stage`; empty if it
+/// is accepted.
 fn problem(stage: &str, addition: &str) -> String {
     let text = RUN.replace(&format!("name: {stage},"), &format!("name: {stage}, {addition},"));
     match RunFile::parse(Path::new("run.yaml"), &text) {
@@ -29,7 +30,7 @@ fn problem(stage: &str, addition: &str) -> String {
 fn a_byte_order_mark_is_no_part_of_a_run_file() {
     let parse = |text: &str| RunFile::parse(Path::new("run.yaml"), text).map_err(|error| error.to_string());
     assert_eq!(parse(&format!("\u{feff}{}", RUN.trim_start())), parse(RUN));
-    // Neither does it count in the column of what is wrong.
+    // Nor does the byte-order mark count in the column of an error.
     assert_eq!(parse("\u{feff}nam: test"), parse("nam: test"));
 }
 
@@ -55,8 +56,7 @@ fn workers_and_lengths_that_do_not_fit_are_named_with_their_numbers() {
     let imported = RUN.replace("captioner: { preset: tiny }", "captioner: { weights: folder }");
     let imported = imported.replace("objective: cross_entropy", "objective: dico");
     let parsed = RunFile::parse(Path::new("run.yaml"), &imported).unwrap();
-    // Of an imported captioner. Without a stage that learns targets their length does not
-    // matter.
+    // The captioner is imported. The length of targets does not matter if no stage learns targets.
     assert_eq!((parsed.captioner.max_target_length, parsed.check_positions(30)), (77, Ok(())));
     let parsed = RunFile::parse(Path::new("run.yaml"), RUN).unwrap();
     let problem = |positions| parsed.check_positions(positions).unwrap_err().to_string();

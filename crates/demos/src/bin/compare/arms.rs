@@ -1,6 +1,9 @@
-use config::{Contrastive, Dico, EvaluatorScore, GuardAction, Objective, Reward, Rewards, Rule, Scst, Stage, Weights};
+use config::{
+    Contrastive, Dico, EvaluatorScore, GuardAction, Objective, RejectedWeights, Reward, Rewards, Rule, Scst, Stage,
+};
 
-/// The guarded arm rolls back below this share of grammatical captions.
+/// The share of grammatical captions that the paper's claims are tested with, and below which the
+/// guarded arm rolls back.
 pub const MIN_GRAMMATICAL: f64 = 0.97;
 
 /// The share of incorrect endings below which captions end correctly.
@@ -15,7 +18,7 @@ pub enum RewardEvaluator {
     Clip,
 }
 
-/// One way to fine-tune.
+/// One of the compared ways to fine-tune the same captioner.
 pub struct Arm {
     /// The name of its folder and rows.
     pub name: &'static str,
@@ -23,13 +26,14 @@ pub struct Arm {
     pub title: &'static str,
     /// The evaluator of its reward.
     pub evaluator: RewardEvaluator,
-    /// The score that is maximised.
+    /// The name of the metric that is its reward.
     pub reward: &'static str,
-    objective: fn(&mut Stage),
+    /// Changes the common stage to this arm's.
+    adapt: fn(&mut Stage),
 }
 
 impl Arm {
-    /// The common stage with this arm's objective.
+    /// The stage of this arm: the common one with another objective, reward or guard.
     pub fn stage(&self, common: &Stage) -> Stage {
         let mut stage = Stage {
             objective: Objective::Dico,
@@ -39,63 +43,63 @@ impl Arm {
             guard: Vec::new(),
             ..common.clone()
         };
-        (self.objective)(&mut stage);
+        (self.adapt)(&mut stage);
         stage
     }
 }
 
-/// All arms. Batch, steps, optimizer and search are the same for all; each differs by its objective
-/// alone.
+/// All arms. Batch, steps, optimizer and beam search are the same for all: they differ in
+/// objective, reward and guard.
 pub const ARMS: [Arm; 8] = [
     Arm {
         name: "scst_cider",
         title: "SCST, CIDEr-D",
         evaluator: RewardEvaluator::Pac,
         reward: "cider",
-        objective: |stage| scst(stage, Reward::Cider),
+        adapt: |stage| scst(stage, Reward::Cider),
     },
     Arm {
         name: "scst_clip_s",
         title: "SCST, CLIP-S",
         evaluator: RewardEvaluator::Clip,
         reward: "clip_s",
-        objective: |stage| scst(stage, EvaluatorScore::ClipS.into()),
+        adapt: |stage| scst(stage, EvaluatorScore::ClipS.into()),
     },
     Arm {
         name: "scst_pac_s",
         title: "SCST, PAC-S",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        objective: |stage| scst(stage, EvaluatorScore::PacS.into()),
+        adapt: |stage| scst(stage, EvaluatorScore::PacS.into()),
     },
-    Arm { name: "dico", title: "DiCO", evaluator: RewardEvaluator::Pac, reward: "pac_s", objective: |_| {} },
+    Arm { name: "dico", title: "DiCO", evaluator: RewardEvaluator::Pac, reward: "pac_s", adapt: |_| {} },
     Arm {
         name: "dico_uniform",
         title: "DiCO, uniform weights",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        objective: |stage| stage.dico.weights = Weights::Uniform,
+        adapt: |stage| stage.dico.weights = RejectedWeights::Uniform,
     },
     Arm {
         name: "dico_worst",
         title: "DiCO, best against worst",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        objective: |stage| stage.dico.weights = Weights::Worst,
+        adapt: |stage| stage.dico.weights = RejectedWeights::Worst,
     },
     Arm {
         name: "dico_no_reference",
         title: "DiCO, no reference",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        objective: |stage| stage.dico.reference = false,
+        adapt: |stage| stage.dico.reference = false,
     },
     Arm {
         name: "scst_guarded",
         title: "SCST, PAC-S, guarded",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        objective: guarded,
+        adapt: guarded,
     },
 ];
 
@@ -104,7 +108,8 @@ fn scst(stage: &mut Stage, reward: Reward) {
     stage.scst.reward = Rewards::from([(reward, 1.0)]);
 }
 
-/// SCST that rolls back to the best state whose captions are still grammatical.
+/// SCST on PAC-S, with a guard that rolls the stage back to its best state with a share of
+/// grammatical captions of at least [`MIN_GRAMMATICAL`].
 fn guarded(stage: &mut Stage) {
     scst(stage, EvaluatorScore::PacS.into());
     stage.metric = Some("pac_s".to_owned());

@@ -1,4 +1,4 @@
-//! Charts of curves.
+//! The drawing area of a picture, and its image file.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use plotters::style::register_font;
 /// The drawing area.
 pub type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// Writes the chart that `fill` draws, in the file format of `path`'s extension.
+/// Writes the picture that `draw` draws, in the file format of `path`'s extension.
 ///
 /// # Errors
-/// It cannot be drawn or written.
-pub fn save(path: &Path, (width, height): (u32, u32), fill: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
+/// The picture cannot be drawn or written.
+pub fn save(path: &Path, (width, height): (u32, u32), draw: impl FnOnce(&Area<'_>) -> Result<()>) -> Result<()> {
     // A built-in font, so that none is needed on the machine.
     let font = epaint_default_fonts::UBUNTU_LIGHT;
     register_font("sans-serif", FontStyle::Normal, font).map_err(|_| anyhow!("the font is not a font"))?;
@@ -22,7 +22,7 @@ pub fn save(path: &Path, (width, height): (u32, u32), fill: impl FnOnce(&Area<'_
     {
         let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&WHITE).context("cannot draw")?;
-        fill(&root)?;
+        draw(&root)?;
         root.present().context("cannot draw")?;
     }
     image::save_buffer(path, &pixels, width, height, image::ColorType::Rgb8)

@@ -2,7 +2,7 @@
 //! synthetic data set, where grammar and truth of captions are known exactly.
 //!
 //! ```text
-//! arms.rs      the objectives that are compared
+//! arms.rs      the arms: the ways to fine-tune that are compared
 //! seed.rs      one seed: data set, evaluators, teacher forcing, then every arm
 //! summary.rs   all seeds: means, deviations, and whether the paper's claims hold -> summary.json
 //! report.rs    the same as tables -> docs/results.md

@@ -10,7 +10,7 @@ use crate::summary::{ArmSummary, Summary};
 
 /// The picture's name in the documents' folder.
 pub const PICTURE: &str = "objective-comparison.png";
-/// Width and height of one arm's chart.
+/// Width and height of one arm's chart, in pixels.
 const CHART: (u32, u32) = (400, 280);
 const COLUMNS: usize = 4;
 
@@ -50,17 +50,18 @@ fn chart(area: &Area<'_>, arm: &Arm, results: &ArmSummary) -> Result<()> {
         .set_secondary_coord(0.0..last, -0.03..1.03);
     chart.configure_mesh().light_line_style(TRANSPARENT).x_labels(5).y_labels(5).draw().map_err(failed)?;
     chart.configure_secondary_axes().y_labels(5).draw().map_err(failed)?;
-    for (curve, width) in weighted(&rewards) {
+    for (curve, width) in with_line_widths(&rewards) {
         chart.draw_series(LineSeries::new(curve, style(BLUE, width))).map_err(failed)?;
     }
-    for (curve, width) in weighted(&shares) {
+    for (curve, width) in with_line_widths(&shares) {
         chart.draw_secondary_series(LineSeries::new(curve, style(RED, width))).map_err(failed)?;
     }
     Ok(())
 }
 
-/// The curves of all seeds, thin, and their mean at the steps that all have, thick.
-fn weighted(curves: &[Vec<(f64, f64)>]) -> impl Iterator<Item = (Vec<(f64, f64)>, u32)> {
+/// The curves of all seeds and their mean at the steps that all have, each with its line width: 1,
+/// and 3 for the mean.
+fn with_line_widths(curves: &[Vec<(f64, f64)>]) -> impl Iterator<Item = (Vec<(f64, f64)>, u32)> {
     let steps = curves.iter().map(Vec::len).min().unwrap_or(0);
     let mean = |index: usize| {
         let sum: f64 = curves.iter().map(|curve| curve[index].1).sum();

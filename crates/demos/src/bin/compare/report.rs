@@ -27,7 +27,7 @@ const COLUMNS: [(&str, &str); 11] = [
     ("incorrect_endings", "incorrect endings"),
 ];
 
-/// The section as Markdown.
+/// The section on the comparison, as Markdown.
 pub fn section(summary: &Summary) -> String {
     let mut text = String::new();
     let seeds: Vec<String> = summary.seeds.iter().map(u64::to_string).collect();
@@ -78,7 +78,7 @@ fn row(arm: &ArmSummary) -> String {
     cells.join(" | ")
 }
 
-/// Replaces the section in the file `path`.
+/// Replaces the section on the comparison in the file `path`.
 pub fn write(path: &Path, section: &str) -> Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
@@ -94,13 +94,13 @@ mod tests {
 
     #[test]
     fn a_section_is_replaced_and_the_rest_stays() {
-        let folder = std::env::temp_dir().join(format!("compare-report-{}", std::process::id()));
-        std::fs::write(&folder, format!("before\n{BEGIN}\nold\n{END}\nafter\n")).unwrap();
-        write(&folder, "new\n").unwrap();
-        let text = std::fs::read_to_string(&folder).unwrap();
+        let file = std::env::temp_dir().join(format!("compare-report-{}", std::process::id()));
+        std::fs::write(&file, format!("before\n{BEGIN}\nold\n{END}\nafter\n")).unwrap();
+        write(&file, "new\n").unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
         assert_eq!(text, format!("before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"));
-        std::fs::write(&folder, "nothing").unwrap();
-        assert!(write(&folder, "new").unwrap_err().to_string().contains("to write between"));
-        std::fs::remove_file(&folder).unwrap();
+        std::fs::write(&file, "nothing").unwrap();
+        assert!(write(&file, "new").unwrap_err().to_string().contains("to write between"));
+        std::fs::remove_file(&file).unwrap();
     }
 }

@@ -11,8 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::arms::{ARMS, Arm, RewardEvaluator};
 
-/// The captioner that all arms start from.
+/// The name of the captioner that all arms start from: the result of teacher forcing.
 pub const START: &str = "xe";
+
+/// The number of the stage of the base that trains CLIP.
+const CLIP_STAGE: usize = 0;
+/// The number of the base's last stage. It trains the captioner, after PAC was trained.
+const TEACHER_FORCING_STAGE: usize = 2;
 
 /// The results of one seed.
 pub struct SeedResult {
@@ -29,9 +34,9 @@ pub struct ArmResult {
     pub seconds: f64,
     /// Scores of validation images over steps.
     pub curve: Vec<ScoredStep>,
-    /// Scores of test images at the end, by both evaluators.
+    /// Scores of test images at the end, from both evaluators, by name.
     pub test: BTreeMap<String, f64>,
-    /// The actions of the guard, as recorded.
+    /// The details of the guard's events, as recorded.
     pub guard: Vec<serde_json::Value>,
 }
 
@@ -47,8 +52,11 @@ pub struct ScoredStep {
 /// One seed's comparison.
 pub struct Seed {
     number: u64,
+    /// The folder of this seed's data set and runs.
     folder: PathBuf,
+    /// The run file that trains evaluators and captioner.
     base: RunFile,
+    /// The run file whose only stage the arms vary.
     tune: RunFile,
 }
 
@@ -76,7 +84,7 @@ impl Seed {
         Ok(Self { number, folder, base, tune })
     }
 
-    /// Runs what is not finished yet.
+    /// Trains and tests the base and all arms, except for those that are finished already.
     pub async fn run(self, images: u32) -> Result<SeedResult> {
         println!("seed {}", self.number);
         cluster::synthesize(&self.folder.join("world"), images, self.number, &["--positives"])?;
@@ -84,9 +92,9 @@ impl Seed {
         let base = match finished_result(&self.base)? {
             Some(result) => result,
             None => {
-                // All arms start from its captioner.
+                // All arms start from the base's captioner, so their earlier results are obsolete.
                 ARMS.iter().try_for_each(|arm| remove(&self.folder.join(arm.name)))?;
-                self.train_and_test(START, &self.base, 2).await?
+                self.train_and_test(START, &self.base, TEACHER_FORCING_STAGE).await?
             }
         };
         arms.insert(START.to_owned(), base);
@@ -94,7 +102,10 @@ impl Seed {
             let run = self.arm_run_file(arm);
             let result = match finished_result(&run)? {
                 Some(result) => result,
-                None => self.train_and_test(arm.name, &run, 0).await?,
+                None => {
+                    let only_stage = 0;
+                    self.train_and_test(arm.name, &run, only_stage).await?
+                }
             };
             arms.insert(arm.name.to_owned(), result);
         }
@@ -106,15 +117,17 @@ impl Seed {
         run.name = arm.name.to_owned();
         run.output = self.folder.join(arm.name);
         run.stages = vec![arm.stage(&self.tune.stages[0])];
-        run.captioner.weights = Some(self.base_checkpoint(2));
+        run.captioner.weights = Some(self.base_checkpoint(TEACHER_FORCING_STAGE));
         self.with_evaluator(run, arm.evaluator)
     }
 
+    /// The run file with another primary evaluator.
     fn with_evaluator(&self, mut run: RunFile, evaluator: RewardEvaluator) -> RunFile {
         let (stage, score) = match evaluator {
-            RewardEvaluator::Clip => (0, EvaluatorScore::ClipS),
-            // Teacher forcing does not change the evaluator. The captioner uses its vision encoder.
-            RewardEvaluator::Pac => (2, EvaluatorScore::PacS),
+            RewardEvaluator::Clip => (CLIP_STAGE, EvaluatorScore::ClipS),
+            // Teacher forcing does not change the evaluator, so the last checkpoint has PAC. The
+            // captioner uses PAC's vision encoder.
+            RewardEvaluator::Pac => (TEACHER_FORCING_STAGE, EvaluatorScore::PacS),
         };
         let weights = Some(self.base_checkpoint(stage));
         let evaluator = run.primary_evaluator_mut();
@@ -128,7 +141,7 @@ impl Seed {
         self.base.output.join(format!("checkpoints/{stage}-{name}-{steps:08}"))
     }
 
-    /// Trains and tests one run.
+    /// Trains and tests one run. Its curve is that of the stage with number `stage`.
     async fn train_and_test(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
         let (config, result) = files(run);
         remove(&run.output)?;
@@ -153,7 +166,7 @@ impl Seed {
         for evaluator in [RewardEvaluator::Clip, RewardEvaluator::Pac] {
             let config = self.folder.join("evaluator.yaml");
             // A stage that accepts either evaluator.
-            let run = RunFile { stages: vec![self.base.stages[2].clone()], ..run.clone() };
+            let run = RunFile { stages: vec![self.base.stages[TEACHER_FORCING_STAGE].clone()], ..run.clone() };
             std::fs::write(&config, serde_json::to_vec(&self.with_evaluator(run, evaluator))?)?;
             test.extend(evaluate(&config, &checkpoint).await?);
         }
@@ -167,12 +180,12 @@ impl Seed {
     }
 }
 
-/// Where the run file and the result of a run are.
+/// The paths of a run's run file and of its result.
 fn files(run: &RunFile) -> (PathBuf, PathBuf) {
     (run.output.join("run.yaml"), run.output.join("result.json"))
 }
 
-/// JSON is YAML.
+/// The run file as JSON, which is valid YAML.
 fn as_yaml(run: &RunFile) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec_pretty(run)?)
 }
@@ -210,7 +223,7 @@ fn last_checkpoint(output: &Path) -> Result<PathBuf> {
     paths.into_iter().max().with_context(|| format!("{} is empty", folder.display()))
 }
 
-/// Scores of the test split, which no decision depends on.
+/// The scores of a checkpoint on the test split, which neither model selection nor a guard uses.
 async fn evaluate(config: &Path, checkpoint: &Path) -> Result<BTreeMap<String, f64>> {
     #[derive(Deserialize)]
     struct Report {

@@ -47,7 +47,7 @@ pub struct Claim {
     pub holds: Vec<u64>,
     /// Seeds in which it does not.
     pub fails: Vec<u64>,
-    /// Seeds in which the claimed event did not occur.
+    /// Seeds that cannot test it: the event that the claim is about did not occur.
     pub untested: Vec<u64>,
     /// The two compared values, by seed.
     pub values: BTreeMap<u64, [f64; 2]>,
@@ -88,36 +88,40 @@ impl Summary {
     }
 }
 
-/// The two compared values of a claim in a seed, and whether it holds; none if the claimed event
-/// did not occur.
+/// The two compared values of a claim in a seed, and whether the claim holds; none if the event
+/// that it is about did not occur.
 type ClaimResult = ([f64; 2], Option<bool>);
 
-/// The paper's claims, and that of the reward's end token. Each compares two numbers of one seed;
-/// scores are of the test split.
+/// The paper's claims, and this project's about the end token in the reward CIDEr-D and about the
+/// guard. Each compares two numbers of one seed. Scores are of the test split.
 fn claims(results: &[SeedResult]) -> Vec<Claim> {
-    let of = |claim: String, compare: &dyn Fn(&SeedResult) -> ClaimResult| check(results, claim, compare);
-    let falls = |arm: &'static str, title: &str| {
-        of(format!("{title} ends with a share of grammatical captions below {MIN_GRAMMATICAL}"), &move |result| {
+    let assess = |claim: String, compare: &dyn Fn(&SeedResult) -> ClaimResult| check(results, claim, compare);
+    let loses_grammar = |arm: &'static str, title: &str| {
+        assess(format!("{title} ends with a share of grammatical captions below {MIN_GRAMMATICAL}"), &move |result| {
             let sides = [score(result, arm, "grammatical"), MIN_GRAMMATICAL];
             (sides, Some(sides[0] < sides[1]))
         })
     };
     let higher = |claim: &str, metric: &'static str, left: &'static str, right: &'static str| {
-        of(claim.to_owned(), &move |result| {
+        assess(claim.to_owned(), &move |result| {
             let sides = [score(result, left, metric), score(result, right, metric)];
             (sides, Some(sides[0] > sides[1]))
         })
     };
     vec![
         higher("SCST on PAC-S reaches a higher PAC-S than DiCO", "pac_s", "scst_pac_s", "dico"),
-        falls("scst_pac_s", "SCST on PAC-S"),
-        falls("scst_clip_s", "SCST on CLIP-S"),
+        loses_grammar("scst_pac_s", "SCST on PAC-S"),
+        loses_grammar("scst_clip_s", "SCST on CLIP-S"),
         higher("DiCO raises PAC-S", "pac_s", "dico", START),
-        of(format!("DiCO keeps the share of grammatical captions above {MIN_GRAMMATICAL} all the way"), &|result| {
-            let curve = result.arms["dico"].curve.iter().filter_map(|point| point.metrics.get("grammatical").copied());
-            let sides = [curve.fold(score(result, "dico", "grammatical"), f64::min), MIN_GRAMMATICAL];
-            (sides, Some(sides[0] > sides[1]))
-        }),
+        assess(
+            format!("DiCO keeps the share of grammatical captions above {MIN_GRAMMATICAL} all the way"),
+            &|result| {
+                let curve =
+                    result.arms["dico"].curve.iter().filter_map(|point| point.metrics.get("grammatical").copied());
+                let sides = [curve.fold(score(result, "dico", "grammatical"), f64::min), MIN_GRAMMATICAL];
+                (sides, Some(sides[0] > sides[1]))
+            },
+        ),
         higher("the weighted loss reaches a higher PAC-S than uniform weights", "pac_s", "dico", "dico_uniform"),
         higher(
             "the weighted loss keeps more captions grammatical than uniform weights",
@@ -132,14 +136,14 @@ fn claims(results: &[SeedResult]) -> Vec<Claim> {
             "dico",
             "dico_no_reference",
         ),
-        of(
+        assess(
             format!("SCST on CIDEr-D ends with a share of incorrect endings below {MAX_INCORRECT_ENDINGS}"),
             &|result| {
                 let sides = [score(result, "scst_cider", "incorrect_endings"), MAX_INCORRECT_ENDINGS];
                 (sides, Some(sides[0] < sides[1]))
             },
         ),
-        of(format!("the guard goes back, to a share of grammatical captions above {MIN_GRAMMATICAL}"), &|result| {
+        assess(format!("the guard goes back, to a share of grammatical captions above {MIN_GRAMMATICAL}"), &|result| {
             let sides = [score(result, "scst_guarded", "grammatical"), MIN_GRAMMATICAL];
             let acted = result.arms["scst_guarded"].guard.iter().any(|event| event["action"] == "rollback");
             (sides, acted.then_some(sides[0] > sides[1]))

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// The metrics of the summary, in the order of the table.
 const METRICS: [&str; 8] =
     ["retrieval_r1", "pac_s", "details", "truthful", "grammatical", "mean_length", "cider", "bleu_4"];
-/// Sample captions in the summary.
+/// The number of images with sample captions.
 const SAMPLES: usize = 8;
 
 /// The results of a run: `summary.json`. Its `Display` is a table of scores with sample captions.
@@ -19,6 +19,7 @@ pub struct Summary {
     wall_seconds: f64,
     stages: Vec<StageSummary>,
     samples: Vec<Sample>,
+    /// The SHA-256 of each worker's parameters, by worker id.
     parameters_sha256: BTreeMap<String, String>,
 }
 
@@ -26,6 +27,7 @@ pub struct Summary {
 struct StageSummary {
     name: String,
     objective: &'static str,
+    /// The step of the stage's last evaluation.
     steps: u64,
     /// Scores of the validation split after the stage, by name.
     metrics: BTreeMap<String, f64>,
@@ -53,13 +55,13 @@ impl Summary {
             let (name, objective) = (stage.name.clone(), stage.objective.name());
             Ok(StageSummary { name, objective, steps: last.step, metrics: last.metrics })
         });
-        let captioned: Vec<usize> = (0..run.stages.len())
+        let captioning: Vec<usize> = (0..run.stages.len())
             .filter(|&number| run.stages[number].objective != config::Objective::Contrastive)
             .collect();
-        let captions = captioned.iter().map(|&number| Ok((&run.stages[number].name, journal.captions(number)?)));
+        let captions = captioning.iter().map(|&number| Ok((&run.stages[number].name, journal.captions(number)?)));
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
-        let first = captions.first().map(|(_, captions)| captions.iter().take(SAMPLES).collect::<Vec<_>>());
-        let samples = first.unwrap_or_default().into_iter().map(|(image, (_, references))| Sample {
+        let sampled = captions.first().map(|(_, captions)| captions.iter().take(SAMPLES).collect::<Vec<_>>());
+        let samples = sampled.unwrap_or_default().into_iter().map(|(image, (_, references))| Sample {
             image: image.clone(),
             captions: captions
                 .iter()
@@ -98,8 +100,9 @@ impl fmt::Display for Summary {
         }
         for sample in &self.samples {
             writeln!(f, "\n{}", sample.image)?;
-            for stage in self.stages.iter().filter_map(|stage| sample.captions.get_key_value(&stage.name)) {
-                writeln!(f, "{:>10}: {}", stage.0, stage.1)?;
+            let captions = self.stages.iter().filter_map(|stage| sample.captions.get_key_value(&stage.name));
+            for (stage_name, caption) in captions {
+                writeln!(f, "{stage_name:>10}: {caption}")?;
             }
         }
         let equal = self.parameters_sha256.values().collect::<std::collections::BTreeSet<_>>().len() == 1;

@@ -4,7 +4,7 @@ use super::PickleError;
 use crate::error::printable;
 use crate::tensor::Dtype;
 
-/// A permitted global of a pickle. None of them executes Python.
+/// A permitted global of a pickle. No permitted global executes Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Global {
     /// Creates an empty dictionary.
@@ -18,9 +18,9 @@ pub enum Global {
     FirstArgument,
     /// Creates a value that contains no weights.
     Opaque,
-    /// The type of a storage; none for an untyped one.
+    /// The class of a storage, as the type of its elements; none for an untyped storage.
     StorageType(Option<Dtype>),
-    /// The type of a tensor.
+    /// The type of a tensor's elements.
     Dtype(Dtype),
     /// A TorchScript class.
     TorchScriptClass,

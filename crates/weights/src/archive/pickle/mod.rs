@@ -30,10 +30,11 @@ pub(super) use value::TensorView;
 
 /// Maximal size of a pickle in bytes: a state dict has some hundred bytes per tensor.
 const MAX_PICKLE_BYTES: usize = 16 << 20;
-/// Maximal number of values that a pickle may create.
+/// Maximal number of values that a pickle may create; also of its memo entries, and of the module
+/// attributes that the search for tensors visits.
 const MAX_VALUES: usize = 1 << 20;
 /// Maximal number of tensors and modules of a pickle.
-const MAX_NAMED_TENSORS: usize = 1 << 16;
+const MAX_TENSORS_AND_MODULES: usize = 1 << 16;
 
 /// Why a pickle is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

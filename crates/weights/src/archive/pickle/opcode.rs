@@ -1,4 +1,5 @@
-//! The opcodes that PyTorch's picklers write, under their names in Python's `pickletools`.
+//! Opcodes of pickles, under their names in Python's `pickletools`: those that PyTorch's picklers
+//! write, and [`INST`].
 
 pub const MARK: u8 = b'(';
 pub const STOP: u8 = b'.';

@@ -42,6 +42,7 @@ impl Pickler {
         self.op(op::BINUNICODE).bytes(&(text.len() as u32).to_le_bytes()).bytes(text.as_bytes())
     }
 
+    /// The Python function or class `module.name`.
     pub fn global(self, module: &str, name: &str) -> Self {
         self.op(op::GLOBAL).bytes(format!("{module}\n{name}\n").as_bytes())
     }
@@ -50,10 +51,12 @@ impl Pickler {
         self.op(op::LONG1).bytes(&[8]).bytes(&integer.to_le_bytes())
     }
 
+    /// A tuple of integers.
     pub fn sizes(self, sizes: &[i64]) -> Self {
         sizes.iter().fold(self.op(op::MARK), |pickle, &size| pickle.integer(size)).op(op::TUPLE)
     }
 
+    /// A storage, as the persistent id that PyTorch writes for it.
     pub fn storage(self, class: &str, key: &str, elements: i64) -> Self {
         let pickle = self.op(op::MARK).text("storage").global("torch", class).text(key).text("cpu").integer(elements);
         pickle.op(op::TUPLE).op(op::BINPERSID)

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::value::{TensorView, Value, ValueIndex, Values};
-use super::{MAX_NAMED_TENSORS, MAX_VALUES, PickleError};
+use super::{MAX_TENSORS_AND_MODULES, MAX_VALUES, PickleError};
 
 /// Maximal length of a tensor's name, in bytes.
 const MAX_NAME_BYTES: usize = 512;
-/// Maximal depth of a state dict below the top of a pickle, e.g. `{"model": {"state_dict": ..}}`.
+/// Maximal number of nested dictionaries that are searched, the outermost included:
+/// `{"model": {"state_dict": {..}}}` has three.
 const MAX_STATE_DICT_DEPTH: usize = 3;
 
 type Tensors<'a> = BTreeMap<String, TensorView<'a>>;
@@ -69,7 +70,7 @@ fn module_tensors<'a>(values: &Values<'a>, root: ValueIndex) -> Result<Tensors<'
                 _ => continue,
             }
             name_count += 1;
-            if name_count > MAX_NAMED_TENSORS {
+            if name_count > MAX_TENSORS_AND_MODULES {
                 return Err(too_many);
             }
         }
@@ -79,7 +80,7 @@ fn module_tensors<'a>(values: &Values<'a>, root: ValueIndex) -> Result<Tensors<'
 
 fn add<'a>(tensors: &mut Tensors<'a>, path: &str, name: &str, tensor: &TensorView<'a>) -> Result<(), PickleError> {
     tensors.insert(join_name(path, name)?, tensor.clone());
-    if tensors.len() > MAX_NAMED_TENSORS { Err(PickleError::TooMany("tensors")) } else { Ok(()) }
+    if tensors.len() > MAX_TENSORS_AND_MODULES { Err(PickleError::TooMany("tensors")) } else { Ok(()) }
 }
 
 fn join_name(path: &str, name: &str) -> Result<String, PickleError> {

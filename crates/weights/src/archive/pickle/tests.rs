@@ -208,9 +208,9 @@ fn impossible_sizes_of_tensors_are_refused() {
 #[test]
 fn long_integers_are_read_in_twos_complement() {
     let offset_of = |bytes: &[u8]| {
-        let offset = Pickler::new().op(op::EMPTY_DICT).text("a").global("torch._utils", "_rebuild_tensor_v2");
-        let offset = offset.op(op::MARK).storage("ByteStorage", "0", 1).op(op::LONG1).bytes(&[bytes.len() as u8]);
-        let pickle = offset.bytes(bytes).sizes(&[]).sizes(&[]).op(op::TUPLE).op(op::REDUCE).op(op::SETITEM).finish();
+        let pickle = Pickler::new().op(op::EMPTY_DICT).text("a").global("torch._utils", "_rebuild_tensor_v2");
+        let pickle = pickle.op(op::MARK).storage("ByteStorage", "0", 1).op(op::LONG1).bytes(&[bytes.len() as u8]);
+        let pickle = pickle.bytes(bytes).sizes(&[]).sizes(&[]).op(op::TUPLE).op(op::REDUCE).op(op::SETITEM).finish();
         read(&pickle).map(|views| views["a"].offset)
     };
     assert_eq!(offset_of(&[]), Ok(0));
@@ -224,8 +224,8 @@ fn nesting_a_million_deep_does_not_overflow_the_stack() {
     let depth = 1_000_000;
     let marks = vec![op::MARK; depth];
     assert_eq!(error(&Pickler::new().bytes(&marks).finish()), PickleError::Malformed("the stack is empty"));
-    let tuples = Pickler::new().bytes(&vec![op::EMPTY_LIST; depth]).bytes(&vec![op::APPEND; depth - 1]).finish();
-    assert_eq!(error(&tuples), PickleError::NoTensors);
+    let lists = Pickler::new().bytes(&vec![op::EMPTY_LIST; depth]).bytes(&vec![op::APPEND; depth - 1]).finish();
+    assert_eq!(error(&lists), PickleError::NoTensors);
     let tuples = Pickler::new().op(op::NONE).bytes(&vec![op::TUPLE1; depth]).finish();
     assert_eq!(error(&tuples), PickleError::NoTensors);
 }

@@ -12,7 +12,7 @@ const MAX_DIMENSIONS: usize = 8;
 /// The latest supported version of the pickle protocol.
 const MAX_PROTOCOL: u8 = 5;
 
-/// Runs a pickle to its end. Returns all values, and the index of the result.
+/// Runs a pickle to its `STOP`. Returns all values, and the index of the result.
 pub fn run(bytes: &[u8]) -> Result<(Values<'_>, ValueIndex), PickleError> {
     let mut unpickler = Unpickler {
         reader: PickleReader::new(bytes),
@@ -91,7 +91,7 @@ impl<'a> Unpickler<'a> {
             op::REDUCE => self.reduce(),
             op::NEWOBJ => self.new_object(),
             op::BUILD => self.build(),
-            // Always refused; the message names the global.
+            // Always refused; the error names the global, unless pickles may refer to it.
             op::INST => {
                 let (module, name) = (self.reader.line()?, self.reader.line()?);
                 Global::resolve(module, name).and(Err(PickleError::ForbiddenOpcode(opcode)))
@@ -142,6 +142,7 @@ impl<'a> Unpickler<'a> {
                 self.stack.push(top);
                 Ok(())
             }
+            // On a mark, `POP` removes the mark, as in Python.
             op::POP if !self.is_empty() => self.pop().map(drop),
             _ => self.pop_to_mark().map(drop),
         }
@@ -252,13 +253,13 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// Handles the persistent id `("storage", type, key, device, elements)` of a storage.
+    /// Handles the persistent id `("storage", storage type, key, device, elements)` of a storage.
     fn load_persistent_id(&mut self) -> Result<(), PickleError> {
         let malformed = PickleError::Malformed("a persistent id is not a storage as PyTorch writes it");
         let id = self.pop()?;
         let Value::Tuple(id) = self.values.get(id) else { return Err(malformed) };
-        let &[type_name, class, key, _, elements] = id.as_slice() else { return Err(malformed) };
-        let fields = [type_name, class, key, elements].map(|field| self.values.get(field));
+        let &[tag, storage_type, key, _, elements] = id.as_slice() else { return Err(malformed) };
+        let fields = [tag, storage_type, key, elements].map(|field| self.values.get(field));
         let [Value::Text("storage"), Value::Global(Global::StorageType(dtype)), Value::Text(key), elements] = fields
         else {
             return Err(malformed);
@@ -372,10 +373,10 @@ fn as_size(value: &Value<'_>) -> Result<usize, PickleError> {
     }
 }
 
-/// A little-endian integer in two's complement, of any length; none if it does not fit.
+/// A little-endian integer in two's complement, of any length; none if it has more than 64 bits.
 fn parse_long(bytes: &[u8]) -> Option<i64> {
-    let fill = if bytes.last().is_some_and(|&last| last & 0x80 != 0) { 0xff } else { 0 };
-    let mut extended = [fill; 8];
+    let sign_extension = if bytes.last().is_some_and(|&last| last & 0x80 != 0) { 0xff } else { 0 };
+    let mut extended = [sign_extension; 8];
     extended.get_mut(..bytes.len())?.copy_from_slice(bytes);
     Some(i64::from_le_bytes(extended))
 }

@@ -41,7 +41,7 @@ pub struct TensorView<'a> {
     pub key: &'a str,
     /// The expected size of the storage in bytes; none if it exceeds the address space.
     pub storage_bytes: Option<usize>,
-    /// The offset in elements.
+    /// The offset of the first element from the beginning of the storage, in elements.
     pub offset: usize,
     pub shape: Vec<usize>,
     /// The strides in elements, one per dimension.
@@ -56,7 +56,7 @@ pub struct ValueIndex(usize);
 pub struct Values<'a>(Vec<Value<'a>>);
 
 impl<'a> Values<'a> {
-    /// The index of all opaque values, which therefore need no memory.
+    /// The index of an opaque value that many places share, so that these need no memory.
     pub const OPAQUE: ValueIndex = ValueIndex(0);
 
     pub fn new() -> Self {

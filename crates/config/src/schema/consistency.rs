@@ -16,8 +16,9 @@ const NEEDS_EVALUATOR: &str = "nothing has trained the evaluator: put a stage wi
 struct StageStart<'a> {
     stage: &'a Stage,
     run: &'a RunFile,
+    /// Whether the captioner has weights, or an earlier stage has trained it from scratch.
     captioner_is_trained: bool,
-    /// Whether the primary evaluator has been trained by an earlier stage.
+    /// Whether an earlier stage has trained the primary evaluator.
     has_trained_evaluator: bool,
 }
 
@@ -26,18 +27,19 @@ impl StageStart<'_> {
         evaluator.settings.weights.is_some() || self.has_trained_evaluator
     }
 
-    /// Whether evaluations of the stage can measure the metric `name`, and training can change it.
+    /// Refuses the metric `name` for `key` unless evaluations of the stage can measure it and
+    /// training can change it.
     fn check_metric(&self, key: &str, name: &str) -> Result<(), Problem> {
         let Some((Metric { source, .. }, evaluator)) = self.run.metric(name) else { return Ok(()) };
-        let unable = format!("`{name}` comes from the evaluator, and {NEEDS_EVALUATOR}");
-        let trains = self.stage.objective == Objective::Contrastive;
-        need(trains || evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &unable)?;
+        let untrained = format!("`{name}` comes from the evaluator, and {NEEDS_EVALUATOR}");
+        let is_contrastive = self.stage.objective == Objective::Contrastive;
+        need(is_contrastive || evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &untrained)?;
         let of_captions = matches!(source, Source::References | Source::Captions | Source::Scenes);
         let constant = format!(
             "evaluations of a contrastive stage score the reference captions: `{name}` never changes; choose a score of the \
              evaluator"
         );
-        need(!(of_captions && self.stage.objective == Objective::Contrastive), key, &constant)
+        need(!(of_captions && is_contrastive), key, &constant)
     }
 
     fn check_rule(&self, rule: &Rule) -> Result<(), Problem> {
@@ -47,16 +49,16 @@ impl StageStart<'_> {
         let never_above = rule.above.zip(high).is_some_and(|(bound, high)| bound >= high);
         let never_below = rule.below.zip(low).is_some_and(|(bound, low)| bound <= low);
         let (name, Metric { unit, .. }) = (&rule.metric, metric);
-        let range = |of: Option<f64>| of.map(|bound| format!("{bound:.2}")).unwrap_or_default();
-        need(!never_above, "above", &format!("`{name}` ({unit}) is never above {}", range(high)))?;
-        need(!never_below, "below", &format!("`{name}` ({unit}) is never below {}", range(low)))?;
+        let shown = |limit: Option<f64>| limit.map(|limit| format!("{limit:.2}")).unwrap_or_default();
+        need(!never_above, "above", &format!("`{name}` ({unit}) is never above {}", shown(high)))?;
+        need(!never_below, "below", &format!("`{name}` ({unit}) is never below {}", shown(low)))?;
         let steps = self.stage.steps;
         let too_long = format!("is {}, and the stage has {steps} steps: the rule is never triggered", rule.for_);
         need(!metric.source.is_step() || u64::from(rule.for_) <= steps, "for", &too_long)
     }
 
     fn check(&self) -> Result<(), Problem> {
-        let Stage { objective, metric: selects, guard, .. } = self.stage;
+        let Stage { objective, metric: selection_metric, guard, .. } = self.stage;
         let name = objective.name();
         let untrained = format!("`{name}` fine-tunes the captioner, and {NEEDS_CAPTIONER}");
         need(!objective.is_rewarded() || self.captioner_is_trained, "objective", &untrained)?;
@@ -68,7 +70,7 @@ impl StageStart<'_> {
                 need(evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &problem)?;
             }
         }
-        if let Some(metric) = selects {
+        if let Some(metric) = selection_metric {
             self.check_metric("metric", metric)?;
         }
         for (i, rule) in guard.iter().enumerate() {
@@ -95,7 +97,7 @@ impl StageStart<'_> {
             let problem = format!("is {every}, and the stage has {steps} steps: only the last step is {what}");
             warn(every > steps, key, problem);
         }
-        let evaluations = stage.evaluations();
+        let evaluations = stage.planned_evaluation_count();
         let only_one = "there is only one evaluation, of the last step: set `evaluate_every` or `evaluate_first`";
         warn(stage.metric.is_some() && evaluations == 1, "metric", only_one.to_owned());
         let patience = stage.patience.unwrap_or(0);
@@ -110,10 +112,14 @@ impl StageStart<'_> {
         warn(warmup >= 1.0, "schedule.warmup", problem);
         let problem = "has no effect: `warmup` is 0".to_owned();
         warn(stage.schedule.warmup_from_zero && warmup == 0.0, "schedule.warmup_from_zero", problem);
-        let adapts = stage.contrastive.trainable != Trainable::All;
+        let trains_a_part = stage.contrastive.trainable != Trainable::All;
         let problem = "trains a part of an evaluator that nothing has trained: set evaluator.weights, or put a stage before it that \
                        trains all";
-        warn(adapts && !self.is_trained(&self.run.primary_evaluator()), "contrastive.trainable", problem.to_owned());
+        warn(
+            trains_a_part && !self.is_trained(&self.run.primary_evaluator()),
+            "contrastive.trainable",
+            problem.to_owned(),
+        );
         for (i, rule) in stage.guard.iter().enumerate() {
             for (key, problem) in self.rule_warnings(rule) {
                 warn(true, &format!("guard[{i}].{key}"), problem);
@@ -132,7 +138,7 @@ impl StageStart<'_> {
         if always_above || always_below {
             found.push((key, format!("`{name}` is always beyond this bound")));
         }
-        let evaluations = self.stage.evaluations();
+        let evaluations = self.stage.planned_evaluation_count();
         if !source.is_step() && u64::from(rule.for_) > evaluations {
             let problem = format!(
                 "is {}, and the stage has {evaluations} evaluations: the rule is never triggered, unless `coordinator evaluate` \
@@ -141,9 +147,9 @@ impl StageStart<'_> {
             );
             found.push(("for", problem));
         }
-        let saves =
+        let saves_states =
             self.stage.metric.is_some() || self.stage.checkpoint_every.is_some_and(|every| every <= self.stage.steps);
-        if rule.action == GuardAction::Rollback && !saves {
+        if rule.action == GuardAction::Rollback && !saves_states {
             let problem =
                 "goes back to the beginning of the stage: set `checkpoint_every` or `metric` to save states on the way";
             found.push(("action", problem.to_owned()));
@@ -162,8 +168,8 @@ impl Stage {
         }
     }
 
-    /// The evaluations that are planned.
-    fn evaluations(&self) -> u64 {
+    /// The number of evaluations, without those that `coordinator evaluate` requests.
+    fn planned_evaluation_count(&self) -> u64 {
         let regular = self.evaluate_every.map_or(1, |every| self.steps.div_ceil(every));
         regular.saturating_add(u64::from(self.evaluate_first))
     }
@@ -189,11 +195,12 @@ impl RunFile {
     }
 
     /// Refuses settings that contradict each other.
-    pub(super) fn check_meaning(&self) -> Result<(), Problem> {
+    pub(super) fn check_consistency(&self) -> Result<(), Problem> {
         for (i, start) in self.stage_starts() {
             start.check().map_err(|(key, problem)| (format!("stages[{i}].{key}"), problem))?;
             let earlier = self.stages[..i].iter().find(|stage| stage.objective != Objective::Contrastive);
-            // The captioner reads hidden states before the last projection.
+            // Training of the projections alone is allowed: the captioner reads the hidden states
+            // before the last projection.
             if let Some(earlier) = earlier
                 && start.stage.objective == Objective::Contrastive
                 && start.stage.contrastive.trainable != Trainable::Projections
@@ -260,10 +267,10 @@ impl Data {
             }
         }
         if let Some(Positives { images, captions }) = &self.positives {
-            let weighs = |weight: fn(&Stage) -> f64| stages.iter().any(|stage| weight(stage) > 0.0);
+            let has_weight = |weight: fn(&Stage) -> f64| stages.iter().any(|stage| weight(stage) > 0.0);
             let unused = [
-                ("images", images.is_some() && !weighs(|stage| stage.contrastive.generated_images)),
-                ("captions", captions.is_some() && !weighs(|stage| stage.contrastive.generated_captions)),
+                ("images", images.is_some() && !has_weight(|stage| stage.contrastive.generated_images)),
+                ("captions", captions.is_some() && !has_weight(|stage| stage.contrastive.generated_captions)),
             ];
             for (key, _) in unused.into_iter().filter(|(_, unused)| *unused) {
                 let problem = format!("is not used: no stage sets contrastive.generated_{key}");

@@ -26,7 +26,7 @@ fn with(stage: &str, more: &str) -> String {
     stage.replace("steps: 9,", &format!("steps: 9, {more},"))
 }
 
-/// What the run file is refused for; nothing if it is not.
+/// The message with which the run file is refused; empty if it is accepted.
 fn problem(text: &str) -> String {
     RunFile::parse(Path::new("run.yaml"), text).err().map_or_else(String::new, |error| error.to_string())
 }
@@ -114,7 +114,7 @@ fn rules_that_cannot_be_broken_are_refused() {
 }
 
 #[test]
-fn what_is_hardly_meant_is_warned_about_with_its_place() {
+fn settings_without_or_with_an_unlikely_effect_are_warned_about_with_their_location() {
     let stages = |more: &str| run(RUN, &[CLIP.to_owned(), XE.to_owned(), with(DICO, more)]);
     for (more, expected) in [
         (

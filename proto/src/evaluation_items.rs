@@ -1,10 +1,10 @@
-//! Splits the captions of a range of images into parts that fit into one message each.
+//! Splits the evaluation items of a range of images into parts that fit into one message each.
 
 use prost::Message;
 
 use crate::v1::EvaluationItem;
 
-/// Maximal size of the items in one part, in bytes. A single item without its references is much
+/// Maximal size of the items in one part, in bytes. One item without its references is much
 /// smaller.
 pub const MAX_PART_BYTES: usize = 4 << 20;
 /// Upper bound of the bytes that an item or a reference adds to a message besides its content: the
@@ -89,13 +89,13 @@ mod tests {
             (vec![item("a", 1_000, 65_536), item("b", 1_000, 65_536)], 32),
             (vec![item("a", 64, 65_536)], 2),
         ];
-        for (items, count) in cases {
+        for (items, part_count) in cases {
             let parts = split_items(items.clone());
-            assert_eq!(parts.len(), count, "{} items", items.len());
+            assert_eq!(parts.len(), part_count, "{} items", items.len());
             for part in &parts {
                 let message = crate::v1::EvaluationItems { items: part.clone(), ..Default::default() };
                 assert!(message.encoded_len() <= MAX_PART_BYTES, "{}", message.encoded_len());
-                assert!(count == 1 || !part.is_empty());
+                assert!(part_count == 1 || !part.is_empty());
             }
             assert_eq!(join(parts), items);
         }
