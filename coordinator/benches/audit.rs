@@ -68,7 +68,7 @@ fn write_journal() -> TempDir {
         start: Position::default(),
         source: StateSource::Seed,
     };
-    journal.write(&[Record::Event { kind: EventKind::Joined, detail: joined }, formed]).unwrap();
+    journal.write(&[Record::Event { kind: EventKind::Attached, detail: joined }, formed]).unwrap();
     let summaries = metric_catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))

@@ -60,7 +60,8 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
 "
     );
     let file = RunFile::parse(Path::new("bench.yaml"), &text).expect("the text above is a run file");
-    let mut run = Run::new(file, RestoredRun::default(), 0);
+    let term = 0;
+    let mut run = Run::new(file, RestoredRun::default(), term);
     let mut generation = 0;
     for session in 0..u64::from(workers) {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };

@@ -18,7 +18,7 @@ use crate::{
 /// they were being written, were not recorded yet, or were about to be deleted.
 pub fn reconcile(file: &RunFile, restored: &mut RestoredRun, listing: Listing) {
     let location = file.checkpoint_location();
-    for checkpoints in [&mut restored.checkpoints, &mut restored.unselected_checkpoints] {
+    for checkpoints in [&mut restored.checkpoints, &mut restored.superseded_checkpoints] {
         checkpoints.retain(|checkpoint| {
             let exists = listing.sealed.contains(&checkpoint.name);
             if !exists {
@@ -53,7 +53,7 @@ fn recorded_names(restored: &RestoredRun) -> BTreeSet<String> {
     restored
         .checkpoints
         .iter()
-        .chain(&restored.unselected_checkpoints)
+        .chain(&restored.superseded_checkpoints)
         .map(|checkpoint| checkpoint.name.clone())
         .collect()
 }
@@ -194,9 +194,9 @@ mod tests {
 
     #[test]
     fn missing_checkpoints_are_removed_and_unrecorded_ones_are_unfinished() {
-        let (checkpoints, unselected_checkpoints) = (vec![checkpoint_at(4), checkpoint_at(8)], vec![checkpoint_at(12)]);
+        let (checkpoints, superseded_checkpoints) = (vec![checkpoint_at(4), checkpoint_at(8)], vec![checkpoint_at(12)]);
         let mut restored =
-            RestoredRun { last_generation: 1, checkpoints, unselected_checkpoints, ..RestoredRun::default() };
+            RestoredRun { last_generation: 1, checkpoints, superseded_checkpoints, ..RestoredRun::default() };
         let listing = Listing {
             sealed: names(["0-a-1-00000002", "0-a-1-00000004", "0-a-1-00000012", "1-b-00000004", "notes"]),
             unsealed: names(["0-a-1-00000008", "0-a-1-00000013", "0-a-1-9"]),
@@ -204,7 +204,7 @@ mod tests {
         };
         reconcile(&file(), &mut restored, listing);
         assert_eq!(
-            (restored.checkpoints, restored.unselected_checkpoints),
+            (restored.checkpoints, restored.superseded_checkpoints),
             (vec![checkpoint_at(4)], vec![checkpoint_at(12)])
         );
         assert_eq!(

@@ -55,7 +55,7 @@ pub fn describe_event(kind: &str, detail: &Value) -> String {
             let metrics: Vec<String> = metrics.map(|(name, value)| format!("{name} {}", value_text(value))).collect();
             format!("stage {} step {}: {}", text("stage"), text("step"), metrics.join(", "))
         }
-        kind if kind == EventKind::StageEnded.name() => {
+        kind if kind == EventKind::StageEndedEarly.name() => {
             let mut line =
                 format!("stage {} with the checkpoint of step {}: {}", text("stage"), text("step"), text("reason"));
             for later in detail["passed_over"].as_array().into_iter().flatten() {

@@ -1,6 +1,6 @@
 //! Conversions between a summary (of rewards, lengths and so on) and its message.
 
-use summary_statistics::{InconsistentSummaryError, Summary, SummaryParts};
+use summary_statistics::{InvalidSummaryError, Summary, SummaryParts};
 
 use crate::v1;
 
@@ -12,11 +12,12 @@ impl From<&Summary> for v1::Summary {
     }
 }
 
-/// Fails if the message's fields contradict each other. A correct peer never sends such a message.
+/// Fails if the message's fields contradict each other, are not finite, or exceed a limit of
+/// `summary_statistics`. A correct peer never sends such a message.
 impl TryFrom<&v1::Summary> for Summary {
-    type Error = InconsistentSummaryError;
+    type Error = InvalidSummaryError;
 
-    fn try_from(message: &v1::Summary) -> Result<Self, InconsistentSummaryError> {
+    fn try_from(message: &v1::Summary) -> Result<Self, InvalidSummaryError> {
         let buckets = |counts: &std::collections::HashMap<i32, u64>| {
             counts.iter().map(|(&bucket, &count)| (bucket, count)).collect()
         };
@@ -50,6 +51,6 @@ mod tests {
     #[test]
     fn a_count_other_than_the_sum_of_the_buckets_is_refused() {
         let message = v1::Summary { count: 4, ..(&Summary::of([1.0, -2.0, 0.0])).into() };
-        assert_eq!(Summary::try_from(&message), Err(InconsistentSummaryError));
+        assert_eq!(Summary::try_from(&message), Err(InvalidSummaryError));
     }
 }

@@ -22,10 +22,11 @@ pub fn expected_manifest(
     dtype: Dtype,
 ) -> Result<Manifest> {
     let encoders = weight_sources.frozen_encoders().context(
-        "features can be stored only of frozen vision encoders: set evaluator.weights, and captioner.vision_encoder if \
-         it differs",
+        "features can be stored only of frozen vision encoders: set evaluator.weights, train no evaluator in a \
+         contrastive stage, and set captioner.vision_encoder if it differs",
     )?;
     let vision = models.vision_config();
+    // Number and width of an image's hidden states; width of all evaluators' embeddings together.
     let shape = [vision.sequence_length(), vision.width(), models.embedding_width()].map(|size| size as u64);
     let image_count_and_names = (data.split(split).len() as u64, data.names_sha256(split));
     Ok(Manifest::new(

@@ -26,7 +26,7 @@ pub(super) fn path_problems(
     let mut path = PathCheck {
         plan: Plan::new(file, selected_steps(events)),
         jumps: jumps(events),
-        ends_by_generation: positions_by_generation(events, EventKind::StageEnded),
+        ends_by_generation: positions_by_generation(events, EventKind::StageEndedEarly),
         problems: unknown_kinds(events),
     };
     let first_generation = recovered.map_or(1, |recovered| recovered.generation);
@@ -63,7 +63,7 @@ fn unknown_kinds(events: &[Event]) -> Vec<String> {
 
 /// The stages that ended early, each with the step of the state that it ended with.
 fn selected_steps(events: &[Event]) -> SelectedSteps {
-    let ended = events.iter().filter(|event| event.kind == EventKind::StageEnded.name());
+    let ended = events.iter().filter(|event| event.kind == EventKind::StageEndedEarly.name());
     ended.filter_map(|event| position_of(&event.detail)).map(|Position { stage, step }| (stage, step)).collect()
 }
 

@@ -181,7 +181,7 @@ impl ReadOnlyJournal {
     /// SQLite cannot read it.
     pub fn training_split_size(&self) -> Result<Option<SplitSize>, Error> {
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
-        let detail = self.connection.query_row(query, [EventKind::Joined.name()], |row| row.get::<_, String>(0));
+        let detail = self.connection.query_row(query, [EventKind::Attached.name()], |row| row.get::<_, String>(0));
         let detail: Value =
             detail.optional()?.and_then(|detail| serde_json::from_str(&detail).ok()).unwrap_or_default();
         let [images, captions] = ["train_images", "train_captions"].map(|key| detail[key].as_u64());

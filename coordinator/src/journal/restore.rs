@@ -40,9 +40,9 @@ impl Journal {
         let checkpoints = connection.prepare(&query)?.query_map([], read_checkpoint)?.collect::<Result<Vec<_>, _>>()?;
         let query = format!(
             "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints
-            WHERE deleted IS NULL AND {IS_LAST_UNSELECTED} ORDER BY stage"
+            WHERE deleted IS NULL AND {IS_LAST_OF_STAGE_ENDED_EARLY} ORDER BY stage"
         );
-        let unselected_checkpoints =
+        let superseded_checkpoints =
             connection.prepare(&query)?.query_map([], read_checkpoint)?.collect::<Result<Vec<_>, _>>()?;
         let saved = connection
             .prepare(&format!("SELECT stage, step FROM checkpoints AS own WHERE {IS_CURRENT}"))?
@@ -58,7 +58,7 @@ impl Journal {
         let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM events WHERE kind = ? ORDER BY rowid";
         let selected_steps = connection
             .prepare(query)?
-            .query_map([EventKind::StageEnded.name()], |row| Ok((row.get(0)?, read_u64(row, 1)?)))?
+            .query_map([EventKind::StageEndedEarly.name()], |row| Ok((row.get(0)?, read_u64(row, 1)?)))?
             .collect::<Result<SelectedSteps, _>>()?;
         let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
         let latest =
@@ -70,7 +70,7 @@ impl Journal {
             branch_points: self.branch_points()?,
             committed,
             checkpoints,
-            unselected_checkpoints,
+            superseded_checkpoints,
             // `checkpoints::reconcile` adds them.
             unfinished_checkpoints: BTreeSet::new(),
             passed_boundaries: &saved | &evaluated,
@@ -78,7 +78,7 @@ impl Journal {
             step_means: self.recent_means(committed)?,
             selected_steps,
             pause_reason,
-            data_set: latest(EventKind::Joined)?.and_then(|detail| parse_data_set(&detail)),
+            data_set: latest(EventKind::Attached)?.and_then(|detail| parse_data_set(&detail)),
             data_changes: data_changes(connection)?,
             is_finished: latest(EventKind::Finished)?.is_some(),
         })
@@ -95,7 +95,7 @@ impl Journal {
         Ok(log)
     }
 
-    /// The branch points: the starts of generations and the ends of stages.
+    /// The branch points: the starts of generations, and the states with which stages ended early.
     fn branch_points(&self) -> Result<BranchPoints, Error> {
         let mut branch_points = BranchPoints::default();
         let query = "SELECT generation + 1, stage, step FROM cuts ORDER BY generation";
@@ -121,9 +121,9 @@ impl Journal {
         Ok(cut.map_or(reached, |cut| cut.min(reached)))
     }
 
-    /// The means of the last steps of the current stage up to `committed`. The number of steps is
-    /// one more than the largest `for` of the stage's guard rules. If a metric was beyond a rule's
-    /// bound in all of them, the rule had fired before the last of them, and does not fire again.
+    /// The means of the last steps of the current stage up to `committed`, as many as the largest
+    /// `for` of the stage's guard rules. The state machine replays them, so that the guard's counts
+    /// of consecutive values continue; rules that fire in the replay have fired before.
     fn recent_means(&self, committed: Position) -> Result<Vec<(Position, StepMeans)>, Error> {
         let file = run_file(&self.connection)?;
         let rules = file.stages.get(committed.stage as usize).map_or(&[][..], |stage| &stage.guard);
@@ -132,7 +132,7 @@ impl Journal {
             "SELECT stage, step, summaries_json FROM steps AS own WHERE stage = ? AND step <= ? AND {IS_CURRENT}
             ORDER BY step DESC, generation DESC LIMIT ?"
         );
-        let parameters = params![committed.stage, committed.step.cast_signed(), i64::from(max_for) + 1];
+        let parameters = params![committed.stage, committed.step.cast_signed(), i64::from(max_for)];
         let mut means = self
             .connection
             .prepare(&query)?
@@ -149,8 +149,8 @@ fn parse_means(json: &str) -> StepMeans {
     summaries.into_iter().filter_map(|(name, summary)| Some((name, summary["mean"].as_f64()?))).collect()
 }
 
-/// Parses the data set in the detail of a `joined` event; `None` if an earlier version of the
-/// program wrote the event.
+/// Parses the data set in the detail of a `joined` event, which records that a worker attached;
+/// none if the detail lacks a field.
 fn parse_data_set(detail: &str) -> Option<v1::DataSet> {
     let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
     let number = |key: &str| detail.get(key)?.as_u64();
@@ -159,7 +159,6 @@ fn parse_data_set(detail: &str) -> Option<v1::DataSet> {
         train_images: number("train_images")?,
         train_captions: number("train_captions")?,
         skipped_images: number("skipped_images")?,
-        // Earlier versions combined several fingerprints in one, which cannot be compared.
         training_fingerprint: text("training_fingerprint")?,
         validation_fingerprint: text("validation_fingerprint")?,
         models_fingerprint: text("models_fingerprint")?,

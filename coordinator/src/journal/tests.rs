@@ -145,7 +145,7 @@ fn a_restarted_coordinator_restores_the_position_of_the_run() {
         "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m",
     });
     let mut records = vec![
-        Record::Event { kind: EventKind::Joined, detail },
+        Record::Event { kind: EventKind::Attached, detail },
         formed(1, 0, StateSource::Seed),
         Record::Ready { generation: 1, recovery: false },
     ];
@@ -216,14 +216,14 @@ fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
 
     // The coordinator dies when only the end of the stage is on disk.
     let ended = json!({ "stage": 0, "step": 10, "generation": 1, "cause": "early_stopping", "reason": "patience" });
-    let records = [event(EventKind::Resumed, json!({})), event(EventKind::StageEnded, ended), step(16, 1)];
+    let records = [event(EventKind::Resumed, json!({})), event(EventKind::StageEndedEarly, ended), step(16, 1)];
     journal.write(&records).unwrap();
     let restored = journal.restore().unwrap();
     let at = |step| Position { stage: 0, step };
     assert_eq!((restored.pause_reason, restored.selected_steps), (None, [(0, 10)].into()));
     assert_eq!((restored.committed, restored.branch_points), (at(10), branch_points([(1, 0), (2, 10)])));
     assert_eq!(restored.checkpoints, [saved(5, 1), saved(10, 1)]);
-    assert_eq!(restored.unselected_checkpoints, [saved(15, 1)], "kept for the user");
+    assert_eq!(restored.superseded_checkpoints, [saved(15, 1)], "kept for the user");
     assert_eq!(restored.scores.into_keys().collect::<Vec<_>>(), [at(5), at(10)]);
     // Checkpoints of a later generation beyond the end of the stage belong to the present history.
     journal.write(&[formed(2, 10, StateSource::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
@@ -272,7 +272,7 @@ proptest! {
             let end = reached.step.saturating_sub(steps_back);
             let (generation, cause) = (last_generation, CAUSES[cause]);
             let detail = json!({ "stage": 0, "step": end, "generation": generation, "cause": cause, "reason": "x" });
-            journal.write(&[Record::Event { kind: EventKind::StageEnded, detail }]).unwrap();
+            journal.write(&[Record::Event { kind: EventKind::StageEndedEarly, detail }]).unwrap();
             for (start, steps) in next_stage {
                 let position = |step| Position { stage: 1, step };
                 // `None`: the generation starts at the end of the previous stage, where the next

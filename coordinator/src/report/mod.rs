@@ -275,7 +275,7 @@ impl Report {
             audit,
             formed_at: generations.iter().skip(earlier).map(|generation| generation.formed_at).collect(),
             guard: recent_events(&events, |kind| kind == GUARD_KIND),
-            events: recent_events(&events, |kind| kind != GUARD_KIND && kind != EventKind::Joined.name()),
+            events: recent_events(&events, |kind| kind != GUARD_KIND && kind != EventKind::Attached.name()),
             machines: machine_groups(journal)?,
             settings,
         })
@@ -370,7 +370,7 @@ fn stages(journal: &ReadOnlyJournal, settings: &RunFile, events: &[Event]) -> Re
 /// Reads the end of a stage that ended with an earlier checkpoint than its last; `None` for other
 /// stages.
 fn early_end(events: &[Event], stage: u32) -> Option<EarlyEnd> {
-    let ended = events.iter().rev().filter(|event| event.kind == EventKind::StageEnded.name());
+    let ended = events.iter().rev().filter(|event| event.kind == EventKind::StageEndedEarly.name());
     let mut of_stage = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
     EarlyEnd::deserialize(&of_stage.next()?.detail).ok()
 }

@@ -70,7 +70,7 @@ fn write_journal(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
     let stages = [("a", 4), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None)).into();
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
     let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
-    let mut records = vec![event(EventKind::Joined, detail), formed(1, 0, 0)];
+    let mut records = vec![event(EventKind::Attached, detail), formed(1, 0, 0)];
     records.extend((1..=4).map(|n| step(0, n, 1)));
     records.push(evaluated(0, 4, 1, "a cat", 1.0));
     records.extend((1..=5).map(|n| step(1, n, 1)));
@@ -143,7 +143,7 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
     records.extend([evaluated(1, 2, 1, "bad", 1.0), evaluated(1, 4, 1, "good", 3.0), evaluated(1, 8, 1, "fair", 2.0)]);
     let detail = json!({ "stage": 1, "step": 4, "generation": 1, "cause": "best_state", "reason": "it is the best",
         "passed_over": [{ "step": 8, "score": 2.0, "reason": "its score is not better" }] });
-    records.extend([event(EventKind::StageEnded, detail), event(EventKind::Finished, json!({}))]);
+    records.extend([event(EventKind::StageEndedEarly, detail), event(EventKind::Finished, json!({}))]);
     journal.write(&records).unwrap();
     let report = Report::read(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));

@@ -117,7 +117,7 @@ impl Run {
         if let Some(member) = self.members.get_mut(worker_id) {
             member.position = attach.holds.filter(is_agreed);
         }
-        self.record_event(EventKind::Joined, detail);
+        self.record_event(EventKind::Attached, detail);
         Ok(())
     }
 

@@ -299,7 +299,7 @@ impl Run {
     /// last one of each stage; the best one of the current stage; and those that a guard rule may
     /// roll back to. The last checkpoint of an ended stage is the one that the stage ended with.
     /// If that is not the stage's last step, the checkpoint of the last step is kept in
-    /// `unselected_checkpoints`.
+    /// `superseded_checkpoints`.
     pub(super) fn delete_old_checkpoints(&mut self) {
         let keep = self.file.checkpoints.keep as usize;
         let newest: BTreeSet<Position> = self.checkpoints.keys().rev().take(keep).copied().collect();

@@ -172,7 +172,7 @@ pub struct Run {
     checkpoints: BTreeMap<Position, Checkpoint>,
     /// The last checkpoint of each stage that ended with an earlier state. It is kept for the user;
     /// the run never resumes from it.
-    unselected_checkpoints: Vec<Checkpoint>,
+    superseded_checkpoints: Vec<Checkpoint>,
     /// The save in progress.
     saving: Option<SaveInProgress>,
     /// The last attempt to save, if it failed.
@@ -247,7 +247,7 @@ impl Run {
             progress_count: 0,
             passed_boundaries: restored.passed_boundaries,
             checkpoints: restored.checkpoints.into_iter().map(by_position).collect(),
-            unselected_checkpoints: restored.unselected_checkpoints,
+            superseded_checkpoints: restored.superseded_checkpoints,
             saving: None,
             failed_save: None,
             save_attempts: BTreeSet::new(),

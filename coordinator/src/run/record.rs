@@ -62,7 +62,7 @@ pub struct Checkpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A worker attached, and is a member.
-    Joined,
+    Attached,
     /// A member failed or was evicted.
     Lost,
     /// A member announced that it leaves.
@@ -84,7 +84,7 @@ pub enum EventKind {
     Diverged,
     /// A stage ended with an earlier state than its last one. The detail `cause` is the name of an
     /// [`EndCause`](super::model_selection::EndCause).
-    StageEnded,
+    StageEndedEarly,
     /// The guard or an operator paused the run.
     Paused,
     /// An operator resumed the run.
@@ -106,7 +106,7 @@ pub enum EventKind {
 impl EventKind {
     /// All kinds of events.
     pub const ALL: [Self; 19] = [
-        Self::Joined,
+        Self::Attached,
         Self::Lost,
         Self::Leaving,
         Self::Left,
@@ -116,7 +116,7 @@ impl EventKind {
         Self::SavedAgain,
         Self::Damaged,
         Self::Diverged,
-        Self::StageEnded,
+        Self::StageEndedEarly,
         Self::Paused,
         Self::Resumed,
         Self::Finished,
@@ -131,10 +131,10 @@ impl EventKind {
     #[must_use]
     pub fn needs_attention(self) -> bool {
         let routine = [
-            Self::Joined,
+            Self::Attached,
             Self::Leaving,
             Self::Left,
-            Self::StageEnded,
+            Self::StageEndedEarly,
             Self::Resumed,
             Self::SavedAgain,
             Self::Finished,
@@ -148,7 +148,7 @@ impl EventKind {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Joined => "joined",
+            Self::Attached => "joined",
             Self::Lost => "lost",
             Self::Leaving => "leaving",
             Self::Left => "left",
@@ -158,7 +158,7 @@ impl EventKind {
             Self::RolledBack => "rollback",
             Self::Adopted => "adopted",
             Self::Diverged => "divergence",
-            Self::StageEnded => "stage_ended",
+            Self::StageEndedEarly => "stage_ended",
             Self::Paused => "paused",
             Self::Resumed => "resumed",
             Self::Finished => "finished",
@@ -255,7 +255,7 @@ impl Record {
             // would wait for them.
             Self::Event { kind: EventKind::Finished, .. } => true,
             Self::Event { kind, .. } => {
-                matches!(kind, EventKind::StageEnded | EventKind::Paused | EventKind::Resumed)
+                matches!(kind, EventKind::StageEndedEarly | EventKind::Paused | EventKind::Resumed)
             }
             Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
         }
@@ -278,7 +278,7 @@ pub struct RestoredRun {
     /// Checkpoints that are not deleted, in order.
     pub checkpoints: Vec<Checkpoint>,
     /// The last checkpoint of each stage that ended with an earlier state.
-    pub unselected_checkpoints: Vec<Checkpoint>,
+    pub superseded_checkpoints: Vec<Checkpoint>,
     /// Names of further checkpoints of this run that are incomplete or were about to be deleted.
     /// Found by listing the checkpoint folder; the journal does not have them.
     pub unfinished_checkpoints: BTreeSet<String>,

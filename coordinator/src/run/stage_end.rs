@@ -114,8 +114,8 @@ impl Run {
             // The journal's name of `later_states`.
             "passed_over": later_states.into_iter().map(describe).collect::<Vec<_>>(),
         });
-        self.record_event(EventKind::StageEnded, detail);
-        self.unselected_checkpoints.extend(last_saved.and_then(|position| self.checkpoints.remove(&position)));
+        self.record_event(EventKind::StageEndedEarly, detail);
+        self.superseded_checkpoints.extend(last_saved.and_then(|position| self.checkpoints.remove(&position)));
         self.delete_checkpoints(|other| *other > position);
         self.cancel_save_beyond(position);
         if cause != EndCause::Guard {

@@ -10,7 +10,7 @@ use super::{WorkerId, plan::Position};
 #[derive(Debug)]
 pub struct StepTracker {
     positions: BTreeMap<WorkerId, Position>,
-    /// The number of members at each position; positions without members are absent.
+    /// The number of members at each position that a member has.
     member_counts: BTreeMap<Position, usize>,
 }
 

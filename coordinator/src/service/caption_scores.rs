@@ -1,6 +1,6 @@
-//! Scores of an evaluation. Workers compute the scores that need a model, such as PAC-S; this
-//! module averages these, and adds retrieval and the metrics of captions against references, such
-//! as CIDEr-D.
+//! Scores of an evaluation. Workers compute the scores that need a model or the scene of an image,
+//! such as PAC-S. This module averages these, and adds retrieval and the metrics that need only
+//! texts, such as CIDEr-D and the share of repeated n-grams.
 
 use std::collections::BTreeMap;
 
@@ -43,11 +43,13 @@ mod tests {
 
     #[test]
     fn an_evaluation_has_scores_of_workers_and_scores_against_references() {
+        // The names of retrieval metrics of the run's main evaluator have no prefix.
+        let no_prefix = String::new;
         let item = |pac_s: f64, embedding: [f32; 2]| EvaluationItem {
             caption: "a red ball on the green grass".into(),
             references: vec!["a red ball on the green grass".into()],
             scores: [("pac_s".to_owned(), pac_s)].into(),
-            embeddings: [(String::new(), Embeddings { image: embedding.into(), text: embedding.into() })].into(),
+            embeddings: [(no_prefix(), Embeddings { image: embedding.into(), text: embedding.into() })].into(),
             ..EvaluationItem::default()
         };
         let metrics = Metrics::open(&MetricFiles::default()).unwrap();

@@ -167,7 +167,7 @@ fn steps_that_were_given_up_are_purged_and_no_step_is_written_twice() {
     assert_eq!(run.curve("evaluation/cider"), BTreeMap::new());
     // The guard ends the stage with step 2.
     let detail = json!({ "stage": 0, "step": 2, "generation": 2, "cause": "guard", "reason": "test" });
-    run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(3, Position { stage: 0, step: 2 })]);
+    run.write([Record::Event { kind: EventKind::StageEndedEarly, detail }, formed(3, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 3, 3.0)]);
     export.write_new(&journal).unwrap();
     assert_eq!(losses(&run), [(1, 1), (2, 1), (11, 3)]);
@@ -184,7 +184,7 @@ fn steps_after_the_checkpoint_that_a_stage_ended_with_stay_visible() {
     let journal = run.open_read_only();
     let (mut export, _) = EventFileWriter::create(&run.out(), &journal).unwrap();
     let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
-    run.write([Record::Event { kind: EventKind::StageEnded, detail }, formed(2, Position { stage: 0, step: 2 })]);
+    run.write([Record::Event { kind: EventKind::StageEndedEarly, detail }, formed(2, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 2, 3.0)]);
     export.write_new(&journal).unwrap();
     assert_eq!(run.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);

@@ -1,4 +1,4 @@
-//! Captions as token ids, tokenized once for all metrics.
+//! Captions as token ids, tokenized once for BLEU, ROUGE-L, CIDEr-D and fluency.
 
 use std::collections::HashMap;
 

@@ -30,7 +30,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_out_of_a_folder_are_invalid() {
+    fn names_with_other_characters_or_that_lead_out_of_a_folder_are_invalid() {
         for name in
             ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a\0", "a b", "ä", "a%2Fb", &"x".repeat(MAX_NAME_BYTES + 1)]
         {

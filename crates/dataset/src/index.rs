@@ -46,7 +46,7 @@ pub struct TarIndex {
     tag: String,
     /// The samples, valid or not.
     pub samples: Vec<Sample>,
-    /// Members that are neither images nor captions nor hidden, by extension.
+    /// Plain files with an unknown extension, by extension. Hidden ones are not counted.
     #[serde(default)]
     pub unknown: BTreeMap<String, UnknownMembers>,
 }
@@ -70,7 +70,8 @@ pub struct Sample {
     pub image: Option<Extent>,
     /// The captions; may be empty.
     pub captions: Vec<String>,
-    /// Properties of the image that may make its pixels unexpected.
+    /// Whether the image has an EXIF rotation or is 16-bit greyscale, so that its pixels may differ
+    /// from what its author expects. The name in index files is an earlier one.
     #[serde(default, rename = "oddities", skip_serializing_if = "ImageWarnings::is_empty")]
     pub warnings: ImageWarnings,
     /// The image's numeric id in its data set, from the `.json` member.
@@ -88,7 +89,7 @@ pub struct Sample {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IndexError {
     /// An image ends beyond the tar, or is too large.
-    #[error("`{key}` lies outside of the tar: delete this file")]
+    #[error("the byte range of `{key}` is outside of the tar or too large: delete this file")]
     OutsideTar {
         /// The key of the sample.
         key: String,
@@ -165,7 +166,7 @@ impl TarIndex {
                         Err(error) => sample.set_problem(&member.path, &error),
                     }
                 }
-                // Directories, links and devices have no content.
+                // Directories, links, devices and sparse files are not counted.
                 PathClass::Unknown { extension } if member.is_plain_file => {
                     count_unknown(&mut unknown, extension, &member.path);
                 }
@@ -176,7 +177,8 @@ impl TarIndex {
         Ok(Self { format: FORMAT_VERSION, size: version.size, tag: version.tag.clone(), samples, unknown })
     }
 
-    /// Parses an index; none if it describes another version of the tar.
+    /// Parses an index; none if it is not an index of this format, or describes another version of
+    /// the tar.
     ///
     /// # Errors
     /// The index describes this version of the tar, but its content is invalid.
@@ -208,7 +210,7 @@ impl TarIndex {
 /// The class of a member, by its path.
 #[derive(Debug, PartialEq, Eq)]
 enum PathClass<'p> {
-    /// A file whose name begins with a dot, or a directory.
+    /// A file whose name begins with a dot, or a path that ends in `/`.
     Hidden,
     /// A file that no sample uses. The extension is everything after the first dot of the file
     /// name, as in WebDataset.

@@ -165,18 +165,18 @@ impl From<Summary> for SummaryParts {
 /// limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("summary whose count, moments and buckets are inconsistent")]
-pub struct InconsistentSummaryError;
+pub struct InvalidSummaryError;
 
 impl TryFrom<SummaryParts> for Summary {
-    type Error = InconsistentSummaryError;
+    type Error = InvalidSummaryError;
 
-    fn try_from(parts: SummaryParts) -> Result<Self, InconsistentSummaryError> {
+    fn try_from(parts: SummaryParts) -> Result<Self, InvalidSummaryError> {
         let buckets = || parts.positive.iter().chain(&parts.negative);
         let total = buckets().map(|(_, &n)| n).chain([parts.zero]).fold(0_u64, u64::saturating_add);
         let is_finite = [parts.mean, parts.m2, parts.min, parts.max].iter().all(|x| x.is_finite());
         let are_buckets_in_range = buckets().all(|(bucket, _)| BUCKET_RANGE.contains(bucket));
         let is_consistent = total == parts.count && total <= MAX_COUNT && parts.min <= parts.max && parts.m2 >= 0.0;
-        if is_finite && are_buckets_in_range && is_consistent { Ok(Self(parts)) } else { Err(InconsistentSummaryError) }
+        if is_finite && are_buckets_in_range && is_consistent { Ok(Self(parts)) } else { Err(InvalidSummaryError) }
     }
 }
 
@@ -253,7 +253,7 @@ mod tests {
             SummaryParts { positive: [(0, u64::MAX), (1, u64::MAX)].into(), ..valid },
         ];
         for parts in inconsistent {
-            assert_eq!(Summary::try_from(parts), Err(InconsistentSummaryError));
+            assert_eq!(Summary::try_from(parts), Err(InvalidSummaryError));
         }
     }
 }

@@ -18,8 +18,8 @@ use crate::coordinator_session::{self, JoinOptions, RequestedWorkerId, WorkerExi
 /// the run, or `left rank=N` if it leaves earlier.
 ///
 /// On SIGTERM, SIGINT or SIGHUP the worker finishes the step in flight, transfers or saves state
-/// that no other worker has, and ends. A second signal ends it at once. If it loses the connection
-/// to the coordinator, it keeps its state and reconnects.
+/// that no other worker has, and ends. A second SIGTERM or SIGINT ends it at once. If it loses
+/// the connection to the coordinator, it keeps its state and reconnects.
 #[derive(clap::Args)]
 #[command(after_help = "Example: worker join --coordinator http://10.0.0.1:7070 --device cuda:0")]
 pub struct Join {

@@ -1,8 +1,8 @@
 //! The command line: one file per subcommand.
 //!
-//! Files shared by several subcommands: `device_options` (`--device` and `--threads`),
-//! `evaluator_argument` (`--evaluator`), `score_output` (the output of scores), and `launcher` (the
-//! worker id from torchrun, mpirun, srun or Kubernetes).
+//! Further files: `device_options` (`--device` and `--threads`), `evaluator_argument`
+//! (`--evaluator`), `score_output` (the output of scores), and `launcher` (the worker id from
+//! torchrun, mpirun, srun or Kubernetes).
 
 mod bench;
 mod caption;
@@ -76,7 +76,8 @@ fn print_message(line: fmt::Arguments<'_>) {
     cli_support::print_error(format_args!("worker: {line}"));
 }
 
-/// Runs the command line. An error is one line on standard error, with exit status 1.
+/// Runs the command line. An error of a subcommand is one line on standard error, with exit status
+/// 1; wrong arguments are reported by clap, with exit status 2.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 /// The reason for leaving in the worker's Leaving message.
 pub const LEAVE_REASON: &str = "its process received a shutdown signal";
 
-/// Returns a flag that becomes true at the first shutdown signal. A second signal ends the process
-/// at once.
+/// Returns a flag that becomes true at the first shutdown signal. A second one, except
+/// SIGHUP, ends the process at once.
 ///
 /// # Errors
 /// The signal handlers cannot be installed.

@@ -7,10 +7,10 @@ use super::operators::{Parameter, is_grad_enabled};
 /// A weight matrix or convolution kernel W that may have LoRA factors A and B. The *effective
 /// weight* is W without factors, and W + scale B A with them.
 ///
-/// Products read the effective weight from separate memory, which
-/// [`super::Parameters::refresh_working_copies`] updates. So a frozen weight with factors costs no
-/// more than one without. While gradients are recorded, they flow through the addition to W or to
-/// the factors, whichever are trained.
+/// With factors, matrix products read the effective weight from separate memory, which
+/// [`super::Parameters::refresh_working_copies`] updates. So while no gradients are recorded, a
+/// product takes no longer than without factors. While gradients are recorded, they flow through the
+/// addition to W or to the factors, whichever are trained.
 pub struct LoraWeight {
     /// W as `master`; the effective weight, which products read, as `working`.
     base: Parameter,
@@ -57,8 +57,9 @@ impl LoraWeight {
         Self { base: self.base.shallow_clone(), factors }
     }
 
-    /// The effective weight for a matrix product, `[outputs, inputs]`: a tensor with gradients, and
-    /// the tensor that the product reads.
+    /// The effective weight for a matrix product, `[outputs, inputs]`. The product reads `working`.
+    /// While gradients are recorded, they flow to `master`, which then is the effective weight, too;
+    /// otherwise `master` is W.
     #[must_use]
     pub fn parameter(&self) -> Parameter {
         match &self.factors {
@@ -70,8 +71,8 @@ impl LoraWeight {
         }
     }
 
-    /// The effective weight for a convolution, `[outputs, inputs, side, side]`: in 32 bits, with
-    /// gradients.
+    /// The effective weight for a convolution, `[outputs, inputs, side, side]`, in 32 bits; with
+    /// gradients while these are recorded.
     pub fn convolution_weight(&self) -> Tensor {
         match &self.factors {
             Some(factors) if is_grad_enabled() => factors.added_to(&self.base.master),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn factors_start_without_effect_and_have_the_published_names_and_shapes() {
+    fn factors_start_without_effect_and_have_the_names_and_shapes_of_pac_s_plus_plus() {
         let mut builder = ParameterBuilder::uninitialized(testing::device()).with_lora(Some(&lora(3.0)), LORA_SEED);
         let weight = builder.lora_matrix("attn.in_proj_weight", [12, 4], 0.5, LoraTarget::Attention);
         _ = builder.lora_convolution("visual.conv1.weight", [4, 3, 2, 2], 0.5, LoraTarget::PatchEmbedding);

@@ -14,7 +14,7 @@ pub fn describe_sizes(file: &RunFile, data: &DataSet, vocabulary: &Vocabulary) -
     let [longer_than_target, longer_than_generated] = count_longer(&captions, vocabulary, [max_target, max_generated]);
     let lengths = format!(
         "captions: {longer_than_target} of {} training captions are longer than captioner.max_target_length ({max_target} tokens; \
-         training truncates them), {longer_than_generated} are longer than decoding.max_length ({max_generated} tokens; no generated \
+         cross_entropy stages truncate them), {longer_than_generated} are longer than decoding.max_length ({max_generated} tokens; no generated \
          caption is longer)",
         captions.len()
     );
@@ -44,7 +44,7 @@ fn count_longer(captions: &[&str], vocabulary: &Vocabulary, limits: [u32; 2]) ->
     })
 }
 
-/// A warning if a step of the stage contains a sample more than once.
+/// A warning if every step of the stage contains a sample more than once.
 fn repetition_warning(stage: &Stage, data: &DataSet) -> Option<String> {
     let (samples, unit) = match stage.objective {
         Objective::CrossEntropy => (data.train_caption_count(), "captions"),

@@ -12,7 +12,7 @@ use super::ReadOnlyJournal;
 use crate::{
     journal::{
         Error,
-        queries::{IS_CURRENT, IS_LAST_UNSELECTED, is_shown_sql, parse_metrics, read_position, read_u64},
+        queries::{IS_CURRENT, IS_LAST_OF_STAGE_ENDED_EARLY, is_shown_sql, parse_metrics, read_position, read_u64},
     },
     run::{WorkerId, plan::Position},
 };
@@ -193,7 +193,7 @@ impl ReadOnlyJournal {
     pub fn checkpoints(&self) -> Result<Vec<CheckpointRow>, Error> {
         let query = format!(
             "SELECT stage, step, name, parameters_sha256, at, {IS_CURRENT} FROM checkpoints AS own
-            WHERE deleted IS NULL AND ({IS_CURRENT} OR {IS_LAST_UNSELECTED}) ORDER BY stage, step"
+            WHERE deleted IS NULL AND ({IS_CURRENT} OR {IS_LAST_OF_STAGE_ENDED_EARLY}) ORDER BY stage, step"
         );
         self.query_all(&query, |row| {
             Ok(CheckpointRow {

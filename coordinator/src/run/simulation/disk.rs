@@ -78,7 +78,7 @@ impl Cluster {
 
     /// Asserts that all checkpoints that the coordinator knows exist.
     pub fn check_known_checkpoints(&self) {
-        for saved in self.run().checkpoints.values().chain(&self.run().unselected_checkpoints) {
+        for saved in self.run().checkpoints.values().chain(&self.run().superseded_checkpoints) {
             assert!(self.disk.checkpoints.contains_key(&saved.name), "{saved:?} is not on disk");
         }
     }
@@ -87,7 +87,7 @@ impl Cluster {
     /// unexpected ones.
     pub fn check_disk(&self) {
         self.check_known_checkpoints();
-        let known_checkpoints = self.run().checkpoints.values().chain(&self.run().unselected_checkpoints);
+        let known_checkpoints = self.run().checkpoints.values().chain(&self.run().superseded_checkpoints);
         let known_names: BTreeSet<&String> = known_checkpoints.map(|saved| &saved.name).collect();
         let Disk { checkpoints, unsealed, damaged, unexpected, .. } = &self.disk;
         let is_allowed =

@@ -344,7 +344,7 @@ fn steps_after_the_checkpoint_that_a_stage_ended_with_are_shown() {
     journal.write(&records).unwrap();
     read_journal(&mut curves, folder.path());
     let detail = json!({ "stage": 0, "step": 8, "generation": 2, "cause": "best_state", "reason": "x" });
-    journal.write(&[Record::Event { kind: EventKind::StageEnded, detail }, generation_record(3, 8)]).unwrap();
+    journal.write(&[Record::Event { kind: EventKind::StageEndedEarly, detail }, generation_record(3, 8)]).unwrap();
     read_journal(&mut curves, folder.path());
     let mut fresh_curves = Curves::new(1);
     read_journal(&mut fresh_curves, folder.path());

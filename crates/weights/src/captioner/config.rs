@@ -159,7 +159,8 @@ fn check_gpt2(gpt2: &ConfigSection<'_>) -> Result<(), Error> {
     }
 }
 
-/// The `config.json` from which transformers loads a captioner of these sizes.
+/// The settings in the `config.json` of a captioner of these sizes. transformers does not know the
+/// type of its encoder: [`add_export_settings`] adds what it needs to load the captioner.
 ///
 /// The encoder, a BERT, reads hidden states instead of words and never uses its word embeddings, so
 /// its `vocab_size` is 1. The last three tokens of the decoder's vocabulary are the begin, end and
@@ -213,8 +214,8 @@ pub fn upstream_config_json(captioner: &CaptionerConfig, vision: &VisionConfig) 
     })
 }
 
-/// The settings of the vision encoder. transformers' CLIP has no ResNet, so those of a ResNet are
-/// only the settings that both architectures have.
+/// The settings of the vision encoder, in transformers' names. transformers' CLIP has no ResNet: for
+/// a ResNet, the settings of transformer layers are left out.
 fn vision_json(config: &VisionConfig) -> Value {
     let VisionConfig { image_size, backbone, activation, .. } = config;
     let width = config.width();

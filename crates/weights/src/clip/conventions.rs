@@ -76,7 +76,7 @@ pub enum LoraReading {
     /// computed without them.
     #[default]
     AsReleased,
-    /// All factors, as they were trained.
+    /// All factors are added, those of the MLPs, too, as in training.
     Merged,
 }
 

@@ -1,5 +1,5 @@
-//! LoRA factors (Hu et al. 2022), as the package loralib writes them. The weights of PAC-S++ have
-//! such factors.
+//! LoRA factors (Hu et al. 2022), as PAC-S++ writes them: with the `custom_loralib` of its
+//! repository pacscore, a fork of the package loralib that also adapts attention.
 //!
 //! A weight W `[outputs, ..]` with factors A `[rank, inputs]` and B `[outputs, rank]` is replaced
 //! by W + alpha/rank B A. The factors of a convolution with a square kernel of side k are `[rank k,
@@ -36,7 +36,8 @@ pub struct LoraConfig {
 }
 
 impl Default for LoraConfig {
-    /// The values of `models/clip_lora` in pacscore, the repository of PAC-S++.
+    /// The values with which pacscore scores: targets of `models/clip_lora`, rank of its
+    /// `compute_correlations_pac++.py`, alpha of `custom_loralib`.
     fn default() -> Self {
         let targets = [LoraTarget::Attention, LoraTarget::Mlp, LoraTarget::PatchEmbedding].into();
         Self { rank: 4, alpha: LORALIB_DEFAULT_ALPHA, targets }
@@ -125,7 +126,7 @@ pub fn is_lora_factor(name: &str) -> bool {
     weight_of(name).is_some()
 }
 
-/// loralib's names of the factors A and B of a weight.
+/// PAC-S++'s names of the factors A and B of a weight.
 #[must_use]
 pub fn lora_factor_names(weight: &str) -> [String; 2] {
     let stem = match weight.strip_suffix(".weight") {
@@ -150,6 +151,7 @@ impl LoraFactors {
     /// The weights to which their factors are added according to `reading`, with the names of the
     /// factors.
     pub fn added_factors(&self, reading: LoraReading) -> impl Iterator<Item = (&str, &FactorPair)> {
+        // PAC-S++'s own scorer does not add the factors of the MLPs.
         let is_added = move |weight: &str| reading == LoraReading::Merged || !weight.contains(".mlp.");
         self.0.iter().map(|(weight, pair)| (weight.as_str(), pair)).filter(move |(weight, _)| is_added(weight))
     }
@@ -169,7 +171,7 @@ impl FactorPair {
 /// The weight W with its LoRA factors A and B added: W + alpha/rank B A.
 ///
 /// # Errors
-/// The shapes do not fit.
+/// The shapes do not fit, or a type of numbers cannot be read.
 pub(super) fn merge(weight: &Tensor<'_>, [a, b]: &[Tensor<'_>; 2], alpha: f64) -> Result<Tensor<'static>, LoraError> {
     let shape_error = || LoraError::Shape { a: a.shape.clone(), b: b.shape.clone(), weight: weight.shape.clone() };
     let (&[rows, columns], &[outputs, inner]) = (a.shape.as_slice(), b.shape.as_slice()) else {

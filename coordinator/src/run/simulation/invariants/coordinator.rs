@@ -52,7 +52,7 @@ impl Cluster {
             Record::Event { kind: EventKind::Paused, .. } => self.invariants.is_paused = true,
             Record::Event { kind: EventKind::Resumed, .. } => self.invariants.is_paused = false,
             Record::Event { kind: EventKind::RolledBack, .. } => self.invariants.has_recorded_rollback = true,
-            Record::Event { kind: EventKind::StageEnded, detail } => {
+            Record::Event { kind: EventKind::StageEndedEarly, detail } => {
                 let number = |key: &str| detail[key].as_u64().expect("the detail has this number");
                 let end = Position { stage: number("stage") as u32, step: number("step") };
                 let earlier_end = self.invariants.selected_steps.insert(end.stage, end.step);

@@ -38,7 +38,7 @@ fn a_stage_ends_with_its_best_state_and_the_next_stage_starts_from_it() {
     // The best checkpoint is kept although `keep` is 1; the last of the stage is kept for the user.
     assert_eq!(cluster.checkpoint_names(), ["0-a-00000005", "0-a-00000020", "1-b-00000003"]);
     assert_eq!(
-        cluster.run().unselected_checkpoints.iter().map(|saved| saved.position).collect::<Vec<_>>(),
+        cluster.run().superseded_checkpoints.iter().map(|saved| saved.position).collect::<Vec<_>>(),
         [position_at(0, 20)]
     );
     let (committed_steps, batch) = (5 + 3, 8);
@@ -68,7 +68,7 @@ fn a_restarted_coordinator_ends_the_stage_that_the_crashed_one_had_to_end() {
     assert!(matches!(last_record, Some(Record::Evaluated { position, .. }) if *position == position_at(0, 20)));
     cluster.run_to_end();
     assert_eq!(
-        (cluster.invariants.selected_steps.clone(), cluster.count_events(EventKind::StageEnded)),
+        (cluster.invariants.selected_steps.clone(), cluster.count_events(EventKind::StageEndedEarly)),
         ([(0, 5)].into(), 1)
     );
     assert_eq!(cluster.committed_positions(), cluster.steps_to(position_at(1, 3)));

@@ -36,7 +36,7 @@ pub fn section(summary: &Summary) -> String {
     let names: Vec<&str> = COLUMNS.iter().map(|(_, name)| *name).collect();
     _ = writeln!(text, "| | {} | s per seed |", names.join(" | "));
     _ = writeln!(text, "|---|{}", "---:|".repeat(COLUMNS.len() + 1));
-    let rows = std::iter::once((START, "teacher forcing")).chain(ARMS.iter().map(|arm| (arm.name, arm.title)));
+    let rows = std::iter::once((START, "start: evaluator, then teacher forcing")).chain(ARMS.iter().map(|arm| (arm.name, arm.title)));
     for (name, title) in rows {
         if let Some(arm) = summary.arms.get(name) {
             _ = writeln!(text, "| {title} | {} |", row(arm));
@@ -44,14 +44,14 @@ pub fn section(summary: &Summary) -> String {
     }
     _ = writeln!(
         text,
-        "\n| claim | holds in seeds | fails in seeds | not tested in | the two sides, by seed |\n|---|---|---|---|---|"
+        "\n| claim | holds in seeds | fails in seeds | does not apply in | the two sides, by seed |\n|---|---|---|---|---|"
     );
     for claim in &summary.claims {
         let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         let values = claim.values.values().map(|[left, right]| format!("{left:.3} / {right:.3}"));
         let values = values.collect::<Vec<_>>().join("; ");
-        let [holds, fails, untested] = [&claim.holds, &claim.fails, &claim.untested].map(|seeds| list(seeds));
-        _ = writeln!(text, "| {} | {holds} | {fails} | {untested} | {values} |", claim.claim);
+        let [holds, fails, not_applicable] = [&claim.holds, &claim.fails, &claim.not_applicable].map(|seeds| list(seeds));
+        _ = writeln!(text, "| {} | {holds} | {fails} | {not_applicable} | {values} |", claim.claim);
     }
     _ = writeln!(text, "\nActions of the guard:\n");
     for (seed, arm) in summary.arms.get("scst_guarded").into_iter().flat_map(|arm| &arm.seeds) {
@@ -64,7 +64,7 @@ pub fn section(summary: &Summary) -> String {
         let actions = if events.is_empty() { "none".to_owned() } else { events.join(", ") };
         _ = writeln!(text, "- seed {seed}: {actions}");
     }
-    _ = writeln!(text, "\n![Reward and share of grammatical captions over steps]({PICTURE})");
+    _ = writeln!(text, "\n![Validation images: the reward of each arm and the share of grammatical captions, over steps]({PICTURE})");
     text
 }
 

@@ -47,8 +47,8 @@ pub struct Claim {
     pub holds: Vec<u64>,
     /// Seeds in which it does not.
     pub fails: Vec<u64>,
-    /// Seeds that cannot test it: the event that the claim is about did not occur.
-    pub untested: Vec<u64>,
+    /// Seeds to which it does not apply: the event that it is about did not occur.
+    pub not_applicable: Vec<u64>,
     /// The two compared values, by seed.
     pub values: BTreeMap<u64, [f64; 2]>,
 }
@@ -160,7 +160,7 @@ fn check(results: &[SeedResult], claim: String, compare: &dyn Fn(&SeedResult) ->
     let seeds = |wanted: Option<bool>| {
         outcomes.iter().filter(|(_, (_, holds))| *holds == wanted).map(|(&seed, _)| seed).collect()
     };
-    let (holds, fails, untested) = (seeds(Some(true)), seeds(Some(false)), seeds(None));
+    let (holds, fails, not_applicable) = (seeds(Some(true)), seeds(Some(false)), seeds(None));
     let values = outcomes.into_iter().map(|(seed, (sides, _))| (seed, sides)).collect();
-    Claim { claim, holds, fails, untested, values }
+    Claim { claim, holds, fails, not_applicable, values }
 }

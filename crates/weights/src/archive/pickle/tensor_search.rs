@@ -49,19 +49,19 @@ fn is_text(value: &Value<'_>, expected: &str) -> bool {
 }
 
 /// The tensors of a module and of its submodules. A module that several modules contain is visited
-/// several times, and a cycle would never end, so the number of visits is limited.
+/// several times, and a cycle might never end, so the numbers of modules, tensors and attributes are
+/// limited.
 fn module_tensors<'a>(values: &Values<'a>, root: ValueIndex) -> Result<Tensors<'a>, PickleError> {
     let mut tensors = Tensors::new();
     let mut modules = vec![(String::new(), root)];
     let (mut name_count, mut visited) = (0, 0);
-    let too_many = PickleError::TooMany("modules and tensors");
     while let Some((path, module)) = modules.pop() {
         let Value::Object(Some(attributes)) = values.get(module) else { continue };
         let Value::Dict(items) = values.get(*attributes) else { continue };
         for &(key, value) in items {
             visited += 1;
             if visited > MAX_VALUES {
-                return Err(too_many);
+                return Err(PickleError::TooMany("attributes of modules"));
             }
             let Value::Text(name) = values.get(key) else { continue };
             match values.get(value) {
@@ -71,7 +71,7 @@ fn module_tensors<'a>(values: &Values<'a>, root: ValueIndex) -> Result<Tensors<'
             }
             name_count += 1;
             if name_count > MAX_TENSORS_AND_MODULES {
-                return Err(too_many);
+                return Err(PickleError::TooMany("modules and tensors"));
             }
         }
     }
@@ -86,7 +86,7 @@ fn add<'a>(tensors: &mut Tensors<'a>, path: &str, name: &str, tensor: &TensorVie
 fn join_name(path: &str, name: &str) -> Result<String, PickleError> {
     let joined = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     if joined.len() > MAX_NAME_BYTES {
-        Err(PickleError::Malformed("the name of a tensor is too long"))
+        Err(PickleError::Malformed("the name of a tensor or module is too long"))
     } else {
         Ok(joined)
     }
