@@ -95,7 +95,7 @@ fn validation_reports_lengths_and_batches_that_do_not_fit_the_data() {
     let report = validation_report(&changed_run_file(&workspace, "max_length: 12", "max_length: 8"));
     let counts = report.lines().find(|line| line.contains("than decoding.max_length (8 tokens")).unwrap();
     let longer: u32 =
-        counts.split("training truncates them), ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        counts.split("stages truncate them), ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!((1..240).contains(&longer), "{counts}");
     assert!(counts.contains("0 of 240 training captions are longer"), "{counts}");
 

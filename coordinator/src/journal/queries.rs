@@ -30,7 +30,8 @@ pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended 
 
 /// SQL: whether a checkpoint is the last one of a stage that ended with an earlier checkpoint. The
 /// run cannot resume from the last one, but it is kept for the user.
-pub(super) const IS_LAST_OF_STAGE_ENDED_EARLY: &str = "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
+pub(super) const IS_LAST_OF_STAGE_ENDED_EARLY: &str =
+    "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
     WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
         AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
 

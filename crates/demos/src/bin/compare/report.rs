@@ -36,7 +36,8 @@ pub fn section(summary: &Summary) -> String {
     let names: Vec<&str> = COLUMNS.iter().map(|(_, name)| *name).collect();
     _ = writeln!(text, "| | {} | s per seed |", names.join(" | "));
     _ = writeln!(text, "|---|{}", "---:|".repeat(COLUMNS.len() + 1));
-    let rows = std::iter::once((START, "start: evaluator, then teacher forcing")).chain(ARMS.iter().map(|arm| (arm.name, arm.title)));
+    let rows = std::iter::once((START, "start: evaluator, then teacher forcing"))
+        .chain(ARMS.iter().map(|arm| (arm.name, arm.title)));
     for (name, title) in rows {
         if let Some(arm) = summary.arms.get(name) {
             _ = writeln!(text, "| {title} | {} |", row(arm));
@@ -50,7 +51,8 @@ pub fn section(summary: &Summary) -> String {
         let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
         let values = claim.values.values().map(|[left, right]| format!("{left:.3} / {right:.3}"));
         let values = values.collect::<Vec<_>>().join("; ");
-        let [holds, fails, not_applicable] = [&claim.holds, &claim.fails, &claim.not_applicable].map(|seeds| list(seeds));
+        let [holds, fails, not_applicable] =
+            [&claim.holds, &claim.fails, &claim.not_applicable].map(|seeds| list(seeds));
         _ = writeln!(text, "| {} | {holds} | {fails} | {not_applicable} | {values} |", claim.claim);
     }
     _ = writeln!(text, "\nActions of the guard:\n");
@@ -64,7 +66,10 @@ pub fn section(summary: &Summary) -> String {
         let actions = if events.is_empty() { "none".to_owned() } else { events.join(", ") };
         _ = writeln!(text, "- seed {seed}: {actions}");
     }
-    _ = writeln!(text, "\n![Validation images: the reward of each arm and the share of grammatical captions, over steps]({PICTURE})");
+    _ = writeln!(
+        text,
+        "\n![Validation images: the reward of each arm and the share of grammatical captions, over steps]({PICTURE})"
+    );
     text
 }
 

@@ -55,7 +55,7 @@ fn a_module_that_contains_itself_is_refused() {
     let pickle = Pickler::new().global("__torch__", "M").op(op::EMPTY_TUPLE).op(op::NEWOBJ).op(op::BINPUT).bytes(&[0]);
     let recursive =
         pickle.op(op::EMPTY_DICT).text("a").op(op::BINGET).bytes(&[0]).op(op::SETITEM).op(op::BUILD).finish();
-    assert_eq!(error(&recursive), PickleError::Malformed("the name of a tensor is too long"));
+    assert_eq!(error(&recursive), PickleError::Malformed("the name of a tensor or module is too long"));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn attributes_shared_by_many_modules_are_visited_a_limited_number_of_times() {
     let pickle = (0..60).fold(module(shared).op(op::EMPTY_DICT), |pickle, number| {
         module(pickle.text(&number.to_string())).op(op::BINGET).bytes(&[1]).op(op::BUILD).op(op::SETITEM)
     });
-    assert_eq!(error(&pickle.op(op::BUILD).finish()), PickleError::TooMany("modules and tensors"));
+    assert_eq!(error(&pickle.op(op::BUILD).finish()), PickleError::TooMany("attributes of modules"));
 }
 
 #[test]
