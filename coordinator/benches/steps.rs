@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::RunFile;
-use dico_coordinator::run::record::RestoredRun;
-use dico_coordinator::run::{Action, Event, RequestId, Run, SessionId};
+use dico_engine::restored::RestoredRun;
+use dico_engine::{Action, Engine, Event, RequestId, SessionId};
 use divan::{Bencher, counter::ItemsCount};
 use proto::PROTOCOL_VERSION;
 use proto::v1::{self, directive::Directive, worker_message::Message};
@@ -19,7 +19,7 @@ fn main() {
 
 #[divan::bench(args = [8, 1_000], sample_count = 200, sample_size = 1)]
 fn handle_reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
-    let (mut run, generation) = start_run(workers);
+    let (mut engine, generation) = start_run(workers);
     let summaries: HashMap<String, v1::Summary> = metric_catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))
@@ -40,14 +40,14 @@ fn handle_reports_of_a_step(bencher: Bencher<'_, '_>, workers: u32) {
     bencher.counter(ItemsCount::new(workers)).with_inputs(next_reports).bench_local_values(|reports| {
         for (session, report) in (0..).map(SessionId).zip(reports) {
             let message = Message::StepDone(report);
-            divan::black_box(run.on_event(Duration::ZERO, Event::Message { session, message }));
+            divan::black_box(engine.on_event(Duration::ZERO, Event::Message { session, message }));
         }
     });
-    assert_eq!(run.status(Duration::ZERO).step, step, "each step is committed");
+    assert_eq!(engine.state().status(Duration::ZERO).step, step, "each step is committed");
 }
 
 /// A run with a running generation, and the number of that generation.
-fn start_run(workers: u32) -> (Run, u64) {
+fn start_run(workers: u32) -> (Engine, u64) {
     let text = format!(
         "
 name: bench
@@ -61,7 +61,7 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
     );
     let file = RunFile::parse(Path::new("bench.yaml"), &text).expect("the text above is a run file");
     let term = 0;
-    let mut run = Run::new(file, RestoredRun::default(), term);
+    let mut engine = Engine::new(file, RestoredRun::default(), term);
     let mut generation = 0;
     for session in 0..u64::from(workers) {
         let join = v1::JoinRequest { protocol_version: PROTOCOL_VERSION, ..Default::default() };
@@ -71,12 +71,12 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
             generated_join_key: session.to_string(),
             join,
         };
-        let actions = run.on_event(Duration::ZERO, join);
+        let actions = engine.on_event(Duration::ZERO, join);
         let Some(Action::Admit { response, .. }) = actions.into_iter().next() else { panic!("the worker was refused") };
         let (store_address, data_set) = (format!("host:{session}"), Some(v1::DataSet::default()));
         let attach =
             v1::Attach { session_token: response.session_token, store_address, data_set, ..Default::default() };
-        let actions = run.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
+        let actions = engine.on_event(Duration::ZERO, Event::Attach { session: SessionId(session), attach });
         for action in actions {
             if let Action::Send { directive, .. } = action
                 && matches!(directive.directive, Some(Directive::Rendezvous(_)))
@@ -87,7 +87,7 @@ stages: [{{ name: dico, objective: dico, steps: 1000000, batch: {workers}, optim
     }
     for session in (0..u64::from(workers)).map(SessionId) {
         let message = Message::Ready(v1::Ready { generation, position: Some(v1::Position::default()) });
-        run.on_event(Duration::ZERO, Event::Message { session, message });
+        engine.on_event(Duration::ZERO, Event::Message { session, message });
     }
-    (run, generation)
+    (engine, generation)
 }

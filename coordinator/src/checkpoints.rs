@@ -6,12 +6,10 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail, ensure};
 use checkpoint_store::{CheckpointMetadata, JournalHead, Listing};
 use config::RunFile;
+use dico_engine::{plan::Position, restored::RestoredRun};
 use tracing::warn;
 
-use crate::{
-    journal::{Journal, RecoveryCheckpoints},
-    run::{plan::Position, record::RestoredRun},
-};
+use crate::journal::{Journal, RecoveryCheckpoints};
 
 /// Removes checkpoints that are not stored with a seal from the restored run. Adds stored
 /// checkpoints that the restored run does not have as unfinished: when the last coordinator ended,
@@ -175,7 +173,8 @@ fn parse_checkpoint_name(file: &RunFile, name: &str) -> Option<Position> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::{record::Checkpoint, testing};
+    use config::testing;
+    use dico_engine::checkpoint::Checkpoint;
 
     fn file() -> RunFile {
         let (steps, batch, checkpoint_every, evaluate_every) = (12, 8, Some(4), None);

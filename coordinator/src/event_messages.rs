@@ -1,12 +1,10 @@
 //! One-line descriptions of events, for `coordinator events` and the report. The web page has the
 //! same descriptions (`service/http/page/events.js`).
 
+use dico_engine::record::EventKind;
 use serde_json::Value;
 
-use crate::{
-    formatting::{format_number, format_plural},
-    run::record::EventKind,
-};
+use crate::formatting::{format_number, format_plural};
 
 // Kinds without an `EventKind`: their records are no `Record::Event`.
 /// A guard rule has fired. The journal has a row for it in the table `events`.

@@ -18,19 +18,20 @@
 //!        |       |  '---- captions -----> service::evaluations -- scores --> service::driver
 //!        | Event | Action
 //!        v       |
-//!      run::Run (pure: no clock, no I/O)
+//!      dico_engine::Engine (pure: no clock, no I/O)
 //! ```
 //!
 //! `cli::serve` reads the run file and starts the service. The driver is the task that owns the
-//! state machine [`run::Run`]. A `DriverInput` is a message to the driver, such as a call with the
-//! channel for its answer. The driver converts most inputs to a [`run::Event`] without channel. The
+//! state machine [`Engine`](dico_engine::Engine). A `DriverInput` is a message to the driver, such as a call with the
+//! channel for its answer. The driver converts most inputs to a [`Event`](dico_engine::Event) without channel. The
 //! captions of an evaluation are scored by `service::evaluations`, outside of the state machine and
 //! on a thread of their own; the scores come back to the driver as an event.
 //!
 //! The *web page* is the dashboard that `service::http` serves to browsers (`service/http/page/`).
 //! The HTML file of `coordinator report` is called *the report*.
 //!
-//! - [`run`]: the state machine, a function from events to actions. All decisions are made here.
+//! - [`dico_engine`], a crate of its own: the state machine, a function from events to actions. All
+//!   decisions are made there.
 //! - [`service`]: the sockets, the clock and the threads around the state machine.
 //! - [`journal`]: the durable record of a run, from which a restarted coordinator resumes.
 //! - `checkpoints`: compares the stored checkpoints with those in the journal at the start.
@@ -54,7 +55,8 @@ mod formatting;
 pub mod journal;
 mod random_ids;
 pub mod report;
-pub mod run;
 pub mod service;
+#[cfg(test)]
+mod simulation;
 pub mod tensorboard;
 mod watch;

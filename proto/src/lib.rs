@@ -1,6 +1,6 @@
 //! The protocol between coordinator and workers. `dico/v1/dico.proto` defines the messages. This
 //! crate has the code generated from it, conversions to types of other crates, and the constants
-//! that both sides share.
+//! that both sides share. Clients and servers of its services need the feature `grpc`.
 
 mod evaluation_items;
 mod run_state;
@@ -12,7 +12,7 @@ pub use evaluation_items::{MAX_PART_BYTES, split_items};
 /// name only: the version of the protocol is [`PROTOCOL_VERSION`].
 #[allow(missing_docs)] // generated; documented in the .proto file
 pub mod v1 {
-    tonic::include_proto!("dico.v1");
+    include!(concat!(env!("OUT_DIR"), "/dico.v1.rs"));
 }
 
 /// Number of images in a range of an evaluation. A worker captions the images of a range as one

@@ -5,7 +5,7 @@
 //!   that none is missing, and that none was added.
 //! - `plan_path` checks that the records describe one path through the plan, up to the run's
 //!   present position.
-//! - `samples` counts samples. A step is a range of samples (see [`plan`](crate::run::plan)). A
+//! - `samples` counts samples. A step is a range of samples (see [`plan`](dico_engine::plan)). A
 //!   step that is missing in the present history is a lost batch, and a step that occurs twice is a
 //!   repeated batch. Steps that were given up do not count. Steps that were trained after the
 //!   checkpoint that model selection chose do count. Steps that were applied although no member had
@@ -21,6 +21,7 @@ pub mod stored_checkpoints;
 use std::collections::BTreeMap;
 
 use checkpoint_store::JournalHead;
+use dico_engine::{WorkerId, lineage::StateFate, plan::Position, record::EventKind};
 use serde::Serialize;
 
 use self::samples::{TrainingData, applied_steps, count_epochs};
@@ -28,7 +29,6 @@ use crate::journal::{
     Error,
     read_only::{Event, Generation, ReadOnlyJournal, Step},
 };
-use crate::run::{WorkerId, lineage::StateFate, plan::Position, record::EventKind};
 
 /// The result of an audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -296,10 +296,10 @@ mod tests {
     use config::Objective;
 
     use super::*;
-    use crate::run::{
+    use config::testing;
+    use dico_engine::{
         data::{DataChange, SplitSize},
         lineage::{Lineage, ModelSelection},
-        testing,
     };
 
     fn step(step: u64, generation: u64) -> Step {

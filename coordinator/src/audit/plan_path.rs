@@ -5,15 +5,13 @@
 use std::collections::BTreeMap;
 
 use config::RunFile;
+use dico_engine::{
+    plan::{Plan, Position, SelectedSteps},
+    record::EventKind,
+};
 
 use super::{RecoveryStart, position_of};
-use crate::{
-    journal::read_only::{Event, Generation, Step},
-    run::{
-        plan::{Plan, Position, SelectedSteps},
-        record::EventKind,
-    },
-};
+use crate::journal::read_only::{Event, Generation, Step};
 
 /// Finds the problems, in the order of the run.
 pub(super) fn path_problems(

@@ -3,18 +3,16 @@
 use std::collections::BTreeMap;
 
 use config::RunFile;
+use dico_engine::{
+    data::{DataChange, SplitSize},
+    lineage::{Lineage, StateFate},
+    plan::Position,
+    record::EventKind,
+};
 use proto::v1;
 
 use super::{DataChangeSummary, Epoch, SampleCounts, position_of};
-use crate::{
-    journal::read_only::{Event, Step},
-    run::{
-        data::{DataChange, SplitSize},
-        lineage::{Lineage, StateFate},
-        plan::Position,
-        record::EventKind,
-    },
-};
+use crate::journal::read_only::{Event, Step};
 
 /// Maximal number of consecutive steps without a report that are counted one by one. Real journals
 /// have far fewer. A forged journal can contain any step number, and counting up to a very large

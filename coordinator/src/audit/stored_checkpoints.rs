@@ -2,11 +2,11 @@
 //! journal.
 
 use checkpoint_store::{CheckpointMetadata, Checkpoints, Error};
+use dico_engine::checkpoint::Checkpoint;
 
 use crate::{
     checkpoints,
     journal::{self, read_only::ReadOnlyJournal},
-    run::record::Checkpoint,
 };
 
 /// Describes the differences between a run's checkpoints and its journal. Reads the metadata of

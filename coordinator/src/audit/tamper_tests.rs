@@ -1,5 +1,10 @@
 //! Tests of the audit with journals of simulated runs, unchanged and tampered with.
 
+use dico_engine::{
+    WorkerId,
+    record::{Record, StateSource},
+    statistics::StepStatistics,
+};
 use proptest::prelude::*;
 use proto::v1;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
@@ -8,16 +13,8 @@ use rusqlite::{Connection, types::Value};
 use serde_json::json;
 
 use super::*;
-use crate::{
-    journal::Journal,
-    run::{
-        WorkerId,
-        record::{Record, StateSource},
-        simulation::seeds::recorded_journal,
-        statistics::StepStatistics,
-        testing,
-    },
-};
+use crate::{journal::Journal, simulation::seeds::recorded_journal};
+use config::testing;
 
 const TABLES: [&str; 8] =
     ["run", "generations", "steps", "checkpoints", "evaluations", "evaluation_items", "events", "chain"];

@@ -7,6 +7,7 @@ use checkpoint_store::{Checkpoints, Listing};
 use clap::Args;
 use cli_support::ShutdownSignals;
 use config::RunFile;
+use dico_engine::{Engine, Outcome, restored::RestoredRun};
 use object_storage::Access;
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -15,7 +16,6 @@ use crate::{
     checkpoints::{self, JournalMismatchError},
     journal::{self, AcceptedChanges, Journal},
     random_ids,
-    run::{Outcome, Run, record::RestoredRun},
     service::{Service, StopHandle},
 };
 
@@ -109,10 +109,20 @@ impl ServeCommand {
         }
         let addresses = format!("listening on grpc={} http={}", grpc.local_addr()?, http.local_addr()?);
         let term = random_ids::random_u64().context("no random numbers")?;
-        let run = Run::new(file.clone(), restored, term);
-        let run = if self.accept_changes { run.accepting_changed_data() } else { run };
-        let service =
-            Service { file, run, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay: self.stay };
+        let engine = Engine::new(file.clone(), restored, term);
+        let engine = if self.accept_changes { engine.accepting_changed_data() } else { engine };
+        let service = Service {
+            file,
+            engine,
+            journal,
+            journal_folder,
+            checkpoints,
+            scoring,
+            grpc,
+            http,
+            security,
+            stay: self.stay,
+        };
         let (stop, served) = service.start();
         tokio::spawn(stop_on_signals(stop)?);
         // The parent process may have closed standard output.

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
+use dico_engine::{lineage::StateFate, plan::Position};
 use rusqlite::{OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -13,10 +14,7 @@ use super::{
     queries::{IS_CURRENT, is_shown_sql, parse_metrics, read_position, read_u64},
     read_only::{Event, ReadOnlyJournal},
 };
-use crate::{
-    event_messages::{CHECKPOINT_KIND, GENERATION_KIND},
-    run::{lineage::StateFate, plan::Position},
-};
+use crate::event_messages::{CHECKPOINT_KIND, GENERATION_KIND};
 
 /// Maximal number of checkpoints among the latest events.
 const MAX_CHECKPOINTS_AMONG_EVENTS: usize = 10;

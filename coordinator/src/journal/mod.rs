@@ -27,7 +27,7 @@
 //! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations
 //!   and the ends of stages. Rows of generations up to `generation` beyond `(stage, step)` are not
 //!   part of the present history.
-//! - Kinds of events are the names of [`EventKind`](crate::run::record::EventKind)s, and `guard`
+//! - Kinds of events are the names of [`EventKind`](dico_engine::record::EventKind)s, and `guard`
 //!   with `{stage, step, metric, value, bound, action}`.
 //! - Rows are only added, and each column is written once. The rows of `chain` name the records in
 //!   the order in which they were written (see [`chain`]).
@@ -55,6 +55,8 @@ mod restore;
 mod schema;
 mod settings;
 #[cfg(test)]
+mod report_tests;
+#[cfg(test)]
 mod tests;
 mod write;
 
@@ -62,6 +64,7 @@ use std::path::Path;
 
 use checkpoint_store::JournalHead;
 use config::RunFile;
+use dico_engine::record::Record;
 use rusqlite::{Connection, OptionalExtension};
 
 pub use self::{
@@ -75,7 +78,7 @@ use self::{
     schema::{SCHEMA, SCHEMA_VERSION, check_intact},
     write::{write_record, write_run_file},
 };
-use crate::{random_ids, run::record::Record};
+use crate::random_ids;
 
 /// The name of the database file in the journal's folder.
 const FILE_NAME: &str = "journal.sqlite";

@@ -3,14 +3,10 @@
 use std::collections::BTreeMap;
 
 use config::RunFile;
+use dico_engine::{checkpoint::Checkpoint, data::DataChange, plan::Position, record::EventKind};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Error;
-use crate::run::{
-    data::DataChange,
-    plan::Position,
-    record::{Checkpoint, EventKind},
-};
 
 /// SQL: whether the row `own` belongs to the present history.
 pub(super) const IS_CURRENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
@@ -18,7 +14,7 @@ pub(super) const IS_CURRENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
 
 /// SQL, for a row `own` that is not [`IS_CURRENT`]: whether it is not selected, because its stage
 /// ended with an earlier checkpoint that had the best score. Otherwise the row was given up. Agrees
-/// with [`Lineage::fate`](crate::run::lineage::Lineage::fate).
+/// with [`Lineage::fate`](dico_engine::lineage::Lineage::fate).
 pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
     AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
     AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step

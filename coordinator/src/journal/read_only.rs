@@ -6,6 +6,13 @@ use std::{collections::BTreeSet, path::Path};
 
 use checkpoint_store::JournalHead;
 use config::RunFile;
+use dico_engine::{
+    WorkerId,
+    data::{DataChange, SplitSize},
+    lineage::{Lineage, ModelSelection, StateFate},
+    plan::Position,
+    record::EventKind,
+};
 pub use measurements::{Caption, CheckpointRow, Evaluation, LineageCursor, MeasuredStep};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use serde_json::Value;
@@ -15,13 +22,6 @@ use super::{
     queries::{self, read_checkpoint, read_position, read_u64},
     recovery,
     schema::{SCHEMA_VERSION, verify},
-};
-use crate::run::{
-    self, WorkerId,
-    data::{DataChange, SplitSize},
-    lineage::{Lineage, ModelSelection, StateFate},
-    plan::Position,
-    record::EventKind,
 };
 
 /// A journal opened for reading.
@@ -160,7 +160,7 @@ impl ReadOnlyJournal {
     ///
     /// # Errors
     /// SQLite cannot read them.
-    pub fn kept_checkpoints(&self) -> Result<Vec<run::record::Checkpoint>, Error> {
+    pub fn kept_checkpoints(&self) -> Result<Vec<dico_engine::checkpoint::Checkpoint>, Error> {
         let query = "SELECT stage, step, generation, run_id, name, parameters_sha256 FROM checkpoints
             WHERE deleted IS NULL ORDER BY stage, step";
         self.query_all(query, read_checkpoint)

@@ -5,14 +5,15 @@ use std::{collections::BTreeSet, path::Path};
 
 use checkpoint_store::CheckpointMetadata;
 use config::RunFile;
+use dico_engine::{
+    checkpoint::Checkpoint,
+    plan::Position,
+    record::{EventKind, Record, StateSource},
+};
 use rusqlite::Connection;
 use serde_json::json;
 
 use super::{AcceptedChanges, Error, FILE_NAME, Journal, lock, schema::check_intact};
-use crate::run::{
-    plan::Position,
-    record::{Checkpoint, EventKind, Record, StateSource},
-};
 
 /// The suffixes of the files that SQLite keeps beside the database.
 const SQLITE_SUFFIXES: [&str; 2] = ["-wal", "-shm"];

@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dico_engine::{
+    lineage::BranchPoints,
+    model_selection::Scores,
+    plan::{Boundaries, Boundary, Position, SelectedSteps},
+    record::EventKind,
+    restored::{RestoredRun, StepMeans},
+    term_log::TermLog,
+};
 use proto::v1;
 use rusqlite::{OptionalExtension, params};
 
 use super::{Error, Journal, queries::*};
-use crate::run::{
-    lineage::BranchPoints,
-    model_selection::Scores,
-    plan::{Boundaries, Boundary, Position, SelectedSteps},
-    record::{EventKind, RestoredRun, StepMeans},
-    term_log::TermLog,
-};
 
 impl Journal {
     /// Restores the run from the records of earlier coordinators.

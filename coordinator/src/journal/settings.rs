@@ -4,13 +4,13 @@
 use std::fmt;
 
 use config::{Change, Mutability, RunFile, changes, continuation};
+use dico_engine::{record::EventKind, restored::RestoredRun};
 use serde_json::json;
 
 use super::{
     Error, Journal,
     write::{write_event, write_run_file},
 };
-use crate::run::record::{EventKind, RestoredRun};
 
 /// Which settings a run file may change when a coordinator opens an existing journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +138,12 @@ mod tests {
 
     use super::*;
     use crate::journal::read_only::ReadOnlyJournal;
-    use crate::run::plan::Position;
-    use crate::run::record::{Checkpoint, Record, StateSource};
-    use crate::run::testing;
+    use config::testing;
+    use dico_engine::plan::Position;
+    use dico_engine::{
+        checkpoint::Checkpoint,
+        record::{Record, StateSource},
+    };
 
     fn file() -> RunFile {
         let (steps, batch, checkpoint_every, evaluate_every) = (20, 4, Some(5), Some(5));

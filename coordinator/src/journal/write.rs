@@ -6,20 +6,16 @@ use std::{
 };
 
 use config::RunFile;
+use dico_engine::{
+    WorkerId, checkpoint::Checkpoint, guard::TriggeredRule, membership::Machine, plan::Position, record::Record,
+    statistics::StepStatistics,
+};
 use proto::v1;
 use rusqlite::{Row, Transaction, params};
 use serde_json::json;
 use summary_statistics::Summary;
 
 use super::chain::{ChainEntry, ChainWriter, RecordKind};
-use crate::run::{
-    WorkerId,
-    guard::TriggeredRule,
-    membership::Machine,
-    plan::Position,
-    record::{Checkpoint, Record},
-    statistics::StepStatistics,
-};
 
 /// The present time in Unix seconds.
 fn now() -> f64 {

@@ -28,6 +28,7 @@ use std::{
 };
 
 use config::{Objective, RunFile};
+use dico_engine::{WorkerId, plan::Position, record::EventKind};
 use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,6 @@ use crate::{
         Error,
         read_only::{CheckpointRow, Evaluation, Event, Generation, MeasuredStep, ReadOnlyJournal},
     },
-    run::{WorkerId, plan::Position, record::EventKind},
 };
 
 /// Maximal number of rows of a table. If there are more generations or events, the table lists the

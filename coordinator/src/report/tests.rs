@@ -1,21 +1,20 @@
 use std::path::Path;
 
+use dico_engine::{
+    WorkerId,
+    captions::EvaluationItem,
+    checkpoint::Checkpoint,
+    membership::Machine,
+    record::{Record, StateSource},
+    statistics::StepStatistics,
+};
 use proto::v1;
 use serde_json::json;
 use summary_statistics::Summary;
 
 use super::*;
-use crate::{
-    journal::Journal,
-    run::{
-        WorkerId,
-        captions::EvaluationItem,
-        membership::Machine,
-        record::{self, Record, StateSource},
-        statistics::StepStatistics,
-        testing,
-    },
-};
+use crate::journal::Journal;
+use config::testing;
 
 /// A caption, or the reason of a failure, with a script, as an attacker might send it.
 const MALICIOUS_CAPTION: &str = "</style><script>alert('a dog')</script>";
@@ -85,7 +84,7 @@ fn write_journal(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
     records.push(evaluated(1, 8, 2, MALICIOUS_CAPTION, 2.0));
     let (position, name) = (Position { stage: 1, step: 8 }, "1-b-00000008".to_owned());
     let (run_id, parameters_sha256) = ("3fa2".into(), "ab".repeat(32));
-    records.push(Record::Saved(record::Checkpoint { position, generation: 2, run_id, name, parameters_sha256 }));
+    records.push(Record::Saved(Checkpoint { position, generation: 2, run_id, name, parameters_sha256 }));
     records.extend(extra);
     journal.write(&records).unwrap();
     ReadOnlyJournal::open(folder).unwrap()

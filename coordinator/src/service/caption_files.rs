@@ -4,8 +4,7 @@
 use std::{fs::File, path::Path};
 
 use caption_metrics::results::{self, CaptionResult};
-
-use crate::run::captions::EvaluationItem;
+use dico_engine::captions::EvaluationItem;
 
 /// Writes the captions to `path` atomically. Replaces the file of an earlier evaluation of the same
 /// step.

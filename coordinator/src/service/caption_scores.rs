@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 
 use caption_metrics::{ImageEvaluation, Metrics};
-
-use crate::run::captions::EvaluationItem;
+use dico_engine::captions::EvaluationItem;
 
 /// Computes the scores of an evaluation, and adds to each item the scores of its caption. Drops the
 /// items' embeddings, which only the retrieval metrics need. Returns the scores by metric, and the

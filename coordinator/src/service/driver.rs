@@ -8,6 +8,9 @@ use std::{
 };
 
 use checkpoint_store::{Checkpoints, JournalHead};
+use dico_engine::{
+    Action, Command, Engine, Event, Outcome, RequestId, SessionId, record::Record, statistics::StepStatistics,
+};
 use proto::{v1, v1::directive::Directive};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -20,13 +23,10 @@ use tracing::{info, warn};
 use super::{
     clock::Clock,
     evaluations::CompletedEvaluation,
-    http::{Readiness, readiness_of},
+    http::Readiness,
     metrics::Metrics,
     recorder::Recorder,
-    refusals::{RefusalReason, Refusals},
-};
-use crate::run::{
-    Action, Command, Event, Outcome, RequestId, Run, SessionId, record::Record, statistics::StepStatistics,
+    refusals::{RefusalReason, Refusals, status_of},
 };
 
 /// Interval of ticks, which is the precision of the run's timeouts.
@@ -73,7 +73,7 @@ pub struct SessionHandle {
 
 /// The run, and what the driver needs to execute its actions.
 pub struct Driver {
-    pub run: Run,
+    pub engine: Engine,
     pub recorder: Recorder,
     /// The metrics for Prometheus.
     pub metrics: Metrics,
@@ -137,11 +137,11 @@ impl Driver {
             if is_tick || outcome.is_some() || (event_loop.has_new_records && queue.is_empty()) {
                 event_loop.publish();
             }
-            let Driver { run, stay, .. } = &event_loop.driver;
-            let keeps_serving = *stay && !run.is_stopping();
+            let Driver { engine, stay, .. } = &event_loop.driver;
+            let keeps_serving = *stay && !engine.state().is_stopping;
             exit_outcome = exit_outcome.or(outcome);
             if let Some(outcome) = exit_outcome.take_if(|outcome| *outcome != Outcome::Finished || !keeps_serving) {
-                let status = event_loop.driver.run.status(event_loop.clock.now());
+                let status = event_loop.driver.engine.state().status(event_loop.clock.now());
                 event_loop.driver.status_at_stop.send_replace(Some(status));
                 let head = event_loop.driver.recorder.head().await?;
                 event_loop.driver.recorder.finish().await?;
@@ -194,7 +194,7 @@ impl EventLoop {
             DriverInput::Event(event) => event,
             DriverInput::Status { reply } => {
                 // The client may have disconnected.
-                _ = reply.send(self.driver.run.status(self.clock.now()));
+                _ = reply.send(self.driver.engine.state().status(self.clock.now()));
                 return Ok(None);
             }
             DriverInput::Shutdown => {
@@ -215,7 +215,7 @@ impl EventLoop {
 
     async fn handle_event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
         let mut outcome = None;
-        for action in self.driver.run.on_event(self.clock.now(), event) {
+        for action in self.driver.engine.on_event(self.clock.now(), event) {
             match action {
                 // If the worker has disconnected, its reservation expires.
                 Action::Admit { request, response } => {
@@ -229,8 +229,8 @@ impl EventLoop {
                     }
                 }
                 Action::Refuse { request, refusal } => match self.pending_requests.remove(&request) {
-                    Some(PendingRequest::Join(reply)) => _ = reply.send(Err(refusal.into())),
-                    Some(PendingRequest::Control(reply)) => _ = reply.send(Err(refusal.into())),
+                    Some(PendingRequest::Join(reply)) => _ = reply.send(Err(status_of(refusal))),
+                    Some(PendingRequest::Control(reply)) => _ = reply.send(Err(status_of(refusal))),
                     None => {}
                 },
                 Action::Send { session, mut directive } => {
@@ -243,7 +243,7 @@ impl EventLoop {
                 }
                 Action::Close { session, refusal } => {
                     if let (Some(refusal), Some(handle)) = (refusal, self.sessions.get(&session)) {
-                        let status = Status::from(refusal);
+                        let status = status_of(refusal);
                         self.driver.refusals.record(
                             handle.peer,
                             RefusalReason::from_session_status(status.code()),
@@ -305,8 +305,8 @@ impl EventLoop {
     /// Updates the metrics and the readiness that depend on the run's state.
     fn publish(&mut self) {
         self.has_new_records = false;
-        self.driver.metrics.publish(&self.driver.run);
-        let readiness = readiness_of(&self.driver.run);
+        self.driver.metrics.publish(self.driver.engine.state());
+        let readiness = self.driver.engine.state().readiness();
         self.driver.readiness.send_if_modified(|last| std::mem::replace(last, readiness.clone()) != readiness);
     }
 
@@ -339,7 +339,7 @@ impl EventLoop {
             return;
         }
         self.last_progress_log = Some(Instant::now());
-        let status = self.driver.run.status_summary();
+        let status = self.driver.engine.state().status_summary();
         info!(
             stage = status.stage_name,
             step = format_args!("{}/{}", step.position.step, status.steps),

@@ -4,11 +4,11 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use caption_metrics::Metrics;
+use dico_engine::{Event, captions::EvaluationItem};
 use tokio::{sync::mpsc, time};
 use tracing::warn;
 
 use super::{caption_files::write_captions, caption_scores::score_captions, driver::DriverInput};
-use crate::run::{Event, captions::EvaluationItem};
 
 /// Interval between attempts to save captions.
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);

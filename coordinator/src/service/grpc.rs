@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use dico_engine::{Command, Event, SessionId, WorkerId};
 use futures::Stream;
 use proto::v1::{self, admin_server::Admin, coordinator_server::Coordinator, worker_message::Message};
 use tokio::{
@@ -17,7 +18,7 @@ use tokio::{
     time,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     acceptor::Peer,
@@ -26,10 +27,7 @@ use super::{
     http::Readiness,
     refusals::{RefusalReason, Refusals},
 };
-use crate::{
-    random_ids,
-    run::{Command, Event, Refusal, RefusalKind, SessionId, WorkerId},
-};
+use crate::random_ids;
 
 /// Maximal number of directives that wait for a worker to read them. Beyond it the worker is
 /// disconnected.
@@ -113,24 +111,6 @@ impl Grpc {
 /// The peer of a call.
 fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
     request.extensions().get().copied().ok_or_else(|| Status::internal("the call has no peer address"))
-}
-
-impl From<Refusal> for Status {
-    fn from(refusal: Refusal) -> Self {
-        let code = match refusal.kind {
-            RefusalKind::InvalidArgument => Code::InvalidArgument,
-            RefusalKind::FailedPrecondition => Code::FailedPrecondition,
-            RefusalKind::AlreadyExists => Code::AlreadyExists,
-            RefusalKind::ResourceExhausted => Code::ResourceExhausted,
-            RefusalKind::Unauthenticated => Code::Unauthenticated,
-            RefusalKind::Unavailable => Code::Unavailable,
-            RefusalKind::RunOver => Code::NotFound,
-            RefusalKind::RetryLater => Code::Aborted,
-            RefusalKind::DeviceMismatch => Code::PermissionDenied,
-            RefusalKind::ForeignState => Code::DataLoss,
-        };
-        Self::new(code, refusal.reason)
-    }
 }
 
 /// The stream of directives to a worker.

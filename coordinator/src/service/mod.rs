@@ -1,8 +1,8 @@
-//! The service around the state machine [`Run`]: converts calls to events, and actions to messages,
+//! The service around the state machine [`Engine`]: converts calls to events, and actions to messages,
 //! records and metrics.
 //!
 //! ```text
-//!   workers ==gRPC==> acceptor --> auth --> grpc --DriverInput--> driver --Event--> run::Run
+//!   workers ==gRPC==> acceptor --> auth --> grpc --DriverInput--> driver --Event--> Engine
 //!      ^                 |          |        |                    |    <--Action-------'
 //!      |                 '- refused peers and calls -> refusals   |
 //!      |                                                          |
@@ -50,15 +50,13 @@ use std::{path::PathBuf, sync::Arc};
 use axum::middleware;
 use checkpoint_store::Checkpoints;
 use config::RunFile;
+use dico_engine::{Engine, Outcome};
 use proto::v1::{admin_server::AdminServer, coordinator_server::CoordinatorServer};
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::mpsc, sync::watch, time};
 use tonic::{service::Routes, transport::Server};
 
-use crate::{
-    journal::Journal,
-    run::{Outcome, Run},
-};
+use crate::journal::Journal;
 use acceptor::Acceptor;
 use auth::AuthLayer;
 pub use auth::Tokens;
@@ -87,7 +85,7 @@ pub struct Service {
     /// The run file.
     pub file: RunFile,
     /// The run, as restored from the journal.
-    pub run: Run,
+    pub engine: Engine,
     /// The run's journal.
     pub journal: Journal,
     /// The journal's folder.
@@ -152,10 +150,10 @@ impl Service {
             Arc::clone(&tokens),
             refusals.clone(),
         );
-        let run = self.run;
+        let engine = self.engine;
         // Metrics and readiness are available from the first request on.
-        metrics.publish(&run);
-        let (run_readiness, run_readiness_receiver) = watch::channel(http::readiness_of(&run));
+        metrics.publish(engine.state());
+        let (run_readiness, run_readiness_receiver) = watch::channel(engine.state().readiness());
         let (journal_readiness, journal_readiness_receiver) = watch::channel(Ok(()));
         // Dropping the sender shuts the servers down.
         let (shutdown_sender, shutdown) = watch::channel(());
@@ -196,7 +194,7 @@ impl Service {
         let (scoring, checkpoints) = (Arc::new(self.scoring), Arc::new(self.checkpoints));
         let recorder = Recorder::start(self.journal, journal_readiness);
         let driver = Driver {
-            run,
+            engine,
             recorder,
             metrics,
             refusals,

@@ -4,14 +4,12 @@
 use std::time::Duration;
 
 use checkpoint_store::JournalHead;
+use dico_engine::{NotReady, record::Record};
 use proto::v1::RunState;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::http::Readiness;
-use crate::{
-    journal::{Error, Journal},
-    run::{NotReady, record::Record},
-};
+use crate::journal::{Error, Journal};
 
 /// Capacity of the queue of records. The driver waits while it is full.
 const MAX_QUEUED_RECORDS: usize = 8192;
@@ -154,7 +152,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::run::{record::EventKind, testing};
+    use config::testing;
+    use dico_engine::record::EventKind;
 
     /// A file system of one MiB.
     struct SmallDisk(tempfile::TempDir);

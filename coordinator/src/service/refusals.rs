@@ -7,10 +7,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use dico_engine::{Refusal, RefusalKind};
 use metrics::{Counter, counter};
 use proto::v1::coordinator_server;
 use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use super::log_limit::LogLimit;
@@ -200,6 +201,23 @@ impl Refusals {
             info!(count, "suppressed log lines about further workers that have to retry");
         }
     }
+}
+
+/// A refusal as the status of a call.
+pub fn status_of(refusal: Refusal) -> Status {
+    let code = match refusal.kind {
+        RefusalKind::InvalidArgument => Code::InvalidArgument,
+        RefusalKind::FailedPrecondition => Code::FailedPrecondition,
+        RefusalKind::AlreadyExists => Code::AlreadyExists,
+        RefusalKind::ResourceExhausted => Code::ResourceExhausted,
+        RefusalKind::Unauthenticated => Code::Unauthenticated,
+        RefusalKind::Unavailable => Code::Unavailable,
+        RefusalKind::RunOver => Code::NotFound,
+        RefusalKind::RetryLater => Code::Aborted,
+        RefusalKind::DeviceMismatch => Code::PermissionDenied,
+        RefusalKind::ForeignState => Code::DataLoss,
+    };
+    Status::new(code, refusal.reason)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod refusals;
 use std::{path::Path, time::Duration};
 
 use config::{GuardAction, Rule, RunFile, Stage};
+use dico_engine::{Engine, Outcome};
 use proto::{
     PROTOCOL_VERSION,
     v1::{
@@ -23,10 +24,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use super::{Security, Service, StopHandle, grpc};
-use crate::{
-    journal::Journal,
-    run::{Outcome, Run, testing},
-};
+use crate::journal::Journal;
+use config::testing;
 
 /// A coordinator with connected clients: one of the workers' service, one of the Admin service.
 struct TestCluster {
@@ -77,7 +76,7 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> TestCo
     file.output = output.path().to_owned();
     file.checkpoints.keep = 1;
     let journal = Journal::open(&output.path().join("state"), &file).unwrap();
-    let run = Run::new(file.clone(), journal.restore().unwrap(), 0);
+    let engine = Engine::new(file.clone(), journal.restore().unwrap(), 0);
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (grpc_address, http_address) = (grpc.local_addr().unwrap(), http.local_addr().unwrap());
@@ -85,7 +84,7 @@ async fn serve_file(mut file: RunFile, security: Security, stay: bool) -> TestCo
     let access = object_storage::Access::from_environment();
     let checkpoints = checkpoint_store::Checkpoints::open(&file.checkpoint_location(), &access).unwrap();
     let journal_folder = output.path().join("state");
-    let service = Service { file, run, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay };
+    let service = Service { file, engine, journal, journal_folder, checkpoints, scoring, grpc, http, security, stay };
     let (stop, service) = service.start();
     TestCoordinator { grpc: grpc_address, http: http_address, stop, service: tokio::spawn(service), output }
 }

@@ -22,12 +22,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use dico_engine::plan::Position;
 use event::{Event, Summary, Value};
 
-use crate::{
-    journal::read_only::{Caption, Evaluation, LineageCursor, MeasuredStep, ReadOnlyJournal},
-    run::plan::Position,
-};
+use crate::journal::read_only::{Caption, Evaluation, LineageCursor, MeasuredStep, ReadOnlyJournal};
 
 /// The prefix by which TensorBoard recognizes event files.
 const FILE_PREFIX: &str = "events.out.tfevents.";

@@ -1,5 +1,11 @@
 use std::collections::BTreeMap;
 
+use dico_engine::{
+    WorkerId,
+    captions::EvaluationItem,
+    record::{EventKind, Record, StateSource},
+    statistics::StepStatistics,
+};
 use prost::Message;
 use proto::v1;
 use serde_json::json;
@@ -9,16 +15,8 @@ use super::{
     event::{EventContent, ValueContent},
     *,
 };
-use crate::{
-    journal::Journal,
-    run::{
-        WorkerId,
-        captions::EvaluationItem,
-        record::{EventKind, Record, StateSource},
-        statistics::StepStatistics,
-        testing,
-    },
-};
+use crate::journal::Journal;
+use config::testing;
 
 /// A run of two stages, of 10 and 20 steps.
 struct TwoStages {

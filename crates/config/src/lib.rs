@@ -12,17 +12,21 @@
 //! | `error`     | errors and warnings                                                                      |
 //! | `keys`      | one table of all keys: units, and which may change while a run is under way              |
 //! | `changes`   | what differs between two run files ([`changes()`]), and how a new run continues an old one |
+//! | `limits`    | maximal numbers and sizes of images and texts                                            |
 //! | `renamed`   | keys that had other names in earlier versions                                            |
 //! | `reference` | the JSON Schema for editors and `docs/run-file.md`, both generated from the above        |
 
 mod changes;
 mod error;
 mod keys;
+pub mod limits;
 mod locations;
 mod paths;
 mod reference;
 mod renamed;
 mod schema;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use changes::{Change, changes, continuation};
 pub use error::{Diagnostic, Error, JsonError, LengthError};

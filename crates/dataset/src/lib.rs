@@ -20,7 +20,7 @@
 //! | `caption_requirements` | whether and why a run needs reference captions |
 //! | `split_overlap` | detects images that are in several splits |
 //! | `fingerprint` | hashes by which two workers compare their data |
-//! | `limits` | maximal numbers and sizes of a data set |
+//! | `limits` | checks against the maximal numbers and sizes |
 
 mod annotations;
 mod brace_expansion;
@@ -35,7 +35,7 @@ mod image_names;
 mod index;
 mod item;
 mod karpathy;
-pub mod limits;
+mod limits;
 mod loading;
 mod positives;
 mod shards;

@@ -4,17 +4,15 @@
 
 use std::collections::BTreeMap;
 
+use dico_engine::{WorkerId, plan::Position};
 use metric_catalogue::names;
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Deserialize;
 
 use super::ReadOnlyJournal;
-use crate::{
-    journal::{
-        Error,
-        queries::{IS_CURRENT, IS_LAST_OF_STAGE_ENDED_EARLY, is_shown_sql, parse_metrics, read_position, read_u64},
-    },
-    run::{WorkerId, plan::Position},
+use crate::journal::{
+    Error,
+    queries::{IS_CURRENT, IS_LAST_OF_STAGE_ENDED_EARLY, is_shown_sql, parse_metrics, read_position, read_u64},
 };
 
 /// Distributions that are reported by their quantiles, with the names of the quantiles.

@@ -14,6 +14,7 @@ use axum::{
     response::IntoResponse,
     routing::post,
 };
+use dico_engine::{Command, WorkerId};
 use proto::v1::admin_server;
 use serde::Deserialize;
 use serde_json::json;
@@ -21,10 +22,7 @@ use tokio::sync::oneshot;
 use tonic::{Code, Status};
 
 use super::{AppState, HttpError, limits::RequestBody};
-use crate::{
-    run::{Command, WorkerId},
-    service::{acceptor::Peer, auth::bearer_token, driver::DriverInput, refusals::RefusalReason},
-};
+use crate::service::{acceptor::Peer, auth::bearer_token, driver::DriverInput, refusals::RefusalReason};
 
 /// Parses a command from the body of a request.
 type ParseCommand = fn(&[u8]) -> Result<Command, HttpError>;

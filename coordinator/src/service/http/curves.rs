@@ -6,6 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use dico_engine::{
+    lineage::{Lineage, ModelSelection, StateFate},
+    plan::Position,
+};
 use metric_catalogue::names;
 use serde::Serialize;
 
@@ -15,10 +19,6 @@ use crate::{
         Error,
         browse::{Distribution, RecordedStep, STEP_SCALARS},
         read_only::ReadOnlyJournal,
-    },
-    run::{
-        lineage::{Lineage, ModelSelection, StateFate},
-        plan::Position,
     },
 };
 

@@ -54,13 +54,13 @@ use axum::{
     routing::get,
 };
 use config::RunFile;
+use dico_engine::{NotReady, Outcome};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
 use super::{auth::Tokens, driver::DriverInput, refusals::Refusals};
-use crate::run::{NotReady, Outcome, Run};
 use curves::{CurveCursor, Curves, StepRange};
 pub use hosts::AllowedHosts;
 use hosts::HeadCheck;
@@ -72,11 +72,6 @@ use stream::Viewers;
 
 /// Whether the run, or the journal, is ready. The readiness probe answers with both.
 pub type Readiness = Result<(), NotReady>;
-
-/// The readiness of the run: it is ready if a generation trains, or if the run is complete.
-pub fn readiness_of(run: &Run) -> Readiness {
-    run.readiness()
-}
 
 /// The state that all handlers share.
 pub struct AppState {

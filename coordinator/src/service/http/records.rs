@@ -6,15 +6,13 @@ use std::{
 };
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
+use dico_engine::lineage::StateFate;
 use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{AppState, HttpError, limits::QueryParameters};
-use crate::{
-    journal::browse::{ComparedImage, EvaluationId},
-    run::lineage::StateFate,
-};
+use crate::journal::browse::{ComparedImage, EvaluationId};
 
 /// Maximal number of events in an answer.
 const MAX_EVENTS: usize = 100;

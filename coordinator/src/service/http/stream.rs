@@ -9,6 +9,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Sse, sse},
 };
+use dico_engine::Outcome;
 use futures::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::{
@@ -18,10 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 
 use super::{AppState, HttpError, status};
-use crate::{
-    run::Outcome,
-    service::{acceptor::Peer, fair_limit::StreamLimit},
-};
+use crate::service::{acceptor::Peer, fair_limit::StreamLimit};
 
 /// Maximal number of viewers.
 const MAX_VIEWERS: usize = 64;

@@ -9,6 +9,13 @@ use std::{
     path::Path,
 };
 
+use dico_engine::{
+    WorkerId,
+    captions::EvaluationItem,
+    plan::Position,
+    record::{EventKind, Record, StateSource},
+    statistics::StepStatistics,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 use tokio::{
@@ -22,16 +29,9 @@ use crate::{
         Journal,
         browse::{Distribution, RecordedStep},
     },
-    run::{
-        WorkerId,
-        captions::EvaluationItem,
-        plan::Position,
-        record::{EventKind, Record, StateSource},
-        statistics::StepStatistics,
-        testing,
-    },
     service::metrics::Metrics,
 };
+use config::testing;
 use curves::{CurveUpdate, CurvesAnswer};
 use proto::v1;
 use transport::Token;
@@ -457,7 +457,7 @@ async fn only_images_of_evaluations_are_served() {
 
 #[tokio::test]
 async fn events_are_listed_newest_first() {
-    use crate::run::record::EventKind;
+    use dico_engine::record::EventKind;
     let mut server = TestServer::new(None).await;
     server.journal.write(&[generation_record(1, 0)]).unwrap();
     let lost =

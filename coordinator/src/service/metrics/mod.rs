@@ -7,6 +7,11 @@ mod workers;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use config::{GuardAction, RunFile};
+use dico_engine::{
+    record::{EventKind, Record},
+    state::State,
+    statistics::StepStatistics,
+};
 use metric_catalogue::{METRICS, names};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -14,11 +19,6 @@ use proto::v1::RunState;
 use summary_statistics::Summary;
 
 use super::refusals::Refusals;
-use crate::run::{
-    Run,
-    record::{EventKind, Record},
-    statistics::StepStatistics,
-};
 use workers::WorkerGauges;
 
 /// Upper bounds of the histogram of step durations, in seconds.
@@ -156,15 +156,16 @@ impl Metrics {
     }
 
     /// Updates the metrics from the run's state.
-    pub fn publish(&mut self, run: &Run) {
-        let (status, samples, best) = (run.status_summary(), run.samples_committed(), run.best_state());
-        let members = run.member_count();
+    pub fn publish(&mut self, state: &State) {
+        let (status, samples, best) = (state.status_summary(), state.samples_committed(), state.best_state());
+        let members = state.member_count();
         let Self { recorder, run: name, stage, best_metric: last_metric, worker_gauges, .. } = self;
         with_local_recorder(&*recorder, || {
-            for state in STATES {
-                gauge!("dico_run_state", "state" => state.name()).set(f64::from(status.state() == state));
+            for run_state in STATES {
+                let is_current = status.state() == run_state;
+                gauge!("dico_run_state", "state" => run_state.name()).set(f64::from(is_current));
             }
-            worker_gauges.publish(run);
+            worker_gauges.publish(state);
             gauge!("dico_stage_steps").set(status.steps as f64);
             gauge!("dico_step").set(status.step as f64);
             gauge!("dico_generation").set(status.generation as f64);

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use config::testing;
+use dico_engine::{Command, Engine, Event, RequestId, Time, WorkerId, restored::RestoredRun};
 use proto::v1;
 
 use super::{descriptions::Kind, *};
-use crate::run::{Command, Event, RequestId, Time, WorkerId, record::RestoredRun, testing};
 
 const OPERATIONS_GUIDE: &str = include_str!("../../../../docs/operations.md");
 
@@ -35,13 +36,13 @@ fn every_exposed_metric_is_described() {
     let mut metrics = Metrics::new(&file);
     let _refusals = metrics.refusals();
     metrics.disk("state").iter().for_each(|gauge| gauge.set(1.0));
-    let mut run = Run::new(file, RestoredRun::default(), 0);
-    for action in run.on_event(Time::ZERO, Event::Control { request: RequestId(1), command: Command::Pause }) {
-        if let crate::run::Action::Record(record) = action {
+    let mut engine = Engine::new(file, RestoredRun::default(), 0);
+    for action in engine.on_event(Time::ZERO, Event::Control { request: RequestId(1), command: Command::Pause }) {
+        if let dico_engine::Action::Record(record) = action {
             metrics.record(&record);
         }
     }
-    metrics.publish(&run);
+    metrics.publish(engine.state());
     let exposed = metrics.handle().render();
     let types = exposed.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let types: BTreeSet<&str> = types.collect();

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use dico_engine::{WorkerId, membership::MemberThroughput, state::State};
 use metrics::{Gauge, gauge};
-
-use crate::run::{Run, WorkerId, membership::MemberThroughput};
 
 /// Only workers with ids below this limit have their own time series, to bound the number of
 /// series.
@@ -41,8 +40,8 @@ impl MemberGauges {
 impl WorkerGauges {
     /// Updates the gauges in the current recorder. Workers that are no longer members have `up` 0
     /// and no throughput.
-    pub fn publish(&mut self, run: &Run) {
-        let members: BTreeMap<WorkerId, MemberThroughput> = run.members_below(WORKER_ID_LIMIT).collect();
+    pub fn publish(&mut self, state: &State) {
+        let members: BTreeMap<WorkerId, MemberThroughput> = state.members_below(WORKER_ID_LIMIT).collect();
         for (worker_id, throughput) in &members {
             self.0.entry(*worker_id).or_insert_with(|| MemberGauges::new(*worker_id)).set(true, *throughput);
         }

@@ -1,0 +1,18 @@
+//! The evaluation in progress.
+
+use crate::{captions::Captions, plan::Position};
+
+/// The evaluation in progress. It belongs to the run, not to a generation.
+#[derive(Debug)]
+pub struct Evaluation {
+    /// The number of the evaluation; directives and reports contain it.
+    pub number: u64,
+    /// The position of the state that is evaluated.
+    pub position: Position,
+    /// The captions that the members have reported so far; none once they are complete and are
+    /// being scored.
+    pub captions: Option<Captions>,
+    /// Why the captions cannot be saved; none if they can. Until they are saved, the evaluation is
+    /// not complete and the run waits.
+    pub save_error: Option<String>,
+}
