@@ -96,6 +96,7 @@ lint: libtorch
 	cargo fmt --all --check
 	tools/generate-configs --check
 	tests/naming-and-prose/check
+	tests/module-cycles/check
 	tools/install-packages git shellcheck
 	shellcheck --external-sources --severity=warning deploy/slurm/common.sh $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh')
 	cargo clippy --workspace --all-targets --locked -- -D warnings

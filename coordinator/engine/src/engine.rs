@@ -263,10 +263,8 @@ impl Engine {
         if StageHandler::new(state, output).try_end() || release_leaving_members(state, output, now) {
             return true;
         }
-        let is_idle = matches!(state.generations.phase, RunPhase::Waiting | RunPhase::Forming);
-        let loses_nothing =
-            state.checkpoints.failed.is_some() || state_holders(state).holder_about_to_leave().is_none();
-        if state.is_stopping && is_idle && loses_nothing {
+        let can_stop = state.is_stopping && state.generations.phase != RunPhase::Running;
+        if can_stop && !must_save_before_stop(state) {
             output.add_effect(Effect::EndRun(Outcome::Stopped));
             return true;
         }
