@@ -10,7 +10,7 @@
 
 use tch::Tensor;
 
-use super::GenerationConfig;
+use super::generation_config::GenerationConfig;
 use crate::nn;
 
 /// A caption that beam search or sampling returned.

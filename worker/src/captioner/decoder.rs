@@ -1,102 +1,49 @@
-//! The captioner's decoder: a GPT-2 with cross-attention. `memory` is the output of the encoder, as
-//! in `torch.nn.TransformerDecoder`.
+//! The captioner's decoder: a GPT-2 with cross-attention, and its step-by-step decoding.
+//!
+//! | file | content |
+//! |---|---|
+//! | `gpt2` | the model, and its KV cache |
+//! | `incremental_decoding` | step-by-step decoding on a CPU, and with dropout also on a GPU |
+//! | `graph_decoding` | step-by-step decoding on a GPU with CUDA graphs |
 
+mod gpt2;
 mod graph_decoding;
+mod incremental_decoding;
 
 use std::cell::RefCell;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
+use weights::CaptionerConfig;
 
-use super::{CaptionerConfig, CaptionerInit, beam::NextTokenLogits};
-use crate::nn::{
-    self, Conv1d, DropoutMode, Embedding, LayerNorm, Parameter, ParameterBuilder, attention, cast_attention_mask,
-    merge_heads, split_heads, split_projections, stack_projections, uses_gpu_path,
-};
+use super::beam::NextTokenLogits;
+use super::initialization::CaptionerInit;
+use crate::nn::{DropoutMode, Parameter, ParameterBuilder, uses_gpu_path};
 use crate::prefix_tree::PrefixTreeBatch;
+use gpt2::Gpt2Model;
 use graph_decoding::{DecodingWorkspace, GraphDecoding};
+use incremental_decoding::IncrementalDecoding;
 
-/// The decoder, parameters `decoder.transformer.*`. The output projection is tied to the token
-/// embedding.
+/// The decoder: the model with the workspaces of its step-by-step decoding.
 pub struct Decoder {
-    token_embedding: Embedding,
-    position_embedding: Embedding,
-    blocks: Vec<DecoderBlock>,
-    norm: LayerNorm,
+    model: Gpt2Model,
     /// Workspaces of decoding on a GPU, the most recently used first. They hold CUDA graphs, which
-    /// contain the addresses of this decoder's parameters.
+    /// contain the addresses of the model's parameters.
     workspaces: RefCell<Vec<DecodingWorkspace>>,
-}
-
-/// A block (`GPT2Block` in transformers): self-attention (`c_attn`, `c_proj`), cross-attention
-/// (`cross_*`), and a feed-forward part (`c_fc`, `mlp_proj`).
-struct DecoderBlock {
-    heads: i64,
-    ln_1: LayerNorm,
-    c_attn: Conv1d,
-    c_proj: Conv1d,
-    ln_cross: LayerNorm,
-    cross_query: Conv1d,
-    cross_key_value: Conv1d,
-    cross_proj: Conv1d,
-    ln_2: LayerNorm,
-    c_fc: Conv1d,
-    mlp_proj: Conv1d,
-}
-
-/// The keys and values of an attention layer, each `[batch, heads, length, head width]`.
-struct KeysAndValues {
-    key: Tensor,
-    value: Tensor,
 }
 
 impl Decoder {
     pub fn new(builder: &mut ParameterBuilder, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
-        let name = "decoder.transformer";
-        let [width, vocabulary, positions] =
-            [sizes.width, sizes.vocabulary_size, sizes.positions].map(|size| size as i64);
-        Self {
-            token_embedding: Embedding::new(
-                builder,
-                &format!("{name}.wte"),
-                vocabulary,
-                width,
-                initial.weight_deviation,
-            ),
-            position_embedding: Embedding::new(
-                builder,
-                &format!("{name}.wpe"),
-                positions,
-                width,
-                initial.weight_deviation,
-            ),
-            blocks: (0..sizes.decoder_layers)
-                .map(|i| DecoderBlock::new(builder, &format!("{name}.h.{i}"), sizes, initial))
-                .collect(),
-            norm: LayerNorm::new(builder, &format!("{name}.ln_f"), width, 1e-5),
-            workspaces: RefCell::default(),
-        }
+        Self { model: Gpt2Model::new(builder, sizes, initial), workspaces: RefCell::default() }
     }
 
-    /// Maps the captions of each image, as a prefix tree, to hidden states `[images, nodes,
-    /// width]`. The captions attend to `memory` `[images, memory length, width]`, the encoder's
-    /// output.
+    /// See [`Gpt2Model::forward`].
     pub fn forward(&self, captions: &PrefixTreeBatch, memory: &Tensor, mode: DropoutMode) -> Tensor {
-        let x = mode.dropout(
-            self.token_embedding.forward(&captions.ids) + self.position_embedding.forward(&captions.positions),
-        );
-        let mask = cast_attention_mask(&captions.mask, self.output_projection().working.kind());
-        let x = self.blocks.iter().fold(x, |x, block| {
-            let [query, key, value] = split_projections(&block.self_attention_projections(&x), block.heads);
-            let x = block.add_self_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
-            let x = block.cross_attention(x, &block.cross_attention_key_value(memory), mode);
-            block.feed_forward(x, mode)
-        });
-        self.norm.forward(&x)
+        self.model.forward(captions, memory, mode)
     }
 
     /// The output projection, `[vocabulary, width]`.
     pub fn output_projection(&self) -> &Parameter {
-        self.token_embedding.table()
+        self.model.output_projection()
     }
 
     /// Starts step-by-step decoding of `beams` captions of at most `max_length` tokens, begin and
@@ -110,176 +57,8 @@ impl Decoder {
     ) -> Box<dyn NextTokenLogits + '_> {
         // With dropout, a replayed CUDA graph would repeat the same random numbers.
         if uses_gpu_path(memory.device()) && mode.probability() == 0.0 {
-            return Box::new(GraphDecoding::new(self, memory, beams, max_length));
+            return Box::new(GraphDecoding::new(&self.model, &self.workspaces, memory, beams, max_length));
         }
-        let rows = (memory.size()[0] * beams) as usize;
-        let cache = self.new_cache(memory, max_length * beams);
-        Box::new(IncrementalDecoding {
-            decoder: self,
-            cache,
-            beams,
-            mode,
-            mask_rows: vec![Vec::new(); rows],
-            length: 0,
-        })
-    }
-
-    /// A cache for trees of `nodes` nodes each, with the keys and values of `memory`
-    /// `[images, memory length, width]`.
-    fn new_cache(&self, memory: &Tensor, nodes: i64) -> KeyValueCache {
-        let (images, _, width) = memory.size3().expect("memory is [images, length, width]");
-        let cross_attention = self.blocks.iter().map(|block| block.cross_attention_key_value(memory)).collect();
-        let (layers, heads) = (self.blocks.len() as i64, self.blocks.first().map_or(1, |block| block.heads));
-        let working = &self.output_projection().working;
-        let shape = [layers, 2, images, heads, nodes, width / heads];
-        KeyValueCache { self_attention: Tensor::zeros(shape, (working.kind(), working.device())), cross_attention }
-    }
-
-    /// Appends a node at `position` for each of `tokens` `[images, beams]` to the images' trees.
-    /// `mask` `[images, 1, beams, nodes]` is added to the attention scores of the nodes up to and
-    /// including these. Returns hidden states `[images * beams, width]`.
-    fn step(&self, tokens: &Tensor, position: i64, mask: &Tensor, cache: &KeyValueCache, mode: DropoutMode) -> Tensor {
-        let beams = tokens.size()[1];
-        let embedded =
-            self.token_embedding.forward(tokens) + self.position_embedding.table().master.narrow(0, position, 1);
-        let mut x = mode.dropout(embedded);
-        for (layer, (block, memory_key_value)) in self.blocks.iter().zip(&cache.cross_attention).enumerate() {
-            let projections = stack_projections(&block.self_attention_projections(&x), 3, block.heads);
-            let key_value = cache.self_attention.get(layer as i64);
-            key_value.narrow(3, position * beams, beams).copy_(&projections.narrow(0, 1, 2));
-            let key_value = key_value.narrow(3, 0, (position + 1) * beams);
-            let attended = attention(&projections.get(0), &key_value.get(0), &key_value.get(1), Some(mask), mode);
-            x = block.add_self_attention(x, &attended, mode);
-            x = block.cross_attention(x, memory_key_value, mode);
-            x = block.feed_forward(x, mode);
-        }
-        self.norm.forward(&x).flatten(0, 1)
-    }
-
-    /// Maps hidden states `[rows, width]` to logits `[rows, vocabulary]`, in 32 bits.
-    fn logits(&self, hidden: &Tensor) -> Tensor {
-        nn::logits(hidden, self.output_projection()).to_kind(Kind::Float)
-    }
-}
-
-impl DecoderBlock {
-    fn new(builder: &mut ParameterBuilder, name: &str, sizes: &CaptionerConfig, initial: CaptionerInit) -> Self {
-        let (width, inner) = (sizes.width as i64, sizes.decoder_inner as i64);
-        let norm = |builder: &mut ParameterBuilder, part: &str| {
-            LayerNorm::new(builder, &format!("{name}.{part}"), width, 1e-5)
-        };
-        let linear = |builder: &mut ParameterBuilder, part: &str, inputs, outputs| {
-            // As transformers' `GPT2PreTrainedModel._init_weights`, scales the projections into the
-            // residual stream by 1 / sqrt(2 blocks).
-            let is_residual_projection = part.ends_with("c_proj");
-            let scale = if is_residual_projection { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
-            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weight_deviation * scale)
-        };
-        Self {
-            heads: sizes.heads as i64,
-            ln_1: norm(builder, "ln_1"),
-            c_attn: linear(builder, "attn.c_attn", width, 3 * width),
-            c_proj: linear(builder, "attn.c_proj", width, width),
-            ln_cross: norm(builder, "ln_cross_attn"),
-            cross_query: linear(builder, "crossattention.q_attn", width, width),
-            cross_key_value: linear(builder, "crossattention.c_attn", width, 2 * width),
-            cross_proj: linear(builder, "crossattention.c_proj", width, width),
-            ln_2: norm(builder, "ln_2"),
-            c_fc: linear(builder, "mlp.c_fc", width, inner),
-            mlp_proj: linear(builder, "mlp.c_proj", inner, width),
-        }
-    }
-
-    /// Queries, keys and values side by side, `[batch, length, 3 * width]`.
-    fn self_attention_projections(&self, x: &Tensor) -> Tensor {
-        self.c_attn.forward(&self.ln_1.forward(x))
-    }
-
-    /// Adds the output projection of `attended` `[batch, heads, length, head width]` to the
-    /// residual stream `x`.
-    fn add_self_attention(&self, x: Tensor, attended: &Tensor, mode: DropoutMode) -> Tensor {
-        x + mode.dropout(self.c_proj.forward(&merge_heads(attended)))
-    }
-
-    /// The keys and values of the encoder's output `[images, memory length, width]`. They exist
-    /// once per image, independent of the number of captions.
-    fn cross_attention_key_value(&self, memory: &Tensor) -> KeysAndValues {
-        let [key, value] = split_projections(&self.cross_key_value.forward(memory), self.heads);
-        KeysAndValues { key, value }
-    }
-
-    /// Cross-attention of `x` `[images, nodes, width]`. All captions of an image attend to the same
-    /// keys, which are not copied.
-    fn cross_attention(&self, x: Tensor, memory_key_value: &KeysAndValues, mode: DropoutMode) -> Tensor {
-        let query = split_heads(&self.cross_query.forward(&self.ln_cross.forward(&x)), self.heads);
-        let KeysAndValues { key, value } = memory_key_value;
-        let attended = attention(&query, key, value, None, mode);
-        x + mode.dropout(self.cross_proj.forward(&merge_heads(&attended)))
-    }
-
-    fn feed_forward(&self, x: Tensor, mode: DropoutMode) -> Tensor {
-        let hidden = self.c_fc.forward(&self.ln_2.forward(&x)).gelu("tanh");
-        x + mode.dropout(self.mlp_proj.forward(&hidden))
-    }
-}
-
-/// The KV cache of step-by-step decoding. The beams of an image form one tree whose nodes never
-/// move. A beam that continues another beam attends to that beam's nodes, and nothing is copied.
-struct KeyValueCache {
-    /// The keys and values of the trees' nodes in each layer, `[layers, 2, images, heads, nodes,
-    /// head width]`.
-    self_attention: Tensor,
-    /// The keys and values of the encoder's output in each layer.
-    cross_attention: Vec<KeysAndValues>,
-}
-
-impl KeyValueCache {
-    /// Replaces the keys and values of the encoder's output by the keys and values of `memory`,
-    /// which has the shape of the previous output.
-    fn replace_memory(&self, decoder: &Decoder, memory: &Tensor) {
-        for (block, cached) in decoder.blocks.iter().zip(&self.cross_attention) {
-            let KeysAndValues { key, value } = block.cross_attention_key_value(memory);
-            cached.key.shallow_clone().copy_(&key);
-            cached.value.shallow_clone().copy_(&value);
-        }
-    }
-}
-
-/// Step-by-step decoding without CUDA graphs: on a CPU, and with dropout also on a GPU.
-struct IncrementalDecoding<'a> {
-    decoder: &'a Decoder,
-    cache: KeyValueCache,
-    beams: i64,
-    mode: DropoutMode,
-    /// For each beam, the attention mask over its image's nodes: 0 for the nodes of its caption,
-    /// minus infinity elsewhere.
-    mask_rows: Vec<Vec<f32>>,
-    /// The number of tokens that each beam has, begin token included.
-    length: i64,
-}
-
-impl IncrementalDecoding<'_> {
-    /// Appends a node to each beam. Returns the attention mask, `[images, 1, beams, nodes]`.
-    fn append_nodes(&mut self, beam_indices: Option<&[i64]>) -> Tensor {
-        if let Some(indices) = beam_indices {
-            self.mask_rows = indices.iter().map(|&row| self.mask_rows[row as usize].clone()).collect();
-        }
-        let beams = self.beams as usize;
-        for (row, mask) in self.mask_rows.iter_mut().enumerate() {
-            mask.extend((0..beams).map(|beam| if beam == row % beams { 0.0 } else { f32::NEG_INFINITY }));
-        }
-        self.length += 1;
-        let images = self.mask_rows.len() as i64 / self.beams;
-        Tensor::from_slice(&self.mask_rows.concat()).view([images, 1, self.beams, self.length * self.beams])
-    }
-}
-
-impl NextTokenLogits for IncrementalDecoding<'_> {
-    fn next_token_logits(&mut self, tokens: &[i64], beam_indices: Option<&[i64]>) -> Tensor {
-        let position = self.length;
-        let (kind, device) = (self.cache.self_attention.kind(), self.cache.self_attention.device());
-        let mask = self.append_nodes(beam_indices).to_device(device).to_kind(kind);
-        let tokens = Tensor::from_slice(tokens).view([-1, self.beams]).to_device(device);
-        self.decoder.logits(&self.decoder.step(&tokens, position, &mask, &self.cache, self.mode))
+        Box::new(IncrementalDecoding::new(&self.model, memory, beams, max_length, mode))
     }
 }

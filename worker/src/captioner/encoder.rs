@@ -2,8 +2,9 @@
 
 use config::ProjectionInit;
 use tch::Tensor;
+use weights::CaptionerConfig;
 
-use super::{CaptionerConfig, CaptionerInit};
+use super::initialization::CaptionerInit;
 use crate::nn::{DropoutMode, Embedding, LayerNorm, Linear, ParameterBuilder, attention, merge_heads, split_heads};
 
 /// The epsilon of BERT's layer norms (`layer_norm_eps` in transformers).

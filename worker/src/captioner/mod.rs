@@ -8,6 +8,8 @@
 //! |---|---|
 //! | `encoder` | the BERT encoder |
 //! | `decoder` | the GPT-2 decoder, and its step-by-step decoding with a KV cache |
+//! | `initialization` | the standard deviations of the initial parameters |
+//! | `generation_config` | the settings of beam search and sampling |
 //! | [`beam`] | beam search |
 //! | `sample` | sampling of captions |
 //! | `caption_batch` | captions as prefix trees, for computing their log-probabilities |
@@ -16,33 +18,26 @@ pub mod beam;
 mod caption_batch;
 mod decoder;
 mod encoder;
+mod generation_config;
 #[cfg(test)]
 pub(crate) mod golden;
+mod initialization;
 mod sample;
 
 use std::collections::BTreeMap;
 
-use config::{Decoding, Preset, ProjectionInit};
+use config::{Preset, ProjectionInit};
 use tch::{Tensor, no_grad};
-use tokenizer::Vocabulary;
 pub use weights::CaptionerConfig;
 
 pub use caption_batch::{CaptionBatch, TokenValues};
+pub use generation_config::GenerationConfig;
 
 use crate::nn::{self, Backend, DropoutMode, ParameterBuilder, ParameterMismatchError, Parameters};
 use beam::{Hypothesis, NextTokenLogits};
 use decoder::Decoder;
 use encoder::Encoder;
-
-/// How the parameters of a captioner that is trained from scratch are initialized.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct CaptionerInit {
-    /// The standard deviation of the weights.
-    weight_deviation: f64,
-    /// The standard deviation of the encoder's position embeddings.
-    position_deviation: f64,
-    projection: ProjectionInit,
-}
+use initialization::CaptionerInit;
 
 /// The config of a captioner that is trained from scratch. `vision_width` and
 /// `vision_sequence_length` are the width and the number of the vision encoder's hidden states,
@@ -80,53 +75,6 @@ pub fn preset(
             positions: Preset::Dico.captioner_positions(),
             vocabulary_size,
         },
-    }
-}
-
-impl CaptionerInit {
-    /// The standard deviations: 0.02 from the width of the published captioner on, as in BERT and
-    /// GPT-2 (`initializer_range` in transformers), and more for narrower captioners.
-    fn of(config: &CaptionerConfig, projection: ProjectionInit) -> Self {
-        if config.width >= 512 {
-            return Self { weight_deviation: 0.02, position_deviation: 0.02, projection };
-        }
-        // The position embeddings are as large as the hidden states to which they are added, so
-        // that positions remain visible: a vision encoder trained for minutes encodes positions
-        // less well than published ones.
-        Self { weight_deviation: 0.06, position_deviation: 0.5, projection }
-    }
-}
-
-/// The settings of beam search and sampling, as transformers' `GenerationConfig`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GenerationConfig {
-    /// The number of beams, and of returned captions per image.
-    pub beams: usize,
-    /// Maximal length of a caption in tokens, begin and end tokens included.
-    pub max_length: usize,
-    /// A hypothesis' log-probability is divided by its length to the power of this.
-    pub length_penalty: f64,
-    /// Whether the length of captions that were cut at `max_length` includes the begin token, as in
-    /// transformers up to 4.35, which the DiCO release uses.
-    pub cut_length_includes_bos: bool,
-    /// The id of the token that begins a caption.
-    pub bos_token_id: i64,
-    /// The id of the token that ends a caption.
-    pub eos_token_id: i64,
-}
-
-impl GenerationConfig {
-    /// The settings of a run file, for a captioner with this vocabulary.
-    #[must_use]
-    pub fn new(decoding: &Decoding, vocabulary: &Vocabulary) -> Self {
-        Self {
-            beams: decoding.beams as usize,
-            max_length: decoding.max_length as usize,
-            length_penalty: decoding.length_penalty,
-            cut_length_includes_bos: decoding.cut_length_includes_bos,
-            bos_token_id: vocabulary.begin_token(),
-            eos_token_id: vocabulary.end_token(),
-        }
     }
 }
 

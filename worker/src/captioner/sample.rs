@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::GenerationConfig;
 use super::beam::{Hypothesis, NextTokenLogits, score};
+use super::generation_config::GenerationConfig;
 
 /// Samples `generation.beams` independent captions for each of `images` images from the model's
 /// distribution.

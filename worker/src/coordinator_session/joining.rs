@@ -13,8 +13,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
+use super::coordinator_client::{MAX_REASON_CHARS, client};
+use super::join_options::{JoinOptions, RequestedWorkerId, WorkerIdSource};
 use super::membership::Membership;
-use super::{JoinOptions, MAX_REASON_CHARS, RequestedWorkerId, WorkerIdSource, client};
 use crate::errors;
 
 /// The first and the longest pause between attempts to reach the coordinator.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use config::{MAX_WORKERS, RunFile};
 use proto::{PROTOCOL_VERSION, v1};
 
-use super::MAX_REASON_CHARS;
+use super::coordinator_client::MAX_REASON_CHARS;
 use crate::protocol::ProtocolViolation;
 
 /// Maximal length of the session token and of the run's id, in bytes. The token has the worker id

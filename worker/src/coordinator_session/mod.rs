@@ -12,87 +12,39 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `join_options` | the options of `worker join` |
+//! | `coordinator_client` | the gRPC client, and its limits on the coordinator's messages |
 //! | `joining` | the Join call: reserves a worker id, with retries |
 //! | `membership` | checks the response to Join |
 //! | `session_stream` | one session: the bidirectional gRPC stream of reports and directives |
 //! | `training_thread` | the handle of the training thread |
 //! | `shutdown` | SIGTERM, SIGINT and SIGHUP |
 
+mod coordinator_client;
+mod join_options;
 mod joining;
 mod membership;
 mod session_stream;
 mod shutdown;
 mod training_thread;
 
-use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use proto::v1::{self, coordinator_client::CoordinatorClient};
-use tch::Device;
+use proto::v1;
 use tokio::sync::watch;
-use transport::{Channel, Connector};
 
 use crate::collective::TcpStore;
 use crate::trainer::TrainerExit;
+pub use join_options::{JoinOptions, RequestedWorkerId, WorkerIdSource};
 use joining::{RetryPolicy, WorkerIdReservation};
 use membership::Membership;
 use session_stream::SessionEnd;
 use training_thread::{ReleaseOutcome, SettingsOutcome, TrainingThread, training_thread_panicked};
 
-/// Maximal number of characters that a message quotes of the coordinator's reasons.
-const MAX_REASON_CHARS: usize = 1_000;
 /// After a session shorter than this the worker waits before it joins again.
 const MIN_SESSION_DURATION: Duration = Duration::from_secs(1);
-/// Maximal size of a message from a coordinator, in bytes. The largest field of any message is the
-/// run file as JSON, of which [`config::RunFile::from_json`] accepts half as many bytes.
-const MAX_MESSAGE_BYTES: usize = 4 << 20;
-/// Number of reports that can wait for the network. The training thread blocks when the queue is
-/// full.
-const REPORT_QUEUE_CAPACITY: usize = 256;
-
-/// The options of `worker join`.
-pub struct JoinOptions {
-    /// The connection settings for the coordinator.
-    pub coordinator: Connector,
-    /// The requested worker id; none to let the coordinator choose.
-    pub requested_id: Option<RequestedWorkerId>,
-    /// The device to compute on.
-    pub device: Device,
-    /// The address at which other workers reach this one; none for the local address of the route
-    /// to the coordinator.
-    pub host: Option<IpAddr>,
-    /// How long to retry when the coordinator does not answer.
-    pub join_timeout: Duration,
-}
-
-/// The worker id that a worker requests, and where it comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestedWorkerId {
-    /// The worker id.
-    pub worker_id: u32,
-    /// The source of the id, for messages.
-    pub source: WorkerIdSource,
-}
-
-/// The source of a requested worker id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerIdSource {
-    /// The flag `--rank`.
-    Flag,
-    /// The environment variable of this name.
-    Variable(&'static str),
-}
-
-impl fmt::Display for WorkerIdSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Flag => "--rank",
-            Self::Variable(name) => name,
-        })
-    }
-}
 
 /// How a worker ends without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,10 +191,6 @@ async fn print_result(worker_id: u32, training: &mut TrainingThread) -> Result<W
     };
     cli_support::print_line(format_args!("finished rank={worker_id} parameters_sha256={sha256}"));
     Ok(WorkerExit::Finished)
-}
-
-fn client(channel: Channel) -> CoordinatorClient<Channel> {
-    CoordinatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 #[cfg(test)]

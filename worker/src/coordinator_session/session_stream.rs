@@ -9,11 +9,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use transport::Connector;
 
+use super::coordinator_client::{MAX_REASON_CHARS, client};
 use super::joining::MIN_HEARTBEAT_INTERVAL;
 use super::membership::Membership;
 use super::shutdown::LEAVE_REASON;
-use super::training_thread::TrainingThread;
-use super::{MAX_REASON_CHARS, REPORT_QUEUE_CAPACITY, client};
+use super::training_thread::{REPORT_QUEUE_CAPACITY, TrainingThread};
 use crate::errors;
 use crate::protocol::ProtocolViolation;
 

@@ -8,12 +8,14 @@ use config::RunFile;
 use proto::PROTOCOL_VERSION;
 use proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::v1::directive::Directive as DirectiveKind;
+use tch::Device;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
+use transport::Connector;
 
 use super::*;
 use crate::errors;

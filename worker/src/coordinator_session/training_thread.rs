@@ -11,12 +11,15 @@ use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Mes
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
 
-use super::REPORT_QUEUE_CAPACITY;
 use super::membership::Membership;
 use crate::protocol::{CheckedDirective, ProtocolChecker, ProtocolViolation};
 use crate::trainer::{
     GenerationFlags, PendingSaves, Trainer, TrainerCommand, TrainerExit, TrainingProgress, is_applied_in_place,
 };
+
+/// Number of reports that can wait for the network. The training thread blocks when the queue is
+/// full.
+pub const REPORT_QUEUE_CAPACITY: usize = 256;
 
 /// The outcome of applying the settings of a restarted coordinator.
 pub enum SettingsOutcome {

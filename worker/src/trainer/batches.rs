@@ -2,13 +2,14 @@
 //! prefetching.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use config::Objective;
-use dataset::Split;
+use anyhow::Result;
+use config::{Objective, RunFile};
+use dataset::{DataSet, Split};
 use proto::v1;
 
-use super::{DirectiveError, Trainer};
-use crate::data::{Batch, PendingBatch, Sample, permutation};
+use crate::data::{Batch, DataLoader, PendingBatch, Sample, permutation};
 use crate::seeds;
 
 /// Number of batches that are loaded at a time, including the batch of the present step.
@@ -18,48 +19,84 @@ const PREFETCHED_BATCHES: u64 = 4;
 /// samples.
 type BatchKey = (u32, u64, u32, u32);
 
-/// Batches that are being loaded, in order of step.
-#[derive(Default)]
-pub struct PrefetchedBatches(VecDeque<(BatchKey, PendingBatch)>);
+/// The batches of a rank in training.
+pub struct TrainingBatches {
+    data: Arc<DataSet>,
+    /// The samples of cross-entropy.
+    caption_pairs: CaptionPairs,
+    /// A stage, and the start of its current sequence of samples. The sequences of other stages
+    /// start at step 0.
+    sequence_start: (u32, v1::SequenceStart),
+    /// Batches that are being loaded, in order of step.
+    prefetched: VecDeque<(BatchKey, PendingBatch)>,
+}
 
-impl Trainer {
-    /// This rank's share of step `step`. Starts to load its shares of the following steps.
-    pub(super) fn next_batch(&mut self, directive: &v1::Train, step: u64) -> Result<Batch, DirectiveError> {
-        let batch_key = |step| (directive.stage, step, directive.share_begin, directive.share_end);
-        let batches = &mut self.prefetched_batches.0;
-        if batches.front().is_some_and(|(first, _)| *first != batch_key(step)) {
-            batches.clear();
+impl TrainingBatches {
+    /// Batches of the training split of `data`. The sequences of all stages start at step 0.
+    pub fn new(data: Arc<DataSet>) -> Self {
+        Self {
+            caption_pairs: CaptionPairs::new(data.split(Split::Train).iter().map(|item| item.captions.len())),
+            data,
+            sequence_start: (0, v1::SequenceStart::default()),
+            prefetched: VecDeque::new(),
         }
-        let stage = &self.run.stages[directive.stage as usize];
-        let next_step = step + batches.len() as u64;
+    }
+
+    /// This rank's share of step `step` of the run `run`. Starts to load its shares of the
+    /// following steps.
+    ///
+    /// # Errors
+    /// A sample of the share cannot be loaded.
+    pub fn next_batch(
+        &mut self,
+        run: &RunFile,
+        loader: &DataLoader,
+        directive: &v1::Train,
+        step: u64,
+    ) -> Result<Batch> {
+        let batch_key = |step| (directive.stage, step, directive.share_begin, directive.share_end);
+        if self.prefetched.front().is_some_and(|(first, _)| *first != batch_key(step)) {
+            self.prefetched.clear();
+        }
+        let stage = &run.stages[directive.stage as usize];
+        let next_step = step + self.prefetched.len() as u64;
         let end = stage.steps.min(step + PREFETCHED_BATCHES).max(step + 1);
         for step in next_step..end {
-            let samples = self.samples(batch_key(step));
+            let samples = self.samples(run, batch_key(step));
             let has_generated_images =
                 stage.objective == Objective::Contrastive && stage.contrastive.generated_images > 0.0;
             let pending = if has_generated_images {
-                self.loader.load_with_generated(samples)
+                loader.load_with_generated(samples)
             } else {
-                self.loader.load_training_samples(samples)
+                loader.load_training_samples(samples)
             };
-            self.prefetched_batches.0.push_back((batch_key(step), pending));
+            self.prefetched.push_back((batch_key(step), pending));
         }
-        let (_, pending) = self.prefetched_batches.0.pop_front().expect("this step's batch is being loaded");
-        Ok(pending.wait()?)
+        let (_, pending) = self.prefetched.pop_front().expect("this step's batch is being loaded");
+        pending.wait()
     }
 
     /// The start of a stage's current sequence of samples.
-    pub(super) fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
+    pub fn sequence_start(&self, stage: u32) -> v1::SequenceStart {
         let (stage_of_sequence, start) = self.sequence_start;
         if stage_of_sequence == stage { start } else { v1::SequenceStart::default() }
+    }
+
+    /// Sets the start of a stage's current sequence of samples. If it changes, discards the batches
+    /// that are being loaded.
+    pub fn set_sequence_start(&mut self, stage: u32, start: v1::SequenceStart) {
+        if self.sequence_start != (stage, start) {
+            self.sequence_start = (stage, start);
+            self.prefetched.clear();
+        }
     }
 
     /// The samples of a batch. An epoch of cross-entropy has each pair of image and caption once.
     /// An epoch of the other objectives has each image once. The contrastive objective uses the
     /// captions of an image in turn, one in each epoch.
-    fn samples(&self, (stage, step, begin, end): BatchKey) -> Vec<Sample> {
-        let settings = &self.run.stages[stage as usize];
-        let permutation_key = seeds::combine(self.run.seed, &[u64::from(stage)]);
+    fn samples(&self, run: &RunFile, (stage, step, begin, end): BatchKey) -> Vec<Sample> {
+        let settings = &run.stages[stage as usize];
+        let permutation_key = seeds::combine(run.seed, &[u64::from(stage)]);
         let v1::SequenceStart { step: first_step, epoch: first_epoch } = self.sequence_start(stage);
         let batch_start = (step - first_step) * u64::from(settings.batch);
         let images = self.data.split(Split::Train);
@@ -89,14 +126,14 @@ impl Trainer {
 }
 
 /// The pairs of image and caption of the training split, numbered image by image.
-pub struct CaptionPairs {
+struct CaptionPairs {
     /// The index of the first pair of each image; the last element is the count of all pairs.
     first_pairs: Vec<u64>,
 }
 
 impl CaptionPairs {
     /// Numbers the pairs of images with these numbers of captions.
-    pub fn new(captions_per_image: impl Iterator<Item = usize>) -> Self {
+    fn new(captions_per_image: impl Iterator<Item = usize>) -> Self {
         let mut first_pairs = vec![0];
         let mut total = 0;
         first_pairs.extend(captions_per_image.map(|count| {

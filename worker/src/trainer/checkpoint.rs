@@ -15,7 +15,7 @@ use tch::Tensor;
 use tokenizer::Vocabulary;
 use weights::Archive;
 
-use super::DirectiveError;
+use super::directive_error::DirectiveError;
 use super::training_state::TrainingState;
 use crate::collective::CollectiveError;
 use crate::run_models::WeightSources;

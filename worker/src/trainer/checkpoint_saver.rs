@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use checkpoint_store::Checkpoints;
 use proto::v1::{self, worker_message::Message};
 
-use super::ReportSender;
+use super::commands::ReportSender;
 use super::snapshot::Snapshot;
 use crate::errors;
 use crate::host_memory;

@@ -1,9 +1,10 @@
-//! The session's commands and signals to the training thread, and the thread's progress.
+//! The channels between session and training thread: the session's commands and signals, and the
+//! thread's reports and progress.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use config::{Change, Mutability, RunFile};
-use proto::v1;
+use proto::v1::{self, worker_message::Message};
 
 use crate::collective::StopFlag;
 use crate::protocol::CheckedDirective;
@@ -38,6 +39,9 @@ pub struct GenerationFlags {
     /// Release the generation after the step in flight.
     pub halt: StopFlag,
 }
+
+/// The sending side of the channel for reports to the session.
+pub type ReportSender = tokio::sync::mpsc::Sender<Message>;
 
 /// The content of heartbeats: written by the training thread, read by the session.
 #[derive(Clone, Default)]

@@ -5,7 +5,8 @@ use config::Objective;
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 
-use super::{DirectiveError, Trainer};
+use super::Trainer;
+use super::directive_error::DirectiveError;
 use crate::split_evaluation::{EvaluatedCaptions, SplitEvaluation};
 
 impl Trainer {

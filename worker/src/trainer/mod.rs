@@ -12,7 +12,8 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `commands` | the session's commands and stop flags for the thread, and the thread's progress |
+//! | `commands` | the session's commands and stop flags for the thread, the thread's reports and progress |
+//! | `directive_error` | why a directive was not completed |
 //! | `step` | a training step: losses, all-reduce, update |
 //! | `batches` | the samples of this rank's share of a step, and prefetching |
 //! | `evaluation` | the Evaluate directive |
@@ -26,6 +27,7 @@ mod batches;
 mod checkpoint;
 mod checkpoint_saver;
 mod commands;
+mod directive_error;
 mod evaluation;
 mod reachability;
 mod snapshot;
@@ -50,15 +52,15 @@ use tokenizer::MAX_TOKEN_BYTES;
 use crate::captioner::GenerationConfig;
 use crate::collective::{Collective, CollectiveError, RendezvousParameters, StopFlag};
 use crate::data::{BatchSource, DataLoader};
-use crate::errors;
 use crate::feature_stores;
 use crate::host_memory;
 use crate::run_models::{self, WeightSources};
-use batches::{CaptionPairs, PrefetchedBatches};
+use batches::TrainingBatches;
 pub use checkpoint::checkpoint_metadata;
 pub use checkpoint_saver::PendingSaves;
 use checkpoint_saver::{CheckpointSaver, SaveRequest};
-pub use commands::{GenerationFlags, TrainerCommand, TrainingProgress, is_applied_in_place};
+pub use commands::{GenerationFlags, ReportSender, TrainerCommand, TrainingProgress, is_applied_in_place};
+use directive_error::DirectiveError;
 use snapshot::{CheckpointOrigin, Snapshot};
 use training_state::TrainingState;
 
@@ -66,36 +68,6 @@ use training_state::TrainingState;
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Number of threads that decode and preprocess batches.
 const LOADING_THREADS: usize = 2;
-
-/// The sending side of the channel for reports to the session.
-pub type ReportSender = tokio::sync::mpsc::Sender<Message>;
-
-/// Why a directive was not completed.
-enum DirectiveError {
-    /// The generation was abandoned or has failed; the worker can join the next one.
-    Collective(CollectiveError),
-    /// The generation was halted.
-    Halted,
-    /// The rendezvous failed because these peers, by worker id, are unreachable.
-    UnreachablePeers(Vec<u32>),
-    /// The generation has failed because its checkpoint is missing, damaged or not the expected
-    /// one. The next generation may use another checkpoint.
-    UnusableCheckpoint { checkpoint: String, reason: String },
-    /// The worker process cannot continue, for this reason.
-    Fatal(String),
-}
-
-impl From<CollectiveError> for DirectiveError {
-    fn from(error: CollectiveError) -> Self {
-        Self::Collective(error)
-    }
-}
-
-impl From<anyhow::Error> for DirectiveError {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Fatal(errors::one_line(&error))
-    }
-}
 
 /// How the training thread ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -117,18 +89,13 @@ pub struct Trainer {
     /// The address at which the other ranks connect to this one.
     host: IpAddr,
     data: Arc<DataSet>,
-    /// The samples of cross-entropy.
-    caption_pairs: CaptionPairs,
     /// The scenes of the synthetic data set, if the images are from it.
     scenes: Option<synthetic_data::Scenes>,
     weight_sources: WeightSources,
     /// CIDEr-D with the document frequencies of the training captions, if a stage rewards it.
     cider: Option<CiderReward>,
     loader: DataLoader,
-    prefetched_batches: PrefetchedBatches,
-    /// A stage, and the start of its current sequence of samples. The sequences of other stages
-    /// start at step 0.
-    sequence_start: (u32, v1::SequenceStart),
+    training_batches: TrainingBatches,
     training_state: TrainingState,
     /// None between generations.
     collective: Option<Box<dyn Collective>>,
@@ -184,7 +151,7 @@ impl Trainer {
         let cider = run.stages.iter().any(has_cider_reward).then(|| {
             CiderReward::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
-        let caption_pairs = CaptionPairs::new(data.split(Split::Train).iter().map(|item| item.captions.len()));
+        let training_batches = TrainingBatches::new(Arc::clone(&data));
         let checkpoint_saver = CheckpointSaver::start(Arc::clone(&checkpoints), reports.clone());
         progress.set_phase(v1::Phase::Idle);
         Ok(Self {
@@ -193,13 +160,11 @@ impl Trainer {
             device,
             host,
             data,
-            caption_pairs,
             scenes,
             weight_sources,
             cider,
             loader: DataLoader::new(source, LOADING_THREADS),
-            prefetched_batches: PrefetchedBatches::default(),
-            sequence_start: (0, v1::SequenceStart::default()),
+            training_batches,
             training_state,
             collective: None,
             abandon: StopFlag::default(),
@@ -336,7 +301,7 @@ impl Trainer {
         v1::JournalHead { sequence, hash }: v1::JournalHead,
     ) -> CheckpointOrigin {
         let stage = self.training_state.position.unwrap_or_default().stage;
-        let v1::SequenceStart { step, epoch } = self.sequence_start(stage);
+        let v1::SequenceStart { step, epoch } = self.training_batches.sequence_start(stage);
         CheckpointOrigin {
             run_id: self.run_id.clone(),
             generation,
@@ -351,11 +316,7 @@ impl Trainer {
         let (rank, world_size) = (directive.rank as usize, directive.world_size as usize);
         // `protocol` guarantees that a Rendezvous has a position.
         let position = directive.position.unwrap_or_default();
-        let sequence_start = (position.stage, directive.sequence_start.unwrap_or_default());
-        if self.sequence_start != sequence_start {
-            self.sequence_start = sequence_start;
-            self.prefetched_batches = PrefetchedBatches::default();
-        }
+        self.training_batches.set_sequence_start(position.stage, directive.sequence_start.unwrap_or_default());
         self.collective = None;
         let unreachable = reachability::unreachable_peers(&directive.peers);
         if !unreachable.is_empty() {

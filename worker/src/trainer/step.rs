@@ -10,8 +10,9 @@ use proto::v1::{self, worker_message::Message};
 use summary_statistics::Summary;
 use tch::{Kind, Tensor};
 
+use super::Trainer;
+use super::directive_error::DirectiveError;
 use super::training_state::TrainingState;
-use super::{DirectiveError, Trainer};
 use crate::captioner::CaptionBatch;
 use crate::collective::{Collective, CollectiveError};
 use crate::data::{Batch, Sample};
@@ -34,7 +35,9 @@ impl Trainer {
         let timer = PhaseTimer::default();
         timer.add(StepPhase::Wait, self.idle_since.take().map_or(0.0, |since| (started_at - since).as_secs_f64()));
         self.progress.set_phase(v1::Phase::Load);
-        let batch = timer.time(StepPhase::Load, || self.next_batch(directive, position.step))?;
+        let batch = timer.time(StepPhase::Load, || {
+            self.training_batches.next_batch(&self.run, &self.loader, directive, position.step)
+        })?;
         if batch.skipped > 0 {
             tracing::warn!(
                 stage = position.stage,

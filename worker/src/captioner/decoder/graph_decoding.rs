@@ -4,11 +4,11 @@
 //! them. So a step reads and writes static tensors, which persist between searches, and the
 //! operations of each position are replayed as a CUDA graph.
 
-use std::cell::RefMut;
+use std::cell::{RefCell, RefMut};
 
 use tch::{Kind, Tensor};
 
-use super::{Decoder, KeyValueCache};
+use super::gpt2::{Gpt2Model, KeyValueCache};
 use crate::captioner::beam::{NextTokenLogits, TopTokens, top_log_probabilities};
 use crate::nn::{DropoutMode, GraphPool, GraphedComputation, padded_attention_length};
 
@@ -51,16 +51,16 @@ struct StaticTensors {
 }
 
 impl DecodingWorkspace {
-    fn new(decoder: &Decoder, memory: &Tensor, shape: DecodingShape) -> Self {
+    fn new(model: &Gpt2Model, memory: &Tensor, shape: DecodingShape) -> Self {
         let DecodingShape { images, beams, max_length, .. } = shape;
-        let working = &decoder.output_projection().working;
+        let working = &model.output_projection().working;
         let options = (working.kind(), working.device());
         let nodes = padded_attention_length((max_length * beams) as usize, working.device()) as i64;
         let count = (2 * beams).min(working.size()[0]);
         let appended_mask = Tensor::full([beams, beams], f64::NEG_INFINITY, options).fill_diagonal_(0.0, false);
         let tensors = StaticTensors {
             inputs: Tensor::zeros([2, images * beams], (Kind::Int64, working.device())),
-            cache: decoder.new_cache(memory, nodes),
+            cache: model.new_cache(memory, nodes),
             mask: Tensor::full([images, 1, beams, nodes], f64::NEG_INFINITY, options),
             appended_mask,
             top_tokens: Tensor::zeros([2, images * beams, count], (Kind::Float, working.device())),
@@ -72,7 +72,7 @@ impl DecodingWorkspace {
 
 impl StaticTensors {
     /// Appends a node to each beam. Returns hidden states `[rows, width]`.
-    fn hidden_states(&self, decoder: &Decoder, position: i64) -> Tensor {
+    fn hidden_states(&self, model: &Gpt2Model, position: i64) -> Tensor {
         let (images, _, beams, nodes) = self.mask.size4().expect("the mask is [images, 1, beams, nodes]");
         let earlier_nodes = position * beams;
         if earlier_nodes > 0 {
@@ -81,12 +81,12 @@ impl StaticTensors {
         }
         self.mask.narrow(3, earlier_nodes, beams).copy_(&self.appended_mask);
         let mask = self.mask.narrow(3, 0, earlier_nodes + beams);
-        decoder.step(&self.inputs.get(0).view([images, beams]), position, &mask, &self.cache, DropoutMode::Evaluate)
+        model.step(&self.inputs.get(0).view([images, beams]), position, &mask, &self.cache, DropoutMode::Evaluate)
     }
 
     /// Appends a node to each beam, and writes the most likely next tokens to `top_tokens`.
-    fn write_top_tokens(&self, decoder: &Decoder, position: i64) {
-        let logits = decoder.logits(&self.hidden_states(decoder, position));
+    fn write_top_tokens(&self, model: &Gpt2Model, position: i64) {
+        let logits = model.logits(&self.hidden_states(model, position));
         let (log_probabilities, tokens) = top_log_probabilities(&logits, self.top_tokens.size()[2]);
         self.top_tokens.get(0).copy_(&log_probabilities);
         self.top_tokens.get(1).copy_(&tokens);
@@ -95,29 +95,36 @@ impl StaticTensors {
 
 /// Step-by-step decoding that replays CUDA graphs.
 pub struct GraphDecoding<'a> {
-    decoder: &'a Decoder,
+    model: &'a Gpt2Model,
     workspace: RefMut<'a, DecodingWorkspace>,
     position: i64,
 }
 
 impl<'a> GraphDecoding<'a> {
-    /// See [`Decoder::start_decoding`].
-    pub fn new(decoder: &'a Decoder, memory: &Tensor, beams: i64, max_length: i64) -> Self {
+    /// See [`Decoder::start_decoding`](super::Decoder::start_decoding). `workspaces` belong to
+    /// `model`.
+    pub fn new(
+        model: &'a Gpt2Model,
+        workspaces: &'a RefCell<Vec<DecodingWorkspace>>,
+        memory: &Tensor,
+        beams: i64,
+        max_length: i64,
+    ) -> Self {
         let (images, memory_length, _) = memory.size3().expect("memory is [images, length, width]");
         let shape = DecodingShape { images, memory_length, beams, max_length };
-        let mut workspaces = decoder.workspaces.borrow_mut();
+        let mut workspaces = workspaces.borrow_mut();
         let workspace = match workspaces.iter().position(|workspace| workspace.shape == shape) {
             Some(index) => {
                 let workspace = workspaces.remove(index);
-                workspace.tensors.cache.replace_memory(decoder, memory);
+                workspace.tensors.cache.replace_memory(model, memory);
                 workspace
             }
-            None => DecodingWorkspace::new(decoder, memory, shape),
+            None => DecodingWorkspace::new(model, memory, shape),
         };
         workspaces.truncate(MAX_WORKSPACES - 1);
         workspaces.insert(0, workspace);
         let workspace = RefMut::map(workspaces, |workspaces| &mut workspaces[0]);
-        Self { decoder, workspace, position: 0 }
+        Self { model, workspace, position: 0 }
     }
 
     /// Copies the inputs of a step to the GPU. Returns the position of the step.
@@ -134,7 +141,7 @@ impl<'a> GraphDecoding<'a> {
 impl NextTokenLogits for GraphDecoding<'_> {
     fn next_token_logits(&mut self, tokens: &[i64], beam_indices: Option<&[i64]>) -> Tensor {
         let position = self.copy_inputs(tokens, beam_indices);
-        self.decoder.logits(&self.workspace.tensors.hidden_states(self.decoder, position))
+        self.model.logits(&self.workspace.tensors.hidden_states(self.model, position))
     }
 
     fn top_tokens(&mut self, tokens: &[i64], beam_indices: Option<&[i64]>, count: i64) -> TopTokens {
@@ -143,7 +150,7 @@ impl NextTokenLogits for GraphDecoding<'_> {
         let (_, rows, per_row) = tensors.top_tokens.size3().expect("the top tokens are [2, rows, count]");
         assert_eq!(count, 2 * rows / tensors.mask.size()[0], "the graphs compute 2 * beams tokens per row");
         let device = tensors.inputs.device();
-        steps[position as usize].run(device, pool, || tensors.write_top_tokens(self.decoder, position));
+        steps[position as usize].run(device, pool, || tensors.write_top_tokens(self.model, position));
         let values = Vec::<f32>::try_from(tensors.top_tokens.flatten(0, -1)).expect("the top tokens are f32");
         let (log_probabilities, tokens) = values.split_at((rows * per_row) as usize);
         TopTokens {

@@ -1,0 +1,31 @@
+//! The error of a directive that was not completed.
+
+use crate::collective::CollectiveError;
+use crate::errors;
+
+/// Why a directive was not completed.
+pub enum DirectiveError {
+    /// The generation was abandoned or has failed; the worker can join the next one.
+    Collective(CollectiveError),
+    /// The generation was halted.
+    Halted,
+    /// The rendezvous failed because these peers, by worker id, are unreachable.
+    UnreachablePeers(Vec<u32>),
+    /// The generation has failed because its checkpoint is missing, damaged or not the expected
+    /// one. The next generation may use another checkpoint.
+    UnusableCheckpoint { checkpoint: String, reason: String },
+    /// The worker process cannot continue, for this reason.
+    Fatal(String),
+}
+
+impl From<CollectiveError> for DirectiveError {
+    fn from(error: CollectiveError) -> Self {
+        Self::Collective(error)
+    }
+}
+
+impl From<anyhow::Error> for DirectiveError {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Fatal(errors::one_line(&error))
+    }
+}
