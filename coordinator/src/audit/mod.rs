@@ -13,8 +13,12 @@
 //!   of samples ends and another begins.
 //! - `stored_checkpoints` checks that the stored checkpoints are those in the journal, and that
 //!   they were saved under this journal or one that it replaced.
+//! - `recovery_start` finds the start of the records of a recovered journal. `event_detail` parses
+//!   positions in the details of events.
 
+mod event_detail;
 mod plan_path;
+mod recovery_start;
 mod samples;
 pub mod stored_checkpoints;
 
@@ -24,10 +28,17 @@ use checkpoint_store::JournalHead;
 use dico_engine::{WorkerId, lineage::StateFate, plan::Position, record::EventKind};
 use serde::Serialize;
 
-use self::samples::{TrainingData, applied_steps, count_epochs};
+pub use self::{
+    recovery_start::RecoveryStart,
+    samples::{DataChangeSummary, Epoch, SampleCounts},
+};
+use self::{
+    recovery_start::recovery_start,
+    samples::{TrainingData, applied_steps, count_epochs},
+};
 use crate::journal::{
     Error,
-    read_only::{Event, Generation, ReadOnlyJournal, Step},
+    read_only::{Generation, ReadOnlyJournal, Step},
 };
 
 /// The result of an audit.
@@ -61,57 +72,6 @@ pub struct Audit {
     pub generations: Vec<GenerationRecord>,
 }
 
-/// Numbers of samples by how often they were trained on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct SampleCounts {
-    /// Trained on at least once.
-    pub committed: u64,
-    /// Never trained on, although a later step of their stage was applied.
-    pub missing: u64,
-    /// Trained on again after the first time, counted each time.
-    pub repeated: u64,
-}
-
-impl SampleCounts {
-    /// Counts `samples` samples, each of which was trained on `times` times.
-    fn add(&mut self, times: u64, samples: u64) {
-        match times {
-            0 => self.missing += samples,
-            _ => {
-                self.committed += samples;
-                self.repeated += (times - 1) * samples;
-            }
-        }
-    }
-}
-
-/// The checkpoint from which a run with a recovered journal resumed. Earlier steps are not
-/// recorded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RecoveryStart {
-    /// The name of the checkpoint.
-    pub checkpoint: String,
-    /// The generation that saved it.
-    pub generation: u64,
-    /// The position at which it was saved.
-    #[serde(skip)]
-    pub position: Position,
-}
-
-/// One pass through the data of a stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Epoch {
-    /// Number of the stage, from 0.
-    pub stage: u32,
-    /// The name of the stage.
-    pub name: String,
-    /// The number of the epoch, from 0.
-    pub epoch: u64,
-    /// The samples of this epoch.
-    #[serde(flatten)]
-    pub samples: SampleCounts,
-}
-
 /// A stage that ended with an earlier checkpoint than its last, because the earlier one had the
 /// best score.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -124,25 +84,6 @@ pub struct StageSelection {
     pub step: u64,
     /// The last step that was trained.
     pub trained: u64,
-}
-
-/// A change of training data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DataChangeSummary {
-    /// Number of the stage, from 0.
-    pub stage: u32,
-    /// The name of the stage.
-    pub name: String,
-    /// The last step that was trained on the old data.
-    pub step: u64,
-    /// The number of images of the old data.
-    pub images_before: u64,
-    /// The number of images of the new data.
-    pub images_after: u64,
-    /// The number of captions of the old data.
-    pub captions_before: u64,
-    /// The number of captions of the new data.
-    pub captions_after: u64,
 }
 
 /// The record of a generation, from start to end.
@@ -245,22 +186,6 @@ impl Audit {
     }
 }
 
-/// The checkpoint that a recovered journal begins with; `None` if it was not recovered.
-fn recovery_start(events: &[Event]) -> Option<RecoveryStart> {
-    let first = events.first().filter(|event| event.kind == EventKind::Recovered.name())?;
-    Some(RecoveryStart {
-        checkpoint: first.detail["checkpoint"].as_str()?.to_owned(),
-        generation: first.detail["generation"].as_u64()?,
-        position: position_of(&first.detail)?,
-    })
-}
-
-/// Parses the position in an event's detail.
-fn position_of(json: &serde_json::Value) -> Option<Position> {
-    let stage = u32::try_from(json.get("stage")?.as_u64()?).ok()?;
-    Some(Position { stage, step: json.get("step")?.as_u64()? })
-}
-
 /// Summarizes each generation with its steps and the duration of its recovery.
 fn generation_records(generations: &[Generation], steps: &[Step]) -> Vec<GenerationRecord> {
     let mut steps_by_generation: BTreeMap<u64, Vec<&Step>> = BTreeMap::new();
@@ -295,7 +220,8 @@ mod tests {
 
     use config::Objective;
 
-    use super::*;
+    use super::{event_detail::position_of, *};
+    use crate::journal::read_only::Event;
     use config::testing;
     use dico_engine::{
         data::{DataChange, SplitSize},

@@ -10,7 +10,7 @@ use dico_engine::{
     record::EventKind,
 };
 
-use super::{RecoveryStart, position_of};
+use super::{event_detail::position_of, recovery_start::RecoveryStart};
 use crate::journal::read_only::{Event, Generation, Step};
 
 /// Finds the problems, in the order of the run.

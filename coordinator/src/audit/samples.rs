@@ -10,14 +10,72 @@ use dico_engine::{
     record::EventKind,
 };
 use proto::v1;
+use serde::Serialize;
 
-use super::{DataChangeSummary, Epoch, SampleCounts, position_of};
+use super::event_detail::position_of;
 use crate::journal::read_only::{Event, Step};
 
 /// Maximal number of consecutive steps without a report that are counted one by one. Real journals
 /// have far fewer. A forged journal can contain any step number, and counting up to a very large
 /// one would take hours.
 const MAX_GAP_STEPS: u64 = 1_000_000;
+
+/// Numbers of samples by how often they were trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SampleCounts {
+    /// Trained on at least once.
+    pub committed: u64,
+    /// Never trained on, although a later step of their stage was applied.
+    pub missing: u64,
+    /// Trained on again after the first time, counted each time.
+    pub repeated: u64,
+}
+
+impl SampleCounts {
+    /// Counts `samples` samples, each of which was trained on `times` times.
+    fn add(&mut self, times: u64, samples: u64) {
+        match times {
+            0 => self.missing += samples,
+            _ => {
+                self.committed += samples;
+                self.repeated += (times - 1) * samples;
+            }
+        }
+    }
+}
+
+/// One pass through the data of a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Epoch {
+    /// Number of the stage, from 0.
+    pub stage: u32,
+    /// The name of the stage.
+    pub name: String,
+    /// The number of the epoch, from 0.
+    pub epoch: u64,
+    /// The samples of this epoch.
+    #[serde(flatten)]
+    pub samples: SampleCounts,
+}
+
+/// A change of training data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DataChangeSummary {
+    /// Number of the stage, from 0.
+    pub stage: u32,
+    /// The name of the stage.
+    pub name: String,
+    /// The last step that was trained on the old data.
+    pub step: u64,
+    /// The number of images of the old data.
+    pub images_before: u64,
+    /// The number of images of the new data.
+    pub images_after: u64,
+    /// The number of captions of the old data.
+    pub captions_before: u64,
+    /// The number of captions of the new data.
+    pub captions_after: u64,
+}
 
 /// The training data of a run and their changes.
 pub(super) struct TrainingData {

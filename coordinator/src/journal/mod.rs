@@ -45,17 +45,19 @@
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
 //! - Values that are not finite are NULL.
 
+mod accepted_changes;
 pub mod browse;
 mod chain;
 mod error;
+mod integrity;
 mod queries;
 pub mod read_only;
 mod recovery;
+#[cfg(test)]
+mod report_tests;
 mod restore;
 mod schema;
 mod settings;
-#[cfg(test)]
-mod report_tests;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -68,14 +70,15 @@ use dico_engine::record::Record;
 use rusqlite::{Connection, OptionalExtension};
 
 pub use self::{
+    accepted_changes::{AcceptedChanges, SettingsError},
     chain::ChainCheck,
     error::Error,
     recovery::RecoveryCheckpoints,
-    settings::{AcceptedChanges, SettingsError},
 };
 use self::{
     chain::ChainWriter,
-    schema::{SCHEMA, SCHEMA_VERSION, check_intact},
+    integrity::check_intact,
+    schema::{SCHEMA, SCHEMA_VERSION},
     write::{write_record, write_run_file},
 };
 use crate::random_ids;

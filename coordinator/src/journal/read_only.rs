@@ -19,9 +19,10 @@ use serde_json::Value;
 
 use super::{
     ChainCheck, Error, FILE_NAME, chain,
+    integrity::verify,
     queries::{self, read_checkpoint, read_position, read_u64},
     recovery,
-    schema::{SCHEMA_VERSION, verify},
+    schema::SCHEMA_VERSION,
 };
 
 /// A journal opened for reading.

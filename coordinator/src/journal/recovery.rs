@@ -13,7 +13,7 @@ use dico_engine::{
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::{AcceptedChanges, Error, FILE_NAME, Journal, lock, schema::check_intact};
+use super::{AcceptedChanges, Error, FILE_NAME, Journal, integrity::check_intact, lock};
 
 /// The suffixes of the files that SQLite keeps beside the database.
 const SQLITE_SUFFIXES: [&str; 2] = ["-wal", "-shm"];

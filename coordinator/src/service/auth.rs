@@ -15,9 +15,11 @@ use transport::Token;
 
 use super::{
     acceptor::Peer,
-    grpc::STATUS_PATHS,
     refusals::{RefusalReason, Refusals, is_call_of},
 };
+
+/// The paths of the calls of the Admin service that only read the status.
+const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
 /// The tokens that gRPC calls and the web page's commands require. Requests for the status require
 /// no token.

@@ -1,16 +1,9 @@
 //! The driver: the one task that owns the run. It feeds events to the run and executes its actions.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use checkpoint_store::{Checkpoints, JournalHead};
-use dico_engine::{
-    Action, Command, Engine, Event, Outcome, RequestId, SessionId, record::Record, statistics::StepStatistics,
-};
+use dico_engine::{Action, Engine, Event, Outcome, RequestId, SessionId, record::Record, statistics::StepStatistics};
 use proto::{v1, v1::directive::Directive};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -22,9 +15,10 @@ use tracing::{info, warn};
 
 use super::{
     clock::Clock,
+    driver_input::{DriverInput, SessionHandle},
     evaluations::CompletedEvaluation,
-    http::Readiness,
     metrics::Metrics,
+    readiness::Readiness,
     recorder::Recorder,
     refusals::{RefusalReason, Refusals, status_of},
 };
@@ -35,41 +29,6 @@ const TICK_INTERVAL: Duration = Duration::from_millis(100);
 const PROGRESS_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximal number of inputs that one iteration of the event loop handles.
 const MAX_INPUTS_PER_ITERATION: usize = 256;
-
-/// A message to the driver, from a gRPC or HTTP call, a signal, or a task that the driver started.
-/// The driver answers the variants with a `reply` through that channel.
-pub enum DriverInput {
-    /// A worker requests to join.
-    Join {
-        /// The worker's address, for limits; see
-        /// [`Peer::client_address`](super::acceptor::Peer::client_address).
-        address: IpAddr,
-        /// A new random text; see [`Event::Join`].
-        generated_join_key: String,
-        /// The worker's request.
-        join: v1::JoinRequest,
-        reply: oneshot::Sender<Result<v1::JoinResponse, Status>>,
-    },
-    /// A worker opens its session: `attach` is the session's first message.
-    Attach { session: SessionId, attach: v1::Attach, handle: SessionHandle },
-    /// An event that the driver passes to the run unchanged.
-    Event(Event),
-    /// An operator sends a command. The reply is a message that says what will happen.
-    Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
-    /// A client requests the status.
-    Status { reply: oneshot::Sender<v1::StatusResponse> },
-    /// The coordinator is asked to stop, through [`StopHandle`](super::StopHandle).
-    Shutdown,
-}
-
-/// The driver's side of a worker's session. Dropping it ends the session.
-pub struct SessionHandle {
-    /// The worker's address, for log lines.
-    pub peer: SocketAddr,
-    pub directives: mpsc::Sender<Result<v1::Directive, Status>>,
-    /// Its drop ends the task that reads the worker's messages.
-    pub _close_on_drop: oneshot::Sender<()>,
-}
 
 /// The run, and what the driver needs to execute its actions.
 pub struct Driver {

@@ -8,7 +8,7 @@ use dico_engine::{Event, captions::EvaluationItem};
 use tokio::{sync::mpsc, time};
 use tracing::warn;
 
-use super::{caption_files::write_captions, caption_scores::score_captions, driver::DriverInput};
+use super::{caption_files::write_captions, caption_scores::score_captions, driver_input::DriverInput};
 
 /// Interval between attempts to save captions.
 const SAVE_RETRY_INTERVAL: Duration = Duration::from_secs(1);

@@ -22,9 +22,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     acceptor::Peer,
-    driver::{DriverInput, SessionHandle},
+    driver_input::{DriverInput, SessionHandle},
     fair_limit::StreamLimit,
-    http::Readiness,
+    readiness::Readiness,
     refusals::{RefusalReason, Refusals},
 };
 use crate::random_ids;
@@ -37,9 +37,6 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximal number of sessions without Attach. Workers send Attach at once; the limit bounds the
 /// memory that other clients can make the coordinator use.
 const MAX_UNATTACHED_SESSIONS: usize = 1024;
-
-/// The paths of the calls of the Admin service that only read the status.
-pub const STATUS_PATHS: [&str; 2] = ["/dico.v1.Admin/Status", "/dico.v1.Admin/Watch"];
 
 /// Maximal number of open [`Admin::watch`] streams. The limit is low because clients need no token
 /// to open one, and each stream polls the driver.

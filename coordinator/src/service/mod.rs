@@ -1,5 +1,5 @@
-//! The service around the state machine [`Engine`]: converts calls to events, and actions to messages,
-//! records and metrics.
+//! The service around the state machine [`Engine`]: converts calls to events, and actions to
+//! messages, records and metrics.
 //!
 //! ```text
 //!   workers ==gRPC==> acceptor --> auth --> grpc --DriverInput--> driver --Event--> Engine
@@ -17,8 +17,9 @@
 //! ```
 //!
 //! - `acceptor`, `auth`, `grpc`: the gRPC port: connections, tokens, calls.
-//! - `driver`: the task that owns the run. `clock`: the run's time.
+//! - `driver`: the task that owns the run. `driver_input`: its inputs. `clock`: the run's time.
 //! - `recorder`: the thread that writes the journal.
+//! - `readiness`: whether the run and the journal are ready.
 //! - `evaluations`: saves captions (`caption_files`) and scores them (`caption_scores`).
 //! - `http`: the HTTP port: web page, metrics, probes.
 //! - `metrics`: the Prometheus metrics. `disk_space`: metrics of free disk space.
@@ -33,6 +34,7 @@ mod caption_scores;
 mod clock;
 mod disk_space;
 mod driver;
+mod driver_input;
 mod evaluations;
 mod fair_limit;
 mod final_scrape;
@@ -40,6 +42,7 @@ mod grpc;
 mod http;
 mod log_limit;
 mod metrics;
+mod readiness;
 mod recorder;
 mod refusals;
 #[cfg(test)]
@@ -62,6 +65,7 @@ use auth::AuthLayer;
 pub use auth::Tokens;
 use disk_space::Disk;
 use driver::Driver;
+use driver_input::DriverInput;
 use final_scrape::ScrapeTracker;
 use http::{AllowedHosts, AppState};
 use metrics::Metrics;
@@ -116,13 +120,13 @@ pub struct Security {
 
 /// A handle that stops a coordinator.
 #[derive(Clone, Debug)]
-pub struct StopHandle(mpsc::Sender<driver::DriverInput>);
+pub struct StopHandle(mpsc::Sender<DriverInput>);
 
 impl StopHandle {
     /// Requests that the coordinator saves a checkpoint, releases its workers and exits.
     pub async fn stop(&self) {
         // Fails if the coordinator has stopped already.
-        _ = self.0.send(driver::DriverInput::Shutdown).await;
+        _ = self.0.send(DriverInput::Shutdown).await;
     }
 }
 
@@ -137,8 +141,8 @@ impl Service {
 
     async fn serve(
         self,
-        inputs: mpsc::Sender<driver::DriverInput>,
-        queue: mpsc::Receiver<driver::DriverInput>,
+        inputs: mpsc::Sender<DriverInput>,
+        queue: mpsc::Receiver<DriverInput>,
     ) -> anyhow::Result<Outcome> {
         let mut metrics = Metrics::new(&self.file);
         let Security { tls, tokens } = self.security;
@@ -160,7 +164,7 @@ impl Service {
         let shutdown_received = |mut shutdown: watch::Receiver<()>| async move { _ = shutdown.changed().await };
 
         let app_state = Arc::new(app_state);
-        tokio::spawn(Arc::clone(&app_state).send_updates(shutdown_received(shutdown.clone())));
+        tokio::spawn(http::send_updates(Arc::clone(&app_state), shutdown_received(shutdown.clone())));
         let scrape_tracker = ScrapeTracker::new();
         let grpc_port = self.grpc.local_addr().map_or(0, |address| address.port());
         let allowed_hosts = AllowedHosts::for_server(self.http.local_addr()?);

@@ -8,7 +8,7 @@ use dico_engine::{NotReady, record::Record};
 use proto::v1::RunState;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::http::Readiness;
+use super::readiness::Readiness;
 use crate::journal::{Error, Journal};
 
 /// Capacity of the queue of records. The driver waits while it is full.

@@ -21,8 +21,8 @@ use serde_json::json;
 use tokio::sync::oneshot;
 use tonic::{Code, Status};
 
-use super::{AppState, HttpError, limits::RequestBody};
-use crate::service::{acceptor::Peer, auth::bearer_token, driver::DriverInput, refusals::RefusalReason};
+use super::{app_state::AppState, error::HttpError, limits::RequestBody};
+use crate::service::{acceptor::Peer, auth::bearer_token, driver_input::DriverInput, refusals::RefusalReason};
 
 /// Parses a command from the body of a request.
 type ParseCommand = fn(&[u8]) -> Result<Command, HttpError>;

@@ -21,7 +21,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::HttpError;
+use super::error::HttpError;
 use crate::service::{
     acceptor::Peer,
     refusals::{RefusalReason, Refusals},

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use axum::http::StatusCode;
 use tokio::sync::Semaphore;
 
-use super::HttpError;
+use super::error::HttpError;
 use crate::journal::{Error, read_only::ReadOnlyJournal};
 
 /// Maximal number of concurrent queries. Further queries wait.

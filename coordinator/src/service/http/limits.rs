@@ -19,7 +19,7 @@ use axum::{
 use serde::de::DeserializeOwned;
 use tokio::time;
 
-use super::HttpError;
+use super::error::HttpError;
 
 /// Maximal size of a request's body, in bytes. The longest valid body is that of `drain`, which has
 /// a worker id.

@@ -23,11 +23,16 @@
 //!   `Host`.
 //! - `page`: the files of the web page.
 //! - `status`, `stream`, `curves`, `records`, `images`, `commands`: the paths below `/api`.
-//! - `journal_reader`: access to the journal for these paths.
+//! - `app_state`: the state that the handlers of these paths share. `journal_reader`: access to the
+//!   journal. `image_files`: access to images. `viewers`: the open streams of web pages.
+//! - `error`: the body of an error.
 
+mod app_state;
 mod commands;
 mod curves;
+mod error;
 mod hosts;
+mod image_files;
 mod images;
 mod journal_reader;
 mod limits;
@@ -38,97 +43,32 @@ mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod viewers;
 mod write_timeout;
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     middleware,
-    response::{IntoResponse, Response},
+    response::IntoResponse,
     routing::get,
 };
-use config::RunFile;
-use dico_engine::{NotReady, Outcome};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
-use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::{auth::Tokens, driver::DriverInput, refusals::Refusals};
-use curves::{CurveCursor, Curves, StepRange};
+use super::readiness::Readiness;
+pub use app_state::AppState;
+use curves::{CurveCursor, StepRange};
+use error::HttpError;
 pub use hosts::AllowedHosts;
 use hosts::HeadCheck;
-use images::Images;
-use journal_reader::JournalReader;
 use limits::QueryParameters;
 pub use server::serve;
-use stream::Viewers;
-
-/// Whether the run, or the journal, is ready. The readiness probe answers with both.
-pub type Readiness = Result<(), NotReady>;
-
-/// The state that all handlers share.
-pub struct AppState {
-    file: Arc<RunFile>,
-    /// The driver's input channel.
-    driver: mpsc::Sender<DriverInput>,
-    tokens: Arc<Tokens>,
-    refusals: Refusals,
-    journal: JournalReader,
-    /// The curves of all stages, as of the last update.
-    curves: Mutex<Curves>,
-    images: Images,
-    /// The open web pages.
-    viewers: Viewers,
-}
-
-impl AppState {
-    /// The state for the run of a run file, whose journal is in `journal_folder`.
-    pub fn new(
-        file: RunFile,
-        journal_folder: std::path::PathBuf,
-        driver: mpsc::Sender<DriverInput>,
-        tokens: Arc<Tokens>,
-        refusals: Refusals,
-    ) -> Self {
-        // The version of the curves counts up from the time of the start. So it differs from the
-        // versions of earlier coordinators, which started earlier.
-        let curves_version = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        Self {
-            images: Images::new(file.data.clone()),
-            file: Arc::new(file),
-            driver,
-            tokens,
-            refusals,
-            journal: JournalReader::new(journal_folder),
-            curves: Mutex::new(Curves::new(curves_version)),
-            viewers: Viewers::default(),
-        }
-    }
-
-    fn curves(&self) -> MutexGuard<'_, Curves> {
-        self.curves.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends the outcome of the coordinator process to all viewers.
-    pub fn send_outcome(&self, outcome: &Outcome) {
-        self.viewers.send_outcome(outcome);
-    }
-
-    /// Updates the curves and sends snapshots to viewers, until `shutdown`.
-    pub async fn send_updates(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
-        tokio::select! {
-            () = stream::send_updates(&self) => {}
-            () = shutdown => self.viewers.close(),
-        }
-    }
-}
+pub use stream::send_updates;
 
 /// All routes. `readiness` is that of the journal, then that of the run; `/readyz` reports the
 /// first of the two that is not ready. A header of `/healthz` has the gRPC port, for a worker that
@@ -202,23 +142,4 @@ async fn history(
     let cursor = CurveCursor { version: query.version, bucket_size: query.bucket_size, from_step: query.from_step };
     let answer = app_state.curves().answer(query.stage, query.range, cursor);
     Json(answer)
-}
-
-/// An error answer: status code and JSON body.
-#[derive(Debug)]
-pub struct HttpError {
-    code: StatusCode,
-    message: String,
-}
-
-impl HttpError {
-    fn new(code: StatusCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
-    }
-}
-
-impl IntoResponse for HttpError {
-    fn into_response(self) -> Response {
-        (self.code, Json(json!({ "error": self.message }))).into_response()
-    }
 }

@@ -11,7 +11,7 @@ use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{AppState, HttpError, limits::QueryParameters};
+use super::{app_state::AppState, error::HttpError, limits::QueryParameters};
 use crate::journal::browse::{ComparedImage, EvaluationId};
 
 /// Maximal number of events in an answer.

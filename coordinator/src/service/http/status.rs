@@ -11,8 +11,8 @@ use proto::v1;
 use serde::Serialize;
 use tokio::{sync::oneshot, time};
 
-use super::{AppState, HttpError, curves::CurvesVersion};
-use crate::{journal::browse::RowCounters, service::driver::DriverInput};
+use super::{app_state::AppState, curves::CurvesVersion, error::HttpError};
+use crate::{journal::browse::RowCounters, service::driver_input::DriverInput};
 
 /// Time limit for the driver's answer: the driver may be waiting for its disk.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);

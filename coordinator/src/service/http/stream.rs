@@ -1,5 +1,5 @@
-//! Live updates of the web page as server-sent events. A viewer is an open web page. Each viewer
-//! gets one snapshot of the run per interval.
+//! Live updates of the web page as server-sent events. Each viewer gets one snapshot of the run per
+//! interval.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -9,20 +9,21 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Sse, sse},
 };
-use dico_engine::Outcome;
 use futures::{Stream, StreamExt};
-use serde_json::Value;
 use tokio::{
     sync::{oneshot, watch},
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_stream::wrappers::WatchStream;
 
-use super::{AppState, HttpError, status};
-use crate::service::{acceptor::Peer, fair_limit::StreamLimit};
+use super::{
+    app_state::AppState,
+    error::HttpError,
+    status,
+    viewers::{MAX_VIEWERS, SnapshotJson},
+};
+use crate::service::acceptor::Peer;
 
-/// Maximal number of viewers.
-const MAX_VIEWERS: usize = 64;
 /// Interval between snapshots.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(500);
 /// Without viewers, the curves are updated only once in this number of intervals, so that they are
@@ -31,61 +32,16 @@ const IDLE_INTERVALS: u32 = 20;
 /// Interval of keep-alive comments on a stream without updates.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// The last snapshot as JSON; `None` before the first one.
-type SnapshotJson = Option<Arc<str>>;
-
-/// The open streams of viewers.
-pub struct Viewers {
-    streams: StreamLimit,
-    /// The sender of snapshots; `None` once the coordinator is shutting down.
-    snapshots: std::sync::Mutex<Option<watch::Sender<SnapshotJson>>>,
-}
-
-impl Default for Viewers {
-    fn default() -> Self {
-        let snapshots = std::sync::Mutex::new(Some(watch::channel(None).0));
-        Self { streams: StreamLimit::new(MAX_VIEWERS), snapshots }
-    }
-}
-
-impl Viewers {
-    /// Calls `use_sender` with the sender of snapshots, unless the coordinator is shutting down.
-    fn with_sender<T>(&self, use_sender: impl FnOnce(&watch::Sender<SnapshotJson>) -> T) -> Option<T> {
-        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).as_ref().map(use_sender)
-    }
-
-    /// Sends the last snapshot once more, with the state in which the coordinator process ends.
-    pub fn send_outcome(&self, outcome: &Outcome) {
-        let (state, reason) = match outcome {
-            Outcome::Finished => ("finished", ""),
-            Outcome::Failed(reason) => ("failed", reason.as_str()),
-            Outcome::Stopped => {
-                ("waiting", "the coordinator was stopped: serve the run file again to continue the run")
-            }
-        };
-        self.with_sender(|sender| {
-            sender.send_if_modified(|snapshot| {
-                let last = snapshot.as_ref().and_then(|text| serde_json::from_str::<Value>(text).ok());
-                let Some(Value::Object(mut last)) = last else { return false };
-                // The snapshot may be older than the last step.
-                if let (Outcome::Finished, Some(steps)) = (outcome, last.get("steps").cloned()) {
-                    last.insert("step".into(), steps);
-                }
-                last.extend([("state".into(), state.into()), ("reason".into(), reason.into())]);
-                *snapshot = Some(Value::Object(last).to_string().into());
-                true
-            })
-        });
-    }
-
-    /// Ends all streams.
-    pub fn close(&self) {
-        self.snapshots.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+/// Updates the curves and sends snapshots to viewers, until `shutdown`.
+pub async fn send_updates(app_state: Arc<AppState>, shutdown: impl Future<Output = ()>) {
+    tokio::select! {
+        () = repeat_updates(&app_state) => {}
+        () = shutdown => app_state.viewers.close(),
     }
 }
 
 /// Updates the curves, and takes and sends snapshots, until the future is dropped.
-pub async fn send_updates(app_state: &Arc<AppState>) {
+async fn repeat_updates(app_state: &Arc<AppState>) {
     let mut intervals = time::interval(SNAPSHOT_INTERVAL);
     intervals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Whether the journal has steps that were not read yet.

@@ -17,10 +17,11 @@ use dico_engine::{
     statistics::StepStatistics,
 };
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
 };
 
 use super::*;
@@ -29,10 +30,10 @@ use crate::{
         Journal,
         browse::{Distribution, RecordedStep},
     },
-    service::metrics::Metrics,
+    service::{auth::Tokens, driver_input::DriverInput, metrics::Metrics},
 };
 use config::testing;
-use curves::{CurveUpdate, CurvesAnswer};
+use curves::{CurveUpdate, Curves, CurvesAnswer};
 use proto::v1;
 use transport::Token;
 
@@ -80,7 +81,7 @@ impl TestServer {
             AllowedHosts::for_server(http),
         );
         let mut shutdown_of_updates = shutdown.clone();
-        tokio::spawn(app_state.send_updates(async move { _ = shutdown_of_updates.changed().await }));
+        tokio::spawn(send_updates(app_state, async move { _ = shutdown_of_updates.changed().await }));
         tokio::spawn(serve(listener, routes, metrics.refusals(), shutdown));
         Self { http, journal, metrics, shutdown_sender, _driver_inputs: driver_inputs, output }
     }
