@@ -8,7 +8,7 @@ use dico_coordinator::audit::audit;
 use dico_coordinator::journal::{Journal, read_only::ReadOnlyJournal};
 use dico_engine::WorkerId;
 use dico_engine::plan::Position;
-use dico_engine::record::{EventKind, Record, StateSource};
+use dico_engine::record::{Attachment, Record, StateSource};
 use dico_engine::statistics::StepStatistics;
 use divan::{Bencher, counter::ItemsCount};
 use proto::v1;

@@ -1,7 +1,7 @@
 //! One-line descriptions of events, for `coordinator events` and the report. The web page has the
 //! same descriptions (`service/http/page/events.js`).
 
-use dico_engine::record::EventKind;
+use dico_engine::EventKind;
 use serde_json::Value;
 
 use crate::formatting::{format_number, format_plural};

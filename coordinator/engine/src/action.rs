@@ -6,6 +6,7 @@ use proto::v1;
 
 use crate::{
     captions::EvaluationItem,
+    outcome::Outcome,
     record::Record,
     refusal::Refusal,
     types::{RequestId, SessionId},
@@ -68,15 +69,4 @@ pub enum Action {
     /// End the coordinator process. Sent once, after the run is over or the coordinator was asked
     /// to stop. With `serve --stay`, the service goes on answering requests after a finished run.
     Exit(Outcome),
-}
-
-/// How a coordinator process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The run is complete.
-    Finished,
-    /// The coordinator was asked to stop; another one can resume the run.
-    Stopped,
-    /// The run cannot continue, for this reason.
-    Failed(String),
 }

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use config::RunFile;
 use proto::v1::{self, directive::Directive, worker_message::Message};
-use serde_json::json;
 
 use crate::{
-    action::{Action, Outcome},
+    action::Action,
     captions::EvaluationItem,
     decision::{Decision, FailedSave, Next, PendingBoundary, Save, Stored, View, decide},
     event::Event,
+    event_kind::EventKind,
     handler::{
         admission::AdmissionHandler,
         control,
@@ -28,9 +28,10 @@ use crate::{
         stage::StageHandler,
         training::{TrainingHandler, grantable_steps, record_incomplete_steps, record_step},
     },
+    outcome::Outcome,
     output::{Effect, Output},
     plan::NextAction,
-    record::{EventKind, Record},
+    record::Record,
     refusal::{Refusal, RefusalKind},
     restored::RestoredRun,
     settings::Settings,
@@ -352,21 +353,19 @@ impl Engine {
                 }
             }
         }
-        let (kind, reason) = match &outcome {
-            Outcome::Finished => (EventKind::Finished, "the run is finished".to_owned()),
-            Outcome::Stopped => (EventKind::Stopped, stop_reason),
-            Outcome::Failed(reason) => (EventKind::Failed, reason.clone()),
+        let reason = match &outcome {
+            Outcome::Finished => "the run is finished".to_owned(),
+            Outcome::Stopped => stop_reason,
+            Outcome::Failed(reason) => reason.clone(),
         };
         record_incomplete_steps(&mut state.generations, &mut state.measurements, output);
         state.checkpoints.in_progress = None;
         if let Some(generation) = state.generations.current.as_ref().filter(|_| state.generations.is_active()) {
             output.record(Record::Ended { generation: generation.number, reason: reason.clone() });
         }
-        let mut detail = json!({ "at": state.history.committed.to_string(), "reason": reason });
-        if kind == EventKind::Finished {
-            detail["result"] = json!(state.result_checkpoint());
-        }
-        output.record_event(kind, detail);
+        let result = state.result_checkpoint().map(str::to_owned).filter(|_| outcome == Outcome::Finished);
+        let position = state.history.committed;
+        output.record(Record::RunEnded { outcome: outcome.clone(), position, reason, result });
         state.generations.phase = RunPhase::Over { outcome, until: now.saturating_add(DISCONNECT_TIMEOUT) };
     }
 

@@ -21,7 +21,9 @@ pub struct TriggeredRule {
     /// The action of the rule.
     pub action: GuardAction,
     /// Whether the bound is an upper one.
-    is_above: bool,
+    pub is_above: bool,
+    /// The position of the parameters with the first of the consecutive values beyond the bound.
+    pub first_position: Position,
 }
 
 impl std::fmt::Display for TriggeredRule {
@@ -116,16 +118,27 @@ impl Guard {
                 continue;
             }
             let (is_above, bound) = (rule.above.is_some(), rule.above.or(rule.below).unwrap_or_default());
-            let triggered = TriggeredRule { metric: rule.metric.clone(), value, bound, action: rule.action, is_above };
-            let is_earliest =
-                self.disqualification.as_ref().is_none_or(|earlier| *first_position < earlier.first_position);
-            if rule.action == GuardAction::Rollback && is_earliest {
-                let reason = format!("{triggered} at {position}");
-                self.disqualification = Some(Disqualification { first_position: *first_position, reason });
-            }
-            triggered_rules.push(triggered);
+            triggered_rules.push(TriggeredRule {
+                metric: rule.metric.clone(),
+                value,
+                bound,
+                action: rule.action,
+                is_above,
+                first_position: *first_position,
+            });
         }
+        triggered_rules.iter().for_each(|rule| self.disqualify(position, rule));
         triggered_rules
+    }
+
+    /// Disqualifies positions if `rule`, which has fired at `position`, has `action: rollback`.
+    pub fn disqualify(&mut self, position: Position, rule: &TriggeredRule) {
+        let TriggeredRule { first_position, action, .. } = rule;
+        let is_earliest = self.disqualification.as_ref().is_none_or(|earlier| *first_position < earlier.first_position);
+        if *action == GuardAction::Rollback && is_earliest {
+            let reason = format!("{rule} at {position}");
+            self.disqualification = Some(Disqualification { first_position: *first_position, reason });
+        }
     }
 
     /// The positions that a rollback rule has disqualified. None while no rollback rule has fired.

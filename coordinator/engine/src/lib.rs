@@ -44,8 +44,8 @@
 //!   shares: division of a batch among ranks     step_tracker: the position of each member
 //!   statistics: merged reports of a step        throughput: the time to the end of the stage
 //!   captions: captions of an evaluation, checked against limits
-//!   record, checkpoint, restored: what the journal stores, and what it gives back
-//!   types, command, refusal, violation, settings: identifiers and small types
+//!   record, event_kind, checkpoint, restored: what the journal stores, and what it gives back
+//!   types, command, outcome, refusal, violation, settings: identifiers and small types
 //! ```
 //!
 //! Three positions of the run matter. `committed` is the furthest position that at least one member
@@ -69,11 +69,13 @@ pub mod data;
 pub mod decision;
 mod engine;
 pub mod event;
+pub mod event_kind;
 pub mod guard;
 mod handler;
 pub mod lineage;
 pub mod membership;
 pub mod model_selection;
+pub mod outcome;
 mod output;
 pub mod plan;
 pub mod record;
@@ -90,11 +92,13 @@ pub mod throughput;
 pub mod types;
 pub mod violation;
 
-pub use action::{Action, Outcome};
+pub use action::Action;
 pub use command::Command;
 pub use engine::Engine;
 pub use event::Event;
+pub use event_kind::EventKind;
 pub use handler::control::end_of_granted_steps;
+pub use outcome::Outcome;
 pub use refusal::{Refusal, RefusalKind};
 pub use status::NotReady;
 pub use types::{Rank, RequestId, SessionId, Time, WorkerId};

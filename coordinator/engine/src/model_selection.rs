@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use config::Stage;
+use serde_json::{Value, json};
 
 use crate::{
     checkpoint::Checkpoint,
@@ -37,6 +38,9 @@ pub enum EndCause {
 }
 
 impl EndCause {
+    /// All causes.
+    pub const ALL: [Self; 3] = [Self::BestState, Self::EarlyStopping, Self::Guard];
+
     /// The name in the journal.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -63,6 +67,23 @@ pub struct EndDecision {
     pub later_states: Vec<LaterState>,
 }
 
+impl EndDecision {
+    /// The detail of the event that the stage has ended, in its last generation.
+    #[must_use]
+    pub fn detail(&self, generation: u64) -> Value {
+        let Self { position, cause, reason, later_states } = self;
+        json!({
+            "stage": position.stage,
+            "step": position.step,
+            "generation": generation,
+            "cause": cause.name(),
+            "reason": reason,
+            // The journal's name of `later_states`.
+            "passed_over": later_states.iter().map(LaterState::detail).collect::<Vec<_>>(),
+        })
+    }
+}
+
 /// A state of a stage that is later than the one that the stage ends with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LaterState {
@@ -72,6 +93,13 @@ pub struct LaterState {
     pub score: Option<f64>,
     /// Why it is not selected, as a message for display.
     pub reason: String,
+}
+
+impl LaterState {
+    fn detail(&self) -> Value {
+        let Self { position, score, reason } = self;
+        json!({ "step": position.step, "score": score, "reason": reason })
+    }
 }
 
 /// Maximal number of states in [`EndDecision::later_states`].

@@ -6,9 +6,11 @@ use proto::v1::{self, directive::Directive};
 use serde_json::Value;
 
 use crate::{
-    action::{Action, Outcome},
+    action::Action,
+    event_kind::EventKind,
+    outcome::Outcome,
     plan::Position,
-    record::{EventKind, Record},
+    record::Record,
     statistics::StepStatistics,
     types::{SessionId, WorkerId},
 };

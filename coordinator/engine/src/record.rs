@@ -2,9 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use proto::v1;
+use serde_json::{Value, json};
+
 use crate::{
-    captions::EvaluationItem, checkpoint::Checkpoint, guard::TriggeredRule, membership::Machine, plan::Position,
-    statistics::StepStatistics, types::WorkerId,
+    captions::EvaluationItem,
+    checkpoint::Checkpoint,
+    data::{DataChange, SplitSize},
+    event_kind::EventKind,
+    guard::TriggeredRule,
+    membership::Machine,
+    model_selection::EndDecision,
+    outcome::Outcome,
+    plan::Position,
+    statistics::StepStatistics,
+    types::WorkerId,
 };
 
 /// The source of the training state that a generation starts from.
@@ -24,120 +36,6 @@ impl std::fmt::Display for StateSource {
             Self::Member(worker_id) => write!(f, "worker {worker_id}"),
             Self::Checkpoint(name) => write!(f, "checkpoint {name}"),
             Self::Seed => f.write_str("seed"),
-        }
-    }
-}
-
-/// The kinds of [`Record::Event`]. The journal stores an event as the name of its kind and a detail
-/// in JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
-    /// A worker attached, and is a member.
-    Attached,
-    /// A member failed or was evicted.
-    Lost,
-    /// A member announced that it leaves.
-    Leaving,
-    /// A member left without a failure.
-    Left,
-    /// Committed steps were given up.
-    RolledBack,
-    /// The run moved forward: members had applied steps that are not in the journal, because their
-    /// reports or records were lost.
-    Adopted,
-    /// A checkpoint, or the captions of an evaluation, could not be saved: training waits.
-    SaveFailed,
-    /// What could not be saved is saved: training continues.
-    SavedAgain,
-    /// A checkpoint cannot be used.
-    Damaged,
-    /// The members' parameters differ.
-    Diverged,
-    /// A stage ended with an earlier state than its last one. The detail `cause` is the name of an
-    /// [`EndCause`](crate::model_selection::EndCause).
-    StageEndedEarly,
-    /// The guard or an operator paused the run.
-    Paused,
-    /// An operator resumed the run.
-    Resumed,
-    /// The run is complete.
-    Finished,
-    /// The run cannot continue.
-    Failed,
-    /// The coordinator stopped before the end of the run, because it was asked to.
-    Stopped,
-    /// The run continues with changed settings in its run file.
-    SettingsChanged,
-    /// The data of a split differ from those before the coordinator's restart.
-    DataChanged,
-    /// The journal replaces one that was lost or damaged.
-    Recovered,
-}
-
-impl EventKind {
-    /// All kinds of events.
-    pub const ALL: [Self; 19] = [
-        Self::Attached,
-        Self::Lost,
-        Self::Leaving,
-        Self::Left,
-        Self::RolledBack,
-        Self::Adopted,
-        Self::SaveFailed,
-        Self::SavedAgain,
-        Self::Damaged,
-        Self::Diverged,
-        Self::StageEndedEarly,
-        Self::Paused,
-        Self::Resumed,
-        Self::Finished,
-        Self::Failed,
-        Self::Stopped,
-        Self::SettingsChanged,
-        Self::DataChanged,
-        Self::Recovered,
-    ];
-
-    /// Whether an operator should investigate it.
-    #[must_use]
-    pub fn needs_attention(self) -> bool {
-        let routine = [
-            Self::Attached,
-            Self::Leaving,
-            Self::Left,
-            Self::StageEndedEarly,
-            Self::Resumed,
-            Self::SavedAgain,
-            Self::Finished,
-            Self::SettingsChanged,
-            Self::DataChanged,
-        ];
-        !routine.contains(&self)
-    }
-
-    /// The name in the journal.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Attached => "joined",
-            Self::Lost => "lost",
-            Self::Leaving => "leaving",
-            Self::Left => "left",
-            Self::SaveFailed => "save_failed",
-            Self::SavedAgain => "saved_again",
-            Self::Damaged => "checkpoint_damaged",
-            Self::RolledBack => "rollback",
-            Self::Adopted => "adopted",
-            Self::Diverged => "divergence",
-            Self::StageEndedEarly => "stage_ended",
-            Self::Paused => "paused",
-            Self::Resumed => "resumed",
-            Self::Finished => "finished",
-            Self::Failed => "failed",
-            Self::Stopped => "stopped",
-            Self::DataChanged => "data_changed",
-            Self::Recovered => "recovered",
-            Self::SettingsChanged => "settings_changed",
         }
     }
 }
@@ -201,17 +99,92 @@ pub enum Record {
     Guard {
         /// The position of the step or evaluation.
         position: Position,
+        /// The last generation at that time.
+        generation: u64,
         /// The rule and the value.
         rule: TriggeredRule,
     },
-    /// An event in the course of the run; not to be confused with an input of the state machine,
-    /// [`Event`](crate::event::Event). Some kinds are durable: see [`Self::must_be_durable`].
+    /// A worker attached, and is a member.
+    Attached(Attachment),
+    /// The run continues on other training data than those before the coordinator's restart.
+    DataChanged {
+        /// The change.
+        change: DataChange,
+        /// The size of the new training split.
+        after: SplitSize,
+    },
+    /// A stage ended with an earlier state than its last one. Durable before the later states are
+    /// deleted.
+    StageEnded {
+        /// The last generation of the stage.
+        generation: u64,
+        /// The state that the stage ended with, and why.
+        end: EndDecision,
+    },
+    /// The guard or an operator paused the run. Durable before the run pauses.
+    Paused {
+        /// The position of the value that made a rule fire, or the committed position.
+        position: Position,
+        /// Why, as a message for display.
+        reason: String,
+    },
+    /// An operator resumed the run. Durable before the run continues.
+    Resumed {
+        /// The committed position.
+        position: Position,
+        /// Why the run was paused, as a message for display.
+        reason: String,
+    },
+    /// A generation starts at another position than the committed one: committed steps are given
+    /// up, or steps that are not in the journal are adopted.
+    HistoryMoved(HistoryMove),
+    /// The run is complete or cannot continue, or the coordinator process stops. Durable if the run
+    /// is complete, because workers do not reconnect after that: a coordinator without this record
+    /// would wait for them.
+    RunEnded {
+        /// How it ended.
+        outcome: Outcome,
+        /// The committed position.
+        position: Position,
+        /// Why, as a message for display.
+        reason: String,
+        /// The name of the checkpoint with the result of a complete run.
+        result: Option<String>,
+    },
+    /// An event that is only for people, and that no decision depends on. Not to be confused with
+    /// an input of the state machine, [`Event`](crate::event::Event).
     Event {
         /// The kind.
         kind: EventKind,
         /// The details, as in the journal.
-        detail: serde_json::Value,
+        detail: Value,
     },
+}
+
+/// A worker that attached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attachment {
+    /// The worker.
+    pub worker_id: WorkerId,
+    /// Host name or address of its machine.
+    pub host: String,
+    /// The description of its data.
+    pub data_set: v1::DataSet,
+    /// The position of the training state that it claims to hold.
+    pub held_position: Option<Position>,
+}
+
+/// A move of the committed position by the start of a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryMove {
+    /// The committed position before.
+    pub from: Position,
+    /// The start of the generation.
+    pub to: Position,
+    /// The number of the generation.
+    pub generation: u64,
+    /// The source of its state.
+    pub source: StateSource,
 }
 
 impl Record {
@@ -219,16 +192,89 @@ impl Record {
     #[must_use]
     pub fn must_be_durable(&self) -> bool {
         match self {
-            Self::Formed { .. } | Self::Saved(_) | Self::Deleting(_) | Self::Damaged(_) | Self::Evaluated { .. } => {
-                true
-            }
-            // Workers do not reconnect after the end of the run: a coordinator without this record
-            // would wait for them.
-            Self::Event { kind: EventKind::Finished, .. } => true,
-            Self::Event { kind, .. } => {
-                matches!(kind, EventKind::StageEndedEarly | EventKind::Paused | EventKind::Resumed)
-            }
-            Self::Ready { .. } | Self::Ended { .. } | Self::Step(_) | Self::Guard { .. } => false,
+            Self::Formed { .. }
+            | Self::Saved(_)
+            | Self::Deleting(_)
+            | Self::Damaged(_)
+            | Self::Evaluated { .. }
+            | Self::StageEnded { .. }
+            | Self::Paused { .. }
+            | Self::Resumed { .. }
+            | Self::RunEnded { outcome: Outcome::Finished, .. } => true,
+            Self::Ready { .. }
+            | Self::Ended { .. }
+            | Self::Step(_)
+            | Self::Guard { .. }
+            | Self::Attached(_)
+            | Self::DataChanged { .. }
+            | Self::HistoryMoved(_)
+            | Self::RunEnded { .. }
+            | Self::Event { .. } => false,
         }
+    }
+
+    /// The event for people that the record adds to the event log, with its kind and detail; none
+    /// if it adds none.
+    #[must_use]
+    pub fn event(&self) -> Option<(EventKind, Value)> {
+        let at = |position: &Position| json!({ "stage": position.stage, "step": position.step });
+        let event = match self {
+            Self::Event { kind, detail } => (*kind, detail.clone()),
+            Self::Attached(attachment) => (EventKind::Attached, attachment.detail()),
+            Self::DataChanged { change, after } => (EventKind::DataChanged, change.detail(*after)),
+            Self::StageEnded { generation, end } => (EventKind::StageEndedEarly, end.detail(*generation)),
+            Self::Paused { position, reason } => {
+                let Position { stage, step } = position;
+                (EventKind::Paused, json!({ "stage": stage, "step": step, "reason": reason }))
+            }
+            Self::Resumed { position, reason } => {
+                (EventKind::Resumed, json!({ "at": position.to_string(), "reason": reason }))
+            }
+            Self::HistoryMoved(HistoryMove { from, to, generation, source }) => {
+                let kind = if to < from { EventKind::RolledBack } else { EventKind::Adopted };
+                let source = source.to_string();
+                (kind, json!({ "from": at(from), "to": at(to), "generation": generation, "source": source }))
+            }
+            Self::RunEnded { outcome, position, reason, result } => {
+                let mut detail = json!({ "at": position.to_string(), "reason": reason });
+                let kind = match outcome {
+                    Outcome::Finished => {
+                        detail["result"] = json!(result);
+                        EventKind::Finished
+                    }
+                    Outcome::Stopped => EventKind::Stopped,
+                    Outcome::Failed(_) => EventKind::Failed,
+                };
+                (kind, detail)
+            }
+            Self::Formed { .. }
+            | Self::Ready { .. }
+            | Self::Ended { .. }
+            | Self::Step(_)
+            | Self::Saved(_)
+            | Self::Deleting(_)
+            | Self::Damaged(_)
+            | Self::Evaluated { .. }
+            | Self::Guard { .. } => return None,
+        };
+        Some(event)
+    }
+}
+
+impl Attachment {
+    fn detail(&self) -> Value {
+        let Self { worker_id, host, data_set, held_position } = self;
+        json!({
+            "rank": worker_id,
+            "host": host,
+            "train_images": data_set.train_images,
+            "train_captions": data_set.train_captions,
+            "skipped_images": data_set.skipped_images,
+            "validation_images": data_set.validation_images,
+            "training_fingerprint": data_set.training_fingerprint,
+            "validation_fingerprint": data_set.validation_fingerprint,
+            "models_fingerprint": data_set.models_fingerprint,
+            "holds": held_position.map(|position| position.to_string()),
+        })
     }
 }

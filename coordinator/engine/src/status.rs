@@ -3,9 +3,9 @@
 use proto::{v1, v1::RunState};
 
 use crate::{
-    action::Outcome,
     membership::{Member, MemberState, MemberThroughput},
     model_selection::BestState,
+    outcome::Outcome,
     state::{State, generations::RunPhase},
     statistics::StepStatistics,
     types::{Time, WorkerId},

@@ -13,10 +13,7 @@
 //!   of samples ends and another begins.
 //! - `stored_checkpoints` checks that the stored checkpoints are those in the journal, and that
 //!   they were saved under this journal or one that it replaced.
-//! - `recovery_start` finds the start of the records of a recovered journal. `event_detail` parses
-//!   positions in the details of events.
 
-mod event_detail;
 mod plan_path;
 mod recovery_start;
 mod samples;
@@ -25,16 +22,16 @@ pub mod stored_checkpoints;
 use std::collections::BTreeMap;
 
 use checkpoint_store::JournalHead;
-use dico_engine::{WorkerId, lineage::StateFate, plan::Position, record::EventKind};
+use dico_engine::{WorkerId, lineage::StateFate, plan::Position};
 use serde::Serialize;
 
+use self::{
+    plan_path::PathRecords,
+    samples::{TrainingData, applied_steps, count_epochs},
+};
 pub use self::{
     recovery_start::RecoveryStart,
     samples::{DataChangeSummary, Epoch, SampleCounts},
-};
-use self::{
-    recovery_start::recovery_start,
-    samples::{TrainingData, applied_steps, count_epochs},
 };
 use crate::journal::{
     Error,
@@ -119,10 +116,14 @@ pub fn audit(journal: &ReadOnlyJournal) -> Result<Audit, Error> {
     journal.begin_snapshot()?;
     let chain = journal.verify()?;
     let file = journal.run_file()?;
-    let (generations, steps, events) = (journal.generations()?, journal.steps()?, journal.events()?);
-    let recovered = recovery_start(&events);
+    let (generations, steps, recovered) = (journal.generations()?, journal.steps()?, journal.recovery()?);
+    let path_records = PathRecords {
+        stage_ends: journal.stage_ends()?,
+        moves: journal.history_moves()?,
+        is_finished: journal.is_finished()?,
+    };
     let starts = generations.iter().map(|generation| (generation.number, generation.start)).collect();
-    let applied = applied_steps(&steps, &events, &journal.lineage()?, &starts);
+    let applied = applied_steps(&steps, &path_records.moves, &journal.lineage()?, &starts);
     let data = TrainingData {
         changes: journal.data_changes()?,
         last_size: journal.training_split_size()?.unwrap_or_default(),
@@ -142,15 +143,15 @@ pub fn audit(journal: &ReadOnlyJournal) -> Result<Audit, Error> {
         samples.missing += missing;
         samples.repeated += repeated;
     }
-    let path_problems = plan_path::path_problems(&file, &generations, &steps, &events, recovered.as_ref());
+    let path_problems = plan_path::path_problems(&file, &generations, &steps, &path_records, recovered.as_ref());
     let mut audit = Audit {
         clean: samples.missing == 0 && samples.repeated == 0,
         problems: Vec::new(),
         // The problems that the chain's check has only counted. `add_problems` counts the others.
         problem_count: chain.count - chain.problems.len() as u64,
         head: chain.head.to_string(),
-        recovered,
-        finished: events.iter().any(|event| event.kind == EventKind::Finished.name()),
+        recovered: recovered.as_ref().map(RecoveryStart::from),
+        finished: path_records.is_finished,
         samples,
         epochs,
         selections,
@@ -220,8 +221,8 @@ mod tests {
 
     use config::Objective;
 
-    use super::{event_detail::position_of, *};
-    use crate::journal::read_only::Event;
+    use super::*;
+    use crate::journal::read_only::HistoryMove;
     use config::testing;
     use dico_engine::{
         data::{DataChange, SplitSize},
@@ -237,22 +238,22 @@ mod tests {
         Step { fate: StateFate::GivenUp, ..step }
     }
 
-    fn adopted(from: u64, to: u64) -> Event {
-        let detail = serde_json::json!({ "from": { "stage": 0, "step": from }, "to": { "stage": 0, "step": to }, "generation": 2 });
-        Event { at: 0.0, kind: "adopted".into(), detail }
+    fn adopted(from: u64, to: u64) -> HistoryMove {
+        let at = |step| Position { stage: 0, step };
+        HistoryMove { generation: 2, from: at(from), to: at(to) }
     }
 
     /// The committed, missing and repeated samples by epoch of a stage with 10 images and batches
     /// of 4.
-    fn samples_by_epoch(steps: &[Step], events: &[Event]) -> Vec<[u64; 3]> {
-        samples_by_epoch_in_lineage(steps, events, &Lineage::default())
+    fn samples_by_epoch(steps: &[Step], moves: &[HistoryMove]) -> Vec<[u64; 3]> {
+        samples_by_epoch_in_lineage(steps, moves, &Lineage::default())
     }
 
-    fn samples_by_epoch_in_lineage(steps: &[Step], events: &[Event], lineage: &Lineage) -> Vec<[u64; 3]> {
+    fn samples_by_epoch_in_lineage(steps: &[Step], moves: &[HistoryMove], lineage: &Lineage) -> Vec<[u64; 3]> {
         samples_by_epoch_of_data(
             &TrainingData { changes: vec![], last_size: SplitSize { images: 10, captions: 50 } },
             steps,
-            events,
+            moves,
             lineage,
         )
     }
@@ -260,16 +261,15 @@ mod tests {
     fn samples_by_epoch_of_data(
         data: &TrainingData,
         steps: &[Step],
-        events: &[Event],
+        moves: &[HistoryMove],
         lineage: &Lineage,
     ) -> Vec<[u64; 3]> {
         let (steps_of_stage, batch) = (20, 4);
         let mut file = testing::run_file(vec![testing::stage("a", steps_of_stage, batch, None, None)]);
         file.stages[0].objective = Objective::Dico;
-        let start = |event: &Event| Some((event.detail["generation"].as_u64()?, position_of(&event.detail["to"])?));
-        let starts = events.iter().filter_map(start).collect();
+        let starts = moves.iter().map(|moved| (moved.generation, moved.to)).collect();
         let (epochs, gaps) =
-            count_epochs(&file, data, &applied_steps(steps, events, lineage, &starts), Position::default());
+            count_epochs(&file, data, &applied_steps(steps, moves, lineage, &starts), Position::default());
         assert_eq!(gaps, [""; 0]);
         assert!(epochs.iter().zip(0..).all(|(epoch, number)| epoch.epoch == number), "{epochs:?}");
         epochs.iter().map(|epoch| epoch.samples).map(|s| [s.committed, s.missing, s.repeated]).collect()
@@ -322,7 +322,7 @@ mod tests {
         };
         let data = TrainingData { changes: vec![data_change], last_size: SplitSize { images: 7, captions: 35 } };
         let audited =
-            |steps: &[Step], events: &[Event]| samples_by_epoch_of_data(&data, steps, events, &Lineage::default());
+            |steps: &[Step], moves: &[HistoryMove]| samples_by_epoch_of_data(&data, steps, moves, &Lineage::default());
         let steps = [step(1, 1), step(2, 2), step(3, 2), step(4, 3), step(5, 4)];
         assert_eq!(audited(&steps, &[]), [[10, 0, 0], [2, 0, 0], [7, 0, 0], [1, 0, 0]]);
         assert_eq!(audited(&steps[..3], &[]), [[10, 0, 0], [2, 0, 0]]);
@@ -333,10 +333,7 @@ mod tests {
         // generation before the one that adopts it.
         let gap = [&steps[..2], &steps[3..]].concat();
         assert_eq!(audited(&gap, &[]), [[8, 2, 0], [0, 2, 0], [7, 0, 0], [1, 0, 0]]);
-        let adopted_by_generation_3 = Event {
-            detail: serde_json::json!({ "from": { "stage": 0, "step": 2 }, "to": { "stage": 0, "step": 3 }, "generation": 3 }),
-            ..adopted(2, 3)
-        };
+        let adopted_by_generation_3 = HistoryMove { generation: 3, ..adopted(2, 3) };
         assert_eq!(audited(&gap, &[adopted_by_generation_3]), audited(&steps, &[]));
     }
 

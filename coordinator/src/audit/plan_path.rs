@@ -5,27 +5,23 @@
 use std::collections::BTreeMap;
 
 use config::RunFile;
-use dico_engine::{
-    plan::{Plan, Position, SelectedSteps},
-    record::EventKind,
-};
+use dico_engine::plan::{Plan, Position};
 
-use super::{event_detail::position_of, recovery_start::RecoveryStart};
-use crate::journal::read_only::{Event, Generation, Step};
+use crate::journal::read_only::{Generation, HistoryMove, Recovery, StageEnd, Step};
 
 /// Finds the problems, in the order of the run.
 pub(super) fn path_problems(
     file: &RunFile,
     generations: &[Generation],
     steps: &[Step],
-    events: &[Event],
-    recovered: Option<&RecoveryStart>,
+    records: &PathRecords,
+    recovered: Option<&Recovery>,
 ) -> Vec<String> {
     let mut path = PathCheck {
-        plan: Plan::new(file, selected_steps(events)),
-        jumps: jumps(events),
-        ends_by_generation: positions_by_generation(events, EventKind::StageEndedEarly),
-        problems: unknown_kinds(events),
+        plan: Plan::new(file, records.stage_ends.iter().map(|end| (end.position.stage, end.position.step)).collect()),
+        moves: records.moves.clone(),
+        ends_by_generation: records.stage_ends.iter().map(|end| (end.generation, end.position)).collect(),
+        problems: Vec::new(),
     };
     let first_generation = recovered.map_or(1, |recovered| recovered.generation);
     let mut reached = recovered.map_or_else(Position::default, |recovered| recovered.position);
@@ -46,51 +42,30 @@ pub(super) fn path_problems(
             path.problems.push(problem);
         }
     }
-    if events.iter().any(|event| event.kind == EventKind::Finished.name()) && !path.is_end(reached) {
+    if records.is_finished && !path.is_end(reached) {
         path.problems.push(format!("the journal says that the run is finished, but it has only reached {reached}"));
     }
     path.problems
 }
 
-/// A problem if an event has an unknown kind; at most one, for the first of these events.
-fn unknown_kinds(events: &[Event]) -> Vec<String> {
-    let is_known = |kind: &str| kind == "guard" || EventKind::ALL.iter().any(|event_kind| event_kind.name() == kind);
-    let unknown = events.iter().filter(|event| !is_known(&event.kind));
-    unknown.map(|event| format!("an event is of the unknown kind {:?}", event.kind)).take(1).collect()
-}
-
-/// The stages that ended early, each with the step of the state that it ended with.
-fn selected_steps(events: &[Event]) -> SelectedSteps {
-    let ended = events.iter().filter(|event| event.kind == EventKind::StageEndedEarly.name());
-    ended.filter_map(|event| position_of(&event.detail)).map(|Position { stage, step }| (stage, step)).collect()
-}
-
-/// The positions of events of a kind, by generation.
-fn positions_by_generation(events: &[Event], kind: EventKind) -> BTreeMap<u64, Position> {
-    let of_kind = events.iter().filter(|event| event.kind == kind.name());
-    of_kind.filter_map(|event| Some((event.detail["generation"].as_u64()?, position_of(&event.detail)?))).collect()
-}
-
-/// The recorded jumps. A generation jumps if it starts at another position than the run has
-/// reached, because it gives up or adopts steps. Each jump has the number of the generation, the
-/// position that was reached, and the position of the start. A coordinator may end after it has
-/// recorded a jump and before it has recorded the generation. Then a later generation with the same
-/// number may start at another position.
-fn jumps(events: &[Event]) -> Vec<(u64, Position, Position)> {
-    let kinds = [EventKind::RolledBack, EventKind::Adopted].map(EventKind::name);
-    let of_kind = events.iter().filter(|event| kinds.contains(&event.kind.as_str()));
-    let jump = |event: &Event| {
-        let detail = &event.detail;
-        Some((detail["generation"].as_u64()?, position_of(&detail["from"])?, position_of(&detail["to"])?))
-    };
-    of_kind.filter_map(jump).collect()
+/// What the journal records about the path, besides generations and steps.
+pub(super) struct PathRecords {
+    /// The ends of stages with an earlier state than their last one.
+    pub stage_ends: Vec<StageEnd>,
+    /// The moves of the committed position. A generation moves it if it starts at another position
+    /// than the run has reached, because it gives up or adopts steps. A coordinator may end after
+    /// it has recorded a move and before it has recorded the generation. Then a later generation
+    /// with the same number may start at another position.
+    pub moves: Vec<HistoryMove>,
+    /// Whether the run is complete.
+    pub is_finished: bool,
 }
 
 /// The check of the path, with the problems found so far.
 struct PathCheck {
     plan: Plan,
-    /// The recorded jumps: see [`jumps`].
-    jumps: Vec<(u64, Position, Position)>,
+    /// See [`PathRecords::moves`].
+    moves: Vec<HistoryMove>,
     /// The states with which stages ended early, by the last generation of the stage.
     ends_by_generation: BTreeMap<u64, Position>,
     problems: Vec<String>,
@@ -125,10 +100,9 @@ impl PathCheck {
             self.has_same_parameters(position, reached)
                 || stage_end.is_some_and(|end| self.has_same_parameters(position, end))
         };
-        let is_recorded_jump = |&(generation, from, to): &(u64, Position, Position)| {
-            generation == *number && to == *start && is_reached(from)
-        };
-        if !is_reached(*start) && !self.jumps.iter().any(is_recorded_jump) {
+        let is_recorded_move =
+            |moved: &HistoryMove| moved.generation == *number && moved.to == *start && is_reached(moved.from);
+        if !is_reached(*start) && !self.moves.iter().any(is_recorded_move) {
             self.problems.push(format!("generation {number} starts at {start}, but the run had reached {reached}"));
         }
     }

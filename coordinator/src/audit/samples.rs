@@ -7,13 +7,11 @@ use dico_engine::{
     data::{DataChange, SplitSize},
     lineage::{Lineage, StateFate},
     plan::Position,
-    record::EventKind,
 };
 use proto::v1;
 use serde::Serialize;
 
-use super::event_detail::position_of;
-use crate::journal::read_only::{Event, Step};
+use crate::journal::read_only::{HistoryMove, Step};
 
 /// Maximal number of consecutive steps without a report that are counted one by one. Real journals
 /// have far fewer. A forged journal can contain any step number, and counting up to a very large
@@ -123,11 +121,11 @@ pub(super) struct AppliedStep {
 }
 
 /// The steps that were applied and not given up. `starts` has the position at which each generation
-/// started. An `adopted` event counts if its generation started at the position that the event
-/// names, and if it adopts at most [`MAX_GAP_STEPS`].
+/// started. A move forward, which adopts steps, counts if its generation started at the position
+/// that the move names, and if it adopts at most [`MAX_GAP_STEPS`].
 pub(super) fn applied_steps(
     steps: &[Step],
-    events: &[Event],
+    moves: &[HistoryMove],
     lineage: &Lineage,
     starts: &BTreeMap<u64, Position>,
 ) -> BTreeMap<Position, AppliedStep> {
@@ -139,11 +137,9 @@ pub(super) fn applied_steps(
     }
     // An adopted step was applied, but not reported. It replaces the missing report unless it was
     // given up later. It belongs to the generation before the one that adopts it.
-    for event in events.iter().filter(|event| event.kind == EventKind::Adopted.name()) {
-        let [from, to] = ["from", "to"].map(|key| position_of(&event.detail[key]));
-        let (Some(from), Some(to), Some(adopting_generation)) = (from, to, event.detail["generation"].as_u64()) else {
-            continue;
-        };
+    for HistoryMove { generation: adopting_generation, from, to } in
+        moves.iter().copied().filter(|moved| moved.to > moved.from)
+    {
         let reported = if from.stage == to.stage { from.step } else { 0 };
         if starts.get(&adopting_generation) != Some(&to) || to.step.saturating_sub(reported) > MAX_GAP_STEPS {
             continue;

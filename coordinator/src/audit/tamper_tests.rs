@@ -1,8 +1,8 @@
 //! Tests of the audit with journals of simulated runs, unchanged and tampered with.
 
 use dico_engine::{
-    WorkerId,
-    record::{Record, StateSource},
+    Outcome, WorkerId,
+    record::{HistoryMove, Record, StateSource},
     statistics::StepStatistics,
 };
 use proptest::prelude::*;
@@ -10,7 +10,6 @@ use proto::v1;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use rusqlite::{Connection, types::Value};
-use serde_json::json;
 
 use super::*;
 use crate::{journal::Journal, simulation::seeds::recorded_journal};
@@ -62,11 +61,12 @@ fn finished_run() -> JournalFile {
     let mut records = vec![formed(1, at(0, 0))];
     records.extend((1..=4).map(|n| step(at(0, n), 1)));
     records.extend((1..=5).map(|n| step(at(1, n), 1)));
-    let position = |step| json!({ "stage": 1, "step": step });
-    let detail = json!({ "from": position(5), "to": position(3), "generation": 2, "source": "worker 0" });
-    records.extend([Record::Event { kind: EventKind::RolledBack, detail }, formed(2, at(1, 3))]);
+    let source = StateSource::Member(WorkerId(0));
+    let moved = HistoryMove { from: at(1, 5), to: at(1, 3), generation: 2, source };
+    records.extend([Record::HistoryMoved(moved), formed(2, at(1, 3))]);
     records.extend((4..=8).map(|n| step(at(1, n), 2)));
-    records.push(Record::Event { kind: EventKind::Finished, detail: json!({}) });
+    let (position, reason) = (at(1, 8), "the run is finished".to_owned());
+    records.push(Record::RunEnded { outcome: Outcome::Finished, position, reason, result: None });
     journal.write(&records).unwrap();
     JournalFile::new(&journal.into_read_only())
 }
@@ -238,8 +238,8 @@ fn inconsistent_records_are_detected_without_the_chain() {
         audit.problems.into_iter().filter(|problem| !is_of_chain(problem)).collect::<Vec<_>>().join("; ")
     };
     assert_eq!(problems_after(""), "");
-    let adopted = "INSERT INTO events (at, kind, detail_json) VALUES (0, 'adopted', json('{
-        \"generation\": 3, \"from\": {\"stage\": 1, \"step\": 8}, \"to\": {\"stage\": 1, \"step\": 50000000}}'));
+    let adopted = "INSERT INTO history_moves (generation, from_stage, from_step, to_stage, to_step, source, at)
+        VALUES (3, 1, 8, 1, 50000000, 'seed', 0);
         INSERT INTO generations (number, members_json, cause, formed_at, source, stage, step, term)
         VALUES (3, '[]', '', 0, 'seed', 1, 50000000, 0)";
     for (edit, expected) in [
@@ -255,14 +255,10 @@ fn inconsistent_records_are_detected_without_the_chain() {
         ("DELETE FROM steps WHERE (stage, step) = (0, 2)", "generation 1 has stage 0 step 3 after stage 0 step 1"),
         ("DELETE FROM generations", "was never formed"),
         ("DELETE FROM generations WHERE number = 1", "generation 1 is missing"),
-        (
-            "DELETE FROM events WHERE kind = 'rollback'",
-            "generation 2 starts at stage 1 step 3, but the run had reached",
-        ),
+        ("DELETE FROM history_moves", "generation 2 starts at stage 1 step 3, but the run had reached"),
         ("UPDATE steps SET generation = 7 WHERE (stage, step) = (1, 8)", "of generation 7, which was never formed"),
         ("UPDATE steps SET step = 49999999 WHERE (stage, step) = (1, 8)", "stage b: steps 8 to 49999998 are missing"),
         ("UPDATE generations SET step = 1 WHERE number = 1", "generation 1 starts at stage 0 step 1"),
-        ("INSERT INTO events (at, kind, detail_json) VALUES (0, 'agreed', '{}')", "unknown kind \"agreed\""),
         (adopted, "generation 3 starts at stage 1 step 50000000, which the run does not have"),
     ] {
         let problems = problems_after(edit);

@@ -47,6 +47,24 @@ pub(super) enum RecordKind {
     Evaluated,
     /// An event, by the number of its row.
     Event,
+    /// A worker that attached, by the number of its row.
+    Attached,
+    /// A change of the training data, by the number of its row.
+    DataChanged,
+    /// The end of a stage with an earlier state, by the number of its row.
+    StageEnded,
+    /// A pause of the run, or its end, by the number of its row.
+    Pause,
+    /// A move of the committed position, by the number of its row.
+    HistoryMoved,
+    /// The end of the run or of a coordinator process, by the number of its row.
+    RunEnded,
+    /// A guard rule that fired, by the number of its row.
+    GuardFired,
+    /// Changed settings, by the number of its row.
+    SettingsChanged,
+    /// The recovery of the journal, by the number of its row.
+    Recovered,
 }
 
 /// The queries that read all records of a kind, and the content of one of them.
@@ -61,7 +79,7 @@ struct RecordQueries {
     all_keys: &'static str,
 }
 
-const RECORD_QUERIES: [RecordQueries; 9] = [
+const RECORD_QUERIES: [RecordQueries; 18] = [
     RecordQueries {
         kind: RecordKind::RunFile,
         name: "run",
@@ -125,6 +143,60 @@ const RECORD_QUERIES: [RecordQueries; 9] = [
         name: "event",
         queries: &["SELECT * FROM events WHERE number = ?4"],
         all_keys: "SELECT NULL, NULL, NULL, number FROM events",
+    },
+    RecordQueries {
+        kind: RecordKind::Attached,
+        name: "attached",
+        queries: &["SELECT * FROM attachments WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM attachments",
+    },
+    RecordQueries {
+        kind: RecordKind::DataChanged,
+        name: "data_changed",
+        queries: &["SELECT * FROM data_changes WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM data_changes",
+    },
+    RecordQueries {
+        kind: RecordKind::StageEnded,
+        name: "stage_ended",
+        queries: &["SELECT * FROM stage_ends WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM stage_ends",
+    },
+    RecordQueries {
+        kind: RecordKind::Pause,
+        name: "pause",
+        queries: &["SELECT * FROM pauses WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM pauses",
+    },
+    RecordQueries {
+        kind: RecordKind::HistoryMoved,
+        name: "history_moved",
+        queries: &["SELECT * FROM history_moves WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM history_moves",
+    },
+    RecordQueries {
+        kind: RecordKind::RunEnded,
+        name: "run_ended",
+        queries: &["SELECT * FROM run_ends WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM run_ends",
+    },
+    RecordQueries {
+        kind: RecordKind::GuardFired,
+        name: "guard_fired",
+        queries: &["SELECT * FROM guard_firings WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM guard_firings",
+    },
+    RecordQueries {
+        kind: RecordKind::SettingsChanged,
+        name: "settings_changed",
+        queries: &["SELECT * FROM settings_changes WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM settings_changes",
+    },
+    RecordQueries {
+        kind: RecordKind::Recovered,
+        name: "recovered",
+        queries: &["SELECT * FROM recoveries WHERE number = ?4"],
+        all_keys: "SELECT NULL, NULL, NULL, number FROM recoveries",
     },
 ];
 

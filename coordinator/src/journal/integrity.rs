@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::{
     ChainCheck, Error, chain,
-    schema::{SCHEMA, SCHEMA_VERSION},
+    schema::{SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
 };
 
 /// Checks the pages and every record of a journal before the coordinator writes to it. Does not
@@ -39,6 +39,7 @@ pub(super) fn verify(connection: &Connection) -> Result<ChainCheck, Error> {
 fn expected_schema() -> rusqlite::Result<Vec<(String, String)>> {
     let fresh = Connection::open_in_memory()?;
     fresh.execute_batch(SCHEMA)?;
+    fresh.execute_batch(SCHEMA_SINCE_7)?;
     fresh.execute_batch(chain::SCHEMA)?;
     read_schema(&fresh)
 }

@@ -27,7 +27,7 @@
 //! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations
 //!   and the ends of stages. Rows of generations up to `generation` beyond `(stage, step)` are not
 //!   part of the present history.
-//! - Kinds of events are the names of [`EventKind`](dico_engine::record::EventKind)s, and `guard`
+//! - Kinds of events are the names of [`EventKind`](dico_engine::EventKind)s, and `guard`
 //!   with `{stage, step, metric, value, bound, action}`.
 //! - Rows are only added, and each column is written once. The rows of `chain` name the records in
 //!   the order in which they were written (see [`chain`]).
@@ -50,6 +50,7 @@ pub mod browse;
 mod chain;
 mod error;
 mod integrity;
+mod migration;
 mod queries;
 pub mod read_only;
 mod recovery;
@@ -78,7 +79,8 @@ pub use self::{
 use self::{
     chain::ChainWriter,
     integrity::check_intact,
-    schema::{SCHEMA, SCHEMA_VERSION},
+    migration::{MIGRATED_VERSION, migrate},
+    schema::{SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
     write::{write_record, write_run_file},
 };
 use crate::random_ids;
@@ -139,16 +141,22 @@ impl Journal {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "busy_timeout", 5000)?;
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version != SCHEMA_VERSION && version != 0 {
+        if ![SCHEMA_VERSION, MIGRATED_VERSION, 0].contains(&version) {
             return Err(Error::OtherVersion { found: version });
         }
         let transaction = connection.unchecked_transaction()?;
         if version == 0 {
             transaction.execute_batch(SCHEMA)?;
+            transaction.execute_batch(SCHEMA_SINCE_7)?;
             transaction.execute_batch(chain::SCHEMA)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
         let mut chain = ChainWriter::open(&transaction)?;
+        if version == MIGRATED_VERSION {
+            migrate(&transaction, &mut chain)?;
+            check_intact(&transaction)?;
+            tracing::info!(from = version, to = SCHEMA_VERSION, "the journal was migrated");
+        }
         let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";
         let recorded: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
         if recorded.is_none() {

@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use config::RunFile;
-use dico_engine::{checkpoint::Checkpoint, data::DataChange, plan::Position, record::EventKind};
+use dico_engine::{
+    checkpoint::Checkpoint,
+    data::{DataChange, SplitSize},
+    plan::Position,
+};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::Error;
@@ -15,21 +19,20 @@ pub(super) const IS_CURRENT: &str = "NOT EXISTS (SELECT 1 FROM cuts
 /// SQL, for a row `own` that is not [`IS_CURRENT`]: whether it is not selected, because its stage
 /// ended with an earlier checkpoint that had the best score. Otherwise the row was given up. Agrees
 /// with [`Lineage::fate`](dico_engine::lineage::Lineage::fate).
-pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
-    AND ended.detail_json ->> 'cause' IN ('best_state', 'early_stopping')
-    AND ended.detail_json ->> 'stage' = own.stage AND ended.detail_json ->> 'step' < own.step
-    AND ended.detail_json ->> 'generation' >= own.generation
-    AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= ended.detail_json ->> 'generation'
-        AND (cuts.stage, cuts.step) < (ended.detail_json ->> 'stage', ended.detail_json ->> 'step'))
+pub(super) const IS_NOT_SELECTED: &str = "EXISTS (SELECT 1 FROM stage_ends AS ended
+    WHERE ended.cause IN ('best_state', 'early_stopping') AND ended.stage = own.stage AND ended.step < own.step
+    AND ended.generation >= own.generation
+    AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= ended.generation
+        AND (cuts.stage, cuts.step) < (ended.stage, ended.step))
     AND NOT EXISTS (SELECT 1 FROM cuts WHERE cuts.generation >= own.generation
-        AND cuts.generation < ended.detail_json ->> 'generation' AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
+        AND cuts.generation < ended.generation AND (cuts.stage, cuts.step) < (own.stage, own.step)))";
 
 /// SQL: whether a checkpoint is the last one of a stage that ended with an earlier checkpoint. The
 /// run cannot resume from the last one, but it is kept for the user.
 pub(super) const IS_LAST_OF_STAGE_ENDED_EARLY: &str =
     "(stage, step) IN (SELECT stage, max(step) FROM checkpoints AS other
-    WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM events AS ended WHERE ended.kind = 'stage_ended'
-        AND ended.detail_json ->> 'stage' = other.stage AND ended.detail_json ->> 'step' < other.step) GROUP BY stage)";
+    WHERE deleted IS NULL AND EXISTS (SELECT 1 FROM stage_ends AS ended
+        WHERE ended.stage = other.stage AND ended.step < other.step) GROUP BY stage)";
 
 /// SQL: whether curves and reports show the row `own`: it is [`IS_CURRENT`] or [`IS_NOT_SELECTED`].
 pub(super) fn is_shown_sql() -> String {
@@ -75,17 +78,24 @@ pub(super) fn run_file(connection: &Connection) -> Result<RunFile, Error> {
     serde_json::from_str(&text).map_err(|error| Error::RunFile(error.to_string()))
 }
 
+/// Whether the run is complete.
+pub(super) fn is_finished(connection: &Connection) -> Result<bool, Error> {
+    let query = "SELECT EXISTS (SELECT 1 FROM run_ends WHERE outcome = 'finished')";
+    Ok(connection.query_row(query, [], |row| row.get(0))?)
+}
+
 /// The changes of training data, in order, with the positions at which they took effect, if they
 /// have.
 pub(super) fn data_changes(connection: &Connection) -> Result<Vec<DataChange>, Error> {
-    let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
-    let mut events = connection.prepare(query)?;
-    let details = events.query_map([EventKind::DataChanged.name()], |row| row.get::<_, String>(0))?;
+    let query = "SELECT generation, images_before, captions_before FROM data_changes ORDER BY number";
+    let read_change = |row: &Row<'_>| {
+        let before = SplitSize { images: read_u64(row, 1)?, captions: read_u64(row, 2)? };
+        Ok(DataChange { generation: read_u64(row, 0)?, from: None, before })
+    };
+    let recorded: Vec<DataChange> = connection.prepare(query)?.query_map([], read_change)?.collect::<Result<_, _>>()?;
     let first_start = "SELECT stage, step FROM generations WHERE number >= ? ORDER BY stage, step LIMIT 1";
     let mut changes = Vec::new();
-    for detail in details {
-        let detail: serde_json::Value = serde_json::from_str(&detail?).unwrap_or_default();
-        let Some(change) = DataChange::from_detail(&detail) else { continue };
+    for change in recorded {
         let from = connection
             .query_row(first_start, [change.generation.cast_signed()], |row| read_position(row, 0))
             .optional()?;

@@ -10,8 +10,8 @@ use dico_engine::{
     WorkerId,
     data::{DataChange, SplitSize},
     lineage::{Lineage, ModelSelection, StateFate},
+    model_selection::EndCause,
     plan::Position,
-    record::EventKind,
 };
 pub use measurements::{Caption, CheckpointRow, Evaluation, LineageCursor, MeasuredStep};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
@@ -29,6 +29,40 @@ use super::{
 #[derive(Debug)]
 pub struct ReadOnlyJournal {
     pub(super) connection: Connection,
+}
+
+/// The end of a stage with an earlier state than its last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageEnd {
+    /// The position of the state that the stage ended with.
+    pub position: Position,
+    /// The last generation of the stage.
+    pub generation: u64,
+    /// Why it ended.
+    pub cause: EndCause,
+}
+
+/// A move of the committed position by the start of a generation: back if committed steps were
+/// given up, forward if steps that are not in the journal were adopted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryMove {
+    /// The number of the generation.
+    pub generation: u64,
+    /// The committed position before.
+    pub from: Position,
+    /// The start of the generation.
+    pub to: Position,
+}
+
+/// The checkpoint from which a journal was recovered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The position of the checkpoint's state.
+    pub position: Position,
+    /// The generation that saved it.
+    pub generation: u64,
+    /// Its name.
+    pub checkpoint: String,
 }
 
 /// A recorded generation.
@@ -175,18 +209,15 @@ impl ReadOnlyJournal {
         queries::run_file(&self.connection)
     }
 
-    /// The size of the training split, from the last `joined` event; `None` if no worker has
-    /// joined.
+    /// The size of the training split, as described by the worker that attached last; `None` if no
+    /// worker has attached.
     ///
     /// # Errors
     /// SQLite cannot read it.
     pub fn training_split_size(&self) -> Result<Option<SplitSize>, Error> {
-        let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
-        let detail = self.connection.query_row(query, [EventKind::Attached.name()], |row| row.get::<_, String>(0));
-        let detail: Value =
-            detail.optional()?.and_then(|detail| serde_json::from_str(&detail).ok()).unwrap_or_default();
-        let [images, captions] = ["train_images", "train_captions"].map(|key| detail[key].as_u64());
-        Ok(images.zip(captions).map(|(images, captions)| SplitSize { images, captions }))
+        let query = "SELECT train_images, train_captions FROM attachments ORDER BY number DESC LIMIT 1";
+        let read_size = |row: &Row<'_>| Ok(SplitSize { images: read_u64(row, 0)?, captions: read_u64(row, 1)? });
+        Ok(self.connection.query_row(query, [], read_size).optional()?)
     }
 
     /// The changes of training data, in order.
@@ -202,8 +233,7 @@ impl ReadOnlyJournal {
     /// # Errors
     /// SQLite cannot read it.
     pub fn is_finished(&self) -> Result<bool, Error> {
-        let query = "SELECT EXISTS (SELECT 1 FROM events WHERE kind = ?)";
-        Ok(self.connection.query_row(query, [EventKind::Finished.name()], |row| row.get(0))?)
+        queries::is_finished(&self.connection)
     }
 
     /// All generations, in order.
@@ -241,7 +271,7 @@ impl ReadOnlyJournal {
         self.query_all("SELECT stage, step, generation, at FROM steps ORDER BY stage, step, generation", read_step)
     }
 
-    /// All rows of the table `events`, in order.
+    /// The event log, in order. It is for people; typed records are in other tables.
     ///
     /// # Errors
     /// SQLite cannot read them.
@@ -267,17 +297,53 @@ impl ReadOnlyJournal {
         Ok(points.into_iter().collect())
     }
 
+    /// The stages that ended with an earlier state than their last one, in order.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn stage_ends(&self) -> Result<Vec<StageEnd>, Error> {
+        let query = "SELECT stage, step, generation, cause FROM stage_ends ORDER BY number";
+        let read_end = |row: &Row<'_>| {
+            let cause = row.get::<_, String>(3)?;
+            let cause = EndCause::ALL.into_iter().find(|known| known.name() == cause).unwrap_or(EndCause::Guard);
+            Ok(StageEnd { position: read_position(row, 0)?, generation: read_u64(row, 2)?, cause })
+        };
+        self.query_all(query, read_end)
+    }
+
+    /// The moves of the committed position by starts of generations, in order.
+    ///
+    /// # Errors
+    /// SQLite cannot read them.
+    pub fn history_moves(&self) -> Result<Vec<HistoryMove>, Error> {
+        let query = "SELECT generation, from_stage, from_step, to_stage, to_step FROM history_moves ORDER BY number";
+        let read_move = |row: &Row<'_>| {
+            let (from, to) = (read_position(row, 1)?, read_position(row, 3)?);
+            Ok(HistoryMove { generation: read_u64(row, 0)?, from, to })
+        };
+        self.query_all(query, read_move)
+    }
+
+    /// The checkpoint from which the journal was recovered; `None` if it was not recovered.
+    ///
+    /// # Errors
+    /// SQLite cannot read it.
+    pub fn recovery(&self) -> Result<Option<Recovery>, Error> {
+        let query = "SELECT stage, step, generation, checkpoint FROM recoveries ORDER BY number LIMIT 1";
+        let read_recovery = |row: &Row<'_>| {
+            Ok(Recovery { position: read_position(row, 0)?, generation: read_u64(row, 2)?, checkpoint: row.get(3)? })
+        };
+        Ok(self.connection.query_row(query, [], read_recovery).optional()?)
+    }
+
     /// The stages that ended with an earlier checkpoint than their last, because the earlier one
     /// had the best score.
     ///
     /// # Errors
     /// SQLite cannot read them.
     pub fn selections(&self) -> Result<BTreeSet<ModelSelection>, Error> {
-        let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step', detail_json ->> 'generation' FROM events
-            WHERE kind = 'stage_ended' AND detail_json ->> 'cause' IN ('best_state', 'early_stopping')";
-        let read_selection =
-            |row: &Row<'_>| Ok(ModelSelection { position: read_position(row, 0)?, generation: read_u64(row, 2)? });
-        Ok(self.query_all(query, read_selection)?.into_iter().collect())
+        let ends = self.stage_ends()?.into_iter().filter(|end| end.cause != EndCause::Guard);
+        Ok(ends.map(|StageEnd { position, generation, .. }| ModelSelection { position, generation }).collect())
     }
 
     /// The lineage, which decides for each step whether it belongs to the present history.

@@ -7,13 +7,19 @@ use checkpoint_store::CheckpointMetadata;
 use config::RunFile;
 use dico_engine::{
     checkpoint::Checkpoint,
+    event_kind::EventKind,
     plan::Position,
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
 };
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::{AcceptedChanges, Error, FILE_NAME, Journal, integrity::check_intact, lock};
+use super::{
+    AcceptedChanges, Error, FILE_NAME, Journal,
+    integrity::check_intact,
+    lock,
+    write::{now, write_record, write_recovery},
+};
 
 /// The suffixes of the files that SQLite keeps beside the database.
 const SQLITE_SUFFIXES: [&str; 2] = ["-wal", "-shm"];
@@ -44,7 +50,7 @@ impl Journal {
         let connection = Connection::open(folder.join(FILE_NAME))?;
         check_intact(&connection)?;
         let mut journal = Self::new_with_changes(connection, file, AcceptedChanges::Free)?;
-        journal.write(&first_records(recovery, renamed_to.as_deref()))?;
+        journal.write_recovery(recovery, renamed_to.as_deref())?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
 
@@ -58,47 +64,56 @@ impl Journal {
 }
 
 pub(super) fn former_run_ids(connection: &Connection) -> Result<BTreeSet<String>, Error> {
-    let query = "SELECT value FROM events, json_each(detail_json, '$.run_ids') WHERE kind = ?";
-    let mut events = connection.prepare(query)?;
-    Ok(events.query_map([EventKind::Recovered.name()], |row| row.get(0))?.collect::<Result<_, _>>()?)
+    let query = "SELECT value FROM recoveries, json_each(run_ids_json)";
+    Ok(connection.prepare(query)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
-/// The first records of a recovered journal. `renamed_to` is the new name of the old journal, if
-/// there was one.
-fn first_records(
-    RecoveryCheckpoints { checkpoints, newest, run_ids }: &RecoveryCheckpoints,
-    renamed_to: Option<&str>,
-) -> Vec<Record> {
-    let position = |metadata: &CheckpointMetadata| Position { stage: metadata.stage, step: metadata.step };
-    let detail = json!({
-        "stage": newest.stage,
-        "step": newest.step,
-        "generation": newest.generation,
-        "checkpoint": newest.checkpoint,
-        "run_ids": run_ids,
-        "journal": newest.journal.to_string(),
-        "set_aside": renamed_to,
-    });
-    let formed = Record::Formed {
-        generation: newest.generation,
-        // The term identifies a generation to workers. No worker has taken part in the run under
-        // its new id, so any term will do.
-        term: 0,
-        members: Vec::new(),
-        cause: "the journal was recovered".to_owned(),
-        start: position(newest),
-        source: StateSource::Checkpoint(newest.checkpoint.clone()),
-    };
-    let saved = checkpoints.iter().map(|metadata| {
-        Record::Saved(Checkpoint {
-            position: position(metadata),
-            generation: metadata.generation,
-            run_id: metadata.run_id.clone(),
-            name: metadata.checkpoint.clone(),
-            parameters_sha256: metadata.parameters_sha256.clone(),
-        })
-    });
-    [Record::Event { kind: EventKind::Recovered, detail }, formed].into_iter().chain(saved).collect()
+impl Journal {
+    /// Writes the first records of a recovered journal. `renamed_to` is the new name of the old
+    /// journal, if there was one.
+    fn write_recovery(&mut self, recovery: &RecoveryCheckpoints, renamed_to: Option<&str>) -> Result<(), Error> {
+        let RecoveryCheckpoints { checkpoints, newest, run_ids } = recovery;
+        let position = |metadata: &CheckpointMetadata| Position { stage: metadata.stage, step: metadata.step };
+        let run_ids = json!(run_ids);
+        let detail = json!({
+            "stage": newest.stage,
+            "step": newest.step,
+            "generation": newest.generation,
+            "checkpoint": newest.checkpoint,
+            "run_ids": run_ids,
+            "journal": newest.journal.to_string(),
+            "set_aside": renamed_to,
+        });
+        let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
+        let checkpoint_and_ids = (newest.checkpoint.as_str(), &run_ids);
+        let (start, generation) = (position(newest), newest.generation);
+        write_recovery(&transaction, &mut chain, start, generation, checkpoint_and_ids, now())?;
+        write_record(&transaction, &mut chain, &Record::Event { kind: EventKind::Recovered, detail })?;
+        let formed = Record::Formed {
+            generation,
+            // The term identifies a generation to workers. No worker has taken part in the run
+            // under its new id, so any term will do.
+            term: 0,
+            members: Vec::new(),
+            cause: "the journal was recovered".to_owned(),
+            start,
+            source: StateSource::Checkpoint(newest.checkpoint.clone()),
+        };
+        write_record(&transaction, &mut chain, &formed)?;
+        for metadata in checkpoints {
+            let saved = Record::Saved(Checkpoint {
+                position: position(metadata),
+                generation: metadata.generation,
+                run_id: metadata.run_id.clone(),
+                name: metadata.checkpoint.clone(),
+                parameters_sha256: metadata.parameters_sha256.clone(),
+            });
+            write_record(&transaction, &mut chain, &saved)?;
+        }
+        transaction.commit()?;
+        self.chain = chain;
+        Ok(())
+    }
 }
 
 /// Renames the old journal in a folder, if there is one. Returns its new name.

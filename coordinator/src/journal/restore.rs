@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use config::GuardAction;
 use dico_engine::{
+    guard::TriggeredRule,
     lineage::BranchPoints,
     model_selection::Scores,
     plan::{Boundaries, Boundary, Position, SelectedSteps},
-    record::EventKind,
     restored::{RestoredRun, StepMeans},
     term_log::TermLog,
 };
 use proto::v1;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Error, Journal, queries::*};
 
@@ -23,10 +24,8 @@ impl Journal {
     pub fn restore(&self) -> Result<RestoredRun, Error> {
         let connection = &self.connection;
         let run_id = run_id(connection)?;
-        let query = "SELECT CASE kind WHEN ?1 THEN detail_json ->> 'reason' END FROM events WHERE kind IN (?1, ?2)
-            ORDER BY rowid DESC LIMIT 1";
-        let kinds = [EventKind::Paused, EventKind::Resumed].map(EventKind::name);
-        let pause_reason = connection.query_row(query, kinds, |row| row.get(0)).optional()?.flatten();
+        let query = "SELECT CASE WHEN is_paused THEN reason END FROM pauses ORDER BY number DESC LIMIT 1";
+        let pause_reason = connection.query_row(query, [], |row| row.get(0)).optional()?.flatten();
         let query = "SELECT number, stage, step FROM generations ORDER BY number DESC LIMIT 1";
         let last = connection.query_row(query, [], |row| Ok((read_u64(row, 0)?, read_position(row, 1)?))).optional()?;
         let Some((last_generation, start)) = last else {
@@ -56,14 +55,10 @@ impl Journal {
             .query_map([], |row| Ok((read_position(row, 0)?, parse_metrics(&row.get::<_, String>(2)?))))?
             .collect::<Result<Scores, _>>()?;
         let evaluated = scores.keys().map(|position| (*position, Boundary::Evaluation)).collect();
-        let query = "SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM events WHERE kind = ? ORDER BY rowid";
         let selected_steps = connection
-            .prepare(query)?
-            .query_map([EventKind::StageEndedEarly.name()], |row| Ok((row.get(0)?, read_u64(row, 1)?)))?
+            .prepare("SELECT stage, step FROM stage_ends ORDER BY number")?
+            .query_map([], |row| Ok((row.get(0)?, read_u64(row, 1)?)))?
             .collect::<Result<SelectedSteps, _>>()?;
-        let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid DESC LIMIT 1";
-        let latest =
-            |kind: EventKind| connection.query_row(query, [kind.name()], |row| row.get::<_, String>(0)).optional();
         Ok(RestoredRun {
             run_id,
             term_log: self.term_log()?,
@@ -78,10 +73,11 @@ impl Journal {
             scores,
             step_means: self.recent_means(committed)?,
             selected_steps,
+            guard_firings: guard_firings(connection, committed.stage)?,
             pause_reason,
-            data_set: latest(EventKind::Attached)?.and_then(|detail| parse_data_set(&detail)),
+            data_set: last_data_set(connection)?,
             data_changes: data_changes(connection)?,
-            is_finished: latest(EventKind::Finished)?.is_some(),
+            is_finished: is_finished(connection)?,
         })
     }
 
@@ -150,19 +146,41 @@ fn parse_means(json: &str) -> StepMeans {
     summaries.into_iter().filter_map(|(name, summary)| Some((name, summary["mean"].as_f64()?))).collect()
 }
 
-/// Parses the data set in the detail of a `joined` event, which records that a worker attached;
-/// none if the detail lacks a field.
-fn parse_data_set(detail: &str) -> Option<v1::DataSet> {
-    let detail: serde_json::Value = serde_json::from_str(detail).ok()?;
-    let number = |key: &str| detail.get(key)?.as_u64();
-    let text = |key: &str| Some(detail.get(key)?.as_str()?.to_owned());
-    Some(v1::DataSet {
-        train_images: number("train_images")?,
-        train_captions: number("train_captions")?,
-        skipped_images: number("skipped_images")?,
-        training_fingerprint: text("training_fingerprint")?,
-        validation_fingerprint: text("validation_fingerprint")?,
-        models_fingerprint: text("models_fingerprint")?,
-        validation_images: number("validation_images")?,
-    })
+/// The data of the worker that attached last; none if no worker has attached.
+fn last_data_set(connection: &Connection) -> Result<Option<v1::DataSet>, Error> {
+    let query = "SELECT train_images, train_captions, skipped_images, validation_images, training_fingerprint,
+        validation_fingerprint, models_fingerprint FROM attachments ORDER BY number DESC LIMIT 1";
+    let read_data_set = |row: &Row<'_>| {
+        Ok(v1::DataSet {
+            train_images: read_u64(row, 0)?,
+            train_captions: read_u64(row, 1)?,
+            skipped_images: read_u64(row, 2)?,
+            validation_images: read_u64(row, 3)?,
+            training_fingerprint: row.get(4)?,
+            validation_fingerprint: row.get(5)?,
+            models_fingerprint: row.get(6)?,
+        })
+    };
+    Ok(connection.query_row(query, [], read_data_set).optional()?)
+}
+
+/// The guard rules that have fired in the present history of a stage, in order.
+fn guard_firings(connection: &Connection, stage: u32) -> Result<Vec<(Position, TriggeredRule)>, Error> {
+    let query = format!(
+        "SELECT stage, step, metric, value, bound, is_above, action, first_stage, first_step FROM guard_firings AS own
+        WHERE stage = ? AND {IS_CURRENT} ORDER BY number"
+    );
+    let read_firing = |row: &Row<'_>| {
+        let action = row.get::<_, String>(6)?;
+        let rule = TriggeredRule {
+            metric: row.get(2)?,
+            value: row.get::<_, Option<f64>>(3)?.unwrap_or(f64::NAN),
+            bound: row.get(4)?,
+            is_above: row.get(5)?,
+            action: GuardAction::ALL.into_iter().find(|known| known.name() == action).unwrap_or(GuardAction::Warn),
+            first_position: read_position(row, 7)?,
+        };
+        Ok((read_position(row, 0)?, rule))
+    };
+    Ok(connection.prepare(&query)?.query_map([stage], read_firing)?.collect::<Result<_, _>>()?)
 }

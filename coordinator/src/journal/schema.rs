@@ -1,9 +1,9 @@
 //! The tables of the journal and their version.
 
 /// The version of the tables. A journal with another version is refused.
-pub(super) const SCHEMA_VERSION: i64 = 6;
+pub(super) const SCHEMA_VERSION: i64 = 7;
 
-/// Creates all tables except `chain`, and the view `cuts`. The documentation of
+/// Creates the tables that journals of version 6 have, too, except `chain`. The documentation of
 /// [`journal`](super) explains them.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, name TEXT NOT NULL, seed INTEGER NOT NULL,
@@ -26,8 +26,41 @@ CREATE TABLE IF NOT EXISTS evaluation_items (
     references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind);
+";
+
+/// Creates the tables of records on which a restart or the audit depends, and the view `cuts`. A
+/// journal of version 6 had these records only as events.
+pub(super) const SCHEMA_SINCE_7: &str = "
+CREATE TABLE IF NOT EXISTS attachments (
+    number INTEGER PRIMARY KEY, rank INTEGER NOT NULL, host TEXT NOT NULL, train_images INTEGER NOT NULL,
+    train_captions INTEGER NOT NULL, skipped_images INTEGER NOT NULL, validation_images INTEGER NOT NULL,
+    training_fingerprint TEXT NOT NULL, validation_fingerprint TEXT NOT NULL, models_fingerprint TEXT NOT NULL,
+    holds TEXT, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS data_changes (
+    number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, images_before INTEGER NOT NULL, images_after INTEGER NOT NULL,
+    captions_before INTEGER NOT NULL, captions_after INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS stage_ends (
+    number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL,
+    cause TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS pauses (
+    number INTEGER PRIMARY KEY, is_paused INTEGER NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL,
+    reason TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS history_moves (
+    number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, from_stage INTEGER NOT NULL, from_step INTEGER NOT NULL,
+    to_stage INTEGER NOT NULL, to_step INTEGER NOT NULL, source TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS run_ends (
+    number INTEGER PRIMARY KEY, outcome TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL,
+    reason TEXT NOT NULL, result TEXT, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS guard_firings (
+    number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL,
+    metric TEXT NOT NULL, value REAL, bound REAL NOT NULL, is_above INTEGER NOT NULL, action TEXT NOT NULL,
+    first_stage INTEGER NOT NULL, first_step INTEGER NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS settings_changes (
+    number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, changes_json TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS recoveries (
+    number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL,
+    checkpoint TEXT NOT NULL, run_ids_json TEXT NOT NULL, at REAL NOT NULL);
 CREATE VIEW IF NOT EXISTS cuts AS
     SELECT number - 1 AS generation, stage, step FROM generations
-    UNION ALL SELECT detail_json ->> 'generation', detail_json ->> 'stage', detail_json ->> 'step'
-    FROM events WHERE kind = 'stage_ended';
+    UNION ALL SELECT generation, stage, step FROM stage_ends;
 ";

@@ -2,12 +2,12 @@
 //! changes.
 
 use config::{Mutability, RunFile, changes, continuation};
-use dico_engine::{record::EventKind, restored::RestoredRun};
+use dico_engine::{event_kind::EventKind, restored::RestoredRun};
 use serde_json::json;
 
 use super::{
     AcceptedChanges, Error, Journal, SettingsError,
-    write::{write_event, write_run_file},
+    write::{now, write_event, write_run_file, write_settings_change},
 };
 
 impl Journal {
@@ -39,6 +39,7 @@ impl Journal {
         let detail = json!({ "stage": position.stage, "step": position.step, "changes": changes });
         let (transaction, mut chain) = (self.connection.transaction()?, self.chain.clone());
         write_run_file(&transaction, &mut chain, file, &restored.run_id)?;
+        write_settings_change(&transaction, &mut chain, position, &detail["changes"], now())?;
         write_event(&transaction, &mut chain, EventKind::SettingsChanged.name(), &detail)?;
         transaction.commit()?;
         self.chain = chain;

@@ -2,14 +2,14 @@ use std::collections::BTreeMap;
 
 use config::{GuardAction, Rule};
 use dico_engine::{
-    Engine, WorkerId,
+    Engine, EventKind, WorkerId,
     checkpoint::Checkpoint,
     data::{DataChange, SplitSize},
     lineage::{BranchPoints, StateFate},
     membership::Machine,
     model_selection::Scores,
     plan::{Boundary, Position},
-    record::{EventKind, StateSource},
+    record::StateSource,
     restored::RestoredRun,
     statistics::StepStatistics,
     term_log::TermLog,
@@ -331,7 +331,8 @@ fn a_triggered_guard_rule_is_recorded() {
         config::Rule { metric: "kl".into(), above: Some(1.0), below: None, for_: 1, action: config::GuardAction::Warn };
     let position = Position { stage: 0, step: 3 };
     let triggered_rules = dico_engine::guard::Guard::new(0, &[rule]).check_step(position, |_| Some(2.5));
-    let records: Vec<_> = triggered_rules.into_iter().map(|rule| Record::Guard { position, rule }).collect();
+    let records: Vec<_> =
+        triggered_rules.into_iter().map(|rule| Record::Guard { position, generation: 1, rule }).collect();
     journal.write(&records).unwrap();
     let query = "SELECT detail_json FROM events WHERE kind = 'guard'";
     let detail: String = journal.connection.query_row(query, [], |row| row.get(0)).unwrap();

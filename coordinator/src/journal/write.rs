@@ -7,18 +7,25 @@ use std::{
 
 use config::RunFile;
 use dico_engine::{
-    WorkerId, checkpoint::Checkpoint, guard::TriggeredRule, membership::Machine, plan::Position, record::Record,
+    WorkerId,
+    checkpoint::Checkpoint,
+    data::{DataChange, SplitSize},
+    guard::TriggeredRule,
+    membership::Machine,
+    model_selection::EndDecision,
+    plan::Position,
+    record::{Attachment, HistoryMove, Record},
     statistics::StepStatistics,
 };
 use proto::v1;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{Row, ToSql, Transaction, params};
 use serde_json::json;
 use summary_statistics::Summary;
 
 use super::chain::{ChainEntry, ChainWriter, RecordKind};
 
 /// The present time in Unix seconds.
-fn now() -> f64 {
+pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
@@ -36,7 +43,8 @@ pub(super) fn write_run_file(
     chain.append(transaction, ChainEntry::of_row(RecordKind::RunFile, transaction.last_insert_rowid()))
 }
 
-/// Writes a record and its entry of the hash chain.
+/// Writes a record with its entry of the hash chain, and the event for people that it adds to the
+/// event log.
 pub(super) fn write_record(
     transaction: &Transaction<'_>,
     chain: &mut ChainWriter,
@@ -88,14 +96,179 @@ pub(super) fn write_record(
             }
             chain.append(transaction, ChainEntry::at(RecordKind::Evaluated, (stage, step, generation)))
         }
-        Record::Guard { position, rule } => {
+        Record::Guard { position, generation, rule } => {
+            write_guard_firing(transaction, chain, *position, *generation, rule, now())?;
             let TriggeredRule { metric, value, bound, action, .. } = rule;
             let (Position { stage, step }, action) = (*position, action.name());
             let detail = json!({ "stage": stage, "step": step, "metric": metric, "value": value, "bound": bound, "action": action });
             write_event(transaction, chain, "guard", &detail)
         }
-        Record::Event { kind, detail } => write_event(transaction, chain, kind.name(), detail),
+        Record::Attached(attachment) => write_attachment(transaction, chain, attachment, now()),
+        Record::DataChanged { change, after } => write_data_change(transaction, chain, change, *after, now()),
+        Record::StageEnded { generation, end } => {
+            let EndDecision { position, cause, reason, .. } = end;
+            write_stage_end(transaction, chain, *position, *generation, (cause.name(), reason), now())
+        }
+        Record::Paused { position, reason } => write_pause(transaction, chain, true, *position, reason, now()),
+        Record::Resumed { position, reason } => write_pause(transaction, chain, false, *position, reason, now()),
+        Record::HistoryMoved(moved) => write_history_move(transaction, chain, moved, now()),
+        Record::RunEnded { outcome, position, reason, result } => {
+            write_run_end(transaction, chain, outcome.name(), *position, (reason, result.as_deref()), now())
+        }
+        Record::Event { .. } => Ok(()),
+    }?;
+    match record.event() {
+        Some((kind, detail)) => write_event(transaction, chain, kind.name(), &detail),
+        None => Ok(()),
     }
+}
+
+/// Adds a row to a table whose key is a row number, and its entry of the hash chain. `columns` are
+/// the names of the columns without the number.
+fn insert_row(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    kind: RecordKind,
+    table_and_columns: &str,
+    row: &[&dyn ToSql],
+) -> rusqlite::Result<()> {
+    let parameters = vec!["?"; row.len()].join(", ");
+    transaction.prepare_cached(&format!("INSERT INTO {table_and_columns} VALUES ({parameters})"))?.execute(row)?;
+    chain.append(transaction, ChainEntry::of_row(kind, transaction.last_insert_rowid()))
+}
+
+pub(super) fn write_attachment(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    attachment: &Attachment,
+    at: f64,
+) -> rusqlite::Result<()> {
+    let Attachment { worker_id, host, data_set, held_position } = attachment;
+    let holds = held_position.map(|position| position.to_string());
+    let table = "attachments (rank, host, train_images, train_captions, skipped_images, validation_images,
+        training_fingerprint, validation_fingerprint, models_fingerprint, holds, at)";
+    let row = params![
+        worker_id.0,
+        host,
+        data_set.train_images.cast_signed(),
+        data_set.train_captions.cast_signed(),
+        data_set.skipped_images.cast_signed(),
+        data_set.validation_images.cast_signed(),
+        data_set.training_fingerprint,
+        data_set.validation_fingerprint,
+        data_set.models_fingerprint,
+        holds,
+        at,
+    ];
+    insert_row(transaction, chain, RecordKind::Attached, table, row)
+}
+
+pub(super) fn write_data_change(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    change: &DataChange,
+    after: SplitSize,
+    at: f64,
+) -> rusqlite::Result<()> {
+    let DataChange { generation, before, .. } = change;
+    let numbers = [*generation, before.images, after.images, before.captions, after.captions].map(u64::cast_signed);
+    let [generation, images_before, images_after, captions_before, captions_after] = numbers;
+    let table = "data_changes (generation, images_before, images_after, captions_before, captions_after, at)";
+    let row = params![generation, images_before, images_after, captions_before, captions_after, at];
+    insert_row(transaction, chain, RecordKind::DataChanged, table, row)
+}
+
+pub(super) fn write_stage_end(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    position: Position,
+    generation: u64,
+    (cause, reason): (&str, &str),
+    at: f64,
+) -> rusqlite::Result<()> {
+    let (stage, step, generation) = key_columns(position, generation);
+    let table = "stage_ends (stage, step, generation, cause, reason, at)";
+    insert_row(transaction, chain, RecordKind::StageEnded, table, params![stage, step, generation, cause, reason, at])
+}
+
+pub(super) fn write_pause(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    is_paused: bool,
+    Position { stage, step }: Position,
+    reason: &str,
+    at: f64,
+) -> rusqlite::Result<()> {
+    let row = params![is_paused, stage, step.cast_signed(), reason, at];
+    insert_row(transaction, chain, RecordKind::Pause, "pauses (is_paused, stage, step, reason, at)", row)
+}
+
+pub(super) fn write_history_move(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    HistoryMove { from, to, generation, source }: &HistoryMove,
+    at: f64,
+) -> rusqlite::Result<()> {
+    let [from_step, to_step, generation] = [from.step, to.step, *generation].map(u64::cast_signed);
+    let table = "history_moves (generation, from_stage, from_step, to_stage, to_step, source, at)";
+    let row = params![generation, from.stage, from_step, to.stage, to_step, source.to_string(), at];
+    insert_row(transaction, chain, RecordKind::HistoryMoved, table, row)
+}
+
+pub(super) fn write_run_end(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    outcome: &str,
+    Position { stage, step }: Position,
+    (reason, result): (&str, Option<&str>),
+    at: f64,
+) -> rusqlite::Result<()> {
+    let row = params![outcome, stage, step.cast_signed(), reason, result, at];
+    insert_row(transaction, chain, RecordKind::RunEnded, "run_ends (outcome, stage, step, reason, result, at)", row)
+}
+
+pub(super) fn write_guard_firing(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    position: Position,
+    generation: u64,
+    rule: &TriggeredRule,
+    at: f64,
+) -> rusqlite::Result<()> {
+    let (stage, step, generation) = key_columns(position, generation);
+    let TriggeredRule { metric, value, bound, action, is_above, first_position: first } = rule;
+    let table =
+        "guard_firings (stage, step, generation, metric, value, bound, is_above, action, first_stage, first_step, at)";
+    let (action, first_step) = (action.name(), first.step.cast_signed());
+    let row = params![stage, step, generation, metric, value, bound, is_above, action, first.stage, first_step, at];
+    insert_row(transaction, chain, RecordKind::GuardFired, table, row)
+}
+
+/// Records that settings have changed at a position.
+pub(super) fn write_settings_change(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    Position { stage, step }: Position,
+    changes: &serde_json::Value,
+    at: f64,
+) -> rusqlite::Result<()> {
+    let row = params![stage, step.cast_signed(), changes.to_string(), at];
+    insert_row(transaction, chain, RecordKind::SettingsChanged, "settings_changes (stage, step, changes_json, at)", row)
+}
+
+/// Records that the journal replaces another one, and resumes from a checkpoint.
+pub(super) fn write_recovery(
+    transaction: &Transaction<'_>,
+    chain: &mut ChainWriter,
+    position: Position,
+    generation: u64,
+    (checkpoint, run_ids): (&str, &serde_json::Value),
+    at: f64,
+) -> rusqlite::Result<()> {
+    let (stage, step, generation) = key_columns(position, generation);
+    let table = "recoveries (stage, step, generation, checkpoint, run_ids_json, at)";
+    let row = params![stage, step, generation, checkpoint, run_ids.to_string(), at];
+    insert_row(transaction, chain, RecordKind::Recovered, table, row)
 }
 
 /// The key of a step, checkpoint or evaluation: stage, step and generation, as SQLite's integers.

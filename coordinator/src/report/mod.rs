@@ -28,7 +28,7 @@ use std::{
 };
 
 use config::{Objective, RunFile};
-use dico_engine::{WorkerId, plan::Position, record::EventKind};
+use dico_engine::{EventKind, WorkerId, plan::Position};
 use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 

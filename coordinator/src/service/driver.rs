@@ -283,12 +283,15 @@ impl EventLoop {
             Record::Damaged(name) => warn!(name, "a checkpoint cannot be used"),
             Record::Deleting(name) => info!(name, "deleting an old checkpoint"),
             Record::Evaluated { position, metrics, .. } => info!(at = %position, ?metrics, "evaluation"),
-            Record::Guard { position, rule } => {
+            Record::Guard { position, rule, .. } => {
                 warn!(at = %position, action = rule.action.name(), "the guard: {rule}");
             }
             // An event of the journal, not an [`Event`] of the state machine.
-            Record::Event { kind, detail } if !kind.needs_attention() => info!(%detail, "{}", kind.name()),
-            Record::Event { kind, detail } => warn!(%detail, "{}", kind.name()),
+            _ => match record.event() {
+                Some((kind, detail)) if kind.needs_attention() => warn!(%detail, "{}", kind.name()),
+                Some((kind, detail)) => info!(%detail, "{}", kind.name()),
+                None => {}
+            },
         }
     }
 

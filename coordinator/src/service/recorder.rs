@@ -153,7 +153,7 @@ mod tests {
 
     use super::*;
     use config::testing;
-    use dico_engine::record::EventKind;
+    use dico_engine::EventKind;
 
     /// A file system of one MiB.
     struct SmallDisk(tempfile::TempDir);

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use dico_engine::{Action, Engine, Event, RequestId, SessionId, Time, restored::RestoredRun, state::generations::RunPhase};
+use dico_engine::{
+    Action, Engine, Event, RequestId, SessionId, Time, restored::RestoredRun, state::generations::RunPhase,
+};
 use proptest::prelude::*;
 use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 

@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
 use dico_engine::{
-    WorkerId,
+    EventKind, WorkerId,
     captions::EvaluationItem,
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
     statistics::StepStatistics,
 };
 use prost::Message;

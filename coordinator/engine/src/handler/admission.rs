@@ -8,12 +8,13 @@ use proto::{PROTOCOL_VERSION, v1};
 use serde_json::json;
 
 use crate::{
-    action::Outcome,
     data::{self, DataChange, DataDescription, RunData},
+    event_kind::EventKind,
     membership::{JoinSettings, Membership},
+    outcome::Outcome,
     output::{Effect, Output},
     plan::{Position, is_agreed},
-    record::EventKind,
+    record::{Attachment, Record},
     refusal::{Refusal, RefusalKind},
     settings::Settings,
     state::{
@@ -105,23 +106,13 @@ impl<'a> AdmissionHandler<'a> {
             return Ok(());
         }
         self.record_data_changes(&data_set);
-        let detail = json!({
-            "rank": worker_id,
-            "host": self.members.get(worker_id).map(|member| &member.machine.host),
-            "train_images": data_set.train_images,
-            "train_captions": data_set.train_captions,
-            "skipped_images": data_set.skipped_images,
-            "validation_images": data_set.validation_images,
-            "training_fingerprint": data_set.training_fingerprint,
-            "validation_fingerprint": data_set.validation_fingerprint,
-            "models_fingerprint": data_set.models_fingerprint,
-            "holds": attach.holds.as_ref().map(|position| Position::from(position).to_string()),
-        });
-        self.data.describe(worker_id, data_set);
+        self.data.describe(worker_id, data_set.clone());
+        let held_position = attach.holds.as_ref().map(Position::from);
         if let Some(member) = self.members.get_mut(worker_id) {
             member.position = attach.holds.filter(is_agreed);
+            let host = member.machine.host.clone();
+            self.output.record(Record::Attached(Attachment { worker_id, host, data_set, held_position }));
         }
-        self.output.record_event(EventKind::Attached, detail);
         Ok(())
     }
 
@@ -135,7 +126,7 @@ impl<'a> AdmissionHandler<'a> {
         let generation = self.generations.last_number + 1;
         let change = DataChange { generation, from: None, before: before.into() };
         if training_changed {
-            self.output.record_event(EventKind::DataChanged, change.detail(data_set.into()));
+            self.output.record(Record::DataChanged { change, after: data_set.into() });
             self.data.changes.push(change);
         }
         if validation_changed {

@@ -4,15 +4,13 @@
 //! steps. Therefore it takes place even if members join or leave before. The request is not in the
 //! journal: it is lost if the coordinator restarts.
 
-use serde_json::json;
-
 use crate::{
-    action::Outcome,
     command::Command,
     handler::{admission::refusal_if_ending, membership::MembershipHandler},
+    outcome::Outcome,
     output::Output,
     plan::{Boundary, Position},
-    record::EventKind,
+    record::Record,
     refusal::{Refusal, RefusalKind},
     state::{State, generations::RunPhase},
     types::WorkerId,
@@ -57,9 +55,9 @@ fn pause(state: &mut State, output: &mut Output) -> Result<String, Refusal> {
     if let Some(reason) = &state.stage.pause_reason {
         return refuse(format!("the run is already paused: {reason}"));
     }
-    let Position { stage, step } = state.history.committed;
-    output.record_event(EventKind::Paused, json!({ "stage": stage, "step": step, "reason": OPERATOR_REQUEST }));
-    state.stage.pause_reason = Some(OPERATOR_REQUEST.to_owned());
+    let (position, reason) = (state.history.committed, OPERATOR_REQUEST.to_owned());
+    output.record(Record::Paused { position, reason: reason.clone() });
+    state.stage.pause_reason = Some(reason);
     Ok(format!("the run pauses at {}", end_of_granted_steps(state)))
 }
 
@@ -68,8 +66,7 @@ fn resume(state: &mut State, output: &mut Output) -> Result<String, Refusal> {
         return refuse("the run is not paused: there is nothing to resume".into());
     };
     state.measurements.throughput.reset_timer();
-    let detail = json!({ "at": state.history.committed.to_string(), "reason": reason });
-    output.record_event(EventKind::Resumed, detail);
+    output.record(Record::Resumed { position: state.history.committed, reason });
     Ok("the run continues".into())
 }
 

@@ -15,10 +15,11 @@ use crate::{
     action::Action,
     captions::{self, Captions, EvaluationItem, ImageRange, ReportableScores},
     data::RunData,
+    event_kind::EventKind,
     membership::Membership,
     output::Output,
     plan::{Boundary, Position},
-    record::{EventKind, Record},
+    record::Record,
     settings::Settings,
     state::{
         State,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use proto::v1;
 
 use crate::{
-    action::Outcome,
     handler::membership::MembershipHandler,
     membership::{Member, MemberState, Membership, OverdueReason, Stall, release_timeout},
+    outcome::Outcome,
     output::{Effect, Output},
     settings::Settings,
     state::{

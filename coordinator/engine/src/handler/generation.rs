@@ -2,10 +2,8 @@
 //! ends it.
 
 use proto::{v1, v1::directive::Directive};
-use serde_json::json;
 
 use crate::{
-    action::Outcome,
     data::{self, RunData},
     handler::{
         membership_changes::{must_wait_for_removed_holder, select_members, state_holders},
@@ -13,9 +11,10 @@ use crate::{
         training,
     },
     membership::{MemberState, Membership},
+    outcome::Outcome,
     output::{Effect, Output},
     plan::{Position, is_agreed},
-    record::{EventKind, Record, StateSource},
+    record::{HistoryMove, Record, StateSource},
     settings::Settings,
     state::{
         Measurements, State,
@@ -90,14 +89,8 @@ impl<'a> GenerationHandler<'a> {
         if start == previous {
             return;
         }
-        let detail = json!({
-            "from": { "stage": previous.stage, "step": previous.step },
-            "to": { "stage": start.stage, "step": start.step },
-            "generation": generation,
-            "source": source.to_string(),
-        });
-        let kind = if start < previous { EventKind::RolledBack } else { EventKind::Adopted };
-        self.output.record_event(kind, detail);
+        let source = source.clone();
+        self.output.record(Record::HistoryMoved(HistoryMove { from: previous, to: start, generation, source }));
         if start < previous || start.stage != previous.stage {
             self.stage.restart_guard(self.history);
         }

@@ -5,9 +5,9 @@ use serde_json::json;
 
 use crate::{
     data::RunData,
+    event_kind::EventKind,
     membership::{Member, MemberState, Membership},
     output::{Effect, Output},
-    record::EventKind,
     state::{State, generations::Generations},
     types::{SessionId, Time, WorkerId},
     violation::one_line,

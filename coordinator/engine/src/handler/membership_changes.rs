@@ -8,10 +8,10 @@
 //! state that it holds, or if it writes a checkpoint.
 
 use crate::{
+    event_kind::EventKind,
     handler::membership::MembershipHandler,
     membership::{Member, MemberState, Membership},
     output::Output,
-    record::EventKind,
     settings::Settings,
     state::{State, generations::Generation, start_point::StateHolders},
     types::{Time, WorkerId},

@@ -29,12 +29,14 @@ use proto::{v1, v1::directive::Directive};
 use serde_json::json;
 
 use crate::{
-    action::{Action, Outcome},
+    action::Action,
     checkpoint::Checkpoint,
+    event_kind::EventKind,
     membership::Membership,
+    outcome::Outcome,
     output::{Effect, Output},
     plan::{Boundary, Position},
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
     settings::Settings,
     state::{
         State,

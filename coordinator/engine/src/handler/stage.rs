@@ -14,15 +14,14 @@
 use std::collections::BTreeMap;
 
 use config::GuardAction;
-use serde_json::json;
 use summary_statistics::Summary;
 
 use crate::{
     guard::{Guard, TriggeredRule},
-    model_selection::{EndCause, EndDecision, LaterState},
+    model_selection::{EndCause, EndDecision},
     output::{Effect, Output},
     plan::Position,
-    record::{EventKind, Record},
+    record::Record,
     state::{
         State, checkpoints::Checkpoints, evaluation::Evaluation, generations::Generations, history::History,
         stage::StageState,
@@ -65,10 +64,11 @@ impl<'a> StageHandler<'a> {
         }
         for rule in check(&mut self.stage.guard) {
             let (action, reason) = (rule.action, format!("{rule} at {position}"));
-            self.output.record(Record::Guard { position, rule });
+            let generation = self.generations.last_number;
+            self.stage.firings.push((position, rule.clone()));
+            self.output.record(Record::Guard { position, generation, rule });
             if action == GuardAction::Pause && self.stage.pause_reason.is_none() {
-                let detail = json!({ "stage": position.stage, "step": position.step, "reason": reason });
-                self.output.record_event(EventKind::Paused, detail);
+                self.output.record(Record::Paused { position, reason: reason.clone() });
                 self.stage.pause_reason = Some(reason);
             }
         }
@@ -79,9 +79,11 @@ impl<'a> StageHandler<'a> {
         if !self.may_end() {
             return false;
         }
-        let Some(decision) = self.stage.view(self.history, self.checkpoints).end_decision() else { return false };
-        let EndDecision { position, cause, reason, later_states } = decision;
-        self.record_end(position, cause, &reason, later_states);
+        let Some(end) = self.stage.view(self.history, self.checkpoints).end_decision() else { return false };
+        let EndDecision { position, cause, ref reason, .. } = end;
+        let name = &self.history.plan.stage(position).name;
+        let reason = format!("stage {name} ends with its state at step {}: {reason}", position.step);
+        self.output.record(Record::StageEnded { generation: self.generations.last_number, end });
         self.history.plan.end_stage(position);
         self.history.branch_points.add(self.generations.last_number + 1, position);
         *self.evaluation = None;
@@ -91,8 +93,6 @@ impl<'a> StageHandler<'a> {
             // that they are given up.
             self.history.committed = position;
         }
-        let name = &self.history.plan.stage(position).name;
-        let reason = format!("stage {name} ends with its state at step {}: {reason}", position.step);
         self.output.add_effect(Effect::StageEnded { position });
         self.output.add_effect(Effect::EndGeneration { reason, is_failure: false });
         true
@@ -106,22 +106,5 @@ impl<'a> StageHandler<'a> {
         let is_saving = in_progress.as_ref().is_some_and(|saving| !saving.is_cancelled);
         let must_wait = is_saving || failed.is_some() || self.stage.pause_reason.is_some();
         !must_wait && !self.history.plan.has_ended_early(self.stage.guard.stage()) && !self.generations.is_over()
-    }
-
-    fn record_end(&mut self, position: Position, cause: EndCause, reason: &str, later_states: Vec<LaterState>) {
-        let describe = |state: LaterState| {
-            let LaterState { position, score, reason } = state;
-            json!({ "step": position.step, "score": score, "reason": reason })
-        };
-        let detail = json!({
-            "stage": position.stage,
-            "step": position.step,
-            "generation": self.generations.last_number,
-            "cause": cause.name(),
-            "reason": reason,
-            // The journal's name of `later_states`.
-            "passed_over": later_states.into_iter().map(describe).collect::<Vec<_>>(),
-        });
-        self.output.record_event(EventKind::StageEndedEarly, detail);
     }
 }

@@ -19,9 +19,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    action::Outcome,
     captions::ImageRange,
     membership::{MemberState, Membership},
+    outcome::Outcome,
     plan::Position,
     record::StateSource,
     statistics::StepMerger,

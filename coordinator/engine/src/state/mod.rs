@@ -9,7 +9,7 @@ pub mod stage;
 pub mod start_point;
 
 use crate::{
-    action::Outcome, data::RunData, guard::Guard, membership::Membership, plan::Plan, restored::RestoredRun,
+    data::RunData, guard::Guard, membership::Membership, outcome::Outcome, plan::Plan, restored::RestoredRun,
     settings::Settings, statistics::StepStatistics, throughput::Throughput, types::Time,
 };
 use checkpoints::Checkpoints;
@@ -72,7 +72,11 @@ impl State {
             false => RunPhase::Waiting,
         };
         let last_generation = restored.last_generation;
-        let mut stage = StageState { guard: Guard::new(0, &[]), pause_reason: restored.pause_reason };
+        let mut stage = StageState {
+            guard: Guard::new(0, &[]),
+            firings: restored.guard_firings,
+            pause_reason: restored.pause_reason,
+        };
         stage.restart_guard(&history);
         for (position, means) in restored.step_means {
             // Rules that fire here also fired in an earlier coordinator process, which executed

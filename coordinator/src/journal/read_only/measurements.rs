@@ -230,13 +230,12 @@ impl ReadOnlyJournal {
     /// # Errors
     /// SQLite cannot read it.
     pub fn earliest_branch_point_since(&self, cursor: &mut LineageCursor) -> Result<Option<Position>, Error> {
-        let query = "SELECT count(*) FROM generations UNION ALL SELECT count(*) FROM events WHERE kind = 'stage_ended'";
+        let query = "SELECT count(*) FROM generations UNION ALL SELECT count(*) FROM stage_ends";
         let counts = self.query_all(query, |row| read_u64(row, 0))?;
         let now = LineageCursor { generations: counts[0], ended_stages: counts[1] };
         let before = std::mem::replace(cursor, now);
         let query = "SELECT stage, step FROM (SELECT stage, step FROM generations ORDER BY number LIMIT -1 OFFSET ?)
-            UNION ALL SELECT detail_json ->> 'stage', detail_json ->> 'step' FROM (
-                SELECT detail_json FROM events WHERE kind = 'stage_ended' ORDER BY rowid LIMIT -1 OFFSET ?)
+            UNION ALL SELECT stage, step FROM (SELECT stage, step FROM stage_ends ORDER BY number LIMIT -1 OFFSET ?)
             ORDER BY 1, 2 LIMIT 1";
         let before = params![before.generations.cast_signed(), before.ended_stages.cast_signed()];
         Ok(self.connection.query_row(query, before, |row| read_position(row, 0)).optional()?)

@@ -10,10 +10,10 @@ use std::{
 };
 
 use dico_engine::{
-    WorkerId,
+    EventKind, WorkerId,
     captions::EvaluationItem,
     plan::Position,
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
     statistics::StepStatistics,
 };
 use proptest::prelude::*;
@@ -458,7 +458,7 @@ async fn only_images_of_evaluations_are_served() {
 
 #[tokio::test]
 async fn events_are_listed_newest_first() {
-    use dico_engine::record::EventKind;
+    use dico_engine::EventKind;
     let mut server = TestServer::new(None).await;
     server.journal.write(&[generation_record(1, 0)]).unwrap();
     let lost =

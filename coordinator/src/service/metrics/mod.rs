@@ -7,11 +7,7 @@ mod workers;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use config::{GuardAction, RunFile};
-use dico_engine::{
-    record::{EventKind, Record},
-    state::State,
-    statistics::StepStatistics,
-};
+use dico_engine::{EventKind, record::Record, state::State, statistics::StepStatistics};
 use metric_catalogue::{METRICS, names};
 use metrics::{Counter, Gauge, Label, counter, gauge, histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -151,7 +147,17 @@ impl Metrics {
                 }
             }
             Record::Guard { rule, .. } => guard_counter(&rule.metric, rule.action).increment(1),
-            Record::Formed { .. } | Record::Deleting(_) | Record::Damaged(_) | Record::Event { .. } => {}
+            Record::Formed { .. }
+            | Record::Deleting(_)
+            | Record::Damaged(_)
+            | Record::Attached(_)
+            | Record::DataChanged { .. }
+            | Record::StageEnded { .. }
+            | Record::Paused { .. }
+            | Record::Resumed { .. }
+            | Record::HistoryMoved(_)
+            | Record::RunEnded { .. }
+            | Record::Event { .. } => {}
         });
     }
 

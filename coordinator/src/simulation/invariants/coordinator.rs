@@ -2,11 +2,11 @@
 
 use config::GuardAction;
 use dico_engine::{
-    SessionId,
+    EventKind, Outcome, SessionId,
     checkpoint::Checkpoint,
-    model_selection::EndCause,
+    model_selection::{EndCause, EndDecision},
     plan::Position,
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
     state::generations::RunPhase,
 };
 use proto::{v1, v1::directive::Directive};
@@ -53,27 +53,26 @@ impl Cluster {
                 let earlier = self.invariants.evaluated.insert(*position, (updates, may_repeat));
                 assert!(earlier.is_none_or(|(_, may_repeat)| may_repeat), "{position} was evaluated twice");
             }
-            Record::Event { kind: EventKind::Paused, .. } => self.invariants.is_paused = true,
-            Record::Event { kind: EventKind::Resumed, .. } => self.invariants.is_paused = false,
-            Record::Event { kind: EventKind::RolledBack, .. } => self.invariants.has_recorded_rollback = true,
-            Record::Event { kind: EventKind::StageEndedEarly, detail } => {
-                let number = |key: &str| detail[key].as_u64().expect("the detail has this number");
-                let end = Position { stage: number("stage") as u32, step: number("step") };
+            Record::Paused { .. } => self.invariants.is_paused = true,
+            Record::Resumed { .. } => self.invariants.is_paused = false,
+            Record::HistoryMoved(moved) => self.invariants.has_recorded_rollback |= moved.to < moved.from,
+            Record::StageEnded { end: EndDecision { position: end, cause, .. }, .. } => {
+                let end = *end;
                 let earlier_end = self.invariants.selected_steps.insert(end.stage, end.step);
                 assert_eq!(earlier_end, None, "stage {} ended twice", end.stage);
                 self.invariants.given_up_after = Some(end);
-                if detail["cause"] != EndCause::Guard.name() {
+                if *cause != EndCause::Guard {
                     // The later steps are not selected. They count as trained, not as given up.
                     let committed = prefix_up_to(&self.invariants.committed, end).len();
                     self.invariants.committed.truncate(committed);
                     self.invariants.committed_position = end.min(self.invariants.committed_position);
                 }
             }
-            Record::Event { kind: EventKind::Finished, .. } => {
+            Record::RunEnded { outcome: Outcome::Finished, .. } => {
                 self.check_finished();
                 self.invariants.is_over = true;
             }
-            Record::Event { kind: EventKind::Failed, .. } => self.invariants.is_over = true,
+            Record::RunEnded { outcome: Outcome::Failed(_), .. } => self.invariants.is_over = true,
             _ => {}
         }
     }
@@ -90,9 +89,7 @@ impl Cluster {
         let members = &self.state().members;
         let held_state = |session: SessionId| self.invariants.reported_states[&session].clone();
         let state = match source {
-            StateSource::Member(worker_id) => {
-                members.get(*worker_id).and_then(|member| held_state(member.session))
-            }
+            StateSource::Member(worker_id) => members.get(*worker_id).and_then(|member| held_state(member.session)),
             StateSource::Checkpoint(name) => self.disk.checkpoints.get(name).cloned(),
             StateSource::Seed => Some(UpdateHistory::new()),
         };

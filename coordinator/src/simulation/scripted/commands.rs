@@ -2,10 +2,7 @@
 //!
 //! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
-use dico_engine::{
-    Command, Time, WorkerId,
-    record::{EventKind, Record},
-};
+use dico_engine::{Command, EventKind, Time, WorkerId, record::Record};
 use proto::v1;
 
 use super::position_at;

@@ -4,8 +4,8 @@
 
 use config::{GuardAction, Rule, Stage};
 use dico_engine::{
-    Action, Command, Event, Outcome, RefusalKind, RequestId, Time,
-    record::{EventKind, Record, StateSource},
+    Action, Command, Event, EventKind, Outcome, RefusalKind, RequestId, Time,
+    record::{Record, StateSource},
 };
 use proto::v1;
 

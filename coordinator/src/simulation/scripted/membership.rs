@@ -4,10 +4,10 @@
 
 use config::RunFile;
 use dico_engine::{
-    Action, Engine, Event, Outcome, RequestId, SessionId, Time, WorkerId,
+    Action, Engine, Event, EventKind, Outcome, RequestId, SessionId, Time, WorkerId,
     checkpoint::Checkpoint,
     plan::Position,
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
     restored::RestoredRun,
 };
 use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive};

@@ -12,10 +12,10 @@ mod recovery;
 
 use config::RunFile;
 use dico_engine::{
-    Action, Command, Outcome, Time,
+    Action, Command, EventKind, Outcome, Time,
     captions::EvaluationItem,
     plan::Position,
-    record::{EventKind, Record, StateSource},
+    record::{Record, StateSource},
     state::generations::PendingBoundary,
 };
 use proto::v1;

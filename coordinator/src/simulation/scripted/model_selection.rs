@@ -2,8 +2,8 @@
 
 use config::Stage;
 use dico_engine::{
-    Time,
-    record::{EventKind, Record, StateSource},
+    EventKind, Time,
+    record::{Record, StateSource},
 };
 
 use super::position_at;

@@ -4,8 +4,8 @@
 
 use config::Stage;
 use dico_engine::{
-    Outcome, Time,
-    record::{EventKind, Record, StateSource},
+    EventKind, Outcome, Time,
+    record::{Record, StateSource},
 };
 use proto::v1;
 

@@ -37,6 +37,9 @@ pub enum GuardAction {
 }
 
 impl GuardAction {
+    /// All actions.
+    pub const ALL: [Self; 3] = [Self::Warn, Self::Pause, Self::Rollback];
+
     /// The name used in run files.
     #[must_use]
     pub fn name(self) -> &'static str {
