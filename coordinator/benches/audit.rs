@@ -12,7 +12,6 @@ use dico_engine::record::{Attachment, Record, StateSource};
 use dico_engine::statistics::StepStatistics;
 use divan::{Bencher, counter::ItemsCount};
 use proto::v1;
-use serde_json::json;
 use summary_statistics::Summary;
 use tempfile::TempDir;
 
@@ -59,7 +58,8 @@ stages: [{{ name: dico, objective: dico, steps: {STEPS}, batch: 8, optimizer: {{
 fn write_journal() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(folder.path(), &run_file()).unwrap();
-    let joined = json!({ "rank": 0, "train_images": 118_287, "train_captions": 591_753 });
+    let data_set = v1::DataSet { train_images: 118_287, train_captions: 591_753, ..Default::default() };
+    let attached = Attachment { worker_id: WorkerId(0), host: String::new(), data_set, held_position: None };
     let formed = Record::Formed {
         term: 0,
         generation: 1,
@@ -68,7 +68,7 @@ fn write_journal() -> TempDir {
         start: Position::default(),
         source: StateSource::Seed,
     };
-    journal.write(&[Record::Event { kind: EventKind::Attached, detail: joined }, formed]).unwrap();
+    journal.write(&[Record::Attached(attached), formed]).unwrap();
     let summaries = metric_catalogue::TRAINING_METRICS
         .into_iter()
         .map(|name| (name.to_owned(), v1::Summary::from(&Summary::of([0.25, 0.5, 0.75, 0.875, 1.0]))))

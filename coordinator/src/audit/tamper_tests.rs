@@ -15,8 +15,25 @@ use super::*;
 use crate::{journal::Journal, simulation::seeds::recorded_journal};
 use config::testing;
 
-const TABLES: [&str; 8] =
-    ["run", "generations", "steps", "checkpoints", "evaluations", "evaluation_items", "events", "chain"];
+const TABLES: [&str; 17] = [
+    "run",
+    "generations",
+    "steps",
+    "checkpoints",
+    "evaluations",
+    "evaluation_items",
+    "events",
+    "attachments",
+    "data_changes",
+    "stage_ends",
+    "pauses",
+    "history_moves",
+    "run_ends",
+    "guard_firings",
+    "settings_changes",
+    "recoveries",
+    "chain",
+];
 
 /// A journal on disk.
 struct JournalFile {

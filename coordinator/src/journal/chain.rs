@@ -271,7 +271,7 @@ impl ChainEntry {
     }
 
     /// Reads an entry from a row of the table `chain`; `None` if its kind is unknown.
-    fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Option<Self>> {
         let name = row.get_ref(1)?.as_str()?;
         let Some(queries) = RECORD_QUERIES.iter().find(|queries| queries.name == name) else { return Ok(None) };
         let (stage, step, generation, number) = (row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?);

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{SettingsError, schema::SCHEMA_VERSION};
+use super::{
+    SettingsError,
+    schema::{MIGRATED_VERSION, SCHEMA_VERSION},
+};
 
 /// Why a journal cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +28,8 @@ pub enum Error {
     Settings(Box<SettingsError>),
     /// Another version of the program, with other tables, wrote the journal.
     #[error(
-        "the journal has version {found}, this program writes version {SCHEMA_VERSION}; use another --state or output"
+        "the journal has version {found}, this program reads and writes version {SCHEMA_VERSION}: `coordinator serve` \
+         migrates version {MIGRATED_VERSION}; for others use another --state or output"
     )]
     OtherVersion {
         /// The version of the journal's tables.

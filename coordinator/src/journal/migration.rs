@@ -25,10 +25,7 @@ use super::{
     write::*,
 };
 
-/// The version that can be migrated.
-pub(super) const MIGRATED_VERSION: i64 = 6;
-
-/// Migrates a journal of version [`MIGRATED_VERSION`].
+/// Migrates a journal of version [`MIGRATED_VERSION`](super::schema::MIGRATED_VERSION).
 pub(super) fn migrate(transaction: &Transaction<'_>, chain: &mut ChainWriter) -> Result<(), Error> {
     transaction.execute_batch("DROP VIEW IF EXISTS cuts")?;
     transaction.execute_batch(SCHEMA_SINCE_7)?;

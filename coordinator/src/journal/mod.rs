@@ -51,6 +51,8 @@ mod chain;
 mod error;
 mod integrity;
 mod migration;
+#[cfg(test)]
+mod migration_tests;
 mod queries;
 pub mod read_only;
 mod recovery;
@@ -79,8 +81,8 @@ pub use self::{
 use self::{
     chain::ChainWriter,
     integrity::check_intact,
-    migration::{MIGRATED_VERSION, migrate},
-    schema::{SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
+    migration::migrate,
+    schema::{MIGRATED_VERSION, SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
     write::{write_record, write_run_file},
 };
 use crate::random_ids;

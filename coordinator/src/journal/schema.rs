@@ -1,7 +1,10 @@
 //! The tables of the journal and their version.
 
-/// The version of the tables. A journal with another version is refused.
+/// The version of the tables. A journal with another version is refused, except for
+/// [`MIGRATED_VERSION`].
 pub(super) const SCHEMA_VERSION: i64 = 7;
+/// The version of tables that is migrated to the present one.
+pub(super) const MIGRATED_VERSION: i64 = 6;
 
 /// Creates the tables that journals of version 6 have, too, except `chain`. The documentation of
 /// [`journal`](super) explains them.

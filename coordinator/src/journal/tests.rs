@@ -7,9 +7,9 @@ use dico_engine::{
     data::{DataChange, SplitSize},
     lineage::{BranchPoints, StateFate},
     membership::Machine,
-    model_selection::Scores,
+    model_selection::{EndCause, EndDecision, Scores},
     plan::{Boundary, Position},
-    record::StateSource,
+    record::{Attachment, StateSource},
     restored::RestoredRun,
     statistics::StepStatistics,
     term_log::TermLog,
@@ -70,6 +70,11 @@ fn branch_points<const N: usize>(starts: [(u64, u64); N]) -> BranchPoints {
     branch_points
 }
 
+fn stage_ended(step: u64, generation: u64, cause: EndCause) -> Record {
+    let (position, reason) = (Position { stage: 0, step }, "a test".into());
+    Record::StageEnded { generation, end: EndDecision { position, cause, reason, later_states: vec![] } }
+}
+
 fn evaluated(step: u64, generation: u64) -> Record {
     let metrics = [("cider".to_owned(), 1.0)].into();
     Record::Evaluated { position: Position { stage: 0, step }, generation, metrics, items: vec![] }
@@ -121,9 +126,9 @@ fn changed_data_take_effect_at_the_earliest_later_start() {
         from: from.map(|step| Position { stage: 0, step }),
         before,
     };
-    let change_event = |generation| Record::Event {
-        kind: EventKind::DataChanged,
-        detail: change(generation, None).detail(SplitSize { images: 8, captions: 40 }),
+    let change_event = |generation| Record::DataChanged {
+        change: change(generation, None),
+        after: SplitSize { images: 8, captions: 40 },
     };
     let validation = Record::Event {
         kind: EventKind::DataChanged,
@@ -140,11 +145,17 @@ fn changed_data_take_effect_at_the_earliest_later_start() {
 #[test]
 fn a_restarted_coordinator_restores_the_position_of_the_run() {
     let folder = tempfile::tempdir().unwrap();
-    let detail = json!({
-        "train_images": 2, "train_captions": 10, "skipped_images": 0, "validation_images": 7, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m",
-    });
+    let data_set = v1::DataSet {
+        train_images: 2,
+        train_captions: 10,
+        skipped_images: 0,
+        validation_images: 7,
+        training_fingerprint: "t".into(),
+        validation_fingerprint: "v".into(),
+        models_fingerprint: "m".into(),
+    };
     let mut records = vec![
-        Record::Event { kind: EventKind::Attached, detail },
+        Record::Attached(Attachment { worker_id: WorkerId(3), host: "here".into(), data_set, held_position: None }),
         formed(1, 0, StateSource::Seed),
         Record::Ready { generation: 1, recovery: false },
     ];
@@ -202,20 +213,20 @@ fn a_restarted_coordinator_restores_the_position_of_the_run() {
 
 #[test]
 fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
-    let event = |kind, detail| Record::Event { kind, detail };
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
     let mut records = vec![formed(1, 0, StateSource::Seed)];
     records.extend((1..=15).map(|s| step(s, 1)));
     records.extend([5, 10, 15].into_iter().flat_map(|s| [Record::Saved(saved(s, 1)), evaluated(s, 1)]));
-    records.push(event(EventKind::Paused, json!({ "reason": "kl is 9" })));
+    let position = Position { stage: 0, step: 15 };
+    records.push(Record::Paused { position, reason: "kl is 9".into() });
     journal.write(&records).unwrap();
     let restored = journal.restore().unwrap();
     assert_eq!((restored.pause_reason.as_deref(), restored.branch_points), (Some("kl is 9"), branch_points([(1, 0)])));
     assert_eq!((restored.committed, restored.scores.len()), (Position { stage: 0, step: 15 }, 3));
 
     // The coordinator dies when only the end of the stage is on disk.
-    let ended = json!({ "stage": 0, "step": 10, "generation": 1, "cause": "early_stopping", "reason": "patience" });
-    let records = [event(EventKind::Resumed, json!({})), event(EventKind::StageEndedEarly, ended), step(16, 1)];
+    let resumed = Record::Resumed { position, reason: "kl is 9".into() };
+    let records = [resumed, stage_ended(10, 1, EndCause::EarlyStopping), step(16, 1)];
     journal.write(&records).unwrap();
     let restored = journal.restore().unwrap();
     let at = |step| Position { stage: 0, step };
@@ -228,9 +239,6 @@ fn a_restarted_coordinator_restores_pauses_and_stage_ends() {
     journal.write(&[formed(2, 10, StateSource::Checkpoint(saved(10, 1).name)), Record::Saved(saved(11, 2))]).unwrap();
     assert_eq!(journal.restore().unwrap().checkpoints.last(), Some(&saved(11, 2)));
 }
-
-/// The causes with which a stage may end early.
-const CAUSES: [&str; 3] = ["best_state", "early_stopping", "guard"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
@@ -269,9 +277,7 @@ proptest! {
         }
         if let Some((steps_back, cause)) = end {
             let end = reached.step.saturating_sub(steps_back);
-            let (generation, cause) = (last_generation, CAUSES[cause]);
-            let detail = json!({ "stage": 0, "step": end, "generation": generation, "cause": cause, "reason": "x" });
-            journal.write(&[Record::Event { kind: EventKind::StageEndedEarly, detail }]).unwrap();
+            journal.write(&[stage_ended(end, last_generation, EndCause::ALL[cause])]).unwrap();
             for (start, steps) in next_stage {
                 let position = |step| Position { stage: 1, step };
                 // `None`: the generation starts at the end of the previous stage, where the next
@@ -288,7 +294,7 @@ proptest! {
         }));
         for (step, fate) in journal.steps().unwrap().into_iter().zip(fates.unwrap()) {
             prop_assert_eq!(step.fate, fate, "{:?}", step);
-            prop_assert!(step.fate != StateFate::NotSelected || end.is_some_and(|(_, cause)| CAUSES[cause] != "guard"));
+            prop_assert!(step.fate != StateFate::NotSelected || end.is_some_and(|(_, cause)| EndCause::ALL[cause] != EndCause::Guard));
         }
     }
 }
@@ -296,10 +302,10 @@ proptest! {
 #[test]
 fn a_run_can_be_paused_before_the_first_worker_joins() {
     let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file()).unwrap();
-    let event = |kind, detail| Record::Event { kind, detail };
-    journal.write(&[event(EventKind::Paused, json!({ "reason": "operator" }))]).unwrap();
+    let position = Position::default();
+    journal.write(&[Record::Paused { position, reason: "operator".into() }]).unwrap();
     assert_eq!(journal.restore().unwrap().pause_reason.as_deref(), Some("operator"));
-    journal.write(&[event(EventKind::Resumed, json!({}))]).unwrap();
+    journal.write(&[Record::Resumed { position, reason: "operator".into() }]).unwrap();
     let restored = journal.restore().unwrap();
     assert_eq!(restored, RestoredRun { run_id: restored.run_id.clone(), ..RestoredRun::default() });
 }

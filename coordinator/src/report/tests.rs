@@ -1,11 +1,12 @@
 use std::path::Path;
 
 use dico_engine::{
-    WorkerId,
+    Outcome as RunOutcome, WorkerId,
     captions::EvaluationItem,
     checkpoint::Checkpoint,
     membership::Machine,
-    record::{Record, StateSource},
+    model_selection::{EndCause, EndDecision, LaterState},
+    record::{Attachment, HistoryMove, Record, StateSource},
     statistics::StepStatistics,
 };
 use proto::v1;
@@ -58,8 +59,12 @@ fn formed(generation: u64, stage: u32, step: u64) -> Record {
     }
 }
 
-fn event(kind: EventKind, detail: serde_json::Value) -> Record {
-    Record::Event { kind, detail }
+fn run_ended(outcome: RunOutcome) -> Record {
+    let reason = match &outcome {
+        RunOutcome::Failed(reason) => reason.clone(),
+        _ => "a test".to_owned(),
+    };
+    Record::RunEnded { outcome, position: Position { stage: 1, step: 8 }, reason, result: None }
 }
 
 /// Writes the journal of a run of two stages. A generation failed in the second stage, and its
@@ -68,17 +73,20 @@ fn write_journal(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
     let batch = 4;
     let stages = [("a", 4), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None)).into();
     let mut journal = Journal::open(folder, &testing::run_file(stages)).unwrap();
-    let detail = json!({ "rank": 0, "train_images": 16, "train_captions": 16, "skipped_images": 0, "validation_images": 30, "training_fingerprint": "t", "validation_fingerprint": "v", "models_fingerprint": "m" });
-    let mut records = vec![event(EventKind::Attached, detail), formed(1, 0, 0)];
+    let data_set =
+        v1::DataSet { train_images: 16, train_captions: 16, validation_images: 30, ..v1::DataSet::default() };
+    let attachment = Attachment { worker_id: WorkerId(0), host: "here".into(), data_set, held_position: None };
+    let mut records = vec![Record::Attached(attachment), formed(1, 0, 0)];
     records.extend((1..=4).map(|n| step(0, n, 1)));
     records.push(evaluated(0, 4, 1, "a cat", 1.0));
     records.extend((1..=5).map(|n| step(1, n, 1)));
     records.push(evaluated(1, 4, 1, "given up", 9.0));
-    records.push(event(EventKind::Lost, json!({ "rank": 1, "host": "here", "reason": MALICIOUS_CAPTION })));
+    let detail = json!({ "rank": 1, "host": "here", "reason": MALICIOUS_CAPTION });
+    records.push(Record::Event { kind: EventKind::Lost, detail });
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
-    let at = |step| json!({ "stage": 1, "step": step });
-    let detail = json!({ "from": at(5), "to": at(3), "generation": 2, "source": "worker 0" });
-    records.push(event(EventKind::RolledBack, detail));
+    let at = |step| Position { stage: 1, step };
+    let source = StateSource::Member(WorkerId(0));
+    records.push(Record::HistoryMoved(HistoryMove { from: at(5), to: at(3), generation: 2, source }));
     records.push(formed(2, 1, 3));
     records.extend((4..=8).map(|n| step(1, n, 2)));
     records.push(evaluated(1, 8, 2, MALICIOUS_CAPTION, 2.0));
@@ -97,7 +105,7 @@ fn report(extra: Vec<Record>) -> Report {
 
 #[test]
 fn a_report_summarizes_the_journal() {
-    let report = report(vec![event(EventKind::Finished, json!({}))]);
+    let report = report(vec![run_ended(RunOutcome::Finished)]);
     assert_eq!(report.outcome, Outcome::Finished);
     let stages: Vec<_> = report.stages.iter().map(|stage| (stage.name.as_str(), stage.steps, stage.samples)).collect();
     assert_eq!(stages, [("a", 4, 16), ("b", 8, 32)]);
@@ -140,9 +148,11 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
     let mut records = vec![formed(1, 0, 0), step(0, 1, 1), step(0, 2, 1), evaluated(0, 2, 1, "people", 9.0)];
     records.extend((1..=8).map(|n| step(1, n, 1)));
     records.extend([evaluated(1, 2, 1, "bad", 1.0), evaluated(1, 4, 1, "good", 3.0), evaluated(1, 8, 1, "fair", 2.0)]);
-    let detail = json!({ "stage": 1, "step": 4, "generation": 1, "cause": "best_state", "reason": "it is the best",
-        "passed_over": [{ "step": 8, "score": 2.0, "reason": "its score is not better" }] });
-    records.extend([event(EventKind::StageEndedEarly, detail), event(EventKind::Finished, json!({}))]);
+    let at = |step| Position { stage: 1, step };
+    let later = LaterState { position: at(8), score: Some(2.0), reason: "its score is not better".into() };
+    let (cause, reason) = (EndCause::BestState, "it is the best".into());
+    let end = EndDecision { position: at(4), cause, reason, later_states: vec![later] };
+    records.extend([Record::StageEnded { generation: 1, end }, run_ended(RunOutcome::Finished)]);
     journal.write(&records).unwrap();
     let report = Report::read(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
@@ -172,12 +182,16 @@ fn captions_and_reasons_are_escaped_in_the_html() {
 #[test]
 fn the_outcome_follows_from_the_last_events() {
     assert_eq!(report(vec![]).outcome, Outcome::Unfinished);
-    let failed = || event(EventKind::Failed, json!({ "reason": "the data differ" }));
+    let failed = || run_ended(RunOutcome::Failed("the data differ".into()));
     assert_eq!(report(vec![failed()]).outcome, Outcome::Failed("the data differ".into()));
     assert_eq!(report(vec![failed(), formed(3, 1, 8)]).outcome, Outcome::Unfinished);
-    let paused = || event(EventKind::Paused, json!({ "reason": "kl is 9" }));
+    let position = Position { stage: 1, step: 8 };
+    let paused = || Record::Paused { position, reason: "kl is 9".into() };
     assert_eq!(report(vec![paused()]).outcome, Outcome::Paused("kl is 9".into()));
-    assert_eq!(report(vec![paused(), event(EventKind::Resumed, json!({}))]).outcome, Outcome::Unfinished);
+    assert_eq!(
+        report(vec![paused(), Record::Resumed { position, reason: "kl is 9".into() }]).outcome,
+        Outcome::Unfinished
+    );
 }
 
 #[test]
@@ -198,14 +212,14 @@ fn the_html_of_a_long_run_is_small() {
     assert!(html.len() < 200_000, "{} bytes", html.len());
     // Many generations and events are truncated, too.
     let mut many: Vec<Record> = (3..1_003).map(|number| formed(number, 1, 8)).collect();
-    many.extend((0..1_000).map(|rank| event(EventKind::Lost, json!({ "rank": rank }))));
+    many.extend((0..1_000).map(|rank| Record::Event { kind: EventKind::Lost, detail: json!({ "rank": rank }) }));
     let html = report(many).to_html();
     assert!(html.len() < 200_000 && html.contains("802 earlier generations"), "{} bytes", html.len());
 }
 
 #[test]
 fn the_html_is_well_formed() {
-    let html = report(vec![event(EventKind::Finished, json!({}))]).to_html();
+    let html = report(vec![run_ended(RunOutcome::Finished)]).to_html();
     let void_elements = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
     let mut open: Vec<String> = Vec::new();
     for tag in html.split('<').skip(1) {

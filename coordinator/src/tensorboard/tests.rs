@@ -1,14 +1,14 @@
 use std::collections::BTreeMap;
 
 use dico_engine::{
-    EventKind, WorkerId,
+    WorkerId,
     captions::EvaluationItem,
+    model_selection::{EndCause, EndDecision},
     record::{Record, StateSource},
     statistics::StepStatistics,
 };
 use prost::Message;
 use proto::v1;
-use serde_json::json;
 use summary_statistics::Summary as Distribution;
 
 use super::{
@@ -110,6 +110,11 @@ fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
     }
 }
 
+fn stage_ended(step: u64, generation: u64, cause: EndCause) -> Record {
+    let (position, reason) = (Position { stage: 0, step }, "test".into());
+    Record::StageEnded { generation, end: EndDecision { position, cause, reason, later_states: vec![] } }
+}
+
 #[test]
 fn steps_of_all_stages_have_one_counter_and_their_metrics() {
     let mut run = TwoStages::new();
@@ -164,8 +169,7 @@ fn steps_that_were_given_up_are_purged_and_no_step_is_written_twice() {
     assert_eq!(losses(&run), [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2)]);
     assert_eq!(run.curve("evaluation/cider"), BTreeMap::new());
     // The guard ends the stage with step 2.
-    let detail = json!({ "stage": 0, "step": 2, "generation": 2, "cause": "guard", "reason": "test" });
-    run.write([Record::Event { kind: EventKind::StageEndedEarly, detail }, formed(3, Position { stage: 0, step: 2 })]);
+    run.write([stage_ended(2, 2, EndCause::Guard), formed(3, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 3, 3.0)]);
     export.write_new(&journal).unwrap();
     assert_eq!(losses(&run), [(1, 1), (2, 1), (11, 3)]);
@@ -181,8 +185,7 @@ fn steps_after_the_checkpoint_that_a_stage_ended_with_stay_visible() {
     run.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
     let journal = run.open_read_only();
     let (mut export, _) = EventFileWriter::create(&run.out(), &journal).unwrap();
-    let detail = json!({ "stage": 0, "step": 2, "generation": 1, "cause": "best_state", "reason": "test" });
-    run.write([Record::Event { kind: EventKind::StageEndedEarly, detail }, formed(2, Position { stage: 0, step: 2 })]);
+    run.write([stage_ended(2, 1, EndCause::BestState), formed(2, Position { stage: 0, step: 2 })]);
     run.write([step(1, 1, 2, 3.0)]);
     export.write_new(&journal).unwrap();
     assert_eq!(run.curve("train/loss").into_keys().collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 11]);

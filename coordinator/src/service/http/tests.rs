@@ -10,8 +10,9 @@ use std::{
 };
 
 use dico_engine::{
-    EventKind, WorkerId,
+    WorkerId,
     captions::EvaluationItem,
+    model_selection::{EndCause, EndDecision},
     plan::Position,
     record::{Record, StateSource},
     statistics::StepStatistics,
@@ -344,8 +345,9 @@ fn steps_after_the_checkpoint_that_a_stage_ended_with_are_shown() {
     records.extend((5..=12).map(|step| step_record(step, 2, 2.0)));
     journal.write(&records).unwrap();
     read_journal(&mut curves, folder.path());
-    let detail = json!({ "stage": 0, "step": 8, "generation": 2, "cause": "best_state", "reason": "x" });
-    journal.write(&[Record::Event { kind: EventKind::StageEndedEarly, detail }, generation_record(3, 8)]).unwrap();
+    let position = Position { stage: 0, step: 8 };
+    let end = EndDecision { position, cause: EndCause::BestState, reason: "x".into(), later_states: vec![] };
+    journal.write(&[Record::StageEnded { generation: 2, end }, generation_record(3, 8)]).unwrap();
     read_journal(&mut curves, folder.path());
     let mut fresh_curves = Curves::new(1);
     read_journal(&mut fresh_curves, folder.path());

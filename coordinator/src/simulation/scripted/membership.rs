@@ -144,8 +144,10 @@ fn changed_validation_data_are_admitted_and_changed_training_data_only_if_accept
             }
             _ => None,
         });
-        let is_change =
-            |action: &&Action| matches!(action, Action::Record(Record::Event { kind: EventKind::DataChanged, .. }));
+        let is_change = |action: &&Action| match action {
+            Action::Record(record) => record.event().is_some_and(|(kind, _)| kind == EventKind::DataChanged),
+            _ => false,
+        };
         (reason.cloned(), actions.iter().filter(is_change).count())
     };
     let (reason, _) = attach_worker(&mut engine, 1, data_set("others", "v"));

@@ -103,7 +103,7 @@ impl Cluster {
 
     /// The number of recorded events of a kind.
     fn count_events(&self, kind: EventKind) -> usize {
-        self.count_records(|record| matches!(record, Record::Event { kind: recorded, .. } if *recorded == kind))
+        self.count_records(|record| record.event().is_some_and(|(recorded, _)| recorded == kind))
     }
 
     /// The start and the source of each generation.
