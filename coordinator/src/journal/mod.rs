@@ -10,7 +10,16 @@
 //! | `checkpoints`      | checkpoint                      | `stage, step, generation, run_id, name, parameters_sha256, at, deleted` |
 //! | `evaluations`      | evaluation                      | `stage, step, generation, metrics_json, at`                    |
 //! | `evaluation_items` | image of an evaluation          | `stage, step, generation, image, caption, references_json, scores_json` |
-//! | `events`           | event                           | `number, at, kind, detail_json`                                |
+//! | `attachments`      | worker that attached            | `number, rank, host, train_images, train_captions, skipped_images, validation_images, training_fingerprint, validation_fingerprint, models_fingerprint, holds, at` |
+//! | `data_changes`     | change of the training data     | `number, generation, images_before, images_after, captions_before, captions_after, at` |
+//! | `stage_ends`       | stage that ended with an earlier state | `number, stage, step, generation, cause, reason, at`    |
+//! | `pauses`           | pause, and end of a pause       | `number, is_paused, stage, step, reason, at`                   |
+//! | `history_moves`    | generation that starts elsewhere than at the committed position | `number, generation, from_stage, from_step, to_stage, to_step, source, at` |
+//! | `run_ends`         | end of the run or of a coordinator process | `number, outcome, stage, step, reason, result, at`  |
+//! | `guard_firings`    | guard rule that fired           | `number, stage, step, generation, metric, value, bound, is_above, action, first_stage, first_step, at` |
+//! | `settings_changes` | changed run file                | `number, stage, step, changes_json, at`                        |
+//! | `recoveries`       | recovery of the journal         | `number, stage, step, generation, checkpoint, run_ids_json, at` |
+//! | `events`           | event, for people               | `number, at, kind, detail_json`                                |
 //! | `chain`            | record in the tables above      | `sequence, kind, stage, step, generation, number, hash`        |
 //!
 //! - Times are Unix seconds. `step` counts applied updates everywhere: step `n` of a stage, from 1,
@@ -18,12 +27,17 @@
 //! - A generation starts at its `(stage, step)`. Steps of earlier generations beyond that position
 //!   were given up, or were not selected (see the next item). If the generation trains them again,
 //!   they have several rows, and the row of the highest generation counts.
-//! - A stage may end with an earlier checkpoint than its last. The event `stage_ended` with
-//!   `{stage, step, generation, cause, reason, passed_over}` records the checkpoint; `passed_over`
-//!   lists later checkpoints, each with the reason why it was not selected. With cause `guard`,
-//!   later steps are given up. With `best_state` or `early_stopping`, later steps are not selected:
-//!   the run continues from the earlier checkpoint, and the later steps stay in curves, reports and
-//!   the audit.
+//! - A stage may end with an earlier checkpoint than its last: the row in `stage_ends` has its
+//!   position. With cause `guard`, later steps are given up. With `best_state` or `early_stopping`,
+//!   later steps are not selected: the run continues from the earlier checkpoint, and the later
+//!   steps stay in curves, reports and the audit.
+//! - In `guard_firings`, `(first_stage, first_step)` is the position of the parameters with the
+//!   first of the consecutive values beyond the bound. Rules that roll back disqualify it and all
+//!   later positions.
+//! - `events` is a log for people, and no decision depends on it: page, `coordinator events` and
+//!   report show it. A record in one of the nine tables above it, or in `generations`, is an event,
+//!   too, if people should read it. The detail of `stage_ended` also has `passed_over`: later
+//!   checkpoints, each with the reason why it was not selected.
 //! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations
 //!   and the ends of stages. Rows of generations up to `generation` beyond `(stage, step)` are not
 //!   part of the present history.
@@ -31,15 +45,14 @@
 //!   with `{stage, step, metric, value, bound, action}`.
 //! - Rows are only added, and each column is written once. The rows of `chain` name the records in
 //!   the order in which they were written (see [`chain`]).
-//! - The last row of `run` is valid. An event `settings_changed` with `{stage, step, changes:
-//!   [{key, old, new, mutability}]}` names the step after which a new run file applies instead of
-//!   the one before. `created` is the time at which the coordinator accepted the run file.
-//! - An event `recovered` with `{stage, step, checkpoint, run_ids, ..}` is the first of a journal
-//!   that replaced a lost or damaged one: the run resumed from this checkpoint, under another `id`.
-//!   Earlier records are missing.
-//! - An event `data_changed` of the split `training`, `{generation, images_before_and_after,
-//!   captions_before_and_after}`, records that the run trains on other data from that generation
-//!   on, beginning with a new epoch.
+//! - The last row of `run` is valid. A row of `settings_changes` names the step after which a new
+//!   run file applies instead of the one before; `changes_json` is a list of `{key, old, new,
+//!   mutability}`. `created` is the time at which the coordinator accepted the run file.
+//! - A row of `recoveries` says that the journal replaced a lost or damaged one: the run resumed
+//!   from this checkpoint, under another `id`. Earlier records are missing.
+//! - From the generation of a row in `data_changes` on, the run trains on other data, beginning
+//!   with a new epoch.
+//! - A journal of the version before is migrated when a coordinator opens it: see `migration`.
 //! - `members_json` is a list of `{rank, host, version, device}`, where `rank` is the worker id.
 //!   `source` is `worker N`, `checkpoint NAME` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.

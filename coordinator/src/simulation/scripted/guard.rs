@@ -180,6 +180,27 @@ fn a_checkpoint_saved_while_its_stage_ends_is_kept_as_the_last() {
 }
 
 #[test]
+fn a_rollback_that_waits_for_the_end_of_a_pause_survives_restarts_and_failures() {
+    // Both rules fire at the first step. The steps that were granted by then are trained, and their
+    // checkpoints are disqualified, too.
+    let guard = [GuardAction::Pause, GuardAction::Rollback].map(violated_rule).to_vec();
+    let stage = Stage { guard, ..testing::stage("b", 50, 8, Some(1), None) };
+    let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 4, 8, None, None), stage]));
+    let worker = cluster.start_member();
+    let while_paused = Time::from_secs(20);
+    cluster.run_for(while_paused);
+    assert_eq!((cluster.status().state(), cluster.status().step), (v1::RunState::Paused, 1));
+    cluster.kill_coordinator(Time::from_secs(1));
+    cluster.run_for(while_paused);
+    cluster.end_worker(worker);
+    cluster.start_member();
+    cluster.run_for(while_paused);
+    cluster.resume();
+    cluster.run_to_end();
+    assert_eq!(cluster.invariants.selected_steps, [(1, 0)].into());
+}
+
+#[test]
 fn a_rollback_without_checkpoints_returns_to_the_seed() {
     let stage = Stage { guard: vec![violated_rule(GuardAction::Rollback)], ..testing::stage("a", 50, 8, None, None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![stage]));
