@@ -184,12 +184,12 @@ fn a_rollback_that_waits_for_the_end_of_a_pause_survives_restarts_and_failures()
     // Both rules fire at the first step. The steps that were granted by then are trained, and their
     // checkpoints are disqualified, too.
     let guard = [GuardAction::Pause, GuardAction::Rollback].map(violated_rule).to_vec();
-    let stage = Stage { guard, ..testing::stage("b", 50, 8, Some(1), None) };
+    let stage = Stage { guard, ..testing::stage("b", 50, 8, Some(2), None) };
     let mut cluster = Cluster::from_run_file(testing::run_file(vec![testing::stage("a", 4, 8, None, None), stage]));
     let worker = cluster.start_member();
     let while_paused = Time::from_secs(20);
     cluster.run_for(while_paused);
-    assert_eq!((cluster.status().state(), cluster.status().step), (v1::RunState::Paused, 1));
+    assert_eq!((cluster.status().state(), cluster.status().step), (v1::RunState::Paused, 4));
     cluster.kill_coordinator(Time::from_secs(1));
     cluster.run_for(while_paused);
     cluster.end_worker(worker);
