@@ -42,7 +42,9 @@ fn run_file(workspace: &Workspace, name: &str, annotations: &str, skip_corrupt: 
         .iter()
         .zip(stages)
         .map(|(objective, settings)| {
-            format!("  - {{ name: {objective}, objective: {objective}, {settings}, {optimizer} }}\n")
+            let own_objective = format!("objective: {objective}, ");
+            let objective_key = if settings.contains("objective:") { "" } else { &own_objective };
+            format!("  - {{ name: {objective}, {objective_key}{settings}, {optimizer} }}\n")
         })
         .collect();
     let text = format!(
@@ -124,7 +126,7 @@ fn a_run_that_skips_bad_images_equals_a_run_without_them() {
     std::fs::write(workspace.path("world/good.json"), annotations.to_string()).unwrap();
 
     let stages = [
-        "steps: 6, batch: 12, contrastive: { generated_images: 0.05, generated_captions: 0.1 }",
+        "steps: 6, batch: 12, objective: { contrastive: { generated_images: 0.05, generated_captions: 0.1 } }",
         "steps: 6, batch: 12",
         "steps: 4, batch: 3",
         "steps: 4, batch: 3",
@@ -177,7 +179,8 @@ fn shares_and_batches_without_decodable_images_have_weight_0() {
     std::fs::write(workspace.path("world/positives/images").join(bad_positive), undecodable_png()).unwrap();
     let captions: u64 = train_images.iter().map(|(_, captions)| captions).sum();
     let stages = [
-        "steps: 8, batch: 3, contrastive: { generated_images: 0.05, generated_captions: 0.1 }".to_owned(),
+        "steps: 8, batch: 3, objective: { contrastive: { generated_images: 0.05, generated_captions: 0.1 } }"
+            .to_owned(),
         format!("steps: {}, batch: 6", captions / 6),
         "steps: 8, batch: 3".to_owned(),
         "steps: 4, batch: 6, micro_batch: 1, evaluate_every: 4".to_owned(),

@@ -29,8 +29,8 @@ fn run_file(workspace: &Workspace, name: &str, checkpoint: &Path, workers: &str,
          pac_s_again: {{ weights: {checkpoint}, prefix: \"\" }}\n\
          captioner: {{ weights: {checkpoint}, dropout: 0.0 }}\n\
          decoding: {{ beams: 3, max_length: 12 }}\nstages:\n  \
-         - {{ name: dico, objective: dico, steps: {steps}, batch: 6, evaluate_first: true, evaluate_every: 1, \
-             dico: {{ reward: {{ pac_s: 0.5, clip_s: 0.5 }} }}, \
+         - {{ name: dico, objective: {{ dico: {{ reward: {{ pac_s: 0.5, clip_s: 0.5 }} }} }}, steps: {steps}, batch: 6, \
+             evaluate_first: true, evaluate_every: 1, \
              optimizer: {{ learning_rate: 1.0e-4 }} }}\n"
     );
     let path = workspace.path(&format!("{name}.yaml"));

@@ -14,7 +14,7 @@ fn run_file(workspace: &Workspace, name: &str, workers: u32, (vocabulary, steps)
     let optimizer = "optimizer: { learning_rate: 1.0e-3, epsilon: 1.0e-3 }";
     let lora = "{ lora: { rank: 3, alpha: 24 } }";
     let contrastive =
-        |trainable: &str| format!("objective: contrastive, contrastive: {{ trainable: {trainable} }}, batch: 12");
+        |trainable: &str| format!("objective: {{ contrastive: {{ trainable: {trainable} }} }}, batch: 12");
     let text = format!(
         "name: test\nseed: 11\noutput: {folder}{name}\nworkers: {{ min: {workers}, max: {workers} }}\n\
          data:\n  karpathy: {{ annotations: {folder}world/dataset.json, images: {folder}world/images }}\n\

@@ -28,13 +28,14 @@ fn run_file(workspace: &Workspace, name: &str, workers: u32, start: Option<&Path
 fn every_objective_trains_with_equal_parameters_on_all_ranks() {
     let workspace = Workspace::with_positives();
     let stages = [
-        "name: pac, objective: contrastive, contrastive: { generated_images: 0.05, generated_captions: 0.1 }, steps: 3, batch: 12, OPTIMIZER",
+        "name: pac, objective: { contrastive: { generated_images: 0.05, generated_captions: 0.1 } }, steps: 3, batch: 12, OPTIMIZER",
         "name: xe, objective: cross_entropy, steps: 2, batch: 12, OPTIMIZER",
-        "name: scst-cider, objective: scst, scst: { reward: { cider: 1, pac_s: 0.5 } }, steps: 2, batch: 6, OPTIMIZER",
-        "name: scst-samples, objective: scst, scst: { baseline: greedy, candidates: samples }, steps: 2, batch: 6, OPTIMIZER",
-        "name: uniform, objective: dico, dico: { weights: uniform }, steps: 2, batch: 6, OPTIMIZER",
-        "name: worst, objective: dico, dico: { weights: worst, reward: { cider: 1 } }, steps: 2, batch: 6, OPTIMIZER",
-        "name: free, objective: dico, dico: { reference: false }, steps: 2, batch: 6, OPTIMIZER",
+        "name: scst-cider, objective: { scst: { reward: { cider: 1, pac_s: 0.5 } } }, steps: 2, batch: 6, OPTIMIZER",
+        "name: scst-samples, objective: { scst: { baseline: greedy, candidates: samples } }, steps: 2, batch: 6, OPTIMIZER",
+        "name: uniform, objective: { dico: { weights: uniform } }, steps: 2, batch: 6, OPTIMIZER",
+        "name: worst, objective: { dico: { weights: worst, reward: { cider: 1 } } }, steps: 2, batch: 6, OPTIMIZER",
+        "name: free, objective: { dico: { reference: false } }, steps: 2, batch: 6, OPTIMIZER",
+        "name: dpo, objective: { dpo: { beta: 0.5, reward: { cider: 1, pac_s: 0.5 } } }, steps: 2, batch: 6, OPTIMIZER",
     ];
     let hashes = run_to_completion(&workspace, &run_file(&workspace, "run", 2, None, &stages), 2);
     assert_eq!(hashes[0], hashes[1]);
@@ -48,7 +49,8 @@ fn every_objective_trains_with_equal_parameters_on_all_ranks() {
         let summaries = summaries(stage, 2);
         assert_eq!(summaries["reward_chosen"]["count"], 6, "{summaries}");
         assert!(summaries["kl"]["mean"].is_number(), "{summaries}");
-        assert_eq!(summaries["gamma_entropy"].is_object(), stage >= 4, "{summaries}");
+        assert_eq!(summaries["implicit_accuracy"].is_object(), stage >= 4, "{summaries}");
+        assert_eq!(summaries["gamma_entropy"].is_object(), (4..7).contains(&stage), "{summaries}");
     }
     // At the start of a stage the reference equals the policy.
     let kl = summaries(2, 1)["kl"]["max"].as_f64().unwrap();
@@ -68,8 +70,8 @@ fn a_stage_that_only_deteriorates_ends_with_its_initial_state() {
     ];
     run_to_completion(&workspace, &run_file(&workspace, "first", 1, None, &first), 1);
     let start = workspace.last_checkpoint("first");
-    let deteriorating = "objective: scst, steps: 8, batch: 6, evaluate_first: true, evaluate_every: 2, metric: cider, \
-                   scst: { reward: { cider: 1 } }, optimizer: { learning_rate: 0.1 }";
+    let deteriorating = "objective: { scst: { reward: { cider: 1 } } }, steps: 8, batch: 6, evaluate_first: true, \
+                   evaluate_every: 2, metric: cider, optimizer: { learning_rate: 0.1 }";
     let (early_stopped, guarded) = (
         format!("name: early-stopped, patience: 2, {deteriorating}"),
         format!("name: guarded, guard: [{{ metric: bleu_1, below: 0.2, action: rollback }}], {deteriorating}"),
@@ -96,7 +98,7 @@ fn a_run_that_the_guard_paused_waits_until_it_is_resumed() {
     let workspace = Workspace::with_positives();
     let stages = [
         "name: xe, objective: cross_entropy, steps: 2, batch: 12, OPTIMIZER",
-        "name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 30, batch: 6, \
+        "name: dico, objective: { dico: { reward: { cider: 1 } } }, steps: 30, batch: 6, \
          guard: [{ metric: caption_length, above: 0, action: pause }], OPTIMIZER",
     ];
     let coordinator = Coordinator::start(&workspace, &run_file(&workspace, "run", 1, None, &stages));

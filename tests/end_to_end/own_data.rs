@@ -289,7 +289,7 @@ fn captions_of_a_run_are_scored_and_dico_trains_without_reference_captions() {
     for (objective, problem) in [
         ("objective: cross_entropy", "split `train` has no captions: stage `tune` (cross_entropy) trains on them"),
         (
-            "objective: dico, dico: { reward: { cider: 1 } }",
+            "objective: { dico: { reward: { cider: 1 } } }",
             "split `train` has no captions: stage `tune` rewards `cider`",
         ),
         ("objective: dico, metric: ref_pac_s", "split `val` has no captions: stage `tune` watches `ref_pac_s`"),

@@ -29,8 +29,7 @@ stages:
     batch: 12
     optimizer: {{ learning_rate: 1.0e-3 }}
   - name: lora
-    objective: contrastive
-    contrastive: {{ trainable: {{ lora: {{ rank: 4, alpha: 16 }} }} }}
+    objective: {{ contrastive: {{ trainable: {{ lora: {{ rank: 4, alpha: 16 }} }} }} }}
     steps: 30
     batch: 12
     optimizer: {{ learning_rate: 3.0e-3 }}

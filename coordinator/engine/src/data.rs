@@ -1,7 +1,7 @@
 //! The identity of a run's data (fingerprints and sizes), and the positions at which the training
 //! data have changed.
 
-use config::{Objective, Stage};
+use config::{Objective, SampleKind, Stage};
 use proto::v1;
 use serde_json::{Value, json};
 
@@ -134,10 +134,10 @@ impl SplitSize {
     /// The number of samples of one epoch: captions for cross-entropy, images for the other
     /// objectives.
     #[must_use]
-    pub fn epoch_samples(self, objective: Objective) -> u64 {
-        match objective {
-            Objective::CrossEntropy => self.captions,
-            Objective::Contrastive | Objective::Scst | Objective::Dico => self.images,
+    pub fn epoch_samples(self, objective: &Objective) -> u64 {
+        match objective.samples() {
+            SampleKind::Caption => self.captions,
+            SampleKind::Image => self.images,
         }
     }
 }
@@ -203,7 +203,7 @@ pub fn sequence_start(changes: &[DataChange], stage_number: u32, stage: &Stage) 
     for DataChange { from, before, .. } in changes {
         let Some(from) = from.filter(|from| from.stage == stage_number) else { continue };
         let samples = from.step.saturating_sub(start.step) * u64::from(stage.batch);
-        start.epoch += samples.div_ceil(before.epoch_samples(stage.objective).max(1));
+        start.epoch += samples.div_ceil(before.epoch_samples(&stage.objective).max(1));
         start.step = from.step;
     }
     start
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn new_data_begin_with_a_whole_epoch() {
         let mut stage = testing::stage("dico", 100, 4, None, None);
-        stage.objective = Objective::Dico;
+        stage.objective = Objective::Dico(config::Dico::default());
         let start = |changes: &[DataChange], stage_number| {
             let v1::SequenceStart { step, epoch } = sequence_start(changes, stage_number, &stage);
             (step, epoch)
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn an_epoch_of_cross_entropy_has_all_captions() {
         let mut stage = testing::stage("xe", 100, 4, None, None);
-        stage.objective = Objective::CrossEntropy;
+        stage.objective = Objective::CrossEntropy(config::CrossEntropy::default());
         let mut changes = [change(1, 10)];
         changes[0].record_start(1, at(7));
         assert_eq!(sequence_start(&changes, 1, &stage), v1::SequenceStart { step: 7, epoch: 1 });

@@ -266,7 +266,7 @@ mod tests {
     ) -> Vec<[u64; 3]> {
         let (steps_of_stage, batch) = (20, 4);
         let mut file = testing::run_file(vec![testing::stage("a", steps_of_stage, batch, None, None)]);
-        file.stages[0].objective = Objective::Dico;
+        file.stages[0].objective = Objective::Dico(config::Dico::default());
         let starts = moves.iter().map(|moved| (moved.generation, moved.to)).collect();
         let (epochs, gaps) =
             count_epochs(&file, data, &applied_steps(steps, moves, lineage, &starts), Position::default());

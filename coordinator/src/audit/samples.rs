@@ -203,12 +203,12 @@ impl SampleCounter<'_> {
     fn add(&mut self, step: u64, AppliedStep { times, generation }: AppliedStep) {
         let batch = u64::from(self.stage.batch);
         if self.data.version(generation) > self.version {
-            let length = self.data.size(self.version).epoch_samples(self.stage.objective).max(1);
+            let length = self.data.size(self.version).epoch_samples(&self.stage.objective).max(1);
             self.start.epoch += (step - 1 - self.start.step).saturating_mul(batch).div_ceil(length);
             self.start.step = step - 1;
             self.version = self.data.version(generation);
         }
-        let length = self.data.size(self.version).epoch_samples(self.stage.objective);
+        let length = self.data.size(self.version).epoch_samples(&self.stage.objective);
         let samples = |step: u64| (step - self.start.step).saturating_mul(batch);
         let (mut begin, end) = (samples(step - 1), samples(step));
         while begin < end && length > 0 {

@@ -27,7 +27,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use config::{Objective, RunFile};
+use config::RunFile;
 use dico_engine::{EventKind, WorkerId, plan::Position};
 use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
@@ -399,8 +399,8 @@ fn evaluations_to_compare(entries: &[EvaluationEntry]) -> Option<(Option<usize>,
 
 /// The evaluations, with the best score of each metric marked.
 fn evaluation_entries(settings: &RunFile, stages: &[Stage], evaluations: &[Evaluation]) -> Vec<EvaluationEntry> {
-    let captioner = |stage: u32| match settings.stages.get(stage as usize).map(|stage| &stage.objective) {
-        Some(Objective::Contrastive) => Captioner::People,
+    let captioner = |stage: u32| match settings.stages.get(stage as usize) {
+        Some(stage) if stage.objective.trains_evaluator() => Captioner::People,
         _ => Captioner::Model,
     };
     let is_selected = |position: Position| {

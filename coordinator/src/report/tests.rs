@@ -143,7 +143,7 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
     let folder = tempfile::tempdir().unwrap();
     let batch = 4;
     let mut stages = [("a", 2), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None));
-    stages[0].objective = Objective::Contrastive;
+    stages[0].objective = config::Objective::Contrastive(config::Contrastive::default());
     let mut journal = Journal::open(folder.path(), &testing::run_file(stages.into())).unwrap();
     let mut records = vec![formed(1, 0, 0), step(0, 1, 1), step(0, 2, 1), evaluated(0, 2, 1, "people", 9.0)];
     records.extend((1..=8).map(|n| step(1, n, 1)));

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::keys::{Mutability, key_at, strictest_below};
+use crate::keys::{Mutability, is_of_objective, key_at, strictest_below};
 use crate::schema::RunFile;
 
 /// A key whose values in two run files differ.
@@ -44,7 +44,10 @@ fn compare(old: &Value, new: &Value, path: &str, key_path: &str, found: &mut Vec
     }
     let key = key_at(key_path);
     match (old, new) {
-        (Value::Object(old), Value::Object(new)) if key.is_none() => {
+        // Another objective is one change; other settings of the same objective are one each.
+        (Value::Object(old), Value::Object(new))
+            if key.is_none() || (is_of_objective(key_path) && old.keys().eq(new.keys())) =>
+        {
             for name in names(old, new) {
                 let [old, new] = [old, new].map(|object| object.get(name).unwrap_or(&Value::Null));
                 let below = |path: &str| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -166,6 +169,9 @@ stages:
         let betas = "optimizer: { betas: [0.9, 0.98], learning_rate";
         let betas = found(&[("optimizer: { learning_rate", betas)]);
         assert_eq!(betas, [0, 1, 2].map(|stage| format!("stages[{stage}].optimizer.betas NextStep")));
+        let tau = [("objective: dico", "objective: { dico: { tau: 1 } }")];
+        assert_eq!(found(&tau), ["stages[2].objective.dico.tau Fixed"]);
+        assert_eq!(found(&[("objective: dico", "objective: scst")]), ["stages[2].objective Fixed"]);
         let other = "data: { webdataset: { train: a.tar, validation: b.tar } }";
         assert_eq!(
             found(&[("data: { karpathy: { annotations: annotations.json, images: images } }", other)]),
@@ -192,6 +198,9 @@ stages:
         let schema = schema_json();
         let mut paths = Vec::new();
         crate::reference::walk(&schema, &mut |path, _| paths.push(path.to_owned()));
+        let (settings, mut paths): (Vec<_>, Vec<_>) =
+            paths.into_iter().partition(|path| is_of_objective(path) && path != "stages[].objective");
+        assert!(settings.iter().any(|path| path == "stages[].objective.dico.beta"), "{settings:?}");
         let mut table: Vec<_> = KEYS.iter().map(|key| key.path.to_owned()).collect();
         paths.sort();
         table.sort();

@@ -1,8 +1,8 @@
 //! Every key of a run file: its unit, and whether it may change while a run is under way.
 //!
 //! Paths have `[]` for the elements of a list. The order is that of the reference,
-//! `docs/run-file.md`. A value that is a word or has keys of its own, such as
-//! `stages[].contrastive.trainable`, changes as a whole.
+//! `docs/run-file.md`. The settings of objectives, such as `stages[].objective.dico.beta`, have no
+//! rows: they are as mutable as `stages[].objective`.
 
 use serde::Serialize;
 
@@ -49,7 +49,11 @@ const fn key(path: &'static str, mutability: Mutability, unit: &'static str) -> 
 
 use Mutability::{Fixed, Free, NextStep};
 
-/// All keys that have a value of their own, in the order of the reference.
+/// The key whose value is an objective with its settings.
+pub(crate) const OBJECTIVE: &str = "stages[].objective";
+
+/// All keys that have a value of their own, except for the settings of objectives, in the order of
+/// the reference.
 pub const KEYS: &[Key] = &[
     key("name", Fixed, ""),
     key("seed", Fixed, ""),
@@ -121,7 +125,7 @@ pub const KEYS: &[Key] = &[
     key("scoring.meteor_paraphrases", Fixed, "path"),
     key("scoring.spice_jar", NextStep, "path"),
     key("stages[].name", Fixed, ""),
-    key("stages[].objective", Fixed, ""),
+    key(OBJECTIVE, Fixed, ""),
     key("stages[].steps", Fixed, "steps"),
     key("stages[].batch", Fixed, "samples"),
     key("stages[].micro_batch", Free, "samples"),
@@ -139,20 +143,6 @@ pub const KEYS: &[Key] = &[
     key("stages[].schedule.shape", NextStep, ""),
     key("stages[].schedule.warmup", NextStep, "fraction"),
     key("stages[].schedule.warmup_from_zero", NextStep, ""),
-    key("stages[].contrastive.generated_images", Fixed, ""),
-    key("stages[].contrastive.generated_captions", Fixed, ""),
-    key("stages[].contrastive.trainable", Fixed, ""),
-    key("stages[].contrastive.trainable.lora.rank", Fixed, ""),
-    key("stages[].contrastive.trainable.lora.alpha", Fixed, ""),
-    key("stages[].contrastive.trainable.lora.targets", Fixed, ""),
-    key("stages[].dico.beta", Fixed, ""),
-    key("stages[].dico.tau", Fixed, ""),
-    key("stages[].dico.weights", Fixed, ""),
-    key("stages[].dico.reference", Fixed, ""),
-    key("stages[].dico.reward", Fixed, "weights"),
-    key("stages[].scst.reward", Fixed, "weights"),
-    key("stages[].scst.baseline", Fixed, ""),
-    key("stages[].scst.candidates", Fixed, ""),
     key("stages[].guard[].metric", NextStep, "name of a metric"),
     key("stages[].guard[].above", NextStep, "in the unit of the metric"),
     key("stages[].guard[].below", NextStep, "in the unit of the metric"),
@@ -169,6 +159,11 @@ pub const KEYS: &[Key] = &[
 /// The key at a path, where a list's elements are `[]`.
 pub(crate) fn key_at(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
+}
+
+/// Whether `path` is that of an objective, or of settings of an objective.
+pub(crate) fn is_of_objective(path: &str) -> bool {
+    path.strip_prefix(OBJECTIVE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// The strictest mutability of the keys below a path; [`Mutability::Fixed`] if there are none.

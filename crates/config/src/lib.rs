@@ -109,7 +109,8 @@ impl RunFile {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut run: Self = serde_saphyr::from_str(text).map_err(|error| Error::from_yaml(path, text, &error))?;
         let mut locations = Locations::read(text);
-        let renamed = locations.rename_keys();
+        let mut earlier = locations.rename_keys();
+        earlier.extend(locations.move_objective_settings(&run.stages));
         let diagnostic = |problem| Diagnostic::new(path, &locations, problem);
         run.check().map_err(|problem| Error::Value(diagnostic(problem)))?;
         run.complete_scores();
@@ -118,7 +119,7 @@ impl RunFile {
             let problem = format!("make the run file {bytes} bytes long as JSON, {MAX_BYTES} at most");
             return Err(Error::Value(diagnostic(("stages".to_owned(), problem))));
         }
-        let warnings = renamed.into_iter().chain(run.warnings()).map(diagnostic).collect();
+        let warnings = earlier.into_iter().chain(run.warnings()).map(diagnostic).collect();
         Ok((run, warnings))
     }
 }

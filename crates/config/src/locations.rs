@@ -8,7 +8,7 @@ use serde_saphyr::options::NonFiniteFloatPolicy;
 use serde_saphyr::{Location, Spanned};
 
 use crate::renamed::{self, RENAMED};
-use crate::schema::Problem;
+use crate::schema::{EARLIER_KEYS, Problem, Stage, earlier_objective_warning};
 
 /// A line and a column, both from 1.
 pub type LineColumn = (u64, u64);
@@ -70,6 +70,30 @@ impl Locations {
                 name.clone_into(&mut key.value);
                 let path = parent.map_or_else(|| name.to_owned(), |parent| format!("{parent}.{name}"));
                 warnings.push((path, renamed::warning(earlier, name)));
+            }
+        }
+        warnings
+    }
+
+    /// Moves the settings of each stage's objective from where earlier versions had them to
+    /// `objective`, except for those that are refused. `run_stages` are the document's stages.
+    /// Returns a warning for each.
+    pub fn move_objective_settings(&mut self, run_stages: &[Stage]) -> Vec<Problem> {
+        let Some(Node::List(stages)) = self.node_mut(Some("stages")) else { return Vec::new() };
+        let mut warnings = Vec::new();
+        for (i, (stage, run_stage)) in stages.iter_mut().zip(run_stages).enumerate() {
+            let Node::Map(entries) = &mut stage.value else { continue };
+            if run_stage.check_earlier_settings().is_err() {
+                continue;
+            }
+            let name = run_stage.objective.name();
+            let is_earlier = |(key, _): &(Spanned<String>, _)| key.value == name && EARLIER_KEYS.contains(&name);
+            let Some(settings) = entries.iter().position(is_earlier).map(|earlier| entries.remove(earlier)) else {
+                continue;
+            };
+            if let Some((_, objective)) = entries.iter_mut().find(|(key, _)| key.value == "objective") {
+                objective.value = Node::Map(vec![settings]);
+                warnings.push((format!("stages[{i}].objective.{name}"), earlier_objective_warning(name)));
             }
         }
         warnings

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use metric_catalogue::Direction;
 use serde_json::Value;
 
-use crate::keys::{KEYS, Key, Mutability, key_at};
+use crate::keys::{KEYS, Key, Mutability, OBJECTIVE, is_of_objective, key_at};
 use crate::schema::RunFile;
 use metric_catalogue::{METRICS, Metric, Source};
 
@@ -118,15 +118,15 @@ fn walk_below<'a>(root: &'a Value, object: &'a Value, path: &str, visit: &mut dy
     for (name, own) in object["properties"].as_object().into_iter().flatten() {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         let of_type = resolve(root, own);
-        if key_at(&path).is_some() {
+        if key_at(&path).is_some() || (is_of_objective(&path) && of_type["oneOf"].is_array()) {
             visit(&path, Property { own, of_type, required: required(name) });
             // A value of this key is a word, or a map whose keys are visited, too.
             alternatives(of_type).for_each(|one| walk_below(root, one, &path, visit));
-        } else if of_type["items"].is_object() {
+        } else if resolve(root, &of_type["items"])["properties"].is_object() {
             walk_below(root, resolve(root, &of_type["items"]), &format!("{path}[]"), visit);
-        } else if of_type["properties"].is_object() {
+        } else if of_type["properties"].is_object() && !of_type["additionalProperties"].is_object() {
             walk_below(root, of_type, &path, visit);
-        } else {
+        } else if of_type["additionalProperties"] != false {
             visit(&path, Property { own, of_type, required: required(name) });
         }
     }
@@ -158,21 +158,23 @@ fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
 #[must_use]
 pub fn reference() -> String {
     let schema = schema_json();
-    let mut properties = BTreeMap::new();
-    walk(&schema, &mut |path, property| _ = properties.insert(path.to_owned(), property));
+    let mut properties = Vec::new();
+    walk(&schema, &mut |path, property| properties.push((path.to_owned(), property)));
+    let by_path: BTreeMap<&str, Property<'_>> =
+        properties.iter().map(|(path, property)| (&**path, *property)).collect();
     let mut text = INTRODUCTION.to_owned();
     let mut groups = BTreeSet::new();
-    for key in KEYS {
-        let (parent, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
+    for (path, key) in rows(&properties) {
+        let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
         let containers = parent.match_indices('.').map(|(end, _)| &parent[..end]);
         for group in containers.chain([parent]) {
-            if key_at(group).is_none() && groups.insert(group) {
+            if !by_path.contains_key(group) && groups.insert(group.to_owned()) {
                 text.truncate(text.trim_end().len());
                 text.push('\n');
                 text.push_str(&heading(&schema, group));
             }
         }
-        text.push_str(&entry(key, name, properties[key.path]));
+        text.push_str(&entry(key, name, by_path[path]));
     }
     text.push_str(METRICS_INTRODUCTION);
     for (title, is_included) in [
@@ -185,6 +187,21 @@ pub fn reference() -> String {
         }
     }
     text
+}
+
+/// All keys in the order of the document, with the row of the table that has their mutability. The
+/// settings of objectives follow the other keys of a stage, in the order of the schema.
+fn rows<'a>(properties: &'a [(String, Property<'_>)]) -> Vec<(&'a str, &'static Key)> {
+    let mut rows = Vec::new();
+    for key in KEYS {
+        if key.path == "stages[].guard[].metric" {
+            let objective = key_at(OBJECTIVE).expect("the table has this key");
+            let settings = properties.iter().filter(|(path, _)| is_of_objective(path) && path != OBJECTIVE);
+            rows.extend(settings.map(|(path, _)| (&**path, objective)));
+        }
+        rows.push((key.path, key));
+    }
+    rows
 }
 
 /// The heading of a group of keys, and what its type says of it.
@@ -244,6 +261,7 @@ fn entry(key: &Key, name: &str, property: Property<'_>) -> String {
 fn written(value: &Value) -> String {
     match value["const"].as_str() {
         Some(word) => word.to_owned(),
+        None if value["enum"].is_array() => "NAME".to_owned(),
         None => {
             let key = value["properties"].as_object().and_then(|keys| keys.keys().next());
             format!("{{ {}: ... }}", key.map_or("", String::as_str))
@@ -354,6 +372,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::Objective;
 
     #[test]
     fn the_document_is_what_the_schema_generates() {
@@ -402,9 +421,10 @@ mod tests {
     fn the_schema_takes_run_files_and_names_values() {
         let schema = schema_json();
         assert_eq!(schema["additionalProperties"], false);
-        let objectives: Vec<_> =
-            schema["$defs"]["Objective"]["oneOf"].as_array().unwrap().iter().map(|one| one["const"].clone()).collect();
-        assert_eq!(objectives, ["contrastive", "cross_entropy", "scst", "dico"]);
+        let objectives = schema["$defs"]["Objective"]["oneOf"].as_array().unwrap();
+        let with_settings = |name: &str| objectives.iter().any(|one| one["properties"][name]["$ref"].is_string());
+        assert!(Objective::NAMES.iter().all(|name| with_settings(name)), "{objectives:?}");
+        assert_eq!(objectives.last().unwrap()["enum"], serde_json::json!(Objective::NAMES));
         let rewards = &schema["$defs"]["Dico"]["properties"]["reward"];
         assert_eq!(rewards["additionalProperties"]["type"], "number", "{rewards}");
         assert_eq!(rewards["properties"]["missing_end"]["type"], "number", "{rewards}");

@@ -7,7 +7,7 @@ use config::RunFile;
 #[test]
 fn run_files_with_earlier_keys_are_accepted_with_warnings() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/earlier_keys");
-    let (mut files, mut renamed) = (0, 0);
+    let (mut files, mut renamed, mut moved) = (0, 0, 0);
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let (_, warnings) = RunFile::load_with_warnings(&path).unwrap();
@@ -15,8 +15,14 @@ fn run_files_with_earlier_keys_are_accepted_with_warnings() {
         let expected = count("begin_counts_when_cut") + count("  vision") + count("\nprecision") + count("lost_after");
         let found = warnings.iter().filter(|warning| warning.problem.contains("was renamed: write `")).count();
         assert_eq!(found, expected, "{}: {warnings:?}", path.display());
+        let of_objective = |key| count(&format!("\n    {key}"));
+        let expected = of_objective("dico") + of_objective("scst") + of_objective("contrastive");
+        let found_moved =
+            warnings.iter().filter(|warning| warning.problem.contains("are part of `objective` now")).count();
+        assert_eq!(found_moved, expected, "{}: {warnings:?}", path.display());
+        moved += found_moved;
         files += 1;
         renamed += found;
     }
-    assert_eq!((files, renamed > 5), (6, true));
+    assert_eq!((files, renamed > 5, moved), (6, true, 4));
 }

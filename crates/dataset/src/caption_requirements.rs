@@ -1,7 +1,7 @@
 //! Whether and why a run needs reference captions: because a stage trains on them, is evaluated on
 //! them, rewards a comparison with them, or watches a metric that compares with them.
 
-use config::{Objective, Reward, RunFile, Stage};
+use config::{RunFile, Stage};
 
 use crate::Split;
 
@@ -22,20 +22,16 @@ pub fn reason(run: &RunFile, split: Split) -> Option<String> {
 
 fn training_reason(stage: &Stage) -> Option<String> {
     let Stage { name, objective, .. } = stage;
-    let rewards = match objective {
-        Objective::Contrastive | Objective::CrossEntropy => {
-            return Some(format!("stage `{name}` ({}) trains on them", objective.name()));
-        }
-        Objective::Scst => &stage.scst.reward,
-        Objective::Dico => &stage.dico.reward,
-    };
+    if !objective.is_rewarded() {
+        return Some(format!("stage `{name}` ({}) trains on them", objective.name()));
+    }
     let reason = || format!("stage `{name}` rewards `cider`, which compares candidates with them");
-    rewards.contains_key(&Reward::Cider).then(reason)
+    objective.has_cider_reward().then(reason)
 }
 
 fn evaluation_reason(stage: &Stage) -> Option<String> {
     let Stage { name, objective, metric, guard, .. } = stage;
-    if *objective == Objective::Contrastive {
+    if objective.trains_evaluator() {
         return Some(format!("stage `{name}` ({}) is evaluated on them", objective.name()));
     }
     let mut metrics = metric.iter().chain(guard.iter().map(|rule| &rule.metric));
@@ -78,7 +74,7 @@ stages:
             "scst",
             "dico, metric: pac_s",
             "dico, metric: retrieval_r1, guard: [{ metric: kl, above: 1, action: warn }]",
-            "scst, scst: { reward: { pac_s: 1, missing_end: -0.1 } }",
+            "{ scst: { reward: { pac_s: 1, missing_end: -0.1 } } }",
         ] {
             assert_eq!(reasons("objective: dico", &format!("objective: {tune}")), ["", ""], "{tune}");
         }
@@ -93,8 +89,8 @@ stages:
             ["stage `tune` (contrastive) trains on them", "stage `tune` (contrastive) is evaluated on them"]
         );
         let cider = "stage `tune` rewards `cider`, which compares candidates with them";
-        assert_eq!(reasons_for("dico, dico: { reward: { cider: 1 } }"), [cider, ""]);
-        assert_eq!(reasons_for("scst, scst: { reward: { cider: 1, pac_s: 1 } }"), [cider, ""]);
+        assert_eq!(reasons_for("{ dico: { reward: { cider: 1 } } }"), [cider, ""]);
+        assert_eq!(reasons_for("{ scst: { reward: { cider: 1, pac_s: 1 } } }"), [cider, ""]);
         let watches = |metric: &str| format!("stage `tune` watches `{metric}`, which compares with them");
         assert_eq!(reasons_for("dico, metric: ref_pac_s"), [String::new(), watches("ref_pac_s")]);
         assert_eq!(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use caption_metrics::files::{CaptionSet, ReferenceImage};
 use caption_metrics::{MetricFiles, Metrics, Report};
-use config::{Objective, RunFile, Scoring};
+use config::{RunFile, Scoring};
 use dataset::image_folder::ImageFolder;
 use dataset::{DataSet, Item, Split};
 use tch::Device;
@@ -207,7 +207,7 @@ fn newest_captions(run: &RunFile, split: Split) -> Result<PathBuf> {
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     // An evaluation in a contrastive stage scores reference captions.
     let has_generated_captions =
-        |stage: usize| run.stages.get(stage).is_some_and(|stage| stage.objective != Objective::Contrastive);
+        |stage: usize| run.stages.get(stage).is_some_and(|stage| !stage.objective.trains_evaluator());
     let evaluations = names.filter_map(|name| Some((stage_and_step(&name)?, name)));
     let newest = evaluations.filter(|((stage, _), _)| has_generated_captions(*stage)).max();
     let missing = || format!("{}: there are no captions of the captioner yet: {remedy}", folder.display());

@@ -19,7 +19,8 @@ impl TrainableParts {
     /// The parts that the stages of a run train. All stages have the same LoRA settings.
     #[must_use]
     pub fn of_run(run: &RunFile) -> Self {
-        let all = || run.stages.iter().map(|stage| &stage.contrastive.trainable);
+        let contrastive = || run.stages.iter().filter_map(|stage| stage.objective.contrastive());
+        let all = || contrastive().map(|settings| &settings.trainable);
         let lora = all().find_map(|trainable| match trainable {
             Trainable::Lora(lora) => Some(lora.clone()),
             _ => None,

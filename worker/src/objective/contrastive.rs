@@ -5,9 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use config::Contrastive;
+use proto::v1;
 use tch::{Kind, Tensor, no_grad};
 
-use super::LossOutput;
+use super::step_context::{StageBatch, StepContext};
+use super::{LossError, LossOutput, Objective};
 use crate::collective::{Collective, CollectiveError};
 
 /// The unit embeddings of this rank's share of the batch, all `[share, embedding]`. The share may
@@ -23,6 +26,60 @@ pub struct ContrastivePairs {
     pub generated_images: Option<(Tensor, f64)>,
     /// Embeddings of generated captions for the same images, and the weight of their loss.
     pub generated_texts: Option<(Tensor, f64)>,
+}
+
+impl Objective for Contrastive {
+    fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError> {
+        let evaluator = &context.models.primary_clip;
+        let pairs = embed_pairs(self, batch, context)?;
+        // The loss gathers the embeddings of all ranks.
+        (context.set_phase)(v1::Phase::AllReduce);
+        let output = compute_loss(&pairs, &evaluator.logit_scale(), context.collective);
+        (context.set_phase)(v1::Phase::Compute);
+        Ok(output?)
+    }
+}
+
+/// Embeds the images and captions of `batch`, and the generated ones that have a weight.
+fn embed_pairs(
+    settings: &Contrastive,
+    batch: &StageBatch<'_>,
+    context: &StepContext<'_>,
+) -> anyhow::Result<ContrastivePairs> {
+    let (models, vocabulary) = (context.models, context.weight_sources.evaluator_vocabulary());
+    let evaluator = &models.primary_clip;
+    let max_length = evaluator.config().text.context_length;
+    let encode = |text: &str| vocabulary.encode(text, max_length);
+    let no_embeddings = || Tensor::zeros([0, evaluator.config().embedding as i64], (Kind::Float, context.device));
+    let embed_texts = |texts: &[Vec<i64>]| match texts {
+        [] => no_embeddings(),
+        _ => evaluator.text.embed(texts, 1),
+    };
+    let embed_images = |pixels: &Tensor| match pixels.size()[0] {
+        0 => no_embeddings(),
+        _ => evaluator.image_embeddings(&evaluator.vision.hidden_states(pixels)),
+    };
+    let texts: Vec<Vec<i64>> = context.reference_captions(batch).map(encode).collect();
+    let StageBatch { batch: all, range } = batch;
+    Ok(ContrastivePairs {
+        tokens: texts.iter().map(|text| text.len() as u64).sum(),
+        images: embed_images(&models.evaluator_pixels(all, range.clone())?),
+        texts: embed_texts(&texts),
+        generated_images: match settings.generated_images {
+            0.0 => None,
+            weight => Some((embed_images(&models.generated_pixels(all, range.clone())?), weight)),
+        },
+        generated_texts: match settings.generated_captions {
+            0.0 => None,
+            weight => {
+                let generated = batch.samples().iter().map(|sample| {
+                    let captions = context.data.generated_captions(sample.image);
+                    encode(&captions[sample.caption % captions.len()])
+                });
+                Some((embed_texts(&generated.collect::<Vec<_>>()), weight))
+            }
+        },
+    })
 }
 
 /// The loss of this rank's pairs, with the pairs of all ranks as negatives. `logit_scale` is the

@@ -2,11 +2,14 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | [`loss`] | the result of an objective |
+//! | [`step_context`] | what a training step gives to an objective: batch, models, data, collective |
 //! | [`contrastive`] | symmetric InfoNCE, for the evaluator |
 //! | [`cross_entropy`] | teacher forcing |
 //! | [`scst`] | self-critical sequence training |
 //! | [`dico`] | direct CLIP-based optimization |
-//! | [`candidates`] | shared by SCST and DiCO: candidates, and their log-probabilities under policy and reference |
+//! | [`dpo`] | direct preference optimization |
+//! | [`candidates`] | shared by objectives with rewards: candidates, and their log-probabilities under policy and reference |
 //! | [`reward`] | the reward model |
 //!
 //! Every objective returns the *sum* of the loss over this rank's samples and a weight. Gradients
@@ -17,37 +20,33 @@ pub mod candidates;
 pub mod contrastive;
 pub mod cross_entropy;
 pub mod dico;
+pub mod dpo;
+pub mod loss;
 pub mod reward;
 pub mod scst;
+pub mod step_context;
 
-use std::collections::BTreeMap;
+pub use loss::{CandidateExample, LossError, LossOutput};
+use step_context::{StageBatch, StepContext};
 
-use summary_statistics::Summary;
-use tch::Tensor;
-
-/// The candidates of one image with rewards and weights, which the coordinator's web page shows.
-pub struct CandidateExample {
-    /// The index of the image in the training split.
-    pub image: usize,
-    /// Caption, reward and gamma of each candidate; the gamma of the best candidate is 0.
-    pub candidates: Vec<(String, f64, f64)>,
+/// An objective, with its settings in the run file. What it needs of the run (rewards, the model
+/// that it trains, its samples) the settings say in `config::Objective`.
+pub trait Objective {
+    /// The loss of the samples of `batch` on this rank, with gradients.
+    ///
+    /// # Errors
+    /// A collective operation fails, or the batch does not have the required images.
+    fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError>;
 }
 
-/// The result of an objective for this rank's samples.
-pub struct LossOutput {
-    /// The scalar to differentiate. The sum of all ranks' gradients, divided by the sum of their
-    /// weights, is the gradient of the mean loss.
-    pub loss: Tensor,
-    /// This rank's part of the sum of the loss over all ranks.
-    pub loss_sum: f64,
-    /// This rank's part of the divisor: its number of images or tokens.
-    pub weight: f64,
-    /// The number of caption tokens: of those with a loss, end tokens included; in a contrastive
-    /// stage of all, begin tokens included.
-    pub tokens: u64,
-    /// The candidates of one image, to be shown to users; none if the objective does not weight
-    /// candidates.
-    pub example: Option<CandidateExample>,
-    /// Summaries over this rank's samples, by the names in [`metric_catalogue::names`].
-    pub summaries: BTreeMap<&'static str, Summary>,
+impl Objective for config::Objective {
+    fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError> {
+        match self {
+            Self::Contrastive(settings) => settings.compute_loss(batch, context),
+            Self::CrossEntropy(settings) => settings.compute_loss(batch, context),
+            Self::Scst(settings) => settings.compute_loss(batch, context),
+            Self::Dico(settings) => settings.compute_loss(batch, context),
+            Self::Dpo(settings) => settings.compute_loss(batch, context),
+        }
+    }
 }

@@ -6,9 +6,19 @@ use config::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
 
-use super::candidates::EncodedImages;
 use crate::clip::{self, Clip};
 use crate::run_models::{Evaluator, RunModels};
+
+/// The encoded images of a batch.
+#[derive(Clone, Copy)]
+pub struct EncodedImages<'a> {
+    /// Hidden states of the captioner's vision encoder, `[images, vision tokens, vision width]`.
+    pub hidden: &'a Tensor,
+    /// Unit embeddings by each evaluator of the reward, each `[images, embedding]`.
+    pub embeddings: &'a [Tensor],
+    /// The indices of the images in the training split.
+    pub indices: &'a [usize],
+}
 
 /// Computes the rewards of candidates.
 #[derive(Clone, Copy)]

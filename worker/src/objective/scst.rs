@@ -13,18 +13,29 @@
 use config::{Baseline, CandidateKind, Scst};
 use tch::{Kind, Tensor, no_grad};
 
-use super::LossOutput;
-use super::candidates::{EncodedImages, ObjectiveContext, ScoredCandidates};
+use super::candidates::{CandidateContext, ScoredCandidates};
+use super::reward::EncodedImages;
+use super::step_context::{StageBatch, StepContext};
+use super::{LossError, LossOutput, Objective};
 use crate::captioner::{Captioner, GenerationConfig};
 use crate::nn::DropoutMode;
 use crate::phase_timer::StepPhase;
+
+impl Objective for Scst {
+    fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError> {
+        let loss = |policy: &Captioner, images: &EncodedImages<'_>, candidates: &CandidateContext<'_>| {
+            compute_loss(policy, images, candidates, self, context.mode)
+        };
+        Ok(context.with_candidates(batch, &self.reward, loss))
+    }
+}
 
 /// The loss of a batch's images under the current policy.
 #[must_use]
 pub fn compute_loss(
     policy: &Captioner,
     images: &EncodedImages<'_>,
-    context: &ObjectiveContext<'_>,
+    context: &CandidateContext<'_>,
     settings: &Scst,
     mode: DropoutMode,
 ) -> LossOutput {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anyhow::Result;
-use config::{Objective, RunFile};
+use config::{RunFile, SampleKind};
 use dataset::{DataSet, Split};
 use proto::v1;
 
@@ -63,8 +63,8 @@ impl TrainingBatches {
         let end = stage.steps.min(step + PREFETCHED_BATCHES).max(step + 1);
         for step in next_step..end {
             let samples = self.samples(run, batch_key(step));
-            let has_generated_images =
-                stage.objective == Objective::Contrastive && stage.contrastive.generated_images > 0.0;
+            let contrastive = stage.objective.contrastive();
+            let has_generated_images = contrastive.is_some_and(|settings| settings.generated_images > 0.0);
             let pending = if has_generated_images {
                 loader.load_with_generated(samples)
             } else {
@@ -101,8 +101,8 @@ impl TrainingBatches {
         let batch_start = (step - first_step) * u64::from(settings.batch);
         let images = self.data.split(Split::Train);
         let indices = batch_start + u64::from(begin)..batch_start + u64::from(end);
-        match settings.objective {
-            Objective::CrossEntropy => {
+        match settings.objective.samples() {
+            SampleKind::Caption => {
                 let pairs = &self.caption_pairs;
                 let pair = |index| permutation::epoch_and_sample(pairs.total(), first_epoch, index, permutation_key).1;
                 let mut samples: Vec<Sample> = indices.map(|index| pairs.sample(pair(index))).collect();
@@ -111,7 +111,7 @@ impl TrainingBatches {
                 samples.sort_by_key(|sample| images[sample.image].captions[sample.caption].len());
                 samples
             }
-            Objective::Contrastive | Objective::Scst | Objective::Dico => indices
+            SampleKind::Image => indices
                 .map(|index| {
                     let (epoch, image) =
                         permutation::epoch_and_sample(images.len() as u64, first_epoch, index, permutation_key);

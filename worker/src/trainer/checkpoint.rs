@@ -127,7 +127,7 @@ fn restore_state(
         bail!("it was saved with another vocabulary");
     }
     let stage = run.stages.get(metadata.stage as usize).filter(|stage| stage.name == metadata.stage_name);
-    let objective = stage.ok_or_else(|| anyhow!("the run has no stage {}", metadata.stage_name))?.objective;
+    let objective = &stage.ok_or_else(|| anyhow!("the run has no stage {}", metadata.stage_name))?.objective;
     state.enter_stage(run, metadata.stage as usize);
     for (model, parameters) in state.own_models() {
         let values = read_tensors(&folder.join(model_file_name(model)))?;

@@ -2,6 +2,7 @@
 
 use crate::collective::CollectiveError;
 use crate::errors;
+use crate::objective::LossError;
 
 /// Why a directive was not completed.
 pub enum DirectiveError {
@@ -27,5 +28,14 @@ impl From<CollectiveError> for DirectiveError {
 impl From<anyhow::Error> for DirectiveError {
     fn from(error: anyhow::Error) -> Self {
         Self::Fatal(errors::one_line(&error))
+    }
+}
+
+impl From<LossError> for DirectiveError {
+    fn from(error: LossError) -> Self {
+        match error {
+            LossError::Collective(error) => error.into(),
+            LossError::Batch(error) => error.into(),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The Evaluate directive: captions this rank's images of the validation split, and scores the
 //! captions.
 
-use config::Objective;
+use config::TrainedModel;
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 
@@ -22,9 +22,9 @@ impl Trainer {
             data: &self.data,
             split: Split::Validation,
             scenes: self.scenes.as_ref(),
-            captions: match self.run.stages[stage].objective {
-                Objective::Contrastive => EvaluatedCaptions::References,
-                _ => EvaluatedCaptions::Captioner,
+            captions: match self.run.stages[stage].objective.trains() {
+                TrainedModel::Evaluator => EvaluatedCaptions::References,
+                TrainedModel::Captioner => EvaluatedCaptions::Captioner,
             },
         };
         let ranges = directive.ranges.iter().map(|range| range.begin as usize..range.end as usize);

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use caption_metrics::cider::CiderReward;
 use checkpoint_store::{Checkpoints, JournalHead, SampleSequence};
-use config::{Objective, Reward, RunFile, Stage};
+use config::RunFile;
 use dataset::{DataSet, Split};
 use object_storage::Access;
 use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
@@ -148,7 +148,7 @@ impl Trainer {
             feature_stores,
             skip_corrupt,
         };
-        let cider = run.stages.iter().any(has_cider_reward).then(|| {
+        let cider = run.stages.iter().any(|stage| stage.objective.has_cider_reward()).then(|| {
             CiderReward::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
         let training_batches = TrainingBatches::new(Arc::clone(&data));
@@ -436,14 +436,4 @@ impl Trainer {
     fn generation_config(&self) -> GenerationConfig {
         GenerationConfig::new(&self.run.decoding, &self.weight_sources.captioner_vocabulary)
     }
-}
-
-/// Whether the reward of a stage includes CIDEr-D.
-fn has_cider_reward(stage: &Stage) -> bool {
-    let rewards = match stage.objective {
-        Objective::Dico => &stage.dico.reward,
-        Objective::Scst => &stage.scst.reward,
-        Objective::Contrastive | Objective::CrossEntropy => return false,
-    };
-    rewards.contains_key(&Reward::Cider)
 }

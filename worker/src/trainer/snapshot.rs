@@ -85,7 +85,7 @@ impl Snapshot {
         };
         let position = state.position.unwrap_or_default();
         let stage = &run.stages[position.stage as usize];
-        let parameters = state.trained_parameters(stage.objective);
+        let parameters = state.trained_parameters(&stage.objective);
         let names = MOMENT_PREFIXES
             .into_iter()
             .flat_map(|moment| names_and_shapes(parameters.named_trained_parameters(), moment));

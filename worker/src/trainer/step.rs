@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::time::Instant;
 
-use config::{Objective, Precision, Reward, Stage};
+use config::{Precision, Stage};
 use dataset::Split;
 use proto::v1::{self, worker_message::Message};
 use summary_statistics::Summary;
@@ -13,16 +13,14 @@ use tch::{Kind, Tensor};
 use super::Trainer;
 use super::directive_error::DirectiveError;
 use super::training_state::TrainingState;
-use crate::captioner::CaptionBatch;
 use crate::collective::{Collective, CollectiveError};
-use crate::data::{Batch, Sample};
+use crate::data::Batch;
 use crate::nn::{DropoutMode, GradientBuffer};
-use crate::objective::candidates::{CandidateDropout, EncodedImages, ObjectiveContext};
-use crate::objective::reward::{EvaluatorReward, RewardModel};
-use crate::objective::{CandidateExample, LossOutput, contrastive, cross_entropy, dico, scst};
+use crate::objective::candidates::CandidateDropout;
+use crate::objective::step_context::{StageBatch, StepContext};
+use crate::objective::{CandidateExample, LossOutput, Objective};
 use crate::optimizer::{AveragedGradient, learning_rate_factor};
 use crate::phase_timer::{PhaseTimer, StepPhase};
-use crate::run_models::Evaluator;
 use crate::seeds;
 
 impl Trainer {
@@ -110,7 +108,7 @@ impl Trainer {
     /// except for the contrastive objective, in which all ranks exchange embeddings.
     fn forward_backward(&self, stage: usize, batch: &Batch, timer: &PhaseTimer) -> Result<LossTotals, DirectiveError> {
         let settings = &self.run.stages[stage];
-        let gradient = self.training_state.trained_parameters(settings.objective).gradient();
+        let gradient = self.training_state.trained_parameters(&settings.objective).gradient();
         _ = gradient.expect("the stage's model is in training").values.zero_();
         let mut totals = LossTotals::default();
         for micro_batch in micro_batches(settings, batch.samples.len()) {
@@ -129,7 +127,7 @@ impl Trainer {
     /// Sums gradient, weight and halt flag over all ranks. `weight` is this rank's [loss
     /// weight](LossTotals::weight).
     fn all_reduce(&mut self, stage: usize, weight: f64) -> Result<ReducedGradient, DirectiveError> {
-        let parameters = self.training_state.trained_parameters(self.run.stages[stage].objective);
+        let parameters = self.training_state.trained_parameters(&self.run.stages[stage].objective);
         let mut gradient = parameters.gradient().expect("the stage's model is in training");
         // The halt flag is reduced with the gradient, so that all ranks stop after the same
         // step.
@@ -170,7 +168,7 @@ impl Trainer {
             )));
         }
         match average {
-            Some(average) => self.training_state.apply_update(stage.objective, &average, step, learning_rate),
+            Some(average) => self.training_state.apply_update(&stage.objective, &average, step, learning_rate),
             None => tracing::warn!(
                 stage = stage.name,
                 step,
@@ -188,76 +186,23 @@ impl Trainer {
         range: Range<usize>,
         timer: &PhaseTimer,
     ) -> Result<LossOutput, DirectiveError> {
-        let settings = &self.run.stages[stage];
-        let mode = DropoutMode::Train { dropout: self.run.captioner.dropout };
-        match settings.objective {
-            Objective::Contrastive => self.contrastive_loss(settings, batch, range),
-            Objective::CrossEntropy => {
-                let vocabulary = &self.weight_sources.captioner_vocabulary;
-                let max_length = self.run.captioner.max_target_length as usize;
-                let texts = self
-                    .reference_captions(batch, range.clone())
-                    .map(|text| vocabulary.encode_target(text, max_length));
-                let captions = CaptionBatch::new(&texts.collect::<Vec<_>>(), 1, self.device);
-                let models = &self.training_state.models;
-                let hidden = timer.time(StepPhase::Vision, || models.hidden_states(batch, range));
-                Ok(cross_entropy::compute_loss(&models.captioner, &hidden, &captions, mode))
-            }
-            Objective::Scst | Objective::Dico => Ok(self.reward_loss(settings, batch, range, mode, timer)),
-        }
-    }
-
-    /// The reference captions of the samples `range`.
-    fn reference_captions<'a>(&'a self, batch: &'a Batch, range: Range<usize>) -> impl Iterator<Item = &'a str> {
-        let caption = |sample: &Sample| &self.data.split(Split::Train)[sample.image].captions[sample.caption];
-        batch.samples[range].iter().map(caption).map(String::as_str)
-    }
-
-    fn contrastive_loss(
-        &self,
-        settings: &Stage,
-        batch: &Batch,
-        range: Range<usize>,
-    ) -> Result<LossOutput, DirectiveError> {
-        let (models, vocabulary) = (&self.training_state.models, self.weight_sources.evaluator_vocabulary());
-        let evaluator = &models.primary_clip;
-        let max_length = evaluator.config().text.context_length;
-        let encode = |text: &str| vocabulary.encode(text, max_length);
-        let no_embeddings = || Tensor::zeros([0, evaluator.config().embedding as i64], (Kind::Float, self.device));
-        let embed_texts = |texts: &[Vec<i64>]| match texts {
-            [] => no_embeddings(),
-            _ => evaluator.text.embed(texts, 1),
+        let TrainingState { models, reference, .. } = &self.training_state;
+        let context = StepContext {
+            models,
+            reference: reference.as_ref(),
+            weight_sources: &self.weight_sources,
+            data: &self.data,
+            cider: self.cider.as_ref(),
+            collective: self.collective()?,
+            device: self.device,
+            mode: DropoutMode::Train { dropout: self.run.captioner.dropout },
+            generation: self.generation_config(),
+            candidate_dropout: self.candidate_dropout(),
+            max_target_length: self.run.captioner.max_target_length as usize,
+            timer,
+            set_phase: &|phase| self.progress.set_phase(phase),
         };
-        let embed_images = |pixels: &Tensor| match pixels.size()[0] {
-            0 => no_embeddings(),
-            _ => evaluator.image_embeddings(&evaluator.vision.hidden_states(pixels)),
-        };
-        let config::Contrastive { generated_images, generated_captions, .. } = settings.contrastive;
-        let texts: Vec<Vec<i64>> = self.reference_captions(batch, range.clone()).map(encode).collect();
-        let pairs = contrastive::ContrastivePairs {
-            tokens: texts.iter().map(|text| text.len() as u64).sum(),
-            images: embed_images(&models.evaluator_pixels(batch, range.clone())?),
-            texts: embed_texts(&texts),
-            generated_images: match generated_images {
-                0.0 => None,
-                weight => Some((embed_images(&models.generated_pixels(batch, range.clone())?), weight)),
-            },
-            generated_texts: match generated_captions {
-                0.0 => None,
-                weight => {
-                    let generated = batch.samples[range].iter().map(|sample| {
-                        let captions = self.data.generated_captions(sample.image);
-                        encode(&captions[sample.caption % captions.len()])
-                    });
-                    Some((embed_texts(&generated.collect::<Vec<_>>()), weight))
-                }
-            },
-        };
-        // The loss gathers the embeddings of all ranks.
-        self.progress.set_phase(v1::Phase::AllReduce);
-        let output = contrastive::compute_loss(&pairs, &evaluator.logit_scale(), self.collective()?);
-        self.progress.set_phase(v1::Phase::Compute);
-        Ok(output?)
+        Ok(self.run.stages[stage].objective.compute_loss(&StageBatch { batch, range }, &context)?)
     }
 
     /// The dropout while this step's candidates are generated; none if it is disabled.
@@ -267,47 +212,6 @@ impl Trainer {
         let seed = seeds::combine(seeds::derive(self.run.seed, "candidates"), &[u64::from(stage), step]);
         (self.run.decoding.candidate_dropout && probability > 0.0).then_some(CandidateDropout { probability, seed })
     }
-
-    /// The loss of an objective that rewards the policy's own captions.
-    fn reward_loss(
-        &self,
-        settings: &Stage,
-        batch: &Batch,
-        range: Range<usize>,
-        mode: DropoutMode,
-        timer: &PhaseTimer,
-    ) -> LossOutput {
-        let TrainingState { models, reference, .. } = &self.training_state;
-        let rewards = match settings.objective {
-            Objective::Scst => &settings.scst.reward,
-            _ => &settings.dico.reward,
-        };
-        let reward_evaluators = self.weight_sources.evaluators.iter().filter(|evaluator| {
-            let weight = rewards.get(&Reward::Evaluator(evaluator.name.clone()));
-            weight.is_some_and(|weight| *weight != 0.0)
-        });
-        let reward_evaluators: Vec<&Evaluator> = reward_evaluators.collect();
-        let evaluators: Vec<EvaluatorReward<'_>> =
-            reward_evaluators.iter().map(|evaluator| EvaluatorReward::new(evaluator, models)).collect();
-        let reward_model = RewardModel { evaluators: &evaluators, cider: self.cider.as_ref(), weights: rewards };
-        let context = ObjectiveContext {
-            reference: reference.as_ref().expect("a stage with rewards has a reference"),
-            reward_model,
-            vocabulary: &self.weight_sources.captioner_vocabulary,
-            generation: self.generation_config(),
-            candidate_dropout: self.candidate_dropout(),
-            timer,
-        };
-        let hidden = timer.time(StepPhase::Vision, || models.hidden_states(batch, range.clone()));
-        let embed = |evaluator: &&Evaluator| models.embeddings(batch, range.clone(), &hidden, evaluator.clip_index);
-        let embeddings: Vec<Tensor> = timer.time(StepPhase::Vision, || reward_evaluators.iter().map(embed).collect());
-        let image_indices: Vec<usize> = batch.samples[range].iter().map(|sample| sample.image).collect();
-        let images = EncodedImages { hidden: &hidden, embeddings: &embeddings, indices: &image_indices };
-        match settings.objective {
-            Objective::Scst => scst::compute_loss(&models.captioner, &images, &context, &settings.scst, mode),
-            _ => dico::compute_loss(&models.captioner, &images, &context, &settings.dico, mode),
-        }
-    }
 }
 
 /// Whether all numbers of an example are finite. Other examples are not reported.
@@ -315,10 +219,10 @@ fn has_finite_values(example: &CandidateExample) -> bool {
     example.candidates.iter().all(|(_, reward, gamma)| reward.is_finite() && gamma.is_finite())
 }
 
-/// The micro-batches of a share with this number of samples. A contrastive share always has one,
-/// which may be empty: the other ranks wait for its embeddings.
+/// The micro-batches of a share with this number of samples. If the objective needs the whole
+/// batch, there is one, which may be empty: the other ranks wait for its embeddings.
 fn micro_batches(settings: &Stage, samples: usize) -> Vec<Range<usize>> {
-    if settings.objective == Objective::Contrastive {
+    if settings.objective.needs_whole_batch() {
         return std::iter::once(0..samples).collect();
     }
     let size = settings.micro_batch.map_or(samples, |size| size as usize).max(1);

@@ -1,7 +1,7 @@
 //! The training state: parameters, optimizer moments and position, and its synchronization between
 //! ranks.
 
-use config::{Objective, RunFile};
+use config::{Objective, RunFile, TrainedModel};
 use proto::v1;
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
@@ -64,29 +64,23 @@ impl TrainingState {
         self.stage = stage;
         let generation = self.position.unwrap_or_default().generation;
         self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
-        match settings.objective {
-            Objective::Contrastive => self.models.primary_clip.start_training(&settings.contrastive.trainable),
-            _ => self.models.captioner.parameters_mut().start_training(|_| true),
+        match settings.objective.contrastive() {
+            Some(contrastive) => self.models.primary_clip.start_training(&contrastive.trainable),
+            None => self.models.captioner.parameters_mut().start_training(|_| true),
         }
-        self.optimizer = Adam::new(self.trained_parameters(settings.objective), &settings.optimizer);
+        self.optimizer = Adam::new(self.trained_parameters(&settings.objective), &settings.optimizer);
     }
 
     /// Applies the optimizer settings of `run`; keeps the moments.
     pub fn configure_optimizer(&mut self, run: &RunFile) {
         let settings = &run.stages[self.stage];
-        let trained = match settings.objective {
-            Objective::Contrastive => self.models.primary_clip.parameters(),
-            _ => self.models.captioner.parameters(),
-        };
+        let trained = trained_parameters(&self.models, &settings.objective);
         self.optimizer.set_config(trained, &settings.optimizer);
     }
 
     /// The parameters of the model that `objective` trains. Some of them may be frozen.
-    pub fn trained_parameters(&self, objective: Objective) -> &Parameters {
-        match objective {
-            Objective::Contrastive => self.models.primary_clip.parameters(),
-            _ => self.models.captioner.parameters(),
-        }
+    pub fn trained_parameters(&self, objective: &Objective) -> &Parameters {
+        trained_parameters(&self.models, objective)
     }
 
     /// Allocates new gradients after a failed all-reduce, which may still write to the old ones.
@@ -98,15 +92,12 @@ impl TrainingState {
     /// Applies update `step` (from 1) to the model that `objective` trains.
     pub fn apply_update(
         &mut self,
-        objective: Objective,
+        objective: &Objective,
         gradient: &AveragedGradient<'_>,
         step: u64,
         learning_rate: f64,
     ) {
-        let trained = match objective {
-            Objective::Contrastive => self.models.primary_clip.parameters(),
-            _ => self.models.captioner.parameters(),
-        };
+        let trained = trained_parameters(&self.models, objective);
         self.optimizer.update(trained, gradient, step, learning_rate);
     }
 
@@ -169,6 +160,13 @@ impl TrainingState {
     }
 }
 
+fn trained_parameters<'a>(models: &'a RunModels, objective: &Objective) -> &'a Parameters {
+    match objective.trains() {
+        TrainedModel::Evaluator => models.primary_clip.parameters(),
+        TrainedModel::Captioner => models.captioner.parameters(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -189,7 +187,7 @@ captioner: { preset: tiny }
 evaluator: { preset: tiny }
 stages:
   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
-  - { name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: { dico: { reward: { cider: 1 } } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 
     /// Rank 1 of two ranks. Rank 0 fails after it has broadcast this number of buffers.
@@ -243,7 +241,7 @@ stages:
 
     #[test]
     fn a_rank_that_joins_has_moments_of_the_trained_parameters_only() {
-        let stage = "stages:\n  - { name: part, objective: contrastive, contrastive: { trainable: { lora: { rank: 2 } } }, \
+        let stage = "stages:\n  - { name: part, objective: { contrastive: { trainable: { lora: { rank: 2 } } } }, \
                      steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }\n";
         let run = RunFile::parse(Path::new("test.yaml"), &RUN.replace("stages:\n", stage)).unwrap();
         let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();

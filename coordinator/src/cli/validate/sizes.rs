@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use config::{Objective, RunFile, Stage};
+use config::{RunFile, SampleKind, Stage};
 use dataset::{DataSet, Split};
 use tokenizer::Vocabulary;
 
@@ -46,9 +46,10 @@ fn count_longer(captions: &[&str], vocabulary: &Vocabulary, limits: [u32; 2]) ->
 
 /// A warning if every step of the stage contains a sample more than once.
 fn repetition_warning(stage: &Stage, data: &DataSet) -> Option<String> {
-    let (samples, unit) = match stage.objective {
-        Objective::CrossEntropy => (data.train_caption_count(), "captions"),
-        Objective::Contrastive | Objective::Scst | Objective::Dico => (data.split(Split::Train).len() as u64, "images"),
+    let kind = stage.objective.samples();
+    let (samples, unit) = match kind {
+        SampleKind::Caption => (data.train_caption_count(), kind.plural()),
+        SampleKind::Image => (data.split(Split::Train).len() as u64, kind.plural()),
     };
     let Stage { name, batch, .. } = stage;
     let warning = || {

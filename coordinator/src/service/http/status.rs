@@ -6,7 +6,7 @@ use std::{
 };
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
-use config::{Objective, RunFile};
+use config::RunFile;
 use proto::v1;
 use serde::Serialize;
 use tokio::{sync::oneshot, time};
@@ -85,7 +85,7 @@ struct Member {
 #[derive(Debug, Serialize)]
 struct Stage {
     name: String,
-    objective: Objective,
+    objective: &'static str,
     steps: u64,
     /// The metric by which the best checkpoint is selected.
     metric: Option<String>,
@@ -142,7 +142,7 @@ impl Snapshot {
     ) -> Self {
         let stages = file.stages.iter().map(|stage| Stage {
             name: stage.name.clone(),
-            objective: stage.objective,
+            objective: stage.objective.name(),
             steps: stage.steps,
             metric: stage.metric.clone(),
         });

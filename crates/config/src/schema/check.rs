@@ -1,11 +1,8 @@
 //! Checks of values that the types cannot express.
 
-use metric_catalogue::{Direction, names};
+use metric_catalogue::Direction;
 
-use super::{
-    Baseline, Captioner, Contrastive, Control, Data, Dico, MAX_WORKERS, Objective, Reward, Rule, RunFile, Scst, Stage,
-    Trainable, Workers,
-};
+use super::{Captioner, Contrastive, Control, Data, MAX_WORKERS, Reward, Rule, RunFile, Stage, Trainable, Workers};
 use crate::error::{LengthError, unknown};
 
 /// Most stages.
@@ -16,9 +13,6 @@ const MAX_STEPS: u64 = 1 << 40;
 const MAX_BATCH: u32 = 1 << 20;
 /// Most steps that workers may take beyond the last one that all have reported.
 const MAX_WINDOW: u32 = 10_000;
-/// Largest rank of LoRA factors. From rank 384 on, the factors of a 768 x 768 matrix are as large
-/// as the matrix.
-const MAX_LORA_RANK: u32 = 256;
 /// Shortest and longest timeout, in seconds; the longest is 30 days.
 const TIMEOUTS: std::ops::RangeInclusive<f64> = 0.01..=2_592_000.0;
 
@@ -96,7 +90,7 @@ impl RunFile {
     /// which exist from the beginning of the run.
     fn check_lora_factors(&self) -> Result<(), Problem> {
         let stages = self.stages.iter().enumerate();
-        let mut trained = stages.filter_map(|(i, stage)| match &stage.contrastive.trainable {
+        let mut trained = stages.filter_map(|(i, stage)| match &stage.objective.contrastive()?.trainable {
             Trainable::Lora(lora) => Some((i, &stage.name, lora)),
             Trainable::All | Trainable::Projections => None,
         });
@@ -105,7 +99,7 @@ impl RunFile {
             None => Ok(()),
             Some((i, ..)) => {
                 let problem = format!("differs from that of stage {first}: the evaluator has one set of LoRA factors");
-                Err((format!("stages[{i}].contrastive.trainable.lora"), problem))
+                Err((format!("stages[{i}].objective.contrastive.trainable.lora"), problem))
             }
         }
     }
@@ -116,7 +110,7 @@ impl RunFile {
     /// # Errors
     /// A length is too large.
     pub fn check_positions(&self, positions: usize) -> Result<(), LengthError> {
-        let learns_targets = self.stages.iter().any(|stage| stage.objective == Objective::CrossEntropy);
+        let learns_targets = self.stages.iter().any(|stage| stage.objective.trains_captioner_on_references());
         let target = learns_targets.then_some(("captioner.max_target_length", self.captioner.max_target_length));
         for (key, length) in [("decoding.max_length", self.decoding.max_length)].into_iter().chain(target) {
             if length as usize > positions {
@@ -144,39 +138,20 @@ impl Stage {
         need(self.micro_batch != Some(0), "micro_batch", "must be at least 1")?;
         need(self.evaluate_every != Some(0), "evaluate_every", "must be at least 1")?;
         need(self.checkpoint_every != Some(0), "checkpoint_every", "must be at least 1")?;
-        let contrastive = self.objective == Objective::Contrastive;
-        need(!contrastive || self.micro_batch.is_none(), "micro_batch", "cannot split a contrastive batch")?;
-        need(self.objective != Objective::Dico || beams >= 2, "objective", "dico needs decoding.beams of at least 2")?;
-        need(positive(self.dico.beta), "dico.beta", "must be above 0")?;
-        need(not_negative(self.dico.tau), "dico.tau", "must be 0 or above")?;
-        let has_no_baseline = self.objective == Objective::Scst && self.scst.baseline == Baseline::Mean && beams < 2;
-        need(
-            !has_no_baseline,
-            "scst.baseline",
-            "`mean` of a single candidate is its own reward: raise decoding.beams",
-        )?;
-        need(not_negative(self.contrastive.generated_images), "contrastive.generated_images", "must be 0 or above")?;
-        need(
-            not_negative(self.contrastive.generated_captions),
-            "contrastive.generated_captions",
-            "must be 0 or above",
-        )?;
-        if let Trainable::Lora(lora) = &self.contrastive.trainable {
-            let key = |name: &str| format!("contrastive.trainable.lora.{name}");
-            let range = format!("must be in 1..={MAX_LORA_RANK}");
-            need((1..=MAX_LORA_RANK).contains(&lora.rank), &key("rank"), &range)?;
-            need(positive(lora.alpha), &key("alpha"), "must be above 0")?;
-            need(!lora.targets.is_empty(), &key("targets"), "must name at least one target")?;
-        }
+        let Self { objective, .. } = self;
+        let name = objective.name();
+        let split = format!("cannot split a {name} batch");
+        need(!objective.needs_whole_batch() || self.micro_batch.is_none(), "micro_batch", &split)?;
+        let least = objective.settings().min_candidates();
+        let too_few = format!("{name} needs decoding.beams of at least {least}");
+        need(beams >= least, "objective", &too_few)?;
+        let in_settings = |(key, problem)| (format!("objective.{name}.{key}"), problem);
+        objective.settings().check(beams).map_err(in_settings)?;
         need(self.patience != Some(0), "patience", "must be at least 1")?;
         need(self.patience.is_none() || self.metric.is_some(), "patience", "needs `metric`, to tell what is better")?;
         let can_count = self.patience.is_none() || self.evaluate_every.is_some();
         need(can_count, "patience", "needs `evaluate_every`: it counts evaluations")?;
-        let is_for = |objective, is_default: bool| self.objective == objective || is_default;
-        let is_default = self.contrastive == Contrastive::default();
-        need(is_for(Objective::Contrastive, is_default), "contrastive", "is for `objective: contrastive` only")?;
-        need(is_for(Objective::Scst, self.scst == Scst::default()), "scst", "is for `objective: scst` only")?;
-        need(is_for(Objective::Dico, self.dico == Dico::default()), "dico", "is for `objective: dico` only")?;
+        self.check_earlier_settings()?;
         let optimizer = &self.optimizer;
         need(positive(optimizer.learning_rate), "optimizer.learning_rate", "must be above 0")?;
         let decay = |beta: &f64| (0.0..1.0).contains(beta);
@@ -201,13 +176,16 @@ impl Stage {
         for (i, rule) in self.guard.iter().enumerate() {
             rule.check(&watched).map_err(|(key, problem)| (format!("guard[{i}].{key}"), problem))?;
         }
-        let Contrastive { generated_images, generated_captions, .. } = self.contrastive;
-        let positives = data.positives.as_ref();
-        let images = positives.is_some_and(|positives| positives.images.is_some());
-        let captions = positives.is_some_and(|positives| positives.captions.is_some());
-        need(images || generated_images == 0.0, "contrastive.generated_images", "needs data.positives.images")?;
-        need(captions || generated_captions == 0.0, "contrastive.generated_captions", "needs data.positives.captions")?;
+        if let Some(Contrastive { generated_images, generated_captions, .. }) = self.objective.contrastive() {
+            let positives = data.positives.as_ref();
+            let images = positives.is_some_and(|positives| positives.images.is_some());
+            let captions = positives.is_some_and(|positives| positives.captions.is_some());
+            let key = |key: &str| format!("objective.contrastive.{key}");
+            need(images || *generated_images == 0.0, &key("generated_images"), "needs data.positives.images")?;
+            need(captions || *generated_captions == 0.0, &key("generated_captions"), "needs data.positives.captions")?;
+        }
         let Some((key, rewards)) = self.rewards() else { return Ok(()) };
+        let key = key.as_str();
         let mut weights = rewards.iter().filter(|(reward, _)| **reward != Reward::MissingEnd).map(|(_, weight)| weight);
         need(weights.any(|&weight| weight != 0.0), key, "needs at least one reward")?;
         need(rewards.values().all(|weight| weight.is_finite()), key, "needs finite weights")?;
@@ -240,13 +218,8 @@ impl Rule {
 impl Stage {
     /// The names of the metrics that the steps of the stage report.
     fn statistics(&self) -> impl Iterator<Item = &'static str> {
-        let of_preferences = |name: &str| [names::IMPLICIT_ACCURACY, names::GAMMA_ENTROPY].contains(&name);
-        let objective = self.objective;
-        metric_catalogue::TRAINING_METRICS.into_iter().filter(move |name| match objective {
-            Objective::Dico => true,
-            Objective::Scst => !of_preferences(name),
-            Objective::Contrastive | Objective::CrossEntropy => false,
-        })
+        let settings = self.objective.settings();
+        metric_catalogue::TRAINING_METRICS.into_iter().filter(move |name| settings.reports(name))
     }
 }
 
@@ -255,11 +228,11 @@ pub(super) fn need(holds: bool, key: &str, problem: &str) -> Result<(), Problem>
     if holds { Ok(()) } else { Err((key.to_owned(), problem.to_owned())) }
 }
 
-fn not_negative(value: f64) -> bool {
+pub(super) fn not_negative(value: f64) -> bool {
     value >= 0.0 && value.is_finite()
 }
 
-fn positive(value: f64) -> bool {
+pub(super) fn positive(value: f64) -> bool {
     value > 0.0 && value.is_finite()
 }
 

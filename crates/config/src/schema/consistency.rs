@@ -3,7 +3,8 @@
 
 use super::check::{Problem, need};
 use super::{
-    Data, GuardAction, NamedEvaluator, Objective, Positives, ProjectionInit, Rewards, Rule, RunFile, Stage, Trainable,
+    Contrastive, Data, GuardAction, NamedEvaluator, Objective, Positives, ProjectionInit, Rewards, Rule, RunFile,
+    Stage, Trainable,
 };
 use metric_catalogue::{Metric, Source};
 
@@ -32,7 +33,7 @@ impl StageStart<'_> {
     fn check_metric(&self, key: &str, name: &str) -> Result<(), Problem> {
         let Some((Metric { source, .. }, evaluator)) = self.run.metric(name) else { return Ok(()) };
         let untrained = format!("`{name}` comes from the evaluator, and {NEEDS_EVALUATOR}");
-        let is_contrastive = self.stage.objective == Objective::Contrastive;
+        let is_contrastive = self.stage.objective.trains_evaluator();
         need(is_contrastive || evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &untrained)?;
         let of_captions = matches!(source, Source::References | Source::Captions | Source::Scenes);
         let constant = format!(
@@ -67,7 +68,7 @@ impl StageStart<'_> {
                 let name = reward.name();
                 let problem = format!("the reward `{name}` comes from the evaluator, and {NEEDS_EVALUATOR}");
                 let evaluator = self.run.named_evaluator(name);
-                need(evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), key, &problem)?;
+                need(evaluator.is_none_or(|evaluator| self.is_trained(&evaluator)), &key, &problem)?;
             }
         }
         if let Some(metric) = selection_metric {
@@ -112,12 +113,13 @@ impl StageStart<'_> {
         warn(warmup >= 1.0, "schedule.warmup", problem);
         let problem = "has no effect: `warmup` is 0".to_owned();
         warn(stage.schedule.warmup_from_zero && warmup == 0.0, "schedule.warmup_from_zero", problem);
-        let trains_a_part = stage.contrastive.trainable != Trainable::All;
+        let contrastive = stage.objective.contrastive();
+        let trains_a_part = contrastive.is_some_and(|settings| settings.trainable != Trainable::All);
         let problem = "trains a part of an evaluator that nothing has trained: set evaluator.weights, or put a stage before it that \
                        trains all";
         warn(
             trains_a_part && !self.is_trained(&self.run.primary_evaluator()),
-            "contrastive.trainable",
+            "objective.contrastive.trainable",
             problem.to_owned(),
         );
         for (i, rule) in stage.guard.iter().enumerate() {
@@ -160,12 +162,9 @@ impl StageStart<'_> {
 
 impl Stage {
     /// The rewards of a rewarded stage, and their key.
-    pub(super) fn rewards(&self) -> Option<(&'static str, &Rewards)> {
-        match self.objective {
-            Objective::Dico => Some(("dico.reward", &self.dico.reward)),
-            Objective::Scst => Some(("scst.reward", &self.scst.reward)),
-            Objective::Contrastive | Objective::CrossEntropy => None,
-        }
+    pub(super) fn rewards(&self) -> Option<(String, &Rewards)> {
+        let key = || format!("objective.{}.reward", self.objective.name());
+        self.objective.rewards().map(|rewards| (key(), rewards))
     }
 
     /// The number of evaluations, without those that `coordinator evaluate` requests.
@@ -179,12 +178,12 @@ impl RunFile {
     /// The stages, each with the state of the run when it begins.
     fn stage_starts(&self) -> impl Iterator<Item = (usize, StageStart<'_>)> {
         let has_trained =
-            |stages: &[Stage], trains: fn(Objective) -> bool| stages.iter().any(|stage| trains(stage.objective));
+            |stages: &[Stage], trains: fn(&Objective) -> bool| stages.iter().any(|stage| trains(&stage.objective));
         self.stages.iter().enumerate().map(move |(i, stage)| {
             let before = &self.stages[..i];
-            let captioner_is_trained = self.captioner.weights.is_some()
-                || has_trained(before, |objective| objective == Objective::CrossEntropy);
-            let has_trained_evaluator = has_trained(before, |objective| objective == Objective::Contrastive);
+            let captioner_is_trained =
+                self.captioner.weights.is_some() || has_trained(before, Objective::trains_captioner_on_references);
+            let has_trained_evaluator = has_trained(before, Objective::trains_evaluator);
             (i, StageStart { stage, run: self, captioner_is_trained, has_trained_evaluator })
         })
     }
@@ -198,12 +197,12 @@ impl RunFile {
     pub(super) fn check_consistency(&self) -> Result<(), Problem> {
         for (i, start) in self.stage_starts() {
             start.check().map_err(|(key, problem)| (format!("stages[{i}].{key}"), problem))?;
-            let earlier = self.stages[..i].iter().find(|stage| stage.objective != Objective::Contrastive);
+            let earlier = self.stages[..i].iter().find(|stage| !stage.objective.trains_evaluator());
             // Training of the projections alone is allowed: the captioner reads the hidden states
             // before the last projection.
             if let Some(earlier) = earlier
-                && start.stage.objective == Objective::Contrastive
-                && start.stage.contrastive.trainable != Trainable::Projections
+                && let Some(Contrastive { trainable, .. }) = start.stage.objective.contrastive()
+                && *trainable != Trainable::Projections
                 && self.shares_vision_encoder()
             {
                 let problem = format!(
@@ -267,13 +266,15 @@ impl Data {
             }
         }
         if let Some(Positives { images, captions }) = &self.positives {
-            let has_weight = |weight: fn(&Stage) -> f64| stages.iter().any(|stage| weight(stage) > 0.0);
+            let has_weight = |weight: fn(&Contrastive) -> f64| {
+                stages.iter().filter_map(|stage| stage.objective.contrastive()).any(|settings| weight(settings) > 0.0)
+            };
             let unused = [
-                ("images", images.is_some() && !has_weight(|stage| stage.contrastive.generated_images)),
-                ("captions", captions.is_some() && !has_weight(|stage| stage.contrastive.generated_captions)),
+                ("images", images.is_some() && !has_weight(|settings| settings.generated_images)),
+                ("captions", captions.is_some() && !has_weight(|settings| settings.generated_captions)),
             ];
             for (key, _) in unused.into_iter().filter(|(_, unused)| *unused) {
-                let problem = format!("is not used: no stage sets contrastive.generated_{key}");
+                let problem = format!("is not used: no stage sets objective.contrastive.generated_{key}");
                 found.push((format!("data.positives.{key}"), problem));
             }
         }

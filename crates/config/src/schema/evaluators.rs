@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use metric_catalogue::{Direction, EVALUATION_METRICS, Metric, RETRIEVAL_METRICS, TRAINING_METRICS, metric};
 
 use super::check::{Problem, need};
-use super::{Evaluator, EvaluatorScore, Objective, Reward, RunFile};
+use super::{Evaluator, EvaluatorScore, Reward, RunFile};
 
 /// The maximum number of evaluators in a run.
 const MAX_EVALUATORS: usize = 8;
@@ -161,7 +161,7 @@ impl RunFile {
     /// Whether some stage trains the primary evaluator.
     #[must_use]
     pub fn trains_evaluator(&self) -> bool {
-        self.stages.iter().any(|stage| stage.objective == Objective::Contrastive)
+        self.stages.iter().any(|stage| stage.objective.trains_evaluator())
     }
 
     /// The scores that evaluations report, with their directions, in the order of
@@ -276,7 +276,7 @@ data: { karpathy: { annotations: annotations.json, images: images } }
 captioner: { weights: folder }
 EVALUATORS
 stages:
-  - { name: dico, objective: dico, dico: { reward: REWARD }, metric: METRIC, evaluate_every: 3, steps: 9, batch: 4,
+  - { name: dico, objective: { dico: { reward: REWARD } }, metric: METRIC, evaluate_every: 3, steps: 9, batch: 4,
       optimizer: { learning_rate: 1.0e-3 } }
 ";
 
@@ -359,7 +359,12 @@ stages:
                 "a name of lower-case letters",
             ),
             ("evaluators: { ref_pac: { weights: a.pt, score: pac_s } }", "{ ref_pac: 1 }", "cider", "without `ref_`"),
-            (BOTH, "{ other: 1 }", "cider", "stages[0].dico.reward: there is no evaluator `other`: the rewards are"),
+            (
+                BOTH,
+                "{ other: 1 }",
+                "cider",
+                "stages[0].objective.dico.reward: there is no evaluator `other`: the rewards are",
+            ),
             (BOTH, "{ pac_s: 1 }", "retrieval_r1", "unknown metric `retrieval_r1`"),
             (
                 "evaluators: { pac_s: { weights: a.pt }, clip_s: { preset: tiny }, clip_s_2: { preset: tiny } }",

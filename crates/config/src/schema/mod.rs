@@ -3,10 +3,12 @@
 mod check;
 mod consistency;
 mod data;
+mod earlier_objectives;
 mod evaluators;
 mod guard;
 mod models;
 mod objective;
+mod rewards;
 mod stage;
 
 use std::collections::BTreeMap;
@@ -17,14 +19,17 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use check::Problem;
 pub use data::{Coco, CocoSplit, CropOffset, Data, Karpathy, Positives, WebDataset};
+pub(crate) use earlier_objectives::{EARLIER_KEYS, warning as earlier_objective_warning};
 pub use evaluators::NamedEvaluator;
 pub use guard::{GuardAction, Rule};
 pub use models::{
     Captioner, CutCandidates, Decoding, Evaluator, EvaluatorScore, Preset, ProjectionInit, TextReading, Vocabulary,
 };
 pub use objective::{
-    Baseline, CandidateKind, Contrastive, Dico, Objective, RejectedWeights, Reward, Rewards, Scst, Trainable,
+    Baseline, CandidateKind, Contrastive, CrossEntropy, Dico, Objective, Preference, RejectedWeights, SampleKind, Scst,
+    Trainable, TrainedModel,
 };
+pub use rewards::{Reward, Rewards};
 pub use stage::{Optimizer, Schedule, ScheduleShape, Stage};
 
 /// One run: its data, models and stages.
@@ -66,6 +71,7 @@ pub struct RunFile {
     #[serde(default)]
     pub scoring: Scoring,
     /// Stages of training, in order. At least one.
+    #[serde(deserialize_with = "earlier_objectives::deserialize_stages")]
     pub stages: Vec<Stage>,
     /// Number format of matrix products.
     #[serde(default, alias = "precision")]

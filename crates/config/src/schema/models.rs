@@ -200,7 +200,7 @@ impl EvaluatorScore {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Decoding {
-    /// Beams, and candidates per image in rewarded stages. 1 to 64; `dico` needs at least 2.
+    /// Beams, and candidates per image in rewarded stages. 1 to 64; 2 or more to compare them.
     pub beams: u32,
     /// Maximum length of a generated caption, begin and end included. 3 to 77.
     pub max_length: u32,

@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Contrastive, Dico, Objective, Rule, Scst};
+use super::{Contrastive, Dico, Objective, Rule, Scst, objective};
 
 /// One stage of training: an objective, and how long and in which batches it is trained.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -10,7 +10,8 @@ pub struct Stage {
     /// Name of the stage in logs, metrics and checkpoints. Letters, digits, `-`, `_` and `.`;
     /// different for each stage.
     pub name: String,
-    /// The objective.
+    /// The objective, and its settings: `dico`, or `{ dico: { beta: 0.1 } }`.
+    #[serde(deserialize_with = "objective::deserialize")]
     pub objective: Objective,
     /// Number of updates. At least 1.
     pub steps: u64,
@@ -26,15 +27,6 @@ pub struct Stage {
     /// Schedule of the learning rate.
     #[serde(default)]
     pub schedule: Schedule,
-    /// Settings of `objective: contrastive`.
-    #[serde(default)]
-    pub contrastive: Contrastive,
-    /// Settings of `objective: dico`.
-    #[serde(default)]
-    pub dico: Dico,
-    /// Settings of `objective: scst`.
-    #[serde(default)]
-    pub scst: Scst,
     /// Steps between evaluations. The stage's last step is always evaluated, unless the stage ends
     /// early. At least 1.
     #[serde(default)]
@@ -57,6 +49,19 @@ pub struct Stage {
     /// Steps between checkpoints. The stage's last step is always saved. At least 1.
     #[serde(default)]
     pub checkpoint_every: Option<u64>,
+    /// Settings of the contrastive objective where earlier versions had them. They are moved to
+    /// `objective` when a run file is read; what remains is refused.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub contrastive: Option<Contrastive>,
+    /// As `contrastive`, for SCST.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub scst: Option<Scst>,
+    /// As `contrastive`, for DiCO.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub dico: Option<Dico>,
 }
 
 /// The optimizer: Adam, or AdamW if `weight_decay` is above 0.

@@ -23,9 +23,9 @@ use crate::clip::{self, Clip};
 use crate::collective::Collective;
 use crate::data::normalize;
 use crate::nn::{Backend, DropoutMode, GradientBuffer};
-use crate::objective::candidates::{EncodedImages, ObjectiveContext};
+use crate::objective::candidates::CandidateContext;
 use crate::objective::dico;
-use crate::objective::reward::{EvaluatorReward, RewardModel};
+use crate::objective::reward::{EncodedImages, EvaluatorReward, RewardModel};
 use crate::optimizer::{Adam, AveragedGradient};
 use crate::phase_timer::PhaseTimer;
 
@@ -333,8 +333,8 @@ impl RankBench<'_> {
         }]
     }
 
-    fn context<'b>(&'b self, evaluators: &'b [EvaluatorReward<'b>]) -> ObjectiveContext<'b> {
-        ObjectiveContext {
+    fn context<'b>(&'b self, evaluators: &'b [EvaluatorReward<'b>]) -> CandidateContext<'b> {
+        CandidateContext {
             reference: &self.reference,
             reward_model: RewardModel { evaluators, cider: None, weights: &self.settings.reward },
             vocabulary: &self.vocabulary,

@@ -96,8 +96,10 @@ fn run(name: &str) -> RunFile {
         run.decoding = Decoding::default();
         let score = Some(EvaluatorScore::PacS);
         *run.primary_evaluator_mut() = config::Evaluator { score, ..Default::default() };
-        let stage = Stage { optimizer: plain_adam(), ..stage(&run).clone() };
-        run.stages = vec![Stage { dico: Dico::default(), schedule: config::Schedule::default(), ..stage }];
+        let mut stage = stage(&run).clone();
+        stage.objective = Objective::Dico(Dico::default());
+        (stage.optimizer, stage.schedule) = (plain_adam(), config::Schedule::default());
+        run.stages = vec![stage];
     }
     if name == "closed" {
         run.primary_evaluator_mut().cut_candidates = CutCandidates::Closed;
@@ -107,7 +109,15 @@ fn run(name: &str) -> RunFile {
 
 /// The DiCO stage of a run.
 fn stage(run: &RunFile) -> &Stage {
-    run.stages.iter().find(|stage| stage.objective == Objective::Dico).unwrap()
+    run.stages.iter().find(|stage| stage.objective.name() == "dico").unwrap()
+}
+
+/// The settings of DiCO in that stage.
+fn settings(run: &RunFile) -> &Dico {
+    match &stage(run).objective {
+        Objective::Dico(settings) => settings,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// An optimizer with default settings except for the learning rate.
@@ -169,7 +179,7 @@ impl StepCase {
     /// The rewards of candidates with these tokens, `[images, candidates]`.
     fn rewards(&self, run: &RunFile, candidates: &[Vec<Vec<i64>>]) -> Tensor {
         let evaluators = self.evaluators(run);
-        let model = RewardModel { evaluators: &evaluators, cider: None, weights: &stage(run).dico.reward };
+        let model = RewardModel { evaluators: &evaluators, cider: None, weights: &settings(run).reward };
         no_grad(|| model.rewards(&self.images(), &self.decode(candidates)))
     }
 
@@ -180,10 +190,10 @@ impl StepCase {
         run: &'a RunFile,
         evaluators: &'a [EvaluatorReward<'a>],
         timer: &'a PhaseTimer,
-    ) -> ObjectiveContext<'a> {
-        ObjectiveContext {
+    ) -> CandidateContext<'a> {
+        CandidateContext {
             reference: &self.reference,
-            reward_model: RewardModel { evaluators, cider: None, weights: &stage(run).dico.reward },
+            reward_model: RewardModel { evaluators, cider: None, weights: &settings(run).reward },
             vocabulary: &self.vocabulary,
             generation: GenerationConfig::new(&run.decoding, &self.vocabulary),
             candidate_dropout: None,
@@ -223,7 +233,7 @@ fn check_step(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSetting) {
     let Decoding { beams: run_beams, length_penalty: penalty, cut_length_includes_bos, .. } = run.decoding;
     assert_eq!((run_beams as usize, penalty, cut_length_includes_bos), (beams, length_penalty, cut_counts_begin));
     assert_eq!(
-        (run.primary_evaluator().settings.cut_candidates, stage(&run).dico.beta),
+        (run.primary_evaluator().settings.cut_candidates, settings(&run).beta),
         (setting.cut_candidates, golden.beta)
     );
     let is_cut = |tokens: &&Vec<i64>| tokens.last() != Some(&sizes.end);
@@ -234,7 +244,7 @@ fn check_step(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSetting) {
         let timer = PhaseTimer::default();
         let evaluators = case.evaluators(&run);
         let context = case.context(&run, &evaluators, &timer);
-        let settings = Dico { tau: *tau, ..stage(&run).dico.clone() };
+        let settings = Dico { tau: *tau, ..settings(&run).clone() };
         let mut policy = captioner::captioner_by_formula(sizes, &golden.policy, &golden.gains, testing::device());
         let candidates = context.generate_candidates(&policy, &case.images(), Captioner::beam_search);
         let tokens_of = |of_image: &Vec<Hypothesis>| of_image.iter().map(|caption| caption.tokens.clone()).collect();
@@ -337,7 +347,7 @@ fn check_sixteen_bits(golden: &GoldenSteps, case: &StepCase, setting: &GoldenSet
         let mut policy = captioner::captioner_by_formula(sizes, &golden.policy, &golden.gains, testing::bf16_backend());
         policy.parameters_mut().start_training(|_| true);
         let rewards = expected.to_kind(Kind::Float).to_device(testing::device());
-        let preference = Preference::new(&rewards, &Dico { tau: *tau, ..stage(&run).dico.clone() });
+        let preference = Preference::new(&rewards, &Dico { tau: *tau, ..settings(&run).clone() });
         let log_ratios = log_probabilities(&policy) - no_grad(|| log_probabilities(&case.reference));
         let actual = preference.margin(&log_ratios);
         let expected = Tensor::from_slice(margin);

@@ -19,17 +19,28 @@ use metric_catalogue::names;
 use summary_statistics::Summary;
 use tch::{Kind, Tensor, no_grad};
 
-use super::candidates::{EncodedImages, ObjectiveContext, ScoredCandidates, to_doubles};
-use super::{CandidateExample, LossOutput};
+use super::candidates::{CandidateContext, ScoredCandidates, to_doubles};
+use super::reward::EncodedImages;
+use super::step_context::{StageBatch, StepContext};
+use super::{LossError, LossOutput, Objective};
 use crate::captioner::Captioner;
 use crate::nn::DropoutMode;
+
+impl Objective for Dico {
+    fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError> {
+        let loss = |policy: &Captioner, images: &EncodedImages<'_>, candidates: &CandidateContext<'_>| {
+            compute_loss(policy, images, candidates, self, context.mode)
+        };
+        Ok(context.with_candidates(batch, &self.reward, loss))
+    }
+}
 
 /// The loss of a batch's images under the current policy.
 #[must_use]
 pub fn compute_loss(
     policy: &Captioner,
     images: &EncodedImages<'_>,
-    context: &ObjectiveContext<'_>,
+    context: &CandidateContext<'_>,
     settings: &Dico,
     mode: DropoutMode,
 ) -> LossOutput {
@@ -45,22 +56,9 @@ pub fn compute_loss(
     let mut summaries = no_grad(|| candidates.summaries());
     summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(to_doubles(&margin.gt(0.0))));
     summaries.insert(names::GAMMA_ENTROPY, Summary::of(to_doubles(&preference.entropy())));
-    let example = Some(example(&candidates, &preference, images, context));
+    let example = Some(context.example(images, &candidates, &preference.gamma));
     let (weight, tokens) = (candidates.images_and_candidates().0 as f64, candidates.token_count());
     LossOutput { loss, loss_sum, weight, tokens, example, summaries }
-}
-
-/// The candidates of the first image, for display.
-fn example(
-    candidates: &ScoredCandidates,
-    preference: &Preference,
-    images: &EncodedImages<'_>,
-    context: &ObjectiveContext<'_>,
-) -> CandidateExample {
-    let captions = candidates.of_first_image().iter().map(|hypothesis| context.vocabulary.decode(&hypothesis.tokens));
-    let [rewards, gamma] = [&candidates.rewards, &preference.gamma].map(|all| to_doubles(&all.get(0)));
-    let weighted = captions.zip(rewards).zip(gamma).map(|((caption, reward), gamma)| (caption, reward, gamma));
-    CandidateExample { image: images.indices[0], candidates: weighted.collect() }
 }
 
 /// The chosen candidate of each image, and the weights of its other candidates.

@@ -19,7 +19,7 @@ captioner: { preset: tiny }
 evaluator: { preset: tiny }
 stages:
   - { name: xe, objective: cross_entropy, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
-  - { name: dico, objective: dico, dico: { reward: { cider: 1 } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
+  - { name: dico, objective: { dico: { reward: { cider: 1 } } }, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }
 ";
 const NAME: &str = "1-dico-00000003";
 const RUN_ID: &str = "3fa2";
@@ -231,7 +231,7 @@ fn an_intact_checkpoint_of_another_state_is_refused() {
 fn only_moments_of_trained_parameters_are_saved() {
     let stage = |name: &str, trainable: &str| {
         format!(
-            "  - {{ name: {name}, objective: contrastive, contrastive: {{ trainable: {trainable} }}, steps: 9, batch: 4, \
+            "  - {{ name: {name}, objective: {{ contrastive: {{ trainable: {trainable} }} }}, steps: 9, batch: 4, \
              optimizer: {{ learning_rate: 1.0e-3 }} }}\n"
         )
     };

@@ -17,9 +17,11 @@ stages:
 ";
 
 /// The message with which [`RUN`] is refused when `addition` is added to stage `stage`; empty if it
-/// is accepted.
+/// is accepted. An `objective` replaces that of the stage.
 fn problem(stage: &str, addition: &str) -> String {
-    let text = RUN.replace(&format!("name: {stage},"), &format!("name: {stage}, {addition},"));
+    let (start, rest) = RUN.split_once(&format!("name: {stage},")).unwrap();
+    let rest = if addition.starts_with("objective:") { rest.split_once(',').unwrap().1 } else { rest };
+    let text = format!("{start}name: {stage}, {addition},{rest}");
     match RunFile::parse(Path::new("run.yaml"), &text) {
         Ok(_) => String::new(),
         Err(error) => error.to_string(),
@@ -120,8 +122,8 @@ fn json_of_a_coordinator_passes_the_same_checks() {
 fn a_run_has_one_set_of_lora_factors() {
     let stage = RUN.lines().find(|line| line.contains("name: clip")).unwrap();
     let with = |name: &str, trainable: &str| {
-        let contrastive = format!("name: {name}, contrastive: {{ trainable: {trainable} }}");
-        stage.replace("name: clip", &contrastive)
+        let contrastive = format!("name: {name}, objective: {{ contrastive: {{ trainable: {trainable} }} }}");
+        stage.replace("name: clip, objective: contrastive", &contrastive)
     };
     let run = |stages: &[String]| match RunFile::parse(Path::new("run.yaml"), &RUN.replace(stage, &stages.join("\n"))) {
         Ok(_) => String::new(),
@@ -132,7 +134,7 @@ fn a_run_has_one_set_of_lora_factors() {
     assert_eq!(run(&[with("a", factors), with("b", "all"), with("c", "projections"), with("d", same)]), "");
     for other in ["{ lora: { rank: 8 } }", "{ lora: { targets: [mlp] } }", "{ lora: { alpha: 2 } }"] {
         let found = run(&[with("a", factors), with("b", "all"), with("c", other)]);
-        let expected = "stages[2].contrastive.trainable.lora: differs from that of stage a";
+        let expected = "stages[2].objective.contrastive.trainable.lora: differs from that of stage a";
         assert!(found.contains(expected), "{found}");
     }
 }
@@ -149,30 +151,56 @@ fn what_does_not_fit_together_is_named() {
         ("dico", "metric: spice", "stages[3].metric: unknown metric `spice`"),
         ("dico", "scst: { baseline: greedy }", "stages[3].scst: is for `objective: scst` only"),
         ("scst", "dico: { beta: 0.1 }", "stages[2].dico: is for `objective: dico` only"),
+        ("dico", "objective: { dico: { beta: 0 } }", "stages[3].objective.dico.beta: must be above 0"),
+        ("dico", "objective: { dico: { beat: 1 } }", "unknown key `beat`: did you mean `beta`?"),
+        ("dico", "objective: diko", "run.yaml:12:19: unknown value `diko`: did you mean `dico`?"),
+        ("dico", "objective: { diko: {} }", "unknown value `diko`: did you mean `dico`?"),
+        ("dico", "objective: { dico: {}, scst: {} }", "run.yaml:12:"),
+        ("dico", "objective: 5", "run.yaml:12:19: "),
         ("scst", "guard: [{ metric: gamma_entropy, above: 1, action: warn }]", "unknown metric `gamma_entropy`"),
         ("clip", "guard: [{ metric: kl, above: 1, action: warn }]", "unknown metric `kl`"),
         ("dico", "guard: [{ metric: kl, below: .inf, action: warn }]", "stages[3].guard[0].below: must be finite"),
         ("dico", "patience: 0, metric: cider", "stages[3].patience: must be at least 1"),
-        ("dico", "dico: { reward: {} }", "stages[3].dico.reward: needs at least one reward"),
+        ("dico", "objective: { dico: { reward: {} } }", "stages[3].objective.dico.reward: needs at least one reward"),
         (
             "dico",
-            "dico: { reward: { clip_s: 1 } }",
-            "stages[3].dico.reward: there is no evaluator `clip_s`: the rewards are pac_s, cider",
+            "objective: { dico: { reward: { clip_s: 1 } } }",
+            "stages[3].objective.dico.reward: there is no evaluator `clip_s`: the rewards are pac_s, cider",
         ),
-        ("scst", "scst: { reward: { cider: .nan } }", "stages[2].scst.reward: needs finite weights"),
-        ("scst", "scst: { reward: { missing_end: -1 } }", "stages[2].scst.reward: needs at least one reward"),
-        ("scst", "scst: { reward: { cider: 0, missing_end: -1 } }", "stages[2].scst.reward: needs at least one reward"),
         (
             "scst",
-            "scst: { reward: { cider: 1, missing_end: 0.1 } }",
-            "stages[2].scst.reward: `missing_end` is a penalty: give it a weight below 0",
+            "objective: { scst: { reward: { cider: .nan } } }",
+            "stages[2].objective.scst.reward: needs finite weights",
         ),
-        ("dico", "dico: { reward: { pac_s: 1, missing_end: 0 } }", "stages[3].dico.reward: `missing_end` is a penalty"),
-        ("dico", "dico: { reward: { pac_s: 1, missing_end: -.inf } }", "stages[3].dico.reward: needs finite weights"),
+        (
+            "scst",
+            "objective: { scst: { reward: { missing_end: -1 } } }",
+            "stages[2].objective.scst.reward: needs at least one reward",
+        ),
+        (
+            "scst",
+            "objective: { scst: { reward: { cider: 0, missing_end: -1 } } }",
+            "stages[2].objective.scst.reward: needs at least one reward",
+        ),
+        (
+            "scst",
+            "objective: { scst: { reward: { cider: 1, missing_end: 0.1 } } }",
+            "stages[2].objective.scst.reward: `missing_end` is a penalty: give it a weight below 0",
+        ),
+        (
+            "dico",
+            "objective: { dico: { reward: { pac_s: 1, missing_end: 0 } } }",
+            "stages[3].objective.dico.reward: `missing_end` is a penalty",
+        ),
+        (
+            "dico",
+            "objective: { dico: { reward: { pac_s: 1, missing_end: -.inf } } }",
+            "stages[3].objective.dico.reward: needs finite weights",
+        ),
         (
             "clip",
-            "contrastive: { generated_images: 0.1 }",
-            "stages[0].contrastive.generated_images: needs data.positives.images",
+            "objective: { contrastive: { generated_images: 0.1 } }",
+            "stages[0].objective.contrastive.generated_images: needs data.positives.images",
         ),
         ("dico", "guard: [{ metric: kl, action: warn }]", "stages[3].guard[0].metric: needs either `above` or `below`"),
         ("dico", "guard: [{ metric: lk, above: 1, action: warn }]", "stages[3].guard[0].metric: unknown metric `lk`"),
@@ -187,10 +215,10 @@ fn what_does_not_fit_together_is_named() {
         assert!(problem.contains(expected), "{addition}: {problem}");
     }
     for trainable in ["all", "projections", "{ lora: {} }", "{ lora: { rank: 8, alpha: 16, targets: [mlp] } }"] {
-        assert_eq!(problem("clip", &format!("contrastive: {{ trainable: {trainable} }}")), "");
+        assert_eq!(problem("clip", &format!("objective: {{ contrastive: {{ trainable: {trainable} }} }}")), "");
     }
     for (lora, expected) in [
-        ("rank: 0", "stages[0].contrastive.trainable.lora.rank: must be in 1..=256"),
+        ("rank: 0", "stages[0].objective.contrastive.trainable.lora.rank: must be in 1..=256"),
         ("rank: 257", "trainable.lora.rank: must be in 1..=256"),
         ("alpha: 0", "trainable.lora.alpha: must be above 0"),
         ("alpha: .inf", "trainable.lora.alpha: must be above 0"),
@@ -198,18 +226,22 @@ fn what_does_not_fit_together_is_named() {
         ("targets: [attn]", "unknown value `attn`: did you mean `attention`?"),
         ("ranks: 4", "unknown key `ranks`: did you mean `rank`?"),
     ] {
-        let found = problem("clip", &format!("contrastive: {{ trainable: {{ lora: {{ {lora} }} }} }}"));
+        let found =
+            problem("clip", &format!("objective: {{ contrastive: {{ trainable: {{ lora: {{ {lora} }} }} }} }}"));
         assert!(found.contains(expected), "{lora}: {found}");
     }
     let found = problem("xe", "contrastive: { trainable: projections }");
     assert!(found.contains("stages[1].contrastive: is for `objective: contrastive` only"), "{found}");
-    assert_eq!(problem("dico", "dico: { reward: { pac_s: 1, missing_end: -0.1 } }"), "");
-    assert_eq!(problem("scst", "scst: { reward: { cider: 1, missing_end: -1 } }"), "");
+    assert_eq!(problem("dico", "objective: { dico: { reward: { pac_s: 1, missing_end: -0.1 } } }"), "");
+    assert_eq!(problem("scst", "objective: { scst: { reward: { cider: 1, missing_end: -1 } } }"), "");
     let good = "evaluate_every: 3, metric: cider, patience: 3, \
                 guard: [{ metric: kl, above: 0.5, for: 9, action: rollback }, { metric: rep_4, above: 0.9, action: pause }]";
     assert_eq!(problem("dico", good), "");
     assert_eq!(
-        problem("scst", "scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples }"),
+        problem(
+            "scst",
+            "objective: { scst: { reward: { cider: 1, pac_s: 0.5 }, baseline: greedy, candidates: samples } }"
+        ),
         ""
     );
 }

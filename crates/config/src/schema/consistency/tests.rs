@@ -26,6 +26,13 @@ fn with(stage: &str, more: &str) -> String {
     stage.replace("steps: 9,", &format!("steps: 9, {more},"))
 }
 
+/// The stage with these settings of its objective.
+fn with_settings(stage: &str, settings: &str) -> String {
+    let (before, rest) = stage.split_once("objective: ").unwrap();
+    let (name, after) = rest.split_once(',').unwrap();
+    format!("{before}objective: {{ {name}: {settings} }},{after}")
+}
+
 /// The message with which the run file is refused; empty if it is accepted.
 fn problem(text: &str) -> String {
     RunFile::parse(Path::new("run.yaml"), text).err().map_or_else(String::new, |error| error.to_string())
@@ -47,9 +54,9 @@ fn rewards_of_models_that_nothing_has_trained_are_refused_and_the_missing_stage_
         ),
         (
             &[XE, DICO],
-            "stages[1].dico.reward: the reward `pac_s` comes from the evaluator, and nothing has trained the evaluator: put a stage with `objective: contrastive` before it, or set evaluator.weights",
+            "stages[1].objective.dico.reward: the reward `pac_s` comes from the evaluator, and nothing has trained the evaluator: put a stage with `objective: contrastive` before it, or set evaluator.weights",
         ),
-        (&[XE, SCST, CLIP], "stages[1].scst.reward: the reward `pac_s`"),
+        (&[XE, SCST, CLIP], "stages[1].objective.scst.reward: the reward `pac_s`"),
     ] {
         let found = problem(&stages(all));
         assert!(found.contains(expected), "{all:?}: {found}");
@@ -57,7 +64,7 @@ fn rewards_of_models_that_nothing_has_trained_are_refused_and_the_missing_stage_
     assert_eq!(problem(&stages(&[CLIP, XE, DICO, SCST])), "");
     // Weights take the place of a stage, and CIDEr-D needs no evaluator.
     let head = RUN.replace("captioner: { preset: tiny }", "captioner: { weights: folder }");
-    let by_cider = with(SCST, "scst: { reward: { cider: 1, pac_s: 0 } }");
+    let by_cider = with_settings(SCST, "{ reward: { cider: 1, pac_s: 0 } }");
     assert_eq!(problem(&run(&head, &[by_cider])), "");
     let head = head.replace("evaluator: { preset: tiny }", "evaluator: { weights: pac.pth }");
     assert_eq!(problem(&run(&head, &[DICO.to_owned()])), "");
@@ -89,7 +96,7 @@ fn a_vision_encoder_is_not_trained_after_the_captioner() {
     assert!(found.contains("stages[1].objective: `contrastive` changes the vision encoder that stage xe"), "{found}");
     let own = RUN.replace("captioner: { preset: tiny }", "captioner: { preset: tiny, vision_encoder: clip.pt }");
     assert_eq!(problem(&run(&own, &stages)), "");
-    let trainable = |what: &str| with(CLIP, &format!("contrastive: {{ trainable: {what} }}"));
+    let trainable = |what: &str| with_settings(CLIP, &format!("{{ trainable: {what} }}"));
     assert_eq!(problem(&run(RUN, &[XE.to_owned(), trainable("projections")])), "");
     assert!(problem(&run(RUN, &[XE.to_owned(), trainable("{ lora: {} }")])).contains("changes the vision encoder"));
 }
@@ -148,10 +155,11 @@ fn settings_without_or_with_an_unlikely_effect_are_warned_about_with_their_locat
     let untrained = warnings(&run(RUN, &[XE.to_owned()]));
     assert!(untrained.len() == 1 && untrained[0].contains("evaluator.preset: no stage trains the evaluator"));
     for trainable in ["projections", "{ lora: {} }"] {
-        let stage = with(CLIP, &format!("contrastive: {{ trainable: {trainable} }}"));
+        let stage = with_settings(CLIP, &format!("{{ trainable: {trainable} }}"));
         let alone = warnings(&run(RUN, std::slice::from_ref(&stage)));
         assert!(
-            alone.len() == 1 && alone[0].contains("stages[0].contrastive.trainable: trains a part of an evaluator"),
+            alone.len() == 1
+                && alone[0].contains("stages[0].objective.contrastive.trainable: trains a part of an evaluator"),
             "{alone:?}"
         );
         let second = stage.replace("name: clip", "name: part");

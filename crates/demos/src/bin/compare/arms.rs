@@ -1,5 +1,5 @@
 use config::{
-    Contrastive, Dico, EvaluatorScore, GuardAction, Objective, RejectedWeights, Reward, Rewards, Rule, Scst, Stage,
+    Dico, EvaluatorScore, GuardAction, Objective, Preference, RejectedWeights, Reward, Rewards, Rule, Scst, Stage,
 };
 
 /// The share of grammatical captions that the paper's claims are tested with, and below which the
@@ -35,14 +35,8 @@ pub struct Arm {
 impl Arm {
     /// The stage of this arm: the common one with another objective, reward or guard.
     pub fn stage(&self, common: &Stage) -> Stage {
-        let mut stage = Stage {
-            objective: Objective::Dico,
-            contrastive: Contrastive::default(),
-            dico: Dico::default(),
-            scst: Scst::default(),
-            guard: Vec::new(),
-            ..common.clone()
-        };
+        let mut stage = common.clone();
+        (stage.objective, stage.guard) = (Objective::Dico(Dico::default()), Vec::new());
         (self.adapt)(&mut stage);
         stage
     }
@@ -50,7 +44,7 @@ impl Arm {
 
 /// All arms. Batch, steps, optimizer and beam search are the same for all: they differ in
 /// objective, reward and guard.
-pub const ARMS: [Arm; 8] = [
+pub const ARMS: [Arm; 9] = [
     Arm {
         name: "scst_cider",
         title: "SCST, CIDEr-D",
@@ -78,21 +72,28 @@ pub const ARMS: [Arm; 8] = [
         title: "DiCO, uniform weights",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        adapt: |stage| stage.dico.weights = RejectedWeights::Uniform,
+        adapt: |stage| dico(stage, Dico { weights: RejectedWeights::Uniform, ..Dico::default() }),
     },
     Arm {
         name: "dico_worst",
         title: "DiCO, best against worst",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        adapt: |stage| stage.dico.weights = RejectedWeights::Worst,
+        adapt: |stage| dico(stage, Dico { weights: RejectedWeights::Worst, ..Dico::default() }),
     },
     Arm {
         name: "dico_no_reference",
         title: "DiCO, no reference",
         evaluator: RewardEvaluator::Pac,
         reward: "pac_s",
-        adapt: |stage| stage.dico.reference = false,
+        adapt: |stage| dico(stage, Dico { reference: false, ..Dico::default() }),
+    },
+    Arm {
+        name: "dpo",
+        title: "DPO, best against worst",
+        evaluator: RewardEvaluator::Pac,
+        reward: "pac_s",
+        adapt: |stage| stage.objective = Objective::Dpo(Preference::default()),
     },
     Arm {
         name: "scst_guarded",
@@ -104,8 +105,11 @@ pub const ARMS: [Arm; 8] = [
 ];
 
 fn scst(stage: &mut Stage, reward: Reward) {
-    stage.objective = Objective::Scst;
-    stage.scst.reward = Rewards::from([(reward, 1.0)]);
+    stage.objective = Objective::Scst(Scst { reward: Rewards::from([(reward, 1.0)]), ..Scst::default() });
+}
+
+fn dico(stage: &mut Stage, settings: Dico) {
+    stage.objective = Objective::Dico(settings);
 }
 
 /// SCST on PAC-S, with a guard that rolls the stage back to its best state with a share of

@@ -55,9 +55,8 @@ impl Summary {
             let (name, objective) = (stage.name.clone(), stage.objective.name());
             Ok(StageSummary { name, objective, steps: last.step, metrics: last.metrics })
         });
-        let captioning: Vec<usize> = (0..run.stages.len())
-            .filter(|&number| run.stages[number].objective != config::Objective::Contrastive)
-            .collect();
+        let captioning: Vec<usize> =
+            (0..run.stages.len()).filter(|&number| !run.stages[number].objective.trains_evaluator()).collect();
         let captions = captioning.iter().map(|&number| Ok((&run.stages[number].name, journal.captions(number)?)));
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
         let sampled = captions.first().map(|(_, captions)| captions.iter().take(SAMPLES).collect::<Vec<_>>());
