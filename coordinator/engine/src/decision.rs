@@ -13,7 +13,7 @@ pub struct View {
     /// Whether all members have reported all granted steps.
     pub are_steps_reported: bool,
     /// The boundary directive that is being executed.
-    pub boundary: PendingBoundary,
+    pub boundary: BoundaryStatus,
     /// Whether the members were ordered to halt.
     pub is_halting: bool,
     /// Whether a worker joins or leaves, or the coordinator stops, so that the generation has to
@@ -26,7 +26,7 @@ pub struct View {
     /// The save in progress.
     pub save: Save,
     /// The last attempt to save, if it failed.
-    pub failed_save: FailedSave,
+    pub failed_save: RetryStatus,
     /// Where the state at the granted position can be restored from without a member.
     pub stored: Stored,
     /// Whether the generation exists only to save its state: its members leave afterwards.
@@ -56,7 +56,7 @@ pub enum Next {
 
 /// Who executes a boundary directive at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PendingBoundary {
+pub enum BoundaryStatus {
     /// No boundary directive is being executed.
     None,
     /// The members write captions or enter the next stage.
@@ -72,13 +72,14 @@ pub enum Save {
     None,
     /// The state at the granted position.
     OfGranted,
-    /// An earlier state.
-    OfEarlier,
+    /// The state at another position: an earlier one, or after a rollback a later one whose save is
+    /// cancelled.
+    OfOther,
 }
 
 /// The last attempt to save, if it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailedSave {
+pub enum RetryStatus {
     /// It did not fail.
     None,
     /// It failed, and the time of the next attempt has not come.
@@ -128,8 +129,8 @@ pub enum Decision {
 /// The decision for a running generation. The order of the rows is their precedence:
 ///
 /// 1. A complete run finishes, also if workers join or leave.
-/// 2. A membership change halts the generation; boundaries that the members execute are finished
-///    first.
+/// 2. A membership change halts the generation. A stage change is finished first; of captions, each
+///    member finishes the range in flight.
 /// 3. A coordinator that stops saves the state. If that fails it stops nevertheless: the operator
 ///    sees the reason, and the next coordinator process resumes from the last checkpoint.
 /// 4. After a failed save no step is granted until a save succeeds.
@@ -144,22 +145,22 @@ pub fn decide(view: &View) -> Decision {
         View { next: Next::Finish, is_paused: false, .. } => D::Wait,
 
         View { must_halt: true, is_halting: false, .. } => D::Halt,
-        View { boundary: PendingBoundary::Members, .. } => D::Wait,
+        View { boundary: BoundaryStatus::Members, .. } => D::Wait,
 
         View { is_stopping: true, are_steps_reported: false, .. } => D::Wait,
-        View { is_stopping: true, failed_save: FailedSave::RetryLater | FailedSave::RetryNow, .. } => D::Stop,
-        View { is_stopping: true, save: Save::OfGranted | Save::OfEarlier, .. } => D::Wait,
+        View { is_stopping: true, failed_save: RetryStatus::RetryLater | RetryStatus::RetryNow, .. } => D::Stop,
+        View { is_stopping: true, save: Save::OfGranted | Save::OfOther, .. } => D::Wait,
         View { is_stopping: true, stored: Stored::No, .. } => D::Save,
         View { is_stopping: true, .. } => D::Stop,
 
         View { is_halting: true, are_steps_reported: true, .. } => D::EndHalted,
         View { is_halting: true, .. } => D::Wait,
 
-        View { failed_save: FailedSave::RetryLater, .. } => D::Wait,
-        View { failed_save: FailedSave::RetryNow, are_steps_reported: false, .. } => D::Wait,
-        View { failed_save: FailedSave::RetryNow, save: Save::OfGranted | Save::OfEarlier, .. } => D::Wait,
-        View { failed_save: FailedSave::RetryNow, stored: Stored::Checkpoint, .. } => D::ForgetFailedSave,
-        View { failed_save: FailedSave::RetryNow, .. } => D::Save,
+        View { failed_save: RetryStatus::RetryLater, .. } => D::Wait,
+        View { failed_save: RetryStatus::RetryNow, are_steps_reported: false, .. } => D::Wait,
+        View { failed_save: RetryStatus::RetryNow, save: Save::OfGranted | Save::OfOther, .. } => D::Wait,
+        View { failed_save: RetryStatus::RetryNow, stored: Stored::Checkpoint, .. } => D::ForgetFailedSave,
+        View { failed_save: RetryStatus::RetryNow, .. } => D::Save,
 
         View { is_save_only: true, save: Save::None, stored: Stored::No, .. } => D::Save,
         View { is_save_only: true, save: Save::None, are_steps_reported: true, .. } => D::EndSaved,
@@ -170,14 +171,14 @@ pub fn decide(view: &View) -> Decision {
 
         // The next generation can use the scores, so membership changes do not wait for them, but
         // the plan does.
-        View { boundary: PendingBoundary::Scores, .. } => D::Wait,
+        View { boundary: BoundaryStatus::Scores, .. } => D::Wait,
 
         View { next: Next::Train { .. }, save: Save::OfGranted, must_wait_for_save: true, .. } => D::Wait,
         View { next: Next::Train { is_grantable: false }, .. } => D::Wait,
         View { next: Next::Train { is_grantable: true }, .. } => D::Train,
 
         // One state is saved at a time, and a stage begins with no save of the one before.
-        View { next: Next::Checkpoint | Next::Advance, save: Save::OfGranted | Save::OfEarlier, .. } => D::Wait,
+        View { next: Next::Checkpoint | Next::Advance, save: Save::OfGranted | Save::OfOther, .. } => D::Wait,
         View { next: Next::Checkpoint, .. } => D::Save,
         View { next: Next::Evaluate, .. } => D::Evaluate,
         View { next: Next::Advance, .. } => D::Advance,

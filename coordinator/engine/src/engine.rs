@@ -1,8 +1,8 @@
 //! The engine: passes each event to its handler, applies the effects, and reconciles the run.
 //!
 //! Reconciling is a loop: apply the effects of handlers, in order; then make the first change that
-//! is due; repeat until nothing changes. Only this file calls handlers, so no handler calls another
-//! one in a circle.
+//! is due; repeat until nothing changes. A handler may call one on a lower floor, such as that of
+//! membership, and never one in a circle; `tests/module-cycles/check` checks that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use proto::v1::{self, directive::Directive, worker_message::Message};
 use crate::{
     action::Action,
     captions::EvaluationItem,
-    decision::{Decision, FailedSave, Next, PendingBoundary, Save, Stored, View, decide},
+    decision::{BoundaryStatus, Decision, Next, RetryStatus, Save, Stored, View, decide},
     event::Event,
     event_kind::EventKind,
     handler::{
@@ -37,7 +37,7 @@ use crate::{
     settings::Settings,
     state::{
         State,
-        generations::{self, Generation, RunPhase},
+        generations::{Generation, PendingBoundary, RunPhase},
     },
     types::{SessionId, Time, WorkerId},
     violation::{ProtocolViolation, one_line},
@@ -46,8 +46,8 @@ use crate::{
 /// How long the coordinator waits for its members to disconnect when the run is over.
 const DISCONNECT_TIMEOUT: Time = Time::from_secs(5);
 /// Upper bound of the changes that one event causes. Each change makes progress towards a state in
-/// which nothing is due, so an event causes far fewer. If the bound is reached nevertheless, the
-/// engine continues at the next event.
+/// which nothing is due, so an event causes far fewer. If the bound is reached nevertheless, a
+/// release build continues at the next event.
 const MAX_CHANGES_PER_EVENT: usize = 100_000;
 
 /// The state machine of a run.
@@ -91,13 +91,13 @@ impl Engine {
         match event {
             Event::Join { request, address, generated_join_key, join } => {
                 match AdmissionHandler::new(state, output).join(now, address, &join, generated_join_key) {
-                    Ok(response) => output.push(Action::Admit { request, response }),
-                    Err(refusal) => output.push(Action::Refuse { request, refusal }),
+                    Ok(response) => output.push_action(Action::Admit { request, response }),
+                    Err(refusal) => output.push_action(Action::Refuse { request, refusal }),
                 }
             }
             Event::Attach { session, attach } => {
                 if let Err(refusal) = AdmissionHandler::new(state, output).attach(now, session, attach) {
-                    output.push(Action::Close { session, refusal: Some(refusal) });
+                    output.push_action(Action::Close { session, refusal: Some(refusal) });
                 }
             }
             Event::Message { session, message } => self.handle_message(now, session, message),
@@ -112,8 +112,8 @@ impl Engine {
                 StallHandler::new(&mut self.state, &mut self.output).check(now);
             }
             Event::Control { request, command } => match control::execute(state, output, command) {
-                Ok(message) => output.push(Action::Accept { request, message }),
-                Err(refusal) => output.push(Action::Refuse { request, refusal }),
+                Ok(message) => output.push_action(Action::Accept { request, message }),
+                Err(refusal) => output.push_action(Action::Refuse { request, refusal }),
             },
             Event::Shutdown => state.is_stopping = true,
         }
@@ -131,7 +131,7 @@ impl Engine {
         if let Err(violation) = self.dispatch_message(now, worker_id, message) {
             let reason = format!("worker {worker_id} violated the protocol: {}", one_line(&violation.to_string()));
             let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
-            self.output.push(Action::Close { session, refusal: Some(refusal) });
+            self.output.push_action(Action::Close { session, refusal: Some(refusal) });
             MembershipHandler::new(&mut self.state, &mut self.output).remove(now, worker_id, EventKind::Lost, &reason);
         }
     }
@@ -161,7 +161,7 @@ impl Engine {
             }
             Message::CheckpointFailed(failed) => {
                 state.members.record_progress(now, worker_id);
-                SavingHandler::new(state, output).failed(now, worker_id, &failed)
+                SavingHandler::new(state, output).save_failed(now, worker_id, &failed)
             }
             Message::Advanced(advanced) => TrainingHandler::new(state, output).advanced(worker_id, &advanced),
             Message::Idle(idle) => GenerationHandler::new(state, output).idle(now, worker_id, &idle),
@@ -187,10 +187,16 @@ impl Engine {
             SavingHandler::new(state, output).discard_damaged(worker_id, &failed.damaged_checkpoint, &reason)?;
         }
         record_unreachable(&mut state.generations, &state.members, worker_id, failed);
-        if let Some(reason) = GenerationHandler::new(state, output).failed(now, worker_id, failed) {
+        let failure = GenerationHandler::new(state, output).member_failed(now, worker_id, failed);
+        if failure.is_fatal {
             let mut handler = MembershipHandler::new(state, output);
             handler.close_session(worker_id);
-            handler.remove(now, worker_id, EventKind::Lost, &reason);
+            handler.remove(now, worker_id, EventKind::Lost, &failure.reason);
+        }
+        if failure.must_end_run {
+            // After the removal: the save in progress may be complete without the member.
+            let reason = format!("generations keep failing without progress: {}", failure.reason);
+            output.add_effect(Effect::EndRun(Outcome::Failed(reason)));
         }
         Ok(())
     }
@@ -208,11 +214,12 @@ impl Engine {
 
     /// Applies effects and makes changes until nothing is due.
     fn reconcile(&mut self, now: Time) {
+        self.apply_effects(now);
         for _ in 0..MAX_CHANGES_PER_EVENT {
-            self.apply_effects(now);
             if !self.make_change(now) {
                 return;
             }
+            self.apply_effects(now);
         }
         debug_assert!(false, "the run does not come to rest: {:?}", self.state);
     }
@@ -227,13 +234,13 @@ impl Engine {
                 }
                 Effect::MemberRemoved { worker_id, was_in_generation, reason } => {
                     let unfinished_save = None;
-                    SavingHandler::new(state, output).remove_member(worker_id, unfinished_save);
+                    SavingHandler::new(state, output).exclude_member(worker_id, unfinished_save);
                     if was_in_generation {
                         GenerationHandler::new(state, output).end(now, &reason, true);
                     }
                 }
-                Effect::MemberReleased { worker_id, unfinished_save } => {
-                    SavingHandler::new(state, output).remove_member(worker_id, unfinished_save);
+                Effect::GenerationReleased { worker_id, unfinished_save } => {
+                    SavingHandler::new(state, output).exclude_member(worker_id, unfinished_save);
                 }
                 Effect::EndGeneration { reason, is_failure } => {
                     GenerationHandler::new(state, output).end(now, &reason, is_failure);
@@ -259,7 +266,8 @@ impl Engine {
         let Self { state, output, .. } = self;
         if let RunPhase::Over { outcome, until } = &state.generations.phase {
             let (outcome, until) = (outcome.clone(), *until);
-            return self.try_exit(now, outcome, until);
+            self.try_exit(now, outcome, until);
+            return false;
         }
         if StageHandler::new(state, output).try_end() || release_leaving_members(state, output, now) {
             return true;
@@ -342,6 +350,20 @@ impl Engine {
             format!("the coordinator is shutting down, and the last steps are lost: {}", failed.reason)
         });
         let are_all_steps_saved = failed_save.is_none();
+        // The records come first: a worker that has received Finish does not reconnect.
+        let reason = match &outcome {
+            Outcome::Finished => "the run is finished".to_owned(),
+            Outcome::Stopped => stop_reason.clone(),
+            Outcome::Failed(reason) => reason.clone(),
+        };
+        record_incomplete_steps(&mut state.generations, &mut state.measurements, output);
+        state.checkpoints.in_progress = None;
+        if let Some(generation) = state.generations.current.as_ref().filter(|_| state.generations.is_active()) {
+            output.record(Record::Ended { generation: generation.number, reason: reason.clone() });
+        }
+        let result = state.result_checkpoint().map(str::to_owned).filter(|_| outcome == Outcome::Finished);
+        let position = state.history.committed;
+        output.record(Record::RunEnded { outcome: outcome.clone(), position, reason, result });
         let last_generation = state.generations.last_number;
         let sessions: BTreeSet<SessionId> = state.members.iter().map(|(_, member)| member.session).collect();
         for session in sessions {
@@ -353,35 +375,20 @@ impl Engine {
                 }
             }
         }
-        let reason = match &outcome {
-            Outcome::Finished => "the run is finished".to_owned(),
-            Outcome::Stopped => stop_reason,
-            Outcome::Failed(reason) => reason.clone(),
-        };
-        record_incomplete_steps(&mut state.generations, &mut state.measurements, output);
-        state.checkpoints.in_progress = None;
-        if let Some(generation) = state.generations.current.as_ref().filter(|_| state.generations.is_active()) {
-            output.record(Record::Ended { generation: generation.number, reason: reason.clone() });
-        }
-        let result = state.result_checkpoint().map(str::to_owned).filter(|_| outcome == Outcome::Finished);
-        let position = state.history.committed;
-        output.record(Record::RunEnded { outcome: outcome.clone(), position, reason, result });
         state.generations.phase = RunPhase::Over { outcome, until: now.saturating_add(DISCONNECT_TIMEOUT) };
     }
 
-    /// Ends the coordinator process if its members have disconnected, or had the time to. Returns
-    /// false if it has to wait, or has exited already.
-    fn try_exit(&mut self, now: Time, outcome: Outcome, until: Time) -> bool {
+    /// Ends the coordinator process, once, if its members have disconnected or had the time to.
+    fn try_exit(&mut self, now: Time, outcome: Outcome, until: Time) {
         if self.has_exited || !(self.state.members.is_empty() || now >= until) {
-            return false;
+            return;
         }
         self.has_exited = true;
         if outcome == Outcome::Finished {
             // No generation will be formed any more.
             SavingHandler::new(&mut self.state, &mut self.output).delete_unfinished();
         }
-        self.output.push(Action::Exit(outcome));
-        false
+        self.output.push_action(Action::Exit(outcome));
     }
 }
 
@@ -407,9 +414,9 @@ fn view_of(state: &State, generation: &Generation, next: NextAction, must_halt: 
         },
         are_steps_reported: generation.all_steps_reported(),
         boundary: match &generation.pending_boundary {
-            None => PendingBoundary::None,
-            Some(generations::PendingBoundary::Scores) => PendingBoundary::Scores,
-            Some(_) => PendingBoundary::Members,
+            None => BoundaryStatus::None,
+            Some(PendingBoundary::Scores) => BoundaryStatus::Scores,
+            Some(_) => BoundaryStatus::Members,
         },
         is_halting: generation.halt_reason.is_some(),
         must_halt,
@@ -418,12 +425,12 @@ fn view_of(state: &State, generation: &Generation, next: NextAction, must_halt: 
         save: match checkpoints.saving_position() {
             None => Save::None,
             Some(position) if position == granted => Save::OfGranted,
-            Some(_) => Save::OfEarlier,
+            Some(_) => Save::OfOther,
         },
         failed_save: match &checkpoints.failed {
-            None => FailedSave::None,
-            Some(failed) if now < failed.retry_at => FailedSave::RetryLater,
-            Some(_) => FailedSave::RetryNow,
+            None => RetryStatus::None,
+            Some(failed) if now < failed.retry_at => RetryStatus::RetryLater,
+            Some(_) => RetryStatus::RetryNow,
         },
         stored: match checkpoints.saved.contains_key(&granted) {
             true => Stored::Checkpoint,

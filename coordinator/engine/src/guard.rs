@@ -131,12 +131,17 @@ impl Guard {
         triggered_rules
     }
 
-    /// Disqualifies positions if `rule`, which has fired at `position`, has `action: rollback`.
-    pub fn disqualify(&mut self, position: Position, rule: &TriggeredRule) {
-        let TriggeredRule { first_position, action, .. } = rule;
+    /// Disqualifies positions if `triggered`, which has fired at `position`, has `action: rollback`.
+    /// Does nothing if the guard does not have the rule: the user may have changed it since.
+    pub fn disqualify(&mut self, position: Position, triggered: &TriggeredRule) {
+        let TriggeredRule { first_position, metric, bound, is_above, .. } = triggered;
+        let is_same = |RuleState { rule, .. }: &RuleState| {
+            let own_bound = if *is_above { rule.above } else { rule.below };
+            rule.action == GuardAction::Rollback && rule.metric == *metric && own_bound == Some(*bound)
+        };
         let is_earliest = self.disqualification.as_ref().is_none_or(|earlier| *first_position < earlier.first_position);
-        if *action == GuardAction::Rollback && is_earliest {
-            let reason = format!("{rule} at {position}");
+        if triggered.action == GuardAction::Rollback && is_earliest && self.rules.iter().any(is_same) {
+            let reason = format!("{triggered} at {position}");
             self.disqualification = Some(Disqualification { first_position: *first_position, reason });
         }
     }

@@ -15,8 +15,8 @@ use crate::{
     types::{SessionId, WorkerId},
 };
 
-/// A consequence of a change that concerns another handler than the one that made the change. The
-/// engine applies effects one by one, in order, before it decides anything else; see
+/// A consequence of a change that is applied after the handler has returned. The engine applies
+/// effects one by one, in order, before it decides anything else; see
 /// [`Engine`](crate::Engine).
 #[derive(Debug)]
 pub(crate) enum Effect {
@@ -31,14 +31,14 @@ pub(crate) enum Effect {
     MemberRemoved {
         /// The worker that was the member.
         worker_id: WorkerId,
-        /// Whether it was in a generation that forms or runs.
+        /// Whether it was in a generation and had not begun to release it.
         was_in_generation: bool,
         /// Why, as a message for display.
         reason: String,
     },
     /// A member has released its generation. It will not report on the save in progress, unless it
     /// still executes that save.
-    MemberReleased {
+    GenerationReleased {
         /// The member.
         worker_id: WorkerId,
         /// The number of the save that it still executes.
@@ -76,7 +76,7 @@ pub(crate) struct Output {
 
 impl Output {
     /// Adds an action.
-    pub fn push(&mut self, action: Action) {
+    pub fn push_action(&mut self, action: Action) {
         self.actions.push(action);
     }
 
@@ -88,7 +88,7 @@ impl Output {
     /// Sends a directive in a session. `generation` is the generation that it belongs to.
     pub fn send(&mut self, session: SessionId, generation: u64, directive: Directive) {
         let directive = v1::Directive { generation, directive: Some(directive) };
-        self.push(Action::Send { session, directive });
+        self.push_action(Action::Send { session, directive });
     }
 
     /// Orders a worker to exit; without an error if `is_orderly`.
@@ -99,12 +99,12 @@ impl Output {
 
     /// Closes a session without an error.
     pub fn close(&mut self, session: SessionId) {
-        self.push(Action::Close { session, refusal: None });
+        self.push_action(Action::Close { session, refusal: None });
     }
 
     /// Appends a record to the journal.
     pub fn record(&mut self, record: Record) {
-        self.push(Action::Record(record));
+        self.push_action(Action::Record(record));
     }
 
     /// Appends an event to the journal.

@@ -45,9 +45,9 @@ pub struct RestoredRun {
     pub step_means: Vec<(Position, StepMeans)>,
     /// The stages that ended early, each with the step of the state that it ended with.
     pub selected_steps: SelectedSteps,
-    /// The guard rules that have fired in the present history, each with the position of the step
-    /// or evaluation.
-    pub guard_firings: Vec<(Position, TriggeredRule)>,
+    /// The guard rules with `action: rollback` that have fired in the present history, each with
+    /// the position of the step or evaluation.
+    pub rollbacks: Vec<(Position, TriggeredRule)>,
     /// Why the run is paused; none if it is not.
     pub pause_reason: Option<String>,
     /// The fingerprints and sizes of the workers' data; none if no worker has ever attached.

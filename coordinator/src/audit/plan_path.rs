@@ -95,7 +95,7 @@ impl PathCheck {
             self.problems.push(format!("generation {number} starts at {start}, which the run does not have"));
             return;
         }
-        let stage_end = self.ends_by_generation.get(&(number - 1)).copied();
+        let stage_end = self.ends_by_generation.get(&number.saturating_sub(1)).copied();
         let is_reached = |position: Position| {
             self.has_same_parameters(position, reached)
                 || stage_end.is_some_and(|end| self.has_same_parameters(position, end))

@@ -168,7 +168,7 @@ pub(super) fn count_epochs(
         let unrecorded = if number == begin.stage { begin.step } else { 0 };
         let mut counter =
             SampleCounter { data, stage, start: v1::SequenceStart::default(), version: 0, epochs: BTreeMap::new() };
-        let mut next = unrecorded + 1;
+        let mut next = unrecorded.saturating_add(1);
         let in_stage = |step| Position { stage: number, step };
         for (Position { step, .. }, applied_step) in applied.range(in_stage(next)..=in_stage(u64::MAX)) {
             if step - next > MAX_GAP_STEPS {
@@ -177,7 +177,7 @@ pub(super) fn count_epochs(
                 (next..*step).for_each(|step| counter.add(step, AppliedStep::default()));
             }
             counter.add(*step, *applied_step);
-            next = step + 1;
+            next = step.saturating_add(1);
         }
         let epoch = |(epoch, samples)| Epoch { stage: number, name: stage.name.clone(), epoch, samples };
         epochs.extend(counter.epochs.into_iter().map(epoch));

@@ -103,10 +103,10 @@ const RECORD_QUERIES: [RecordQueries; 18] = [
     RecordQueries {
         kind: RecordKind::Ended,
         name: "ended",
-        queries: &[
-            "SELECT number, ended_at, ended_because FROM generations WHERE number = ?3 AND ended_at IS NOT NULL",
-        ],
-        all_keys: "SELECT NULL, NULL, number, NULL FROM generations WHERE ended_at IS NOT NULL",
+        queries: &["SELECT number, ended_at, ended_because FROM generations
+            WHERE number = ?3 AND (ended_at IS NOT NULL OR ended_because IS NOT NULL)"],
+        all_keys: "SELECT NULL, NULL, number, NULL FROM generations
+            WHERE ended_at IS NOT NULL OR ended_because IS NOT NULL",
     },
     RecordQueries {
         kind: RecordKind::Step,

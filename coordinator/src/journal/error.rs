@@ -29,7 +29,7 @@ pub enum Error {
     /// Another version of the program, with other tables, wrote the journal.
     #[error(
         "the journal has version {found}, this program reads and writes version {SCHEMA_VERSION}: `coordinator serve` \
-         migrates version {MIGRATED_VERSION}; for others use another --state or output"
+         migrates version {MIGRATED_VERSION}; use the program that wrote another version, or another --state or output"
     )]
     OtherVersion {
         /// The version of the journal's tables.

@@ -14,11 +14,24 @@ pub(super) fn check_intact(connection: &Connection) -> Result<(), Error> {
     if version != SCHEMA_VERSION {
         return Ok(());
     }
-    let ChainCheck { problems, count, .. } = verify(connection)?;
+    refuse_problems(&verify(connection)?)
+}
+
+/// Fails if the check has found problems.
+pub(super) fn refuse_problems(ChainCheck { problems, count, .. }: &ChainCheck) -> Result<(), Error> {
     match problems.first() {
         None => Ok(()),
-        Some(first) if count == 1 => Err(Error::Damaged(first.clone())),
+        Some(first) if *count == 1 => Err(Error::Damaged(first.clone())),
         Some(first) => Err(Error::Damaged(format!("{first}; and {} more", count - 1))),
+    }
+}
+
+/// Checks that a database without a version has no tables: it is a new journal, and not one whose
+/// version was removed.
+pub(super) fn check_empty(connection: &Connection) -> Result<(), Error> {
+    match read_schema(connection)?.first() {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::Damaged(format!("it has the table {name}, but no version"))),
     }
 }
 

@@ -2,160 +2,188 @@
 //! restart or the audit depends: it read them back from the event log.
 //!
 //! The new tables are filled from the event log, and each new row gets an entry at the end of the
-//! hash chain. The records that exist are not changed.
+//! hash chain. The records that exist are not changed. `guard_firings` begins empty: the event of a
+//! rule does not say which state it disqualifies, and the version before did not remember a rollback
+//! after a restart.
 
-use config::{GuardAction, RunFile};
+use std::path::Path;
+
 use dico_engine::{
     WorkerId,
     data::{DataChange, SplitSize},
     event_kind::EventKind,
-    guard::TriggeredRule,
     plan::Position,
     record::{Attachment, HistoryMove, StateSource},
 };
 use proto::v1;
-use rusqlite::{OptionalExtension, Transaction};
+use rusqlite::{Connection, Transaction};
 use serde_json::Value;
 
 use super::{
     Error,
     chain::ChainWriter,
-    queries::run_file,
-    schema::{SCHEMA_SINCE_7, SCHEMA_VERSION},
+    integrity::{refuse_problems, verify},
+    schema::{MIGRATED_VERSION, SCHEMA_SINCE_7, SCHEMA_VERSION},
     write::*,
 };
 
-/// Migrates a journal of version [`MIGRATED_VERSION`](super::schema::MIGRATED_VERSION).
+/// Copies a journal that will be migrated to `journal.sqlite.version-N` in its folder, for the
+/// program that wrote it. Does nothing for other journals, or if the copy exists.
+pub(super) fn copy_before_migration(connection: &Connection, folder: &Path) -> Result<(), Error> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let copy = folder.join(format!("{}.version-{version}", super::FILE_NAME));
+    if version == MIGRATED_VERSION && !copy.exists() {
+        connection.execute("VACUUM INTO ?", [copy.to_string_lossy()])?;
+    }
+    Ok(())
+}
+
+/// Migrates a journal of version [`MIGRATED_VERSION`], if it is intact.
 pub(super) fn migrate(transaction: &Transaction<'_>, chain: &mut ChainWriter) -> Result<(), Error> {
+    let exists = |error: rusqlite::Error| Error::Damaged(format!("it is not of version {MIGRATED_VERSION}: {error}"));
     transaction.execute_batch("DROP VIEW IF EXISTS cuts")?;
-    transaction.execute_batch(SCHEMA_SINCE_7)?;
-    let file = run_file(transaction)?;
-    let events: Vec<(f64, String, String)> = transaction
-        .prepare("SELECT at, kind, detail_json FROM events ORDER BY number")?
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+    transaction.execute_batch(SCHEMA_SINCE_7).map_err(exists)?;
+    refuse_problems(&verify(transaction)?)?;
+    let events: Vec<(i64, f64, String, String)> = transaction
+        .prepare("SELECT number, at, kind, detail_json FROM events ORDER BY number")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
         .collect::<Result<_, _>>()?;
-    for (at, kind, detail) in events {
-        let detail: Value = serde_json::from_str(&detail).unwrap_or_default();
-        migrate_event(transaction, chain, &file, (at, &kind, &detail))?;
+    for (number, at, kind, detail) in events {
+        let detail = serde_json::from_str(&detail).unwrap_or_default();
+        let event = Event { at, kind: &kind, detail: &detail };
+        event
+            .migrate(transaction, chain)?
+            .ok_or_else(|| Error::Damaged(format!("event {number} of the kind {kind} lacks a part of its detail")))?;
     }
     transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(())
 }
 
-/// Writes the typed record of an event, if its kind has one.
-fn migrate_event(
-    transaction: &Transaction<'_>,
-    chain: &mut ChainWriter,
-    file: &RunFile,
-    (at, kind, detail): (f64, &str, &Value),
-) -> rusqlite::Result<()> {
-    let text = |key: &str| detail[key].as_str().unwrap_or_default();
-    let number = |key: &str| detail[key].as_u64().unwrap_or_default();
-    let (position, generation) = (position_of(detail), number("generation"));
-    if kind == "guard" {
-        let generation = generation_at(transaction, at)?;
-        let rule = triggered_rule(file, position, detail);
-        return write_guard_firing(transaction, chain, position, generation, &rule, at);
-    }
-    match EventKind::ALL.into_iter().find(|known| known.name() == kind) {
-        Some(EventKind::Attached) => write_attachment(transaction, chain, &attachment(detail), at),
-        Some(EventKind::DataChanged) if text("split") == "training" => {
-            let sizes = |index: usize| SplitSize {
-                images: detail["images_before_and_after"][index].as_u64().unwrap_or_default(),
-                captions: detail["captions_before_and_after"][index].as_u64().unwrap_or_default(),
-            };
-            let change = DataChange { generation, from: None, before: sizes(0) };
-            write_data_change(transaction, chain, &change, sizes(1), at)
-        }
-        Some(EventKind::StageEndedEarly) => {
-            write_stage_end(transaction, chain, position, generation, (text("cause"), text("reason")), at)
-        }
-        Some(EventKind::Paused) => write_pause(transaction, chain, true, position, text("reason"), at),
-        Some(EventKind::Resumed) => {
-            write_pause(transaction, chain, false, parse_position(text("at")), text("reason"), at)
-        }
-        Some(EventKind::RolledBack | EventKind::Adopted) => {
-            let (from, to) = (position_of(&detail["from"]), position_of(&detail["to"]));
-            let moved = HistoryMove { from, to, generation, source: parse_source(text("source")) };
-            write_history_move(transaction, chain, &moved, at)
-        }
-        Some(EventKind::Finished | EventKind::Stopped | EventKind::Failed) => {
-            let reason_and_result = (text("reason"), detail["result"].as_str());
-            write_run_end(transaction, chain, kind, parse_position(text("at")), reason_and_result, at)
-        }
-        Some(EventKind::SettingsChanged) => write_settings_change(transaction, chain, position, &detail["changes"], at),
-        Some(EventKind::Recovered) => {
-            let checkpoint_and_ids = (text("checkpoint"), &detail["run_ids"]);
-            write_recovery(transaction, chain, position, generation, checkpoint_and_ids, at)
-        }
-        _ => Ok(()),
-    }
+/// An event in the log.
+struct Event<'a> {
+    at: f64,
+    kind: &'a str,
+    detail: &'a Value,
 }
 
-/// The number of the last generation that was formed at this time.
-fn generation_at(transaction: &Transaction<'_>, at: f64) -> rusqlite::Result<u64> {
-    let query = "SELECT max(number) FROM generations WHERE formed_at <= ?";
-    let number: Option<i64> = transaction.query_row(query, [at], |row| row.get(0)).optional()?.flatten();
-    Ok(number.unwrap_or_default().cast_unsigned())
-}
-
-/// The rule that has fired. The event does not have the first of the consecutive values beyond the
-/// bound: it is as many steps earlier as the rule's `for` says.
-fn triggered_rule(file: &RunFile, position: Position, detail: &Value) -> TriggeredRule {
-    let (metric, action) = (detail["metric"].as_str().unwrap_or_default(), detail["action"].as_str());
-    let bound = detail["bound"].as_f64().unwrap_or_default();
-    let rules = file.stages.get(position.stage as usize).map_or(&[][..], |stage| &stage.guard);
-    let rule = rules.iter().find(|rule| rule.metric == metric && rule.above.or(rule.below) == Some(bound));
-    let steps = rule.map_or(1, |rule| u64::from(rule.for_));
-    TriggeredRule {
-        metric: metric.to_owned(),
-        value: detail["value"].as_f64().unwrap_or(f64::NAN),
-        bound,
-        action: GuardAction::ALL.into_iter().find(|known| Some(known.name()) == action).unwrap_or(GuardAction::Warn),
-        is_above: rule.is_none_or(|rule| rule.above.is_some()),
-        first_position: Position { step: position.step.saturating_sub(steps), ..position },
+impl Event<'_> {
+    /// Writes the typed record of the event, if its kind has one. Returns none if the detail lacks
+    /// a part.
+    fn migrate(&self, transaction: &Transaction<'_>, chain: &mut ChainWriter) -> rusqlite::Result<Option<()>> {
+        let Self { at, kind, detail } = *self;
+        let kind_with_record = EventKind::ALL.into_iter().find(|known| known.name() == kind);
+        match kind_with_record {
+            Some(EventKind::Attached) => {
+                self.attachment().map(|attachment| write_attachment(transaction, chain, &attachment, at))
+            }
+            Some(EventKind::DataChanged) if detail["split"] == "training" => {
+                self.data_change().map(|(change, after)| write_data_change(transaction, chain, &change, after, at))
+            }
+            Some(EventKind::StageEndedEarly) => self.stage_end().map(|(position, generation, cause_and_reason)| {
+                write_stage_end(transaction, chain, position, generation, cause_and_reason, at)
+            }),
+            Some(EventKind::Paused) => self.reason().map(|reason| {
+                // Operators' pauses of early versions have no position.
+                let position = position_of(detail).unwrap_or_default();
+                write_pause(transaction, chain, true, position, reason, at)
+            }),
+            Some(EventKind::Resumed) => {
+                let position = self.position_as_text().unwrap_or_default();
+                Some(write_pause(transaction, chain, false, position, self.reason().unwrap_or_default(), at))
+            }
+            Some(EventKind::RolledBack | EventKind::Adopted) => {
+                self.history_move().map(|moved| write_history_move(transaction, chain, &moved, at))
+            }
+            Some(EventKind::Finished | EventKind::Stopped | EventKind::Failed) => {
+                let reason_and_result = (self.reason().unwrap_or_default(), detail["result"].as_str());
+                let position = self.position_as_text().unwrap_or_default();
+                Some(write_run_end(transaction, chain, kind, position, reason_and_result, at))
+            }
+            Some(EventKind::SettingsChanged) => position_of(detail)
+                .map(|position| write_settings_change(transaction, chain, position, &detail["changes"], at)),
+            Some(EventKind::Recovered) => self.recovery().map(|(position, generation, checkpoint)| {
+                write_recovery(transaction, chain, position, generation, (checkpoint, &detail["run_ids"]), at)
+            }),
+            _ => Some(Ok(())),
+        }
+        .transpose()
     }
-}
 
-fn attachment(detail: &Value) -> Attachment {
-    let text = |key: &str| detail[key].as_str().unwrap_or_default().to_owned();
-    let number = |key: &str| detail[key].as_u64().unwrap_or_default();
-    Attachment {
-        worker_id: WorkerId(u32::try_from(number("rank")).unwrap_or_default()),
-        host: text("host"),
-        data_set: v1::DataSet {
-            train_images: number("train_images"),
-            train_captions: number("train_captions"),
-            skipped_images: number("skipped_images"),
-            validation_images: number("validation_images"),
-            training_fingerprint: text("training_fingerprint"),
-            validation_fingerprint: text("validation_fingerprint"),
-            models_fingerprint: text("models_fingerprint"),
-        },
-        held_position: detail["holds"].as_str().map(parse_position),
+    fn attachment(&self) -> Option<Attachment> {
+        let text = |key: &str| Some(self.detail[key].as_str()?.to_owned());
+        let number = |key: &str| self.detail[key].as_u64();
+        Some(Attachment {
+            worker_id: WorkerId(u32::try_from(number("rank")?).ok()?),
+            host: text("host")?,
+            data_set: v1::DataSet {
+                train_images: number("train_images")?,
+                train_captions: number("train_captions")?,
+                skipped_images: number("skipped_images")?,
+                validation_images: number("validation_images")?,
+                training_fingerprint: text("training_fingerprint")?,
+                validation_fingerprint: text("validation_fingerprint")?,
+                models_fingerprint: text("models_fingerprint")?,
+            },
+            held_position: self.detail["holds"].as_str().and_then(parse_position),
+        })
+    }
+
+    fn data_change(&self) -> Option<(DataChange, SplitSize)> {
+        let size = |index: usize| {
+            Some(SplitSize {
+                images: self.detail["images_before_and_after"][index].as_u64()?,
+                captions: self.detail["captions_before_and_after"][index].as_u64()?,
+            })
+        };
+        Some((DataChange { generation: self.generation()?, from: None, before: size(0)? }, size(1)?))
+    }
+
+    fn stage_end(&self) -> Option<(Position, u64, (&str, &str))> {
+        let cause = self.detail["cause"].as_str()?;
+        Some((position_of(self.detail)?, self.generation()?, (cause, self.reason()?)))
+    }
+
+    fn history_move(&self) -> Option<HistoryMove> {
+        let (from, to) = (position_of(&self.detail["from"])?, position_of(&self.detail["to"])?);
+        let source = parse_source(self.detail["source"].as_str()?)?;
+        Some(HistoryMove { from, to, generation: self.generation()?, source })
+    }
+
+    fn recovery(&self) -> Option<(Position, u64, &str)> {
+        Some((position_of(self.detail)?, self.generation()?, self.detail["checkpoint"].as_str()?))
+    }
+
+    fn generation(&self) -> Option<u64> {
+        self.detail["generation"].as_u64()
+    }
+
+    fn reason(&self) -> Option<&str> {
+        self.detail["reason"].as_str()
+    }
+
+    /// The position in the field `at`.
+    fn position_as_text(&self) -> Option<Position> {
+        parse_position(self.detail["at"].as_str()?)
     }
 }
 
 /// The position in the fields `stage` and `step`.
-fn position_of(json: &Value) -> Position {
-    let number = |key: &str| json[key].as_u64().unwrap_or_default();
-    Position { stage: u32::try_from(number("stage")).unwrap_or_default(), step: number("step") }
+fn position_of(json: &Value) -> Option<Position> {
+    let stage = u32::try_from(json["stage"].as_u64()?).ok()?;
+    Some(Position { stage, step: json["step"].as_u64()? })
 }
 
 /// Parses a position that was written as text: `stage 1 step 20`.
-fn parse_position(text: &str) -> Position {
-    let parse = || {
-        let (stage, step) = text.strip_prefix("stage ")?.split_once(" step ")?;
-        Some(Position { stage: stage.parse().ok()?, step: step.parse().ok()? })
-    };
-    parse().unwrap_or_default()
+fn parse_position(text: &str) -> Option<Position> {
+    let (stage, step) = text.strip_prefix("stage ")?.split_once(" step ")?;
+    Some(Position { stage: stage.parse().ok()?, step: step.parse().ok()? })
 }
 
 /// Parses a source that was written as text: `worker 3`, `checkpoint NAME` or `seed`.
-fn parse_source(text: &str) -> StateSource {
+fn parse_source(text: &str) -> Option<StateSource> {
     match text.split_once(' ') {
-        Some(("worker", id)) => StateSource::Member(WorkerId(id.parse().unwrap_or_default())),
-        Some(("checkpoint", name)) => StateSource::Checkpoint(name.to_owned()),
-        _ => StateSource::Seed,
+        Some(("worker", id)) => Some(StateSource::Member(WorkerId(id.parse().ok()?))),
+        Some(("checkpoint", name)) => Some(StateSource::Checkpoint(name.to_owned())),
+        _ => (text == "seed").then_some(StateSource::Seed),
     }
 }

@@ -34,10 +34,11 @@
 //! - In `guard_firings`, `(first_stage, first_step)` is the position of the parameters with the
 //!   first of the consecutive values beyond the bound. Rules that roll back disqualify it and all
 //!   later positions.
-//! - `events` is a log for people, and no decision depends on it: page, `coordinator events` and
-//!   report show it. A record in one of the nine tables above it, or in `generations`, is an event,
-//!   too, if people should read it. The detail of `stage_ended` also has `passed_over`: later
+//! - `events` is a log for people, and no decision of a coordinator or an audit depends on it: page, `coordinator events` and
+//!   report show it. A record in one of the nine tables above it is an event, too. The detail of `stage_ended` also has `passed_over`: later
 //!   checkpoints, each with the reason why it was not selected.
+//! - `holds` is the position of the training state that the worker holds, as text, or NULL.
+//! - `generation` in `stage_ends` and `guard_firings` is the last one at that time.
 //! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations
 //!   and the ends of stages. Rows of generations up to `generation` beyond `(stage, step)` are not
 //!   part of the present history.
@@ -52,7 +53,8 @@
 //!   from this checkpoint, under another `id`. Earlier records are missing.
 //! - From the generation of a row in `data_changes` on, the run trains on other data, beginning
 //!   with a new epoch.
-//! - A journal of the version before is migrated when a coordinator opens it: see `migration`.
+//! - A journal of the version before is migrated when a coordinator opens it, and a copy of it is
+//!   kept: see `migration`.
 //! - `members_json` is a list of `{rank, host, version, device}`, where `rank` is the worker id.
 //!   `source` is `worker N`, `checkpoint NAME` or `seed`.
 //! - `summaries_json` maps names to `{count, mean, min, max, p05, p25, p50, p75, p95}`.
@@ -93,8 +95,8 @@ pub use self::{
 };
 use self::{
     chain::ChainWriter,
-    integrity::check_intact,
-    migration::migrate,
+    integrity::{check_empty, check_intact},
+    migration::{copy_before_migration, migrate},
     schema::{MIGRATED_VERSION, SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
     write::{write_record, write_run_file},
 };
@@ -133,6 +135,7 @@ impl Journal {
         let lock = lock(folder)?;
         let connection = Connection::open(folder.join(FILE_NAME))?;
         check_intact(&connection)?;
+        copy_before_migration(&connection, folder)?;
         let journal = Self::new_with_changes(connection, file, accept)?;
         Ok(Self { _lock: Some(lock), ..journal })
     }
@@ -161,6 +164,7 @@ impl Journal {
         }
         let transaction = connection.unchecked_transaction()?;
         if version == 0 {
+            check_empty(&transaction)?;
             transaction.execute_batch(SCHEMA)?;
             transaction.execute_batch(SCHEMA_SINCE_7)?;
             transaction.execute_batch(chain::SCHEMA)?;
@@ -169,7 +173,6 @@ impl Journal {
         let mut chain = ChainWriter::open(&transaction)?;
         if version == MIGRATED_VERSION {
             migrate(&transaction, &mut chain)?;
-            check_intact(&transaction)?;
             tracing::info!(from = version, to = SCHEMA_VERSION, "the journal was migrated");
         }
         let query = "SELECT run_file_json FROM run ORDER BY number DESC LIMIT 1";

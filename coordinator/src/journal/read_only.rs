@@ -303,12 +303,13 @@ impl ReadOnlyJournal {
     /// SQLite cannot read them.
     pub fn stage_ends(&self) -> Result<Vec<StageEnd>, Error> {
         let query = "SELECT stage, step, generation, cause FROM stage_ends ORDER BY number";
-        let read_end = |row: &Row<'_>| {
-            let cause = row.get::<_, String>(3)?;
-            let cause = EndCause::ALL.into_iter().find(|known| known.name() == cause).unwrap_or(EndCause::Guard);
-            Ok(StageEnd { position: read_position(row, 0)?, generation: read_u64(row, 2)?, cause })
-        };
-        self.query_all(query, read_end)
+        let read_end = |row: &Row<'_>| Ok((read_position(row, 0)?, read_u64(row, 2)?, row.get::<_, String>(3)?));
+        let ends = self.query_all(query, read_end)?.into_iter().map(|(position, generation, cause)| {
+            let known = EndCause::ALL.into_iter().find(|known| known.name() == cause);
+            let unknown = || Error::Damaged(format!("a stage ended with the unknown cause {cause:?}"));
+            Ok(StageEnd { position, generation, cause: known.ok_or_else(unknown)? })
+        });
+        ends.collect()
     }
 
     /// The moves of the committed position by starts of generations, in order.
@@ -324,12 +325,14 @@ impl ReadOnlyJournal {
         self.query_all(query, read_move)
     }
 
-    /// The checkpoint from which the journal was recovered; `None` if it was not recovered.
+    /// The checkpoint from which the journal was recovered; `None` if it was not recovered. The
+    /// recovery follows the run file, as the second record.
     ///
     /// # Errors
     /// SQLite cannot read it.
     pub fn recovery(&self) -> Result<Option<Recovery>, Error> {
-        let query = "SELECT stage, step, generation, checkpoint FROM recoveries ORDER BY number LIMIT 1";
+        let query = "SELECT recoveries.stage, recoveries.step, recoveries.generation, checkpoint FROM recoveries
+            JOIN chain USING (number) WHERE chain.kind = 'recovered' AND sequence = 2";
         let read_recovery = |row: &Row<'_>| {
             Ok(Recovery { position: read_position(row, 0)?, generation: read_u64(row, 2)?, checkpoint: row.get(3)? })
         };

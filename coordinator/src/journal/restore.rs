@@ -73,7 +73,7 @@ impl Journal {
             scores,
             step_means: self.recent_means(committed)?,
             selected_steps,
-            guard_firings: guard_firings(connection, committed.stage)?,
+            rollbacks: rollbacks(connection)?,
             pause_reason,
             data_set: last_data_set(connection)?,
             data_changes: data_changes(connection)?,
@@ -164,23 +164,23 @@ fn last_data_set(connection: &Connection) -> Result<Option<v1::DataSet>, Error> 
     Ok(connection.query_row(query, [], read_data_set).optional()?)
 }
 
-/// The guard rules that have fired in the present history of a stage, in order.
-fn guard_firings(connection: &Connection, stage: u32) -> Result<Vec<(Position, TriggeredRule)>, Error> {
+/// The guard rules with `action: rollback` that have fired in the present history, in order.
+fn rollbacks(connection: &Connection) -> Result<Vec<(Position, TriggeredRule)>, Error> {
     let query = format!(
-        "SELECT stage, step, metric, value, bound, is_above, action, first_stage, first_step FROM guard_firings AS own
-        WHERE stage = ? AND {IS_CURRENT} ORDER BY number"
+        "SELECT stage, step, metric, value, bound, is_above, first_stage, first_step FROM guard_firings AS own
+        WHERE action = ? AND {IS_CURRENT} ORDER BY number"
     );
-    let read_firing = |row: &Row<'_>| {
-        let action = row.get::<_, String>(6)?;
+    let action = GuardAction::Rollback;
+    let read_rule = |row: &Row<'_>| {
         let rule = TriggeredRule {
             metric: row.get(2)?,
             value: row.get::<_, Option<f64>>(3)?.unwrap_or(f64::NAN),
             bound: row.get(4)?,
             is_above: row.get(5)?,
-            action: GuardAction::ALL.into_iter().find(|known| known.name() == action).unwrap_or(GuardAction::Warn),
-            first_position: read_position(row, 7)?,
+            action,
+            first_position: read_position(row, 6)?,
         };
         Ok((read_position(row, 0)?, rule))
     };
-    Ok(connection.prepare(&query)?.query_map([stage], read_firing)?.collect::<Result<_, _>>()?)
+    Ok(connection.prepare(&query)?.query_map([action.name()], read_rule)?.collect::<Result<_, _>>()?)
 }

@@ -32,38 +32,38 @@ CREATE INDEX IF NOT EXISTS events_by_kind ON events (kind);
 ";
 
 /// Creates the tables of records on which a restart or the audit depends, and the view `cuts`. A
-/// journal of version 6 had these records only as events.
+/// journal of version 6 has these records only as events. Fails if a table exists already.
 pub(super) const SCHEMA_SINCE_7: &str = "
-CREATE TABLE IF NOT EXISTS attachments (
+CREATE TABLE attachments (
     number INTEGER PRIMARY KEY, rank INTEGER NOT NULL, host TEXT NOT NULL, train_images INTEGER NOT NULL,
     train_captions INTEGER NOT NULL, skipped_images INTEGER NOT NULL, validation_images INTEGER NOT NULL,
     training_fingerprint TEXT NOT NULL, validation_fingerprint TEXT NOT NULL, models_fingerprint TEXT NOT NULL,
     holds TEXT, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS data_changes (
+CREATE TABLE data_changes (
     number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, images_before INTEGER NOT NULL, images_after INTEGER NOT NULL,
     captions_before INTEGER NOT NULL, captions_after INTEGER NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS stage_ends (
+CREATE TABLE stage_ends (
     number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL,
     cause TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS pauses (
+CREATE TABLE pauses (
     number INTEGER PRIMARY KEY, is_paused INTEGER NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL,
     reason TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS history_moves (
+CREATE TABLE history_moves (
     number INTEGER PRIMARY KEY, generation INTEGER NOT NULL, from_stage INTEGER NOT NULL, from_step INTEGER NOT NULL,
     to_stage INTEGER NOT NULL, to_step INTEGER NOT NULL, source TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS run_ends (
+CREATE TABLE run_ends (
     number INTEGER PRIMARY KEY, outcome TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL,
     reason TEXT NOT NULL, result TEXT, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS guard_firings (
+CREATE TABLE guard_firings (
     number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL,
     metric TEXT NOT NULL, value REAL, bound REAL NOT NULL, is_above INTEGER NOT NULL, action TEXT NOT NULL,
     first_stage INTEGER NOT NULL, first_step INTEGER NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS settings_changes (
+CREATE TABLE settings_changes (
     number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, changes_json TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS recoveries (
+CREATE TABLE recoveries (
     number INTEGER PRIMARY KEY, stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL,
     checkpoint TEXT NOT NULL, run_ids_json TEXT NOT NULL, at REAL NOT NULL);
-CREATE VIEW IF NOT EXISTS cuts AS
+CREATE VIEW cuts AS
     SELECT number - 1 AS generation, stage, step FROM generations
     UNION ALL SELECT generation, stage, step FROM stage_ends;
 ";

@@ -36,6 +36,16 @@ INSERT INTO steps VALUES
     (0, 1, 1, 0.5, 0.001, 1, 0.5, 0.1, 8, '{"kl":{"count":8,"mean":0.5}}', 2.5, 0, 0.1),
     (0, 2, 1, 0.5, 0.001, 1, 0.5, 0.1, 8, '{}', 2.75, NULL, NULL),
     (0, 3, 2, 0.5, 0.001, 1, 0.5, 0.1, 8, '{}', 4.5, NULL, NULL);
+INSERT INTO attachments VALUES (1, 0, 'a', 10, 50, 0, 5, 't', 'v', 'm', NULL, 1);
+INSERT INTO data_changes VALUES (1, 2, 10, 9, 50, 45, 5);
+INSERT INTO history_moves VALUES (1, 2, 0, 1, 0, 2, 'worker 0', 3);
+INSERT INTO pauses VALUES (1, 1, 0, 2, 'kl is 9', 5), (2, 0, 0, 2, 'kl is 9', 5);
+INSERT INTO guard_firings VALUES (1, 0, 2, 1, 'kl', 9, 1, 1, 'rollback', 0, 1, 5);
+INSERT INTO stage_ends VALUES (1, 0, 2, 1, 'best_state', 'it is the best', 6);
+INSERT INTO settings_changes VALUES (1, 0, 2, '[]', 6);
+INSERT INTO recoveries VALUES (1, 0, 0, 1, '0-a-00000000', '["x"]', 1);
+INSERT INTO chain VALUES (2, 'recovered', NULL, NULL, NULL, 1, zeroblob(32));
+INSERT INTO run_ends VALUES (1, 'finished', 0, 3, 'the run is finished', NULL, 7);
 INSERT INTO events VALUES
     (1, 1, 'joined', '{"rank":0,"train_images":10,"train_captions":50}'),
     (2, 5, 'data_changed', '{"training":{"before":{"images":10,"captions":50},"after":{"images":9,"captions":45}}}'),

@@ -1,25 +1,25 @@
 //! The table row by row, and all views compared with a statement of each decision by itself.
 
-use super::{Decision as D, FailedSave, Next, PendingBoundary, Save, Stored, View, decide};
+use super::{BoundaryStatus, Decision as D, Next, RetryStatus, Save, Stored, View, decide};
 
 /// A generation that trains: nothing is due but more steps.
 const TRAINS: View = View {
     next: Next::Train { is_grantable: true },
     are_steps_reported: false,
-    boundary: PendingBoundary::None,
+    boundary: BoundaryStatus::None,
     is_halting: false,
     must_halt: false,
     is_paused: false,
     is_stopping: false,
     save: Save::None,
-    failed_save: FailedSave::None,
+    failed_save: RetryStatus::None,
     stored: Stored::No,
     is_save_only: false,
     must_wait_for_save: false,
 };
 const IS_COMPLETE: View = View { next: Next::Finish, are_steps_reported: true, ..TRAINS };
 const STOPS: View = View { is_stopping: true, are_steps_reported: true, ..TRAINS };
-const RETRIES: View = View { failed_save: FailedSave::RetryNow, are_steps_reported: true, ..TRAINS };
+const RETRIES: View = View { failed_save: RetryStatus::RetryNow, are_steps_reported: true, ..TRAINS };
 const SAVES_ONLY: View = View { is_save_only: true, ..TRAINS };
 const IS_PAUSED: View = View { is_paused: true, ..TRAINS };
 
@@ -38,8 +38,8 @@ fn a_membership_change_halts_the_generation_once_and_ends_it_when_no_step_is_in_
     let halts = View { must_halt: true, is_halting: true, ..TRAINS };
     assert_eq!(decide(&halts), D::Wait);
     assert_eq!(decide(&View { are_steps_reported: true, ..halts }), D::EndHalted);
-    assert_eq!(decide(&View { are_steps_reported: true, boundary: PendingBoundary::Members, ..halts }), D::Wait);
-    assert_eq!(decide(&View { are_steps_reported: true, boundary: PendingBoundary::Scores, ..halts }), D::EndHalted);
+    assert_eq!(decide(&View { are_steps_reported: true, boundary: BoundaryStatus::Members, ..halts }), D::Wait);
+    assert_eq!(decide(&View { are_steps_reported: true, boundary: BoundaryStatus::Scores, ..halts }), D::EndHalted);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_coordinator_that_stops_saves_the_state_first() {
     assert_eq!(decide(&View { save: Save::OfGranted, ..STOPS }), D::Wait);
     assert_eq!(decide(&View { stored: Stored::Checkpoint, ..STOPS }), D::Stop);
     assert_eq!(decide(&View { stored: Stored::Seed, ..STOPS }), D::Stop);
-    assert_eq!(decide(&View { failed_save: FailedSave::RetryLater, ..STOPS }), D::Stop);
+    assert_eq!(decide(&View { failed_save: RetryStatus::RetryLater, ..STOPS }), D::Stop);
     assert_eq!(decide(&View { are_steps_reported: false, ..STOPS }), D::Wait);
 }
 
@@ -59,7 +59,7 @@ fn a_failed_save_is_retried_before_more_steps_are_granted() {
     assert_eq!(decide(&View { stored: Stored::Checkpoint, ..RETRIES }), D::ForgetFailedSave);
     assert_eq!(decide(&View { save: Save::OfGranted, ..RETRIES }), D::Wait);
     assert_eq!(decide(&View { are_steps_reported: false, ..RETRIES }), D::Wait);
-    assert_eq!(decide(&View { failed_save: FailedSave::RetryLater, ..RETRIES }), D::Wait);
+    assert_eq!(decide(&View { failed_save: RetryStatus::RetryLater, ..RETRIES }), D::Wait);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_generation_whose_members_leave_ends_when_its_state_is_saved() {
 #[test]
 fn a_paused_run_saves_its_state_and_waits() {
     assert_eq!(decide(&IS_PAUSED), D::Save);
-    assert_eq!(decide(&View { save: Save::OfEarlier, ..IS_PAUSED }), D::Wait);
+    assert_eq!(decide(&View { save: Save::OfOther, ..IS_PAUSED }), D::Wait);
     assert_eq!(decide(&View { stored: Stored::Checkpoint, ..IS_PAUSED }), D::Wait);
     assert_eq!(decide(&View { must_halt: true, ..IS_PAUSED }), D::Halt);
 }
@@ -86,8 +86,8 @@ fn otherwise_the_plan_is_followed() {
     assert_eq!(decide(&View { next: Next::Checkpoint, ..TRAINS }), D::Save);
     assert_eq!(decide(&View { next: Next::Evaluate, ..TRAINS }), D::Evaluate);
     assert_eq!(decide(&View { next: Next::Advance, ..TRAINS }), D::Advance);
-    assert_eq!(decide(&View { boundary: PendingBoundary::Members, ..TRAINS }), D::Wait);
-    assert_eq!(decide(&View { boundary: PendingBoundary::Scores, ..TRAINS }), D::Wait);
+    assert_eq!(decide(&View { boundary: BoundaryStatus::Members, ..TRAINS }), D::Wait);
+    assert_eq!(decide(&View { boundary: BoundaryStatus::Scores, ..TRAINS }), D::Wait);
 }
 
 #[test]
@@ -95,11 +95,11 @@ fn only_what_depends_on_a_save_waits_for_it() {
     let saves = View { save: Save::OfGranted, ..TRAINS };
     assert_eq!(decide(&saves), D::Train);
     assert_eq!(decide(&View { must_wait_for_save: true, ..saves }), D::Wait);
-    assert_eq!(decide(&View { must_wait_for_save: true, save: Save::OfEarlier, ..saves }), D::Train);
+    assert_eq!(decide(&View { must_wait_for_save: true, save: Save::OfOther, ..saves }), D::Train);
     assert_eq!(decide(&View { next: Next::Evaluate, ..saves }), D::Evaluate);
     for next in [Next::Checkpoint, Next::Advance] {
         assert_eq!(decide(&View { next, ..saves }), D::Wait);
-        assert_eq!(decide(&View { next, save: Save::OfEarlier, ..saves }), D::Wait);
+        assert_eq!(decide(&View { next, save: Save::OfOther, ..saves }), D::Wait);
     }
 }
 
@@ -113,9 +113,9 @@ fn all_views() -> impl Iterator<Item = View> {
         Next::Advance,
         Next::Finish,
     ];
-    let boundary = [PendingBoundary::None, PendingBoundary::Members, PendingBoundary::Scores];
-    let save = [Save::None, Save::OfGranted, Save::OfEarlier];
-    let failed_save = [FailedSave::None, FailedSave::RetryLater, FailedSave::RetryNow];
+    let boundary = [BoundaryStatus::None, BoundaryStatus::Members, BoundaryStatus::Scores];
+    let save = [Save::None, Save::OfGranted, Save::OfOther];
+    let failed_save = [RetryStatus::None, RetryStatus::RetryLater, RetryStatus::RetryNow];
     let stored = [Stored::No, Stored::Seed, Stored::Checkpoint];
     let enums = next.into_iter().flat_map(move |next| {
         boundary.into_iter().flat_map(move |boundary| {
@@ -147,19 +147,19 @@ fn all_views() -> impl Iterator<Item = View> {
 fn due_decisions(view: &View) -> Vec<D> {
     let is_saving = view.save != Save::None;
     let is_stored = view.stored != Stored::No;
-    let has_failed_save = view.failed_save != FailedSave::None;
+    let has_failed_save = view.failed_save != RetryStatus::None;
     let all_reported = view.are_steps_reported;
 
     let is_complete = view.next == Next::Finish && !view.is_paused;
     let begins_to_halt = view.must_halt && !view.is_halting;
-    let is_free = !is_complete && !begins_to_halt && view.boundary != PendingBoundary::Members;
+    let is_free = !is_complete && !begins_to_halt && view.boundary != BoundaryStatus::Members;
     let can_stop = is_free && view.is_stopping && all_reported;
     let goes_on = is_free && !view.is_stopping && !view.is_halting;
-    let can_retry = goes_on && view.failed_save == FailedSave::RetryNow && all_reported && !is_saving;
+    let can_retry = goes_on && view.failed_save == RetryStatus::RetryNow && all_reported && !is_saving;
     let is_healthy = goes_on && !has_failed_save;
     let only_saves = is_healthy && view.is_save_only;
     let is_paused = is_healthy && !view.is_save_only && view.is_paused;
-    let follows_plan = is_healthy && !view.is_save_only && !view.is_paused && view.boundary == PendingBoundary::None;
+    let follows_plan = is_healthy && !view.is_save_only && !view.is_paused && view.boundary == BoundaryStatus::None;
     let waits_for_save = view.must_wait_for_save && view.save == Save::OfGranted;
 
     let conditions = [

@@ -95,7 +95,7 @@ impl<'a> EvaluationHandler<'a> {
         let (evaluation, position, Some(complete)) = (*number, *position, captions.take()) else { return };
         let name = position.checkpoint_name(&self.history.plan.stage(position).name, None);
         let captions_file = self.settings.file.captions_folder().join(format!("{name}.json"));
-        self.output.push(Action::Score { evaluation, items: complete.into_items(), captions_file });
+        self.output.push_action(Action::Score { evaluation, items: complete.into_items(), captions_file });
     }
 
     /// Handles `EvaluationItems`: a member reports captions of a range.

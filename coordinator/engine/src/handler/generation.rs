@@ -11,7 +11,6 @@ use crate::{
         training,
     },
     membership::{MemberState, Membership},
-    outcome::Outcome,
     output::{Effect, Output},
     plan::{Position, is_agreed},
     record::{HistoryMove, Record, StateSource},
@@ -34,6 +33,16 @@ pub fn next_generation(state: &State, now: Time) -> Option<(Vec<WorkerId>, Start
     let holders = state_holders(state);
     let members = select_members(&holders, &state.settings)?;
     (!must_wait_for_removed_holder(state, now)).then(|| (members, holders.select_start()))
+}
+
+/// A failure that a member has reported.
+pub struct MemberFailure {
+    /// The member and its reason, as a message for display.
+    pub reason: String,
+    /// Whether the member has to be removed.
+    pub is_fatal: bool,
+    /// Whether the run cannot continue, because generations keep failing.
+    pub must_end_run: bool,
 }
 
 /// Forms, starts and ends generations.
@@ -86,13 +95,16 @@ impl<'a> GenerationHandler<'a> {
     fn move_history(&mut self, start: Position, generation: u64, source: &StateSource) {
         let previous = self.history.committed;
         self.history.branch(generation, start);
+        self.stage.forget_rollbacks_beyond(start);
         if start == previous {
             return;
         }
         let source = source.clone();
         self.output.record(Record::HistoryMoved(HistoryMove { from: previous, to: start, generation, source }));
-        if start < previous || start.stage != previous.stage {
-            self.stage.restart_guard(self.history);
+        match start < previous || start.stage != previous.stage {
+            true => self.stage.restart_guard(self.history),
+            // Rules that have fired at adopted steps may be known from the journal.
+            false => self.stage.disqualify(start),
         }
     }
 
@@ -186,7 +198,7 @@ impl<'a> GenerationHandler<'a> {
         member.position = position;
         member.record_heartbeat(now, v1::Phase::Idle, position);
         self.members.set_state(worker_id, MemberState::Idle);
-        self.output.add_effect(Effect::MemberReleased { worker_id, unfinished_save: idle.saving });
+        self.output.add_effect(Effect::GenerationReleased { worker_id, unfinished_save: idle.saving });
         if was_in_generation {
             let current = self.generations.current.as_ref();
             let halt_reason = current.and_then(|generation| generation.halt_reason.clone());
@@ -197,9 +209,9 @@ impl<'a> GenerationHandler<'a> {
         Ok(())
     }
 
-    /// Counts a failure that a member reports, and ends the generation. Returns the reason if the
-    /// failure is fatal, so that the member has to be removed.
-    pub fn failed(&mut self, now: Time, worker_id: WorkerId, failed: &v1::Failed) -> Option<String> {
+    /// Counts a failure that a member reports, unless it follows from a halt or from a failure of
+    /// others. Ends the generation unless the failure is fatal: then the member has to be removed.
+    pub fn member_failed(&mut self, now: Time, worker_id: WorkerId, failed: &v1::Failed) -> MemberFailure {
         let reason = one_line(&failed.reason);
         let is_current = self.is_in_active_generation(worker_id, failed.generation);
         // In a generation that halts, other members may have released the collective first, so that
@@ -219,11 +231,7 @@ impl<'a> GenerationHandler<'a> {
             self.members.set_state(worker_id, state);
             self.output.add_effect(Effect::EndGeneration { reason: text.clone(), is_failure: !is_halting });
         }
-        if must_fail {
-            let reason = format!("generations keep failing without progress: {text}");
-            self.output.add_effect(Effect::EndRun(Outcome::Failed(reason)));
-        }
-        failed.fatal.then_some(text)
+        MemberFailure { reason: text, is_fatal: failed.fatal, must_end_run: must_fail }
     }
 
     /// Whether the member is in this generation, and the generation forms or runs.

@@ -1,5 +1,6 @@
-//! Handlers: each changes the concerns of the [state](crate::state) that it borrows, and no others.
-//! What follows for other concerns it returns as [effects](crate::output::Effect).
+//! Handlers: each changes the concerns of the [state](crate::state) that it borrows. What follows
+//! for other concerns it returns as [effects](crate::output::Effect). Where a decision needs the
+//! whole state, the handler is a function.
 
 pub mod admission;
 pub mod control;

@@ -58,8 +58,9 @@ pub fn record_unreachable(
     generations.unreachable_pairs.extend(peers.map(|peer| (worker_id.min(peer), worker_id.max(peer))));
 }
 
-/// Evicts members until all pairs of the remaining members can reach each other. Called when no
-/// member is in a generation any more. Returns whether a member has to leave.
+/// Queues the eviction of members, so that all pairs of the remaining members can reach each other.
+/// A misconfigured member is handled alone; the engine calls this function again after it is gone.
+/// Called when no member is in a generation any more. Returns whether a member has to leave.
 pub fn evict_unreachable(state: &mut State, output: &mut Output) -> bool {
     let mut pairs = std::mem::take(&mut state.generations.unreachable_pairs);
     pairs.retain(|(a, b)| state.members.get(*a).is_some() && state.members.get(*b).is_some());

@@ -127,7 +127,7 @@ impl<'a> SavingHandler<'a> {
     ///
     /// # Errors
     /// The member is not the writer, or no such save was ordered.
-    pub fn failed(
+    pub fn save_failed(
         &mut self,
         now: Time,
         worker_id: WorkerId,
@@ -168,10 +168,10 @@ impl<'a> SavingHandler<'a> {
         Ok(self.checkpoints.in_progress.as_mut().filter(is_reported))
     }
 
-    /// Removes a member that will not report on the save in progress. `unfinished_save` is the
+    /// Excludes a member that will not report on the save in progress. `unfinished_save` is the
     /// number of the save that the member still executes, if any. If that is the save in progress,
-    /// the member will report on it, and is not removed.
-    pub fn remove_member(&mut self, worker_id: WorkerId, unfinished_save: Option<u64>) {
+    /// the member will report on it, and is not excluded.
+    pub fn exclude_member(&mut self, worker_id: WorkerId, unfinished_save: Option<u64>) {
         let in_progress = self.checkpoints.in_progress.as_mut();
         let Some(saving) = in_progress.filter(|saving| unfinished_save != Some(saving.number)) else { return };
         if !saving.pending.remove(&worker_id) {
@@ -191,7 +191,7 @@ impl<'a> SavingHandler<'a> {
     }
 
     /// Cancels the save in progress: its checkpoint will be deleted when the members have finished
-    /// the save, or when its writer has failed to save. No other save begins before that.
+    /// the save. No other save begins before that, or before the writer has failed to save.
     fn cancel(&mut self) {
         if let Some(saving) = self.checkpoints.in_progress.as_mut().filter(|saving| !saving.is_cancelled) {
             saving.is_cancelled = true;
@@ -204,7 +204,7 @@ impl<'a> SavingHandler<'a> {
         let Some(saving) = self.checkpoints.in_progress.take_if(|saving| saving.pending.is_empty()) else { return };
         let SaveInProgress { position, name, generation, hashes, is_cancelled, .. } = saving;
         if is_cancelled {
-            self.output.push(Action::DeleteCheckpoint(name));
+            self.output.push_action(Action::DeleteCheckpoint(name));
             return;
         }
         let hash = hashes.values().next().cloned().unwrap_or_default();
@@ -288,7 +288,7 @@ impl<'a> SavingHandler<'a> {
     fn delete(&mut self, must_delete: impl Fn(&Position) -> bool) {
         for (_, checkpoint) in self.checkpoints.saved.extract_if(.., |position, _| must_delete(position)) {
             self.output.record(Record::Deleting(checkpoint.name.clone()));
-            self.output.push(Action::DeleteCheckpoint(checkpoint.name));
+            self.output.push_action(Action::DeleteCheckpoint(checkpoint.name));
         }
     }
 
@@ -296,6 +296,6 @@ impl<'a> SavingHandler<'a> {
     /// not finish.
     pub fn delete_unfinished(&mut self) {
         let names = std::mem::take(&mut self.checkpoints.unfinished);
-        names.into_iter().map(Action::DeleteCheckpoint).for_each(|action| self.output.push(action));
+        names.into_iter().map(Action::DeleteCheckpoint).for_each(|action| self.output.push_action(action));
     }
 }

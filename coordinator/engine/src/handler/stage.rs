@@ -62,15 +62,21 @@ impl<'a> StageHandler<'a> {
         if position.stage != self.stage.guard.stage() || self.history.plan.has_ended_early(position.stage) {
             return;
         }
-        for rule in check(&mut self.stage.guard) {
-            let (action, reason) = (rule.action, format!("{rule} at {position}"));
+        let triggered_rules = check(&mut self.stage.guard);
+        // All rules are recorded before the pause, which is durable: a coordinator that crashes
+        // after the pause finds all of them in the journal.
+        for rule in triggered_rules.iter().cloned() {
             let generation = self.generations.last_number;
-            self.stage.firings.push((position, rule.clone()));
-            self.output.record(Record::Guard { position, generation, rule });
-            if action == GuardAction::Pause && self.stage.pause_reason.is_none() {
-                self.output.record(Record::Paused { position, reason: reason.clone() });
-                self.stage.pause_reason = Some(reason);
+            if rule.action == GuardAction::Rollback {
+                self.stage.rollbacks.push((position, rule.clone()));
             }
+            self.output.record(Record::Guard { position, generation, rule });
+        }
+        let pause = triggered_rules.iter().find(|rule| rule.action == GuardAction::Pause);
+        if let Some(rule) = pause.filter(|_| self.stage.pause_reason.is_none()) {
+            let reason = format!("{rule} at {position}");
+            self.output.record(Record::Paused { position, reason: reason.clone() });
+            self.stage.pause_reason = Some(reason);
         }
     }
 

@@ -74,7 +74,7 @@ impl State {
         let last_generation = restored.last_generation;
         let mut stage = StageState {
             guard: Guard::new(0, &[]),
-            firings: restored.guard_firings,
+            rollbacks: restored.rollbacks,
             pause_reason: restored.pause_reason,
         };
         stage.restart_guard(&history);
