@@ -23,7 +23,7 @@ use super::{
     Error,
     chain::ChainWriter,
     integrity::{refuse_problems, verify},
-    schema::{MIGRATED_VERSION, SCHEMA_SINCE_7, SCHEMA_VERSION},
+    schema::{FILE_NAME, MIGRATED_VERSION, SCHEMA_SINCE_7, SCHEMA_VERSION},
     write::*,
 };
 
@@ -31,7 +31,7 @@ use super::{
 /// program that wrote it. Does nothing for other journals, or if the copy exists.
 pub(super) fn copy_before_migration(connection: &Connection, folder: &Path) -> Result<(), Error> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let copy = folder.join(format!("{}.version-{version}", super::FILE_NAME));
+    let copy = folder.join(format!("{FILE_NAME}.version-{version}"));
     if version == MIGRATED_VERSION && !copy.exists() {
         connection.execute("VACUUM INTO ?", [copy.to_string_lossy()])?;
     }

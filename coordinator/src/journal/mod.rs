@@ -97,13 +97,10 @@ use self::{
     chain::ChainWriter,
     integrity::{check_empty, check_intact},
     migration::{copy_before_migration, migrate},
-    schema::{MIGRATED_VERSION, SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
+    schema::{FILE_NAME, MIGRATED_VERSION, SCHEMA, SCHEMA_SINCE_7, SCHEMA_VERSION},
     write::{write_record, write_run_file},
 };
 use crate::random_ids;
-
-/// The name of the database file in the journal's folder.
-const FILE_NAME: &str = "journal.sqlite";
 
 /// The journal of a run, opened for writing by the coordinator.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! The tables of the journal and their version.
 
+/// The name of the database file in the journal's folder.
+pub(super) const FILE_NAME: &str = "journal.sqlite";
 /// The version of the tables. A journal with another version is refused, except for
 /// [`MIGRATED_VERSION`].
 pub(super) const SCHEMA_VERSION: i64 = 7;
