@@ -60,7 +60,7 @@ export function formatDeadline(at, now) {
   return (day.toDateString() === today.toDateString() ? shortTimeFormat : dayTimeFormat).format(day);
 }
 
-const OBJECTIVE_NAMES = { dico: "DiCO", scst: "SCST" };
+const OBJECTIVE_NAMES = { dico: "DiCO", dpo: "DPO", scst: "SCST" };
 
 /**
  * The display name of a metric, an objective or an event kind: "BLEU-4" for `bleu_4`, "stage
