@@ -22,7 +22,7 @@ pub const IMAGES_PER_EVALUATION_RANGE: u64 = 50;
 
 /// Version of the protocol. Raised with each change that an older peer would misinterpret.
 /// Exchanged at join; a mismatch is refused.
-pub const PROTOCOL_VERSION: u32 = 10;
+pub const PROTOCOL_VERSION: u32 = 11;
 
 /// Maximal size of a message to the coordinator, in bytes. The largest messages contain captions:
 /// at most [`MAX_PART_BYTES`] of them, a quarter of this size (see [`split_items`]).
