@@ -22,10 +22,11 @@
 //! ```
 //!
 //! `cli::serve` reads the run file and starts the service. The driver is the task that owns the
-//! state machine [`Engine`](dico_engine::Engine). A `DriverInput` is a message to the driver, such as a call with the
-//! channel for its answer. The driver converts most inputs to a [`Event`](dico_engine::Event) without channel. The
-//! captions of an evaluation are scored by `service::evaluations`, outside of the state machine and
-//! on a thread of their own; the scores come back to the driver as an event.
+//! state machine [`Engine`](dico_engine::Engine). A `DriverInput` is a message to the driver, such
+//! as a call with the channel for its answer. The driver converts most inputs to a
+//! [`Event`](dico_engine::Event) without channel. The captions of an evaluation are scored by
+//! `service::evaluations`, outside of the state machine and on a thread of their own; the scores
+//! come back to the driver as an event.
 //!
 //! The *web page* is the dashboard that `service::http` serves to browsers (`service/http/page/`).
 //! The HTML file of `coordinator report` is called *the report*.

@@ -53,8 +53,8 @@ pub enum Action {
     /// Append a record to the journal. A [`Record::must_be_durable`] record is on disk before the
     /// next action is executed.
     Record(Record),
-    /// Save the captions of an evaluation, score them, and report them with [`Event::Scored`](crate::event::Event::Scored).
-    /// If they cannot be saved, report that with
+    /// Save the captions of an evaluation, score them, and report them with
+    /// [`Event::Scored`](crate::event::Event::Scored). If they cannot be saved, report that with
     /// [`Event::CaptionSaveAttempted`](crate::event::Event::CaptionSaveAttempted), and retry.
     Score {
         /// The number of the evaluation.

@@ -2,7 +2,7 @@
 //! to one decision.
 //!
 //! The table is [`decide`]: one row a case, the first row that matches applies. The engine executes
-//! the decision, builds the view anew, and decides again, until the decision is to wait.
+//! the decision, builds a new view, and decides again, until the decision is to wait.
 
 /// What the decision depends on. *The granted position* is the one up to which the generation was
 /// ordered to train.

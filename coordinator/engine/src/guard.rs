@@ -131,8 +131,9 @@ impl Guard {
         triggered_rules
     }
 
-    /// Disqualifies positions if `triggered`, which has fired at `position`, has `action: rollback`.
-    /// Does nothing if the guard does not have the rule: the user may have changed it since.
+    /// Disqualifies positions if `triggered`, which has fired at `position`, has `action:
+    /// rollback`. Does nothing if the guard does not have the rule: the user may have changed it
+    /// since.
     pub fn disqualify(&mut self, position: Position, triggered: &TriggeredRule) {
         let TriggeredRule { first_position, metric, bound, is_above, .. } = triggered;
         let is_same = |RuleState { rule, .. }: &RuleState| {

@@ -39,13 +39,13 @@
 //!      v
 //!   Action: Admit, Accept, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
 //!
-//!   plan: boundaries: checkpoints, evaluations, ends of stages    lineage: present history
-//!   guard, model_selection: which state a stage ends with         term_log: who formed a generation
-//!   shares: division of a batch among ranks     step_tracker: the position of each member
-//!   statistics: merged reports of a step        throughput: the time to the end of the stage
-//!   captions: captions of an evaluation, checked against limits
-//!   record, event_kind, checkpoint, restored: what the journal stores, and what it gives back
-//!   types, command, outcome, refusal, violation, settings: identifiers and small types
+//! plan: boundaries: checkpoints, evaluations, ends of stages    lineage: present history guard,
+//! model_selection: which state a stage ends with         term_log: who formed a generation shares:
+//! division of a batch among ranks     step_tracker: the position of each member statistics: merged
+//! reports of a step        throughput: the time to the end of the stage captions: captions of an
+//! evaluation, checked against limits record, event_kind, checkpoint, restored: what the journal
+//! stores, and what it gives back types, command, outcome, refusal, violation, settings:
+//! identifiers and small types
 //! ```
 //!
 //! Three positions of the run matter. `committed` is the furthest position that at least one member

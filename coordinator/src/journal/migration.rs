@@ -3,8 +3,8 @@
 //!
 //! The new tables are filled from the event log, and each new row gets an entry at the end of the
 //! hash chain. The records that exist are not changed. `guard_firings` begins empty: the event of a
-//! rule does not say which state it disqualifies, and the version before did not remember a rollback
-//! after a restart.
+//! rule does not say which state it disqualifies, and the version before did not remember a
+//! rollback after a restart.
 
 use std::path::Path;
 

@@ -34,9 +34,10 @@
 //! - In `guard_firings`, `(first_stage, first_step)` is the position of the parameters with the
 //!   first of the consecutive values beyond the bound. Rules that roll back disqualify it and all
 //!   later positions.
-//! - `events` is a log for people, and no decision of a coordinator or an audit depends on it: page, `coordinator events` and
-//!   report show it. A record in one of the nine tables above it is an event, too. The detail of `stage_ended` also has `passed_over`: later
-//!   checkpoints, each with the reason why it was not selected.
+//! - `events` is a log for people, and no decision of a coordinator or an audit depends on it:
+//!   page, `coordinator events` and report show it. A record in one of the nine tables above it is
+//!   an event, too. The detail of `stage_ended` also has `passed_over`: later checkpoints, each
+//!   with the reason why it was not selected.
 //! - `holds` is the position of the training state that the worker holds, as text, or NULL.
 //! - `generation` in `stage_ends` and `guard_firings` is the last one at that time.
 //! - The view `cuts` (`generation, stage, step`) has the branch points: the starts of generations

@@ -9,8 +9,8 @@ use super::operators::{Parameter, is_grad_enabled};
 ///
 /// With factors, matrix products read the effective weight from separate memory, which
 /// [`super::Parameters::refresh_working_copies`] updates. So while no gradients are recorded, a
-/// product takes no longer than without factors. While gradients are recorded, they flow through the
-/// addition to W or to the factors, whichever are trained.
+/// product takes no longer than without factors. While gradients are recorded, they flow through
+/// the addition to W or to the factors, whichever are trained.
 pub struct LoraWeight {
     /// W as `master`; the effective weight, which products read, as `working`.
     base: Parameter,
@@ -58,8 +58,8 @@ impl LoraWeight {
     }
 
     /// The effective weight for a matrix product, `[outputs, inputs]`. The product reads `working`.
-    /// While gradients are recorded, they flow to `master`, which then is the effective weight, too;
-    /// otherwise `master` is W.
+    /// While gradients are recorded, they flow to `master`, which then is the effective weight,
+    /// too; otherwise `master` is W.
     #[must_use]
     pub fn parameter(&self) -> Parameter {
         match &self.factors {

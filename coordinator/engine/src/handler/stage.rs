@@ -1,13 +1,13 @@
 //! Ends of stages: executes early stopping, model selection and the actions of the guard.
 //!
 //! A stage ends with an earlier state than its last one for one of three reasons: its best state is
-//! not its last, its `patience` has run out (early stopping), or a guard rule with `action: rollback` has
-//! fired. All three use one mechanism: [`StageView::end_decision`] names a position, the next
-//! generation starts from the checkpoint at that position, and the plan continues with the next
-//! stage. If the guard ended the stage, the steps after the position are given up. Otherwise these
-//! steps count as trained, and stay in all records. The checkpoint of the stage's last state is
-//! kept in both cases. The decision depends only on recorded data (scores and rules). Therefore a
-//! coordinator that restarts before it has executed the decision reaches the same decision again.
+//! not its last, its `patience` has run out (early stopping), or a guard rule with `action:
+//! rollback` has fired. All three use one mechanism: [`StageView::end_decision`] names a position,
+//! the next generation starts from the checkpoint at that position, and the plan continues with the
+//! next stage. If the guard ended the stage, the steps after the position are given up. Otherwise
+//! these steps count as trained, and stay in all records. The checkpoint of the stage's last state
+//! is kept in both cases. The decision depends only on recorded data (scores and rules). Therefore
+//! a coordinator that restarts before it has executed the decision reaches the same decision again.
 //!
 //! [`StageView::end_decision`]: crate::model_selection::StageView::end_decision
 

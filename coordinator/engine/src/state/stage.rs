@@ -7,7 +7,8 @@ use crate::{
     state::{checkpoints::Checkpoints, history::History},
 };
 
-/// The guard of the current stage, the rollbacks that it has ordered, and whether the run is paused.
+/// The guard of the current stage, the rollbacks that it has ordered, and whether the run is
+/// paused.
 #[derive(Debug)]
 pub struct StageState {
     /// Checks the values of the stage against its bounds.
@@ -100,7 +101,8 @@ mod tests {
         }
     }
 
-    /// The stage of a run in which `kl` was above 2 in steps 4 to 6, so that a rule fired at step 6.
+    /// The stage of a run in which `kl` was above 2 in steps 4 to 6, so that a rule fired at step
+    /// 6.
     fn restarted(history: &History) -> StageState {
         let (value, bound, is_above, first_position) = (3.0, 2.0, true, at(3));
         let rule = TriggeredRule {

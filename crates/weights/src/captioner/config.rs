@@ -214,8 +214,8 @@ pub fn upstream_config_json(captioner: &CaptionerConfig, vision: &VisionConfig) 
     })
 }
 
-/// The settings of the vision encoder, in transformers' names. transformers' CLIP has no ResNet: for
-/// a ResNet, the settings of transformer layers are left out.
+/// The settings of the vision encoder, in transformers' names. transformers' CLIP has no ResNet:
+/// for a ResNet, the settings of transformer layers are left out.
 fn vision_json(config: &VisionConfig) -> Value {
     let VisionConfig { image_size, backbone, activation, .. } = config;
     let width = config.width();

@@ -49,8 +49,8 @@ fn is_text(value: &Value<'_>, expected: &str) -> bool {
 }
 
 /// The tensors of a module and of its submodules. A module that several modules contain is visited
-/// several times, and a cycle might never end, so the numbers of modules, tensors and attributes are
-/// limited.
+/// several times, and a cycle might never end, so the numbers of modules, tensors and attributes
+/// are limited.
 fn module_tensors<'a>(values: &Values<'a>, root: ValueIndex) -> Result<Tensors<'a>, PickleError> {
     let mut tensors = Tensors::new();
     let mut modules = vec![(String::new(), root)];
