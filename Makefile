@@ -97,6 +97,7 @@ lint: libtorch
 	tools/generate-configs --check
 	tests/naming-and-prose/check
 	tests/module-cycles/check
+	! cargo tree --locked --package dico-engine --edges normal | grep -wE 'tokio|tonic|axum|hyper|rusqlite'
 	tools/install-packages git shellcheck
 	shellcheck --external-sources --severity=warning deploy/slurm/common.sh $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh')
 	cargo clippy --workspace --all-targets --locked -- -D warnings
