@@ -37,7 +37,7 @@ fn every_command_refuses_a_reward_of_an_untrained_evaluator() {
     let text = valid_run_file(&workspace).replace("objective: contrastive", "objective: cross_entropy");
     let error = validation_error(&workspace, &text);
     assert!(
-        error.contains("bad.yaml:15:5: stages[2].objective.dico.reward: the reward `pac_s` comes from the evaluator"),
+        error.contains("bad.yaml:15:30: stages[2].objective.dico.reward: the reward `pac_s` comes from the evaluator"),
         "{error}"
     );
     assert!(
