@@ -52,7 +52,8 @@ pub enum Event {
         /// Why saving has failed, as a message for display; none if it has succeeded.
         error: Option<String>,
     },
-    /// An evaluation is scored: the answer to [`Action::Score`].
+    /// An evaluation is scored: the answer to
+    /// [`Action::Score`](crate::action::Action::Score).
     Scored {
         /// The number of the evaluation.
         evaluation: u64,

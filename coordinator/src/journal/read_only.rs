@@ -104,8 +104,8 @@ pub struct Step {
 pub struct Event {
     /// When it was recorded, in Unix seconds.
     pub at: f64,
-    /// The kind: the name of an [`EventKind`], or `guard`. Some queries also return records of
-    /// other tables, as `generation`, `checkpoint` and `evaluation`.
+    /// The kind: the name of an [`EventKind`](dico_engine::EventKind), or `guard`. Some queries
+    /// also return records of other tables, as `generation`, `checkpoint` and `evaluation`.
     pub kind: String,
     /// The details; the keys depend on the kind.
     pub detail: Value,
