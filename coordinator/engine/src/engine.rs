@@ -441,3 +441,6 @@ fn view_of(state: &State, generation: &Generation, next: NextAction, must_halt: 
         must_wait_for_save: history.plan.stage(granted).metric.is_some(),
     }
 }
+
+#[cfg(test)]
+mod tests;
