@@ -56,8 +56,10 @@ fn metrics(coordinator: &Coordinator) -> String {
     response
 }
 
-/// Checks that at least `min_count` requests were refused for this reason, and that each is in the
-/// coordinator's log with the peer's address. A client that received no answer may have retried.
+/// Checks that at least `min_count` requests were refused for this reason, and that the coordinator
+/// logged as many or more, each with the peer's address. A client that received no answer may have
+/// retried, as often as time allows, and above a rate the coordinator counts refusals without
+/// logging each.
 fn assert_refused(coordinator: &Coordinator, reason: &str, min_count: usize) {
     let metrics = metrics(coordinator);
     let counter = format!("dico_refusals_total{{reason=\"{reason}\"}} ");
@@ -66,7 +68,8 @@ fn assert_refused(coordinator: &Coordinator, reason: &str, min_count: usize) {
     assert!(count >= min_count, "{count} refused for {reason}");
     let log = coordinator.process.log();
     let is_refusal = |line: &&str| line.contains(&format!("reason=\"{reason}\"")) && line.contains("peer=127.0.0.1:");
-    assert_eq!(log.lines().filter(is_refusal).count(), count, "{log}");
+    let logged = log.lines().filter(is_refusal).count();
+    assert!((min_count..=count).contains(&logged), "{logged} of {count} logged: {log}");
 }
 
 #[test]
