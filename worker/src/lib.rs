@@ -4,7 +4,6 @@
 //! |---|---|
 //! | **A run** | |
 //! | [`coordinator_session`] | the gRPC session with the coordinator: joins, receives directives, sends reports and heartbeats, reconnects |
-//! | [`protocol`] | checks each directive of the coordinator before the worker executes it |
 //! | [`trainer`] | the training thread, which executes directives: steps, evaluations, checkpoints |
 //! | [`run_models`] | the captioner and the evaluators of a run: opens their weights, builds them, and computes the outputs of frozen encoders |
 //! | [`split_evaluation`] | evaluates the models of a run: captions the images of a split, and scores these captions |
@@ -53,7 +52,6 @@ pub mod objective;
 pub mod optimizer;
 pub mod phase_timer;
 mod prefix_tree;
-pub mod protocol;
 pub mod run_models;
 pub mod seeds;
 pub mod split_evaluation;

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dico_worker::collective::{Collective, CollectiveError, NcclCollective, RendezvousParameters, StopFlag, TcpStore};
+use dico_worker::collective::{Collective, CollectiveError, NcclCollective, RendezvousParameters, TcpStore};
 use dico_worker::cuda;
 use tch::{Cuda, Device, Kind, Tensor};
+use worker_protocol::StopFlag;
 
 /// The timeout of a rendezvous that is expected to succeed.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(60);

@@ -51,7 +51,7 @@ impl Cluster {
     pub fn enter_round(&mut self, id: ProcessId, generation: u64, round: u64) {
         let collective = self.collectives.entry(generation).or_default();
         collective.entered_rounds.insert(id, round);
-        if self.workers.get(&id).is_some_and(|worker| worker.halted_generation == generation) {
+        if self.workers.get(&id).is_some_and(|worker| worker.training.flags().halt.is_raised()) {
             collective.halt_rounds.insert(round);
         }
         if collective.is_broken {
@@ -104,7 +104,7 @@ impl Cluster {
         let state = match rendezvous.source_rank {
             Some(source) if source == rendezvous.rank => {
                 let worker = &self.workers[&id];
-                let source_position = worker.position.map(|position| (position.stage, position.step));
+                let source_position = worker.position().map(|position| (position.stage, position.step));
                 let start = rendezvous.position.map(|position| (position.stage, position.step));
                 assert_eq!(source_position, start, "the source holds the state at the start");
                 worker.history.clone()

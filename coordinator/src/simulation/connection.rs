@@ -1,15 +1,17 @@
-//! The connection of a simulated worker: joins, attaches, passes directives to the training thread,
-//! sends reports and heartbeats, and reconnects.
+//! The connection of a simulated worker: joins, attaches, passes directives and reports between the
+//! coordinator and the training thread as [`worker_protocol::Session`] says, sends heartbeats, and
+//! reconnects.
 
 use dico_engine::{RefusalKind, RequestId, SessionId, Time};
-use proto::{PROTOCOL_VERSION, v1, v1::directive::Directive, v1::worker_message::Message};
+use proto::{PROTOCOL_VERSION, v1, v1::worker_message::Message};
 use rand::Rng;
+use worker_protocol::{Continuation, DirectiveEffect, ReportEffect, Session};
 
 use super::{
     ProcessId, VALIDATION_IMAGES,
     cluster::{Cluster, SimEvent},
     network::{Direction, PacketToCoordinator, PacketToWorker},
-    worker::{Activity, ConnectionState, WakeReason},
+    worker::{Activity, ConnectionState, FalseClaim, WakeReason, Worker},
 };
 
 /// Bounds of the delay between two attempts to join.
@@ -88,16 +90,20 @@ impl Cluster {
         }
         match response {
             Ok(response) => {
-                worker.worker_id = Some(response.worker_id);
-                match worker.forges_run_id {
-                    true => worker.run_id = response.run_id,
-                    false if worker.run_id != response.run_id => worker.reset_for_run(response.run_id),
-                    false => {}
+                let v1::JoinResponse { worker_id, session_token, run_id, .. } = response;
+                worker.worker_id = Some(worker_id);
+                let run = &self.scenario.file;
+                if worker.false_claim.is_some() {
+                    worker.protocol = Some(Session::new(run.clone(), run_id.clone(), VALIDATION_IMAGES));
                 }
-                if worker.is_loaded {
-                    self.attach(id, response.session_token);
+                let continuation = worker.protocol.as_mut().map(|protocol| protocol.continue_with(run, &run_id));
+                if let Some(Continuation::Reload(_)) = continuation {
+                    worker.reset();
+                }
+                if worker.protocol.is_some() {
+                    self.attach(id, session_token);
                 } else {
-                    worker.connection = ConnectionState::Loading { session_token: response.session_token };
+                    worker.connection = ConnectionState::Loading { session_token, run_id };
                     let duration = Time::from_millis(self.rng.random_range(50..self.scenario.max_loading_ms));
                     self.queue.schedule_after(
                         duration,
@@ -108,7 +114,7 @@ impl Cluster {
             // A worker that joins again may be refused because the coordinator has not noticed yet
             // that its earlier session is lost. If it is still refused after twice the heartbeat
             // timeout, another worker has the id.
-            Err(RefusalKind::AlreadyExists) if worker.is_loaded => {
+            Err(RefusalKind::AlreadyExists) if worker.protocol.is_some() => {
                 if self.queue.now() - worker.joining_since >= 2 * self.scenario.heartbeat_timeout() {
                     worker.worker_id = worker.requested_worker_id;
                 }
@@ -150,25 +156,22 @@ impl Cluster {
         self.open_session(session, id);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.connection = ConnectionState::Attached(session);
-        let attach = v1::Attach {
-            session_token,
-            store_address: format!("{}:{}", worker.host, id.0),
-            data_set: Some(data_set()),
-            holds: worker.position,
-            generation: worker.latest_generation,
-            term: worker.term,
-            run_id: worker.run_id.clone(),
+        let store_address = format!("{}:{}", worker.host, id.0);
+        let Some(protocol) = &mut worker.protocol else { return };
+        let attach = protocol.attach(session_token, store_address, data_set());
+        let attach = match worker.false_claim {
+            Some(FalseClaim { position, generation, term }) => {
+                v1::Attach { holds: Some(position), generation, term, ..attach }
+            }
+            None => attach,
         };
-        self.invariants.reported_states.insert(session, worker.position.map(|_| worker.history.clone()));
-        let unsent_reports = std::mem::take(&mut worker.unsent_reports);
+        self.invariants.reported_states.insert(session, attach.holds.map(|_| worker.history.clone()));
         let is_leaving = worker.is_leaving;
         self.send_to_coordinator(session, PacketToCoordinator::Attach(attach));
         if is_leaving {
             self.send_leaving(id, session);
         }
-        unsent_reports
-            .into_iter()
-            .for_each(|message| self.send_to_coordinator(session, PacketToCoordinator::Message(message)));
+        self.pass_reports(id);
         self.send_heartbeat(id, session);
     }
 
@@ -182,23 +185,23 @@ impl Cluster {
                 worker.retry_later_since = None;
                 self.retry_join_later(id);
             }
-            (WakeReason::Loaded, ConnectionState::Loading { session_token }) => {
+            (WakeReason::Loaded, ConnectionState::Loading { session_token, run_id }) => {
                 let session_token = session_token.clone();
-                worker.is_loaded = true;
+                worker.protocol = Some(Session::new(self.scenario.file.clone(), run_id.clone(), VALIDATION_IMAGES));
                 self.attach(id, session_token);
             }
             (WakeReason::ShutdownSignal, connection) => {
                 worker.is_leaving = true;
                 match *connection {
                     // A worker that is not a member yet can leave at once.
-                    _ if !worker.is_loaded => self.end_worker(id),
+                    _ if worker.protocol.is_none() => self.end_worker(id),
                     ConnectionState::Attached(session) => self.send_leaving(id, session),
                     _ => {}
                 }
             }
             (WakeReason::ReleaseTimeout(session), ConnectionState::Releasing(lost)) if session == *lost => {
-                let generation = worker.latest_generation;
-                self.abandon_generation(id, generation);
+                worker.protocol.iter_mut().for_each(Session::on_release_timeout);
+                self.wake_if_abandoned(id);
             }
             (WakeReason::Heartbeat(session), ConnectionState::Attached(own)) if session == *own => {
                 self.send_heartbeat(id, session);
@@ -221,7 +224,7 @@ impl Cluster {
             self.disconnect(id);
             return;
         }
-        let worker = &self.workers[&id];
+        let Some(worker) = self.workers.get(&id) else { return };
         let phase = match &worker.activity {
             Activity::Idle | Activity::Finishing => v1::Phase::Idle,
             Activity::CheckingPeers(_) | Activity::AwaitingRendezvous(_) | Activity::ReceivingState(_) => {
@@ -232,7 +235,7 @@ impl Cluster {
             Activity::Captioning(_) => v1::Phase::Evaluate,
             Activity::CopyingState(_) | Activity::AwaitingSaver => v1::Phase::Checkpoint,
         };
-        let heartbeat = v1::Heartbeat { phase: phase.into(), position: worker.position };
+        let heartbeat = v1::Heartbeat { phase: phase.into(), position: worker.position() };
         self.send_to_coordinator(session, PacketToCoordinator::Message(Message::Heartbeat(heartbeat)));
         let interval = (heartbeat_timeout / 5).min(Time::from_secs(1));
         self.queue.schedule_after(
@@ -249,29 +252,29 @@ impl Cluster {
             return;
         };
         match packet {
-            PacketToWorker::Directive(directive) => match directive.directive {
-                Some(Directive::Leave(_)) => self.retire_worker(id),
-                Some(Directive::Halt(_)) if directive.generation >= worker.latest_generation => {
-                    worker.halted_generation = worker.latest_generation;
+            PacketToWorker::Directive(directive) => {
+                let Some(protocol) = &mut worker.protocol else { return };
+                match protocol.on_directive(*directive) {
+                    Ok(DirectiveEffect::None) => {}
+                    Ok(DirectiveEffect::Execute(command)) => self.enqueue_command(id, command),
+                    Ok(DirectiveEffect::Leave { .. }) => self.retire_worker(id),
+                    Err(violation) => panic!("{id:?}: {violation}"),
                 }
-                Some(Directive::Rendezvous(v1::Rendezvous { term, .. })) => {
-                    (worker.latest_generation, worker.term) = (directive.generation, term);
-                    self.enqueue_directive(id, *directive);
-                }
-                Some(Directive::Abandon(_)) if directive.generation >= worker.latest_generation => {
-                    self.abandon_generation(id, directive.generation);
-                    self.enqueue_directive(id, *directive);
-                }
-                _ => self.enqueue_directive(id, *directive),
-            },
+            }
             // The run was over before this worker reconnected.
             PacketToWorker::End(Some(RefusalKind::RunOver)) if self.invariants.is_over => self.retire_worker(id),
             PacketToWorker::End(Some(RefusalKind::ForeignState)) => {
-                assert!(worker.forges_run_id || self.is_restored_from_backup, "a correct worker's state was refused");
+                let is_false_claim = worker.false_claim.is_some();
+                assert!(is_false_claim || self.is_restored_from_backup, "a correct worker's state was refused");
                 self.refused_states += 1;
-                let run_id = worker.run_id.clone();
-                worker.reset_for_run(run_id);
-                self.disconnect(id);
+                let generation = worker.generation.take();
+                worker.reset();
+                self.send_to_coordinator(session, PacketToCoordinator::End);
+                if let Some(generation) = generation {
+                    let is_silent = false;
+                    self.release_collective(id, generation, is_silent);
+                }
+                self.start_joining(id);
             }
             PacketToWorker::End(refusal) => {
                 let expected = [None, Some(RefusalKind::Unauthenticated), Some(RefusalKind::Unavailable)];
@@ -281,61 +284,64 @@ impl Cluster {
         }
     }
 
-    /// Announces that the worker wants to leave, and halts its generation.
+    /// Announces that the worker wants to leave.
     fn send_leaving(&mut self, id: ProcessId, session: SessionId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        worker.halted_generation = worker.latest_generation;
-        self.send_to_coordinator(
-            session,
-            PacketToCoordinator::Message(Message::Leaving(v1::Leaving { reason: "shutdown signal".to_owned() })),
-        );
+        let Some(protocol) = self.workers.get_mut(&id).and_then(|worker| worker.protocol.as_mut()) else { return };
+        let leaving = protocol.announce_leave("shutdown signal");
+        self.send_to_coordinator(session, PacketToCoordinator::Message(leaving));
     }
 
     /// Handles the loss of the connection: the training thread releases its generation, then the
-    /// worker joins again. The other members may have lost the coordinator, too, so the worker
-    /// waits up to the heartbeat timeout for the step in flight.
+    /// worker joins again. The worker waits up to the heartbeat timeout for the step in flight.
     pub fn disconnect(&mut self, id: ProcessId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let ConnectionState::Attached(session) = worker.connection else { return };
-        (worker.connection, worker.halted_generation) = (ConnectionState::Releasing(session), worker.latest_generation);
-        let directive = Some(Directive::Abandon(v1::Abandon::default()));
-        let abandon = v1::Directive { generation: worker.latest_generation, directive };
+        let (ConnectionState::Attached(session), Some(protocol)) = (&worker.connection, &mut worker.protocol) else {
+            return;
+        };
+        let (session, command) = (*session, protocol.on_disconnect());
+        worker.connection = ConnectionState::Releasing(session);
         self.send_to_coordinator(session, PacketToCoordinator::End);
         self.queue.schedule_after(
             self.scenario.heartbeat_timeout(),
             SimEvent::ConnectionWakeUp { worker: id, reason: WakeReason::ReleaseTimeout(session) },
         );
-        self.enqueue_directive(id, abandon);
+        self.enqueue_command(id, command);
     }
 
-    /// Sends a report of the training thread, or stores it until the next session.
+    /// Takes a report of the training thread or the saver.
     pub fn report(&mut self, id: ProcessId, message: Message) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        let is_last_message = match &message {
-            Message::Finished(_) => true,
-            Message::Failed(failed) => failed.fatal,
-            _ => false,
-        };
-        match worker.connection {
-            ConnectionState::Attached(session) => {
-                if matches!(message, Message::Idle(_)) {
-                    self.invariants.reported_states.insert(session, worker.position.map(|_| worker.history.clone()));
+        worker.reports.push_back(message);
+        self.pass_reports(id);
+    }
+
+    /// Passes reports on. They wait while the worker is between two sessions.
+    fn pass_reports(&mut self, id: ProcessId) {
+        while let Some(worker) = self.workers.get_mut(&id) {
+            let Worker { connection, protocol: Some(protocol), reports, history, training, .. } = worker else {
+                return;
+            };
+            if !matches!(connection, ConnectionState::Attached(_) | ConnectionState::Releasing(_)) {
+                return;
+            }
+            let Some(report) = reports.pop_front() else { return };
+            let effect = protocol.on_report(report);
+            let is_last = matches!(effect, ReportEffect::SendLast(_));
+            match (effect, connection) {
+                (ReportEffect::Send(report) | ReportEffect::SendLast(report), ConnectionState::Attached(session)) => {
+                    let session = *session;
+                    if matches!(report, Message::Idle(_)) {
+                        let state = training.position().map(|_| history.clone());
+                        self.invariants.reported_states.insert(session, state);
+                    }
+                    self.send_to_coordinator(session, PacketToCoordinator::Message(report));
                 }
-                self.send_to_coordinator(session, PacketToCoordinator::Message(message));
+                (ReportEffect::Released, _) => self.start_joining(id),
+                _ => {}
             }
-            // The report can be dropped: the worker reports its position when it joins again, which
-            // includes the step of the report.
-            ConnectionState::Releasing(_) if matches!(&message, Message::Idle(idle) if idle.generation >= worker.latest_generation) =>
-            {
-                self.start_joining(id);
+            if is_last {
+                self.retire_worker(id);
             }
-            ConnectionState::Releasing(_) => {}
-            ConnectionState::Disconnected | ConnectionState::Joining(_) | ConnectionState::Loading { .. } => {
-                worker.unsent_reports.push(message);
-            }
-        }
-        if is_last_message {
-            self.retire_worker(id);
         }
     }
 }

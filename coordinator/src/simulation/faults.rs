@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use dico_engine::{Command, Time, WorkerId};
-use proto::v1;
 use rand::{
     Rng,
     seq::{IndexedRandom, IteratorRandom},
@@ -211,10 +210,8 @@ impl Cluster {
             }
             Fault::FailWorker => {
                 let worker = &self.workers[&victim];
-                if let Some(generation) = worker.generation.filter(|_| worker.session().is_some()) {
-                    self.release_generation(victim, generation);
-                    let reason = "out of memory".to_owned();
-                    self.report_failure(victim, v1::Failed { generation, reason, fatal: true, ..Default::default() });
+                if worker.generation.is_some() && worker.session().is_some() {
+                    self.fail_worker(victim, "out of memory");
                 }
             }
             Fault::PartitionToCoordinator

@@ -36,8 +36,9 @@ pub type SaveQueue = VecDeque<Save>;
 impl Cluster {
     /// Passes a copy of the state to the saver. The training thread waits while an earlier save is
     /// in progress.
-    pub fn enqueue_save(&mut self, id: ProcessId, generation: u64, checkpoint: v1::Checkpoint) {
+    pub fn enqueue_save(&mut self, id: ProcessId, checkpoint: v1::Checkpoint) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        let generation = worker.training.generation();
         let v1::Checkpoint { checkpoint: number, name, .. } = checkpoint;
         let (history, session) = (worker.history.clone(), worker.session());
         let is_writer = worker.rank == 0;

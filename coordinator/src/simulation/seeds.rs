@@ -15,13 +15,14 @@ use std::{
 };
 
 use dico_engine::{Outcome, Time, plan::Position};
+use proto::v1;
 use rand::Rng;
 
 use super::{
     cluster::{Cluster, Trace},
     faults::Fault,
     scenario::Scenario,
-    worker::Worker,
+    worker::{FalseClaim, Worker},
 };
 use crate::{audit::audit, journal::read_only::ReadOnlyJournal};
 
@@ -78,19 +79,21 @@ fn run_with_former_workers(seed: u64, trace: Trace) -> FormerWorkerCounts {
     let mut cluster = Cluster::new(!seed, trace, Scenario::random);
     // At most one former worker for each machine.
     let machines = cluster.scenario.machines.len();
-    for (id, mut worker) in std::mem::take(&mut former.workers).into_iter().take(machines) {
-        if let Some(position) = worker.position.as_mut().filter(|_| id.0 % 2 == 0) {
-            position.generation += FORGED_GENERATION_OFFSET;
-            (worker.forges_run_id, worker.latest_generation) =
-                (true, worker.latest_generation + FORGED_GENERATION_OFFSET);
+    let workers = std::mem::take(&mut former.workers).into_iter().filter(|(_, worker)| !worker.is_finishing());
+    for (id, mut worker) in workers.take(machines) {
+        if let Some(position) = worker.position().filter(|_| id.0 % 2 == 0) {
+            let (generation, term) = worker.last_generation();
+            let offset = FORGED_GENERATION_OFFSET;
+            let position = v1::Position { generation: position.generation + offset, ..position };
+            worker.false_claim = Some(FalseClaim { position, generation: generation + offset, term });
         }
         cluster.former_workers.push(worker);
     }
-    let count_with_state = |workers: &[Worker], forges_run_id: bool| {
-        workers.iter().filter(|worker| worker.position.is_some() && worker.forges_run_id == forges_run_id).count()
-            as u64
+    let count_with_state = |workers: &[Worker], is_forging: bool| {
+        let is_counted = |worker: &&Worker| worker.position().is_some() && worker.false_claim.is_some() == is_forging;
+        workers.iter().filter(is_counted).count() as u64
     };
-    let [honest, forging] = [false, true].map(|forges_run_id| count_with_state(&cluster.former_workers, forges_run_id));
+    let [honest, forging] = [false, true].map(|is_forging| count_with_state(&cluster.former_workers, is_forging));
     cluster.start_workers_and_faults();
     run_to_end(&mut cluster);
     // The workers that are still in `former_workers` have not joined.

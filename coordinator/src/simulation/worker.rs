@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 
 use dico_engine::{RequestId, SessionId, Time};
-use proto::{v1, v1::worker_message::Message};
+use proto::{v1, v1::directive::Directive, v1::worker_message::Message};
 use rand::Rng;
+use worker_protocol::{Command, Session, Training};
 
 use super::{
     ProcessId, UpdateHistory,
@@ -26,8 +27,6 @@ pub struct Worker {
     pub worker_id: Option<u32>,
     /// The state of the connection to the coordinator.
     pub connection: ConnectionState,
-    /// Whether data and models are loaded.
-    pub is_loaded: bool,
     /// The time of its first attempt to join since it lost its connection.
     pub joining_since: Time,
     /// The delay before the next attempt to join.
@@ -36,46 +35,34 @@ pub struct Worker {
     /// the run is full.
     pub retry_later_since: Option<Time>,
 
-    /// Directives that the training thread has not begun.
-    pub directives: VecDeque<v1::Directive>,
+    /// The connection's side of the protocol; none until data and models are loaded.
+    pub protocol: Option<Session>,
+    /// Commands that the training thread has not begun.
+    pub commands: VecDeque<Command>,
+    /// The training thread's side of the protocol.
+    pub training: Training,
     /// The activity of the training thread.
     pub activity: Activity,
-    /// Reports that wait for a session.
-    pub unsent_reports: Vec<Message>,
+    /// Reports that the connection has not taken.
+    pub reports: VecDeque<Message>,
     /// The number of the training thread's last scheduled wake-up; earlier ones are ignored.
     pub wake_up: u64,
-    /// The latest generation whose rendezvous directive it has received.
-    pub latest_generation: u64,
-    /// The term of that generation.
-    pub term: u64,
-    /// The last abandoned generation; earlier ones are abandoned, too.
-    pub abandoned_up_to: u64,
-    /// The generation that it will release after the step in flight; 0 if none.
-    pub halted_generation: u64,
     /// Whether its process has received a shutdown signal.
     pub is_leaving: bool,
-    /// The last released generation; earlier ones are released, too.
-    pub released_up_to: u64,
     /// The generation that it takes part in: it is a member of that generation's collective.
     pub generation: Option<u64>,
     /// The number of directives of that generation that it has begun.
     pub directives_begun: usize,
     /// The number of all-reduces that it has entered in that generation.
     pub round: u64,
-    /// Its share of the batch of its last step: the first sample, and one past the last.
-    pub share: (u32, u32),
     /// Its rank in that generation.
     pub rank: u32,
     /// The duration of its last step without the all-reduce.
     pub compute_time: Time,
-    /// The position of its training state; none if it has no state.
-    pub position: Option<v1::Position>,
     /// Its training state.
     pub history: UpdateHistory,
-    /// The id of the run to which its state belongs; empty before it has joined a run.
-    pub run_id: String,
-    /// Whether it claims falsely that its state belongs to the run that it joins.
-    pub forges_run_id: bool,
+    /// What it claims falsely to hold of the run that it joins, if it does.
+    pub false_claim: Option<FalseClaim>,
 
     /// The approximate duration of a step.
     pub step_duration: Time,
@@ -89,6 +76,14 @@ pub struct Worker {
     pub repaired_at: Time,
 }
 
+/// A state that a worker claims falsely to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct FalseClaim {
+    pub position: v1::Position,
+    pub generation: u64,
+    pub term: u64,
+}
+
 /// The state of a worker's connection to the coordinator.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ConnectionState {
@@ -96,8 +91,8 @@ pub enum ConnectionState {
     Disconnected,
     /// Waits for the response to this join request.
     Joining(RequestId),
-    /// Has a reservation, and loads data and models.
-    Loading { session_token: String },
+    /// Has a reservation, and loads data and models of this run.
+    Loading { session_token: String, run_id: String },
     /// Has this session.
     Attached(SessionId),
     /// Has lost this session; the training thread has not released its generation yet.
@@ -160,30 +155,23 @@ impl Worker {
             requested_worker_id,
             worker_id: requested_worker_id,
             connection: ConnectionState::Disconnected,
-            is_loaded: false,
             joining_since: Time::ZERO,
             back_off: Time::ZERO,
             retry_later_since: None,
-            directives: VecDeque::new(),
+            protocol: None,
+            commands: VecDeque::new(),
+            training: Training::default(),
             activity: Activity::Idle,
+            reports: VecDeque::new(),
             wake_up: 0,
-            latest_generation: 0,
-            term: 0,
-            abandoned_up_to: 0,
-            halted_generation: 0,
             is_leaving: false,
-            released_up_to: 0,
             generation: None,
             directives_begun: 0,
             round: 0,
-            share: (0, 0),
-            unsent_reports: Vec::new(),
             rank: 0,
             compute_time: Time::ZERO,
-            position: None,
             history: UpdateHistory::new(),
-            run_id: String::new(),
-            forges_run_id: false,
+            false_claim: None,
             step_duration,
             is_suspended: false,
             is_training_blocked: false,
@@ -192,33 +180,55 @@ impl Worker {
         }
     }
 
-    /// Discards its training state, to take part in this run from the beginning.
-    pub fn reset_for_run(&mut self, run_id: String) {
-        (self.position, self.history, self.forges_run_id) = (None, UpdateHistory::new(), false);
-        (self.latest_generation, self.term, self.abandoned_up_to, self.halted_generation, self.released_up_to) =
-            (0, 0, 0, 0, 0);
-        (self.is_loaded, self.run_id) = (false, run_id);
-        (self.directives, self.unsent_reports) = (VecDeque::new(), Vec::new());
+    /// Discards its training state, and everything that it knows of its run: data and models have to
+    /// be loaded again.
+    pub fn reset(&mut self) {
+        (self.protocol, self.training, self.false_claim) = (None, Training::default(), None);
+        (self.history, self.activity) = (UpdateHistory::new(), Activity::Idle);
+        (self.commands, self.reports) = (VecDeque::new(), VecDeque::new());
     }
 
-    /// A new process that holds this worker's state. It requests the worker id of its machine.
-    fn with_former_state(self, host: String, requested_worker_id: Option<u32>) -> Self {
-        let Self {
-            is_loaded, latest_generation, term, position, history, run_id, forges_run_id, step_duration, ..
-        } = self;
+    /// A new process that holds this worker's state, as after the loss of its connection. It
+    /// requests the worker id of its machine.
+    fn with_former_state(mut self, host: String, requested_worker_id: Option<u32>) -> Self {
+        self.release_at_once();
+        let Self { protocol, training, history, false_claim, step_duration, .. } = self;
         let new = Self::new(host, requested_worker_id, step_duration);
-        Self {
-            is_loaded,
-            latest_generation,
-            term,
-            released_up_to: latest_generation,
-            abandoned_up_to: latest_generation,
-            position,
-            history,
-            run_id,
-            forges_run_id,
-            ..new
+        Self { protocol, training, history, false_claim, ..new }
+    }
+
+    /// Releases its generation, as after the loss of its connection.
+    fn release_at_once(&mut self) {
+        let Some(protocol) = &mut self.protocol else { return };
+        let command = protocol.on_disconnect();
+        protocol.on_release_timeout();
+        _ = self.training.abandoned();
+        _ = self.training.released(None);
+        _ = self.training.begin(command);
+        for report in self.training.released(None).reports {
+            _ = protocol.on_report(report);
         }
+    }
+
+    /// Whether it has received Finish: it will exit, and join no other run.
+    pub fn is_finishing(&self) -> bool {
+        let is_finish = |command: &Command| matches!(command.directive.kind(), Directive::Finish(_));
+        matches!(self.activity, Activity::Finishing) || self.commands.iter().any(is_finish)
+    }
+
+    /// The position of its training state; none if it has no complete one.
+    pub fn position(&self) -> Option<v1::Position> {
+        self.training.position()
+    }
+
+    /// The generation of the last Rendezvous that reached it, and its term; 0 before the first.
+    pub fn last_generation(&self) -> (u64, u64) {
+        self.protocol.as_ref().map_or((0, 0), |protocol| (protocol.generation(), protocol.term()))
+    }
+
+    /// The id of the run to which its state belongs; empty before it has joined a run.
+    pub fn run_id(&self) -> &str {
+        self.protocol.as_ref().map_or("", Session::run_id)
     }
 
     /// The worker's session, if it is attached.
@@ -308,6 +318,6 @@ impl Cluster {
         for event in std::mem::take(&mut worker.deferred_events) {
             self.queue.schedule_after(Time::ZERO, event);
         }
-        self.execute_directives(id);
+        self.execute_commands(id);
     }
 }

@@ -45,6 +45,7 @@ impl LoadTest {
             join_permits: Semaphore::new(crate::worker::MAX_CONCURRENT_JOINS),
             all_reduce: Barrier::new(self.workers as usize),
             step_reports: StepReports::new(),
+            run: OnceCell::new(),
             recorder: Arc::clone(&recorder),
         });
         let probe = tokio::spawn(crate::latency_probe::run(admin, coordinator.process_id(), Arc::clone(&recorder)));

@@ -29,11 +29,12 @@ impl StepReports {
         Self { summaries: (0..STEP_REPORTS).map(summaries).collect() }
     }
 
-    /// A worker's report of a step: one image, with all summaries of DiCO.
-    pub fn step_done(&self, worker_number: u32, position: v1::Position, seconds: f64) -> v1::StepDone {
-        let report = (u64::from(worker_number) + position.step) as usize % self.summaries.len();
+    /// A worker's report of step `step`, without the position: one image, with all summaries of
+    /// DiCO.
+    pub fn step_done(&self, worker_number: u32, step: u64, seconds: f64) -> v1::StepDone {
+        let report = (u64::from(worker_number) + step) as usize % self.summaries.len();
         v1::StepDone {
-            position: Some(position),
+            position: None,
             loss_sum: 1.0,
             loss_weight: 1.0,
             samples: 1,

@@ -1,8 +1,10 @@
-//! A simulated worker: joins and follows directives, but only simulates computing.
+//! A simulated worker: joins, and follows directives as every worker does (`worker-protocol`), but
+//! only simulates computing.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use config::RunFile;
 use proto::{
     PROTOCOL_VERSION,
     v1::{self, coordinator_client::CoordinatorClient, directive::Directive as DirectiveKind, worker_message::Message},
@@ -16,6 +18,7 @@ use tonic::{
     Code, Streaming,
     transport::{Channel, Endpoint},
 };
+use worker_protocol::{Command, DirectiveEffect, ReportEffect, Session, Training, Work};
 
 use crate::{
     load::LoadTest,
@@ -25,8 +28,6 @@ use crate::{
 
 /// Maximal number of messages in the outbox of a worker.
 const MAX_QUEUED_MESSAGES: usize = 16;
-/// Maximal number of received directives that a worker has not executed yet.
-const MAX_QUEUED_DIRECTIVES: usize = 16;
 
 /// Maximal number of workers that are between `Join` and an open session. It is below the
 /// coordinator's limit of 32 reservations of one IP address, beyond which workers have to retry.
@@ -48,6 +49,8 @@ pub struct Cluster {
     pub all_reduce: Barrier,
     /// The pool from which workers take the summaries of their step reports.
     pub step_reports: StepReports,
+    /// The run's settings, from the first response to a join.
+    pub run: OnceCell<RunFile>,
     /// The measurements.
     pub recorder: Arc<Recorder>,
 }
@@ -79,31 +82,18 @@ pub async fn run(cluster: &Cluster, number: u32) -> Result<()> {
     };
     cluster.recorder.record_join();
 
+    let run = cluster.run.get_or_try_init(async || RunFile::from_json(&reservation.run_file)).await;
+    let run = run.context("the coordinator's run file")?.clone();
+    let data_set = messages::data_set();
+    let protocol = Session::new(run, reservation.run_id, data_set.validation_images);
     let (outbox, outgoing) = mpsc::channel(MAX_QUEUED_MESSAGES);
-    let worker = Worker { cluster, number, outbox };
-    let attach = v1::Attach {
-        session_token: reservation.session_token,
-        store_address: format!("{host}:29500"),
-        data_set: Some(messages::data_set()),
-        ..Default::default()
-    };
+    let mut worker = Worker { cluster, number, outbox, protocol };
+    let attach = worker.protocol.attach(reservation.session_token, format!("{host}:29500"), data_set);
     worker.send(Message::Attach(attach)).await;
     let directives = client.session(ReceiverStream::new(outgoing)).await?.into_inner();
     drop(join_permit);
-    let (queue, queued) = mpsc::channel(MAX_QUEUED_DIRECTIVES);
     let heartbeat_interval = Duration::from_millis(reservation.heartbeat_interval_ms.max(10));
-    let mut receive = pin!(worker.receive_directives(directives, queue));
-    tokio::select! {
-        result = &mut receive => {
-            result?;
-            bail!("the coordinator closed the session");
-        }
-        result = worker.execute_directives(queued) => result?,
-        never = worker.send_heartbeats(heartbeat_interval) => match never {},
-    }
-    // Waits until the coordinator closes the stream, so that the last message is delivered.
-    _ = receive.await;
-    Ok(())
+    worker.run_session(directives, heartbeat_interval).await
 }
 
 struct Worker<'a> {
@@ -112,6 +102,7 @@ struct Worker<'a> {
     /// chooses.
     number: u32,
     outbox: mpsc::Sender<v1::WorkerMessage>,
+    protocol: Session,
 }
 
 impl Worker<'_> {
@@ -129,90 +120,120 @@ impl Worker<'_> {
         if is_measured {
             self.cluster.recorder.record_sent(&message);
         }
-        // Fails if the stream is closed; the task that receives directives reports the reason.
+        // Fails if the stream is closed; the directives' stream has the reason.
         _ = self.outbox.send(message).await;
     }
 
-    /// Reads directives until the coordinator closes the stream.
-    async fn receive_directives(
-        &self,
+    /// Passes directives to the training task and its reports back, and sends heartbeats, until the
+    /// run is complete.
+    async fn run_session(
+        mut self,
         mut directives: Streaming<v1::Directive>,
-        queue: mpsc::Sender<v1::Directive>,
+        heartbeat_interval: Duration,
     ) -> Result<()> {
-        let recorder = &self.cluster.recorder;
-        while let Some(directive) = directives.message().await? {
-            if self.is_measured() {
-                recorder.record_received(&directive);
+        let (cluster, number) = (self.cluster, self.number);
+        // Not bounded: the protocol limits the directives that a worker has not executed.
+        let (commands, queued) = mpsc::unbounded_channel();
+        let (report_sender, mut reports) = mpsc::channel(MAX_QUEUED_MESSAGES);
+        let mut training = pin!(train(cluster, number, queued, report_sender));
+        let mut heartbeat = time::interval(heartbeat_interval);
+        loop {
+            tokio::select! {
+                directive = directives.message() => {
+                    let directive = directive?.context("the coordinator closed the session")?;
+                    self.record(&directive);
+                    match self.protocol.on_directive(directive)? {
+                        // Fails if the training task has ended.
+                        DirectiveEffect::Execute(command) => _ = commands.send(command),
+                        DirectiveEffect::None => {}
+                        DirectiveEffect::Leave { reason, .. } => bail!("was sent away: {reason}"),
+                    }
+                }
+                Some(report) = reports.recv() => match self.protocol.on_report(report) {
+                    ReportEffect::Send(report) => self.send(report).await,
+                    ReportEffect::SendLast(report) => {
+                        self.send(report).await;
+                        break;
+                    }
+                    ReportEffect::Discard | ReportEffect::Released => {}
+                },
+                result = &mut training => match result? {},
+                _ = heartbeat.tick() => {
+                    self.send(Message::Heartbeat(v1::Heartbeat::default())).await;
+                    cluster.recorder.record_heartbeat();
+                }
             }
-            match &directive.directive {
-                Some(DirectiveKind::Rendezvous(_)) => recorder.record_rendezvous(),
-                Some(DirectiveKind::Train(train)) => recorder.record_train(train),
-                _ => {}
-            }
-            // Fails if the worker has finished or failed.
-            _ = queue.send(directive).await;
         }
+        // Waits until the coordinator closes the stream, so that the last message is delivered.
+        drop(self.outbox);
+        while let Ok(Some(_)) = directives.message().await {}
         Ok(())
     }
 
-    /// Executes directives up to the end of the run.
-    async fn execute_directives(&self, mut queued: mpsc::Receiver<v1::Directive>) -> Result<()> {
-        let mut position = v1::Position::default();
-        while let Some(v1::Directive { generation, directive }) = queued.recv().await {
-            match directive {
-                Some(DirectiveKind::Rendezvous(rendezvous)) => {
-                    position = rendezvous.position.context("a rendezvous without a position")?;
-                    self.send(Message::Ready(v1::Ready { generation, position: Some(position) })).await;
-                }
-                Some(DirectiveKind::Train(train)) => {
-                    let expected = (position.stage, position.step);
-                    ensure!((train.stage, train.first_step) == expected, "received {train:?} at {position:?}");
-                    for _ in 0..train.steps {
-                        self.simulate_step(&mut position).await;
-                    }
-                }
-                Some(DirectiveKind::Evaluate(v1::Evaluate { evaluation, ranges })) => {
-                    for range in ranges {
-                        let (items, range) = (messages::evaluation_items(range), Some(range));
-                        let more = false;
-                        let items = v1::EvaluationItems { generation, evaluation, range, items, more };
-                        self.send(Message::EvaluationItems(items)).await;
-                    }
-                }
-                Some(DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint, .. })) => {
-                    let parameters_sha256 = "0".repeat(64);
-                    let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
-                    self.send(Message::CheckpointDone(done)).await;
-                }
-                Some(DirectiveKind::Finish(_)) => {
-                    self.send(Message::Finished(v1::Finished {})).await;
-                    return Ok(());
-                }
-                other => bail!("received an unexpected directive: {other:?}"),
-            }
+    /// Records the receipt of a directive.
+    fn record(&self, directive: &v1::Directive) {
+        let recorder = &self.cluster.recorder;
+        if self.is_measured() {
+            recorder.record_received(directive);
         }
-        bail!("the coordinator closed the session")
+        match &directive.directive {
+            Some(DirectiveKind::Rendezvous(_)) => recorder.record_rendezvous(),
+            Some(DirectiveKind::Train(train)) => recorder.record_train(train),
+            _ => {}
+        }
     }
+}
 
-    async fn simulate_step(&self, position: &mut v1::Position) {
-        let Cluster { load, all_reduce, step_reports, recorder, .. } = self.cluster;
+/// Does the work of worker `number` without computing anything. Returns only with an error.
+async fn train(
+    cluster: &Cluster,
+    number: u32,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+    outbox: mpsc::Sender<Message>,
+) -> Result<Infallible> {
+    let mut protocol = Training::default();
+    loop {
+        let Some(command) = commands.recv().await else { return std::future::pending().await };
+        let mut response = protocol.begin(command);
+        loop {
+            for report in response.reports {
+                outbox.send(report).await?;
+            }
+            let Some(work) = response.work else { break };
+            response = match work {
+                Work::Rendezvous(_) => protocol.formed(),
+                Work::Step(_) => {
+                    let report = cluster.simulate_step(number, protocol.position().unwrap_or_default().step + 1).await;
+                    let is_halt_requested = false;
+                    protocol.step_applied(report, is_halt_requested)
+                }
+                Work::Caption(evaluate) => protocol.captioned(vec![messages::evaluation_items(evaluate.ranges[0])]),
+                Work::CopyState(v1::Checkpoint { checkpoint, .. }) => {
+                    let (generation, parameters_sha256) = (protocol.generation(), "0".repeat(64));
+                    let done = v1::CheckpointDone { generation, checkpoint, parameters_sha256 };
+                    outbox.send(Message::CheckpointDone(done)).await?;
+                    protocol.state_copied()
+                }
+                Work::EnterStage(_) => protocol.stage_entered(),
+                Work::Release => {
+                    bail!("released generation {}: all workers have to stay to the end", protocol.generation())
+                }
+                Work::AwaitSaves => protocol.saves_completed(),
+            };
+        }
+    }
+}
+
+impl Cluster {
+    /// Waits for the duration of a step, and for all workers. Returns the report of step `step`
+    /// without the position.
+    async fn simulate_step(&self, number: u32, step: u64) -> v1::StepDone {
+        let Self { load, all_reduce, step_reports, recorder, .. } = self;
         if !load.step_duration.is_zero() {
             time::sleep(load.step_duration).await;
         }
         all_reduce.wait().await;
-        position.step += 1;
-        recorder.record_report(position.step);
-        let report = step_reports.step_done(self.number, *position, load.step_duration.as_secs_f64());
-        self.send(Message::StepDone(report)).await;
-    }
-
-    /// Sends heartbeats until it is cancelled.
-    async fn send_heartbeats(&self, interval: Duration) -> Infallible {
-        let mut interval = time::interval(interval);
-        loop {
-            interval.tick().await;
-            self.send(Message::Heartbeat(v1::Heartbeat::default())).await;
-            self.cluster.recorder.record_heartbeat();
-        }
+        recorder.record_report(step);
+        step_reports.step_done(number, step, load.step_duration.as_secs_f64())
     }
 }

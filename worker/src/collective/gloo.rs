@@ -4,9 +4,10 @@ use std::ffi::{c_char, c_int, c_void};
 use std::net::IpAddr;
 
 use tch::Tensor;
+use worker_protocol::StopFlag;
 
 use super::tcp_store::{ERROR_LENGTH, ShimHandle, c_string, error_message};
-use super::{Collective, CollectiveError, POLL_INTERVAL, RendezvousParameters, StopFlag};
+use super::{Collective, CollectiveError, POLL_INTERVAL, RendezvousParameters};
 
 // SAFETY: declarations of the functions in gloo/shim.cpp, with the same types.
 unsafe extern "C" {

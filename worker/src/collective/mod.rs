@@ -14,13 +14,12 @@ mod single_rank;
 mod tcp_store;
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::anyhow;
 use tch::{Device, Tensor};
+use worker_protocol::StopFlag;
 
 pub use gloo::GlooCollective;
 pub use nccl::NcclCollective;
@@ -70,24 +69,6 @@ pub enum CollectiveError {
 impl From<anyhow::Error> for CollectiveError {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(errors::one_line(&error))
-    }
-}
-
-/// A one-way signal to another thread: to end a wait inside a collective, or to stop after the step
-/// in flight. Clones share one flag.
-#[derive(Clone, Debug, Default)]
-pub struct StopFlag(Arc<AtomicBool>);
-
-impl StopFlag {
-    /// Sets the signal. It stays set.
-    pub fn raise(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    /// Whether the signal is set.
-    #[must_use]
-    pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
     }
 }
 

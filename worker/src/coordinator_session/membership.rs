@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use config::{MAX_WORKERS, RunFile};
 use proto::{PROTOCOL_VERSION, v1};
+use worker_protocol::ProtocolViolation;
 
 use super::coordinator_client::MAX_REASON_CHARS;
-use crate::protocol::ProtocolViolation;
 
 /// Maximal length of the session token and of the run's id, in bytes. The token has the worker id
 /// and the idempotency key of the join, which the coordinator limits to 512 bytes.

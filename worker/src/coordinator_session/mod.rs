@@ -41,7 +41,7 @@ pub use join_options::{JoinOptions, RequestedWorkerId, WorkerIdSource};
 use joining::{RetryPolicy, WorkerIdReservation};
 use membership::Membership;
 use session_stream::SessionEnd;
-use training_thread::{ReleaseOutcome, SettingsOutcome, TrainingThread, training_thread_panicked};
+use training_thread::{ReleaseOutcome, TrainingThread, training_thread_panicked};
 
 /// After a session shorter than this the worker waits before it joins again.
 const MIN_SESSION_DURATION: Duration = Duration::from_secs(1);
@@ -98,21 +98,12 @@ async fn run_sessions(
     training: &mut TrainingThread,
     shutdown: &watch::Receiver<bool>,
 ) -> Result<WorkerExit> {
-    // The position of the training state that the worker keeps between sessions.
-    let mut held_position = None;
     // One policy for consecutive sessions that are shorter than `MIN_SESSION_DURATION`.
     let mut retry_policy = RetryPolicy::new(options);
     loop {
         let session_started_at = Instant::now();
-        let attach = v1::Attach {
-            session_token: membership.session_token.clone(),
-            store_address: tcp_store.address().to_owned(),
-            data_set: Some(training.data_set.clone()),
-            holds: held_position,
-            run_id: membership.run_id.clone(),
-            generation: training.generation(),
-            term: training.term(),
-        };
+        let (token, address) = (membership.session_token.clone(), tcp_store.address().to_owned());
+        let attach = training.protocol.attach(token, address, training.data_set.clone());
         match session_stream::run_session(&options.coordinator, &membership, attach, training, shutdown.clone()).await {
             SessionEnd::Finished => return print_result(membership.worker_id, training).await,
             SessionEnd::Left(reason) => {
@@ -123,16 +114,14 @@ async fn run_sessions(
             SessionEnd::Failed(reason) => return Err(anyhow!(reason)),
             SessionEnd::Disconnected(reason) => {
                 tracing::warn!("lost the connection to the coordinator ({reason}): keeping the state and rejoining");
-                held_position = match training.release_generation(membership.heartbeat_timeout).await? {
-                    ReleaseOutcome::Idle(position) => position,
-                    ReleaseOutcome::Finished => return print_result(membership.worker_id, training).await,
-                };
+                if training.release_generation(membership.heartbeat_timeout).await? == ReleaseOutcome::Finished {
+                    return print_result(membership.worker_id, training).await;
+                }
                 let reservation =
                     rejoin(options, host, &membership, &mut retry_policy, session_started_at, &reason).await?;
-                if let SettingsOutcome::ReloadRequired(reason) = training.apply_settings(&reservation.membership) {
+                if let Some(reason) = training.apply_settings(&reservation.membership) {
                     tracing::info!(reason, "loading data and models again");
                     tcp_store = reload_data_and_models(options, host, &reservation, training).await?;
-                    held_position = None;
                 }
                 membership = reservation.membership;
             }
@@ -141,7 +130,6 @@ async fn run_sessions(
                 let reservation =
                     rejoin(options, host, &membership, &mut retry_policy, session_started_at, &reason).await?;
                 tcp_store = reload_data_and_models(options, host, &reservation, training).await?;
-                held_position = None;
                 membership = reservation.membership;
             }
         }

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use transport::Connector;
+use worker_protocol::{DirectiveEffect, ReportEffect, Session};
 
 use super::coordinator_client::{MAX_REASON_CHARS, client};
 use super::joining::MIN_HEARTBEAT_INTERVAL;
@@ -15,7 +16,6 @@ use super::membership::Membership;
 use super::shutdown::LEAVE_REASON;
 use super::training_thread::{REPORT_QUEUE_CAPACITY, TrainingThread};
 use crate::errors;
-use crate::protocol::ProtocolViolation;
 
 /// How long a coordinator may take to accept a session or a message, unless the heartbeat timeout
 /// is longer.
@@ -64,59 +64,56 @@ pub async fn run_session(
         Err(_) => return SessionEnd::Disconnected("the coordinator does not answer".to_owned()),
     };
     let mut heartbeat = tokio::time::interval(membership.heartbeat_interval.max(MIN_HEARTBEAT_INTERVAL));
-    let (mut is_finished, mut is_leaving) = (false, false);
     loop {
         let message = tokio::select! {
             directive = directives.message() => match directive {
-                Ok(Some(v1::Directive { directive: Some(DirectiveKind::Leave(leave)), .. })) => {
-                    return session_end_after_leave(&leave, is_leaving);
-                }
-                Ok(Some(directive)) => match training.execute(directive) {
-                    Ok(()) => continue,
+                Ok(Some(directive)) => match training.protocol.on_directive(directive) {
+                    Ok(DirectiveEffect::None) => continue,
+                    Ok(DirectiveEffect::Execute(command)) => {
+                        training.send(command);
+                        continue;
+                    }
+                    Ok(DirectiveEffect::Leave { reason, is_expected }) => return end_after_leave(&reason, is_expected),
                     Err(violation) => {
-                        _ = send(violation_report(&violation, training.generation())).await;
+                        _ = send(training.protocol.violation_report(&violation)).await;
                         return close(outgoing, directives, SessionEnd::Failed(violation.to_string())).await;
                     }
                 },
-                Ok(None) | Err(_) if is_finished => return SessionEnd::Finished,
                 Ok(None) => return SessionEnd::Disconnected("stream closed".to_owned()),
                 Err(status) => return session_end(&status),
             },
-            report = training.next_report(), if !is_finished => match report {
-                Some(report) => {
-                    is_finished = matches!(report, Message::Finished(_));
-                    report
+            report = training.next_report() => match report {
+                Some(ReportEffect::Send(report)) => report,
+                Some(ReportEffect::SendLast(report)) => {
+                    let is_finished = matches!(report, Message::Finished(_));
+                    _ = send(report).await;
+                    let end = match is_finished {
+                        true => SessionEnd::Finished,
+                        false => SessionEnd::Failed(errors::one_line(&training.exit_error().await)),
+                    };
+                    // Closing this side tells the coordinator that no more messages follow.
+                    return close(outgoing, directives, end).await;
                 }
+                Some(ReportEffect::Discard | ReportEffect::Released) => continue,
                 None => return SessionEnd::Failed(errors::one_line(&training.exit_error().await)),
             },
-            Ok(_) = shutdown.wait_for(|requested| *requested), if !is_leaving => {
-                is_leaving = true;
-                training.halt();
-                Message::Leaving(v1::Leaving { reason: LEAVE_REASON.to_owned() })
+            Ok(_) = shutdown.wait_for(|requested| *requested), if !training.protocol.has_announced_leave() => {
+                training.protocol.announce_leave(LEAVE_REASON)
             }
             _ = heartbeat.tick() => Message::Heartbeat(training.progress.heartbeat()),
         };
-        let is_fatal = matches!(&message, Message::Failed(failed) if failed.fatal);
         let Ok(sent) = send(message).await else {
             return SessionEnd::Disconnected("the coordinator does not read messages".to_owned());
         };
-        if is_finished {
-            // Closing this side tells the coordinator that no more messages follow.
-            return close(outgoing, directives, SessionEnd::Finished).await;
-        }
-        if is_fatal {
-            let reason = errors::one_line(&training.exit_error().await);
-            return close(outgoing, directives, SessionEnd::Failed(reason)).await;
-        }
         if !sent {
             // The coordinator has closed the stream. A Leave may still be unread.
-            return read_remaining_directives(directives, is_leaving).await;
+            return read_remaining_directives(directives, &training.protocol).await;
         }
     }
 }
 
 /// Reads the rest of a stream that the coordinator has closed, which may end with a Leave.
-async fn read_remaining_directives(mut directives: tonic::Streaming<v1::Directive>, is_leaving: bool) -> SessionEnd {
+async fn read_remaining_directives(mut directives: tonic::Streaming<v1::Directive>, protocol: &Session) -> SessionEnd {
     let leave = async {
         while let Ok(Some(directive)) = directives.message().await {
             if let Some(DirectiveKind::Leave(leave)) = directive.directive {
@@ -126,20 +123,16 @@ async fn read_remaining_directives(mut directives: tonic::Streaming<v1::Directiv
         None
     };
     match tokio::time::timeout(CLOSE_TIMEOUT, leave).await {
-        Ok(Some(leave)) => session_end_after_leave(&leave, is_leaving),
+        Ok(Some(leave)) => end_after_leave(&leave.reason, protocol.is_expected(&leave)),
         _ => SessionEnd::Disconnected("stream closed".to_owned()),
     }
 }
 
-/// How a session ends after a Leave; `is_leaving` is whether this worker has sent Leaving.
-fn session_end_after_leave(leave: &v1::Leave, is_leaving: bool) -> SessionEnd {
-    let reason = cli_support::one_line(&leave.reason, MAX_REASON_CHARS);
-    if is_leaving || leave.orderly { SessionEnd::Left(reason) } else { SessionEnd::Failed(reason) }
-}
-
-/// The report that the coordinator has violated the protocol.
-fn violation_report(violation: &ProtocolViolation, generation: u64) -> Message {
-    Message::Failed(v1::Failed { generation, reason: violation.to_string(), fatal: true, ..Default::default() })
+/// How a session ends after a Leave with this reason; `is_expected` is whether this worker wanted
+/// to leave, or no state is lost.
+fn end_after_leave(reason: &str, is_expected: bool) -> SessionEnd {
+    let reason = cli_support::one_line(reason, MAX_REASON_CHARS);
+    if is_expected { SessionEnd::Left(reason) } else { SessionEnd::Failed(reason) }
 }
 
 /// Closes this side of the stream and waits up to [`CLOSE_TIMEOUT`] for the coordinator to close
@@ -215,7 +208,11 @@ mod tests {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let (_outgoing, messages) = mpsc::channel(1);
         let session = CoordinatorClient::new(channel).session(ReceiverStream::new(messages)).await;
-        let end = read_remaining_directives(session.unwrap().into_inner(), is_leaving).await;
+        let mut protocol = Session::new(config::testing::run_file(vec![]), "3fa2".to_owned(), 0);
+        if is_leaving {
+            protocol.announce_leave(LEAVE_REASON);
+        }
+        let end = read_remaining_directives(session.unwrap().into_inner(), &protocol).await;
         served.abort();
         end
     }

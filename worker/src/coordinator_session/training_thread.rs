@@ -6,34 +6,23 @@ use std::sync::mpsc as blocking;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use config::RunFile;
-use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
+use proto::v1::{self, worker_message::Message};
 use tch::Device;
 use tokio::sync::{mpsc, oneshot};
+use worker_protocol::{Command, Continuation, ReportEffect, Session};
 
 use super::membership::Membership;
-use crate::protocol::{CheckedDirective, ProtocolChecker, ProtocolViolation};
-use crate::trainer::{
-    GenerationFlags, PendingSaves, Trainer, TrainerCommand, TrainerExit, TrainingProgress, is_applied_in_place,
-};
+use crate::trainer::{PendingSaves, Trainer, TrainerCommand, TrainerExit, TrainingProgress};
 
 /// Number of reports that can wait for the network. The training thread blocks when the queue is
 /// full.
 pub const REPORT_QUEUE_CAPACITY: usize = 256;
 
-/// The outcome of applying the settings of a restarted coordinator.
-pub enum SettingsOutcome {
-    /// The settings apply from the next generation on.
-    Applied,
-    /// Data and models have to be loaded again, for this reason: a changed setting requires it, or
-    /// the coordinator serves another run.
-    ReloadRequired(String),
-}
-
 /// The outcome of releasing a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReleaseOutcome {
-    /// The generation is released. The training state has this position, if it has one.
-    Idle(Option<v1::Position>),
+    /// The generation is released.
+    Released,
     /// The run was complete already.
     Finished,
 }
@@ -47,19 +36,10 @@ pub struct TrainingThread {
     pub progress: TrainingProgress,
     commands: blocking::Sender<TrainerCommand>,
     reports: mpsc::Receiver<Message>,
-    /// Checks directives before the thread gets them.
-    protocol_checker: ProtocolChecker,
+    /// What the session does with directives and reports.
+    pub protocol: Session,
     /// Receives how the thread ended.
     exit: oneshot::Receiver<TrainerExit>,
-    /// The generation of the last Rendezvous, and its flags.
-    generation: u64,
-    flags: GenerationFlags,
-    /// The term of that generation: the coordinator process that formed it.
-    term: u64,
-    /// The run's settings.
-    run: RunFile,
-    /// The run's id.
-    run_id: String,
 }
 
 impl TrainingThread {
@@ -87,42 +67,29 @@ impl TrainingThread {
         });
         let (data_set, pending_saves) = loaded.await.map_err(|_| training_thread_panicked())??;
         Ok(Self {
-            protocol_checker: ProtocolChecker::new(&run, data_set.validation_images),
+            protocol: Session::new(run, membership.run_id.clone(), data_set.validation_images),
             data_set,
             pending_saves,
             progress,
             commands,
             reports,
             exit,
-            generation: 0,
-            flags: GenerationFlags::default(),
-            term: 0,
-            run,
-            run_id: membership.run_id.clone(),
         })
     }
 
-    /// Applies the settings that a restarted coordinator has sent, between generations.
-    pub fn apply_settings(&mut self, membership: &Membership) -> SettingsOutcome {
-        if self.run_id != membership.run_id {
-            let reason = "the coordinator serves another run, which cannot use this worker's state".to_owned();
-            return SettingsOutcome::ReloadRequired(reason);
+    /// Continues with the settings of a coordinator that this worker has joined again. Returns why
+    /// data and models have to be loaded again, if they have to.
+    pub fn apply_settings(&mut self, membership: &Membership) -> Option<String> {
+        match self.protocol.continue_with(&membership.run, &membership.run_id) {
+            Continuation::Unchanged => None,
+            Continuation::Changed(changed) => {
+                tracing::info!(changed, "continuing with the coordinator's new settings");
+                // If the thread has ended, `exit_error` returns why.
+                _ = self.commands.send(TrainerCommand::ApplySettings(Box::new(membership.run.clone())));
+                None
+            }
+            Continuation::Reload(reason) => Some(reason),
         }
-        let run = membership.run.clone();
-        let changes = config::changes(&self.run, &run);
-        if changes.is_empty() {
-            return SettingsOutcome::Applied;
-        }
-        let changed = changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>().join(", ");
-        if !changes.iter().all(is_applied_in_place) {
-            return SettingsOutcome::ReloadRequired(format!("the coordinator has new settings: {changed}"));
-        }
-        tracing::info!(changed, "continuing with the coordinator's new settings");
-        // If the thread has ended, `exit_error` returns why.
-        _ = self.commands.send(TrainerCommand::ApplySettings(Box::new(run.clone())));
-        self.protocol_checker.configure(&run);
-        self.run = run;
-        SettingsOutcome::Applied
     }
 
     /// Loads data and models again with the settings of a restarted coordinator. The training state
@@ -140,69 +107,31 @@ impl TrainingThread {
         Ok(())
     }
 
-    /// Checks a directive, and sends it to the thread; a Halt only raises a flag.
-    ///
-    /// # Errors
-    /// The directive violates the protocol.
-    pub fn execute(&mut self, directive: v1::Directive) -> Result<(), ProtocolViolation> {
-        let Some(directive) = self.protocol_checker.check(directive)? else { return Ok(()) };
-        match directive.kind() {
-            DirectiveKind::Rendezvous(rendezvous) => {
-                (self.generation, self.term) = (directive.generation(), rendezvous.term);
-                self.flags = GenerationFlags::default();
-            }
-            DirectiveKind::Abandon(_) => self.flags.abandon.raise(),
-            DirectiveKind::Halt(_) => {
-                self.halt();
-                return Ok(());
-            }
-            _ => {}
-        }
-        self.send_directive(directive);
-        Ok(())
-    }
-
-    /// The number of the generation of the last Rendezvous; 0 before the first.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// The term of that generation.
-    pub fn term(&self) -> u64 {
-        self.term
-    }
-
-    /// Waits for the next report of the thread; none if the thread has ended.
-    pub async fn next_report(&mut self) -> Option<Message> {
-        let report = self.reports.recv().await;
-        report.iter().for_each(|report| self.protocol_checker.record_report(report));
-        report
-    }
-
-    fn send_directive(&self, directive: CheckedDirective) {
-        let command = TrainerCommand::Execute { directive: Box::new(directive), flags: self.flags.clone() };
+    /// Sends a command to the thread.
+    pub fn send(&self, command: Command) {
         // If the thread has ended, `exit_error` returns why.
-        _ = self.commands.send(command);
+        _ = self.commands.send(TrainerCommand::Execute(command));
     }
 
-    /// Ends the current generation after the step in flight.
-    pub fn halt(&self) {
-        self.flags.halt.raise();
+    /// Waits for the next report of the thread, and returns what follows from it; none if the
+    /// thread has ended.
+    pub async fn next_report(&mut self) -> Option<ReportEffect> {
+        let report = self.reports.recv().await?;
+        Some(self.protocol.on_report(report))
     }
 
-    /// Releases the current generation without a directive of the coordinator. The step in flight
-    /// completes if the other members complete it within `timeout`: they may have lost the
-    /// coordinator, too.
+    /// Releases the generation of a lost session. The step in flight completes if the other members
+    /// complete it within `timeout`: they may have lost the coordinator, too.
     ///
     /// # Errors
     /// The thread has ended.
     pub async fn release_generation(&mut self, timeout: Duration) -> Result<ReleaseOutcome> {
-        self.halt();
-        self.send_directive(CheckedDirective::abandon(self.generation));
+        let command = self.protocol.on_disconnect();
+        self.send(command);
         if let Ok(outcome) = tokio::time::timeout(timeout, self.wait_for_release()).await {
             return outcome;
         }
-        self.flags.abandon.raise();
+        self.protocol.on_release_timeout();
         self.wait_for_release().await
     }
 
@@ -210,11 +139,8 @@ impl TrainingThread {
     async fn wait_for_release(&mut self) -> Result<ReleaseOutcome> {
         loop {
             match self.next_report().await {
-                // An Idle of an earlier generation may still be queued.
-                Some(Message::Idle(idle)) if idle.generation >= self.generation => {
-                    return Ok(ReleaseOutcome::Idle(idle.position));
-                }
-                Some(Message::Finished(_)) => return Ok(ReleaseOutcome::Finished),
+                Some(ReportEffect::Released) => return Ok(ReleaseOutcome::Released),
+                Some(ReportEffect::SendLast(Message::Finished(_))) => return Ok(ReleaseOutcome::Finished),
                 Some(_) => {}
                 None => return Err(self.exit_error().await),
             }

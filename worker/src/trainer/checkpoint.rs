@@ -16,7 +16,7 @@ use tokenizer::Vocabulary;
 use weights::Archive;
 
 use super::directive_error::DirectiveError;
-use super::training_state::TrainingState;
+use super::training_state::{Content, TrainingState};
 use crate::collective::CollectiveError;
 use crate::run_models::WeightSources;
 use crate::tensor_conversion;
@@ -52,8 +52,9 @@ fn metadata_mismatch(metadata: &CheckpointMetadata, directive: &v1::Rendezvous) 
         .then(|| format!("its parameters have SHA-256 {parameters_sha256}, the journal has {sha256}"))
 }
 
-/// Loads the training state from the checkpoint that `directive` names. `state` is unchanged if the
-/// checkpoint cannot be read, or is not the expected one. Other errors are fatal.
+/// Loads the training state from the checkpoint that `directive` names, which is at the position of
+/// the directive. `state` is unchanged if the checkpoint cannot be read, or is not the expected
+/// one. Other errors are fatal.
 pub(super) fn load_checkpoint(
     state: &mut TrainingState,
     run: &RunFile,
@@ -128,6 +129,7 @@ fn restore_state(
     }
     let stage = run.stages.get(metadata.stage as usize).filter(|stage| stage.name == metadata.stage_name);
     let objective = &stage.ok_or_else(|| anyhow!("the run has no stage {}", metadata.stage_name))?.objective;
+    state.content = Content::Incomplete;
     state.enter_stage(run, metadata.stage as usize);
     for (model, parameters) in state.own_models() {
         let values = read_tensors(&folder.join(model_file_name(model)))?;
@@ -145,7 +147,7 @@ fn restore_state(
     if sha256 != *expected {
         bail!("its parameters have SHA-256 {sha256}, not {expected}");
     }
-    state.position = Some(v1::Position { stage: metadata.stage, step: metadata.step, generation: 0 });
+    state.content = Content::Complete;
     Ok(())
 }
 

@@ -1,43 +1,17 @@
-//! The channels between session and training thread: the session's commands and signals, and the
-//! thread's reports and progress.
+//! The channels between session and training thread: the session's commands, and the thread's
+//! reports and progress.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use config::{Change, Mutability, RunFile};
+use config::RunFile;
 use proto::v1::{self, worker_message::Message};
-
-use crate::collective::StopFlag;
-use crate::protocol::CheckedDirective;
 
 /// A command of the session to the training thread.
 pub enum TrainerCommand {
     /// Execute a directive of the coordinator.
-    Execute {
-        /// The directive.
-        directive: Box<CheckedDirective>,
-        /// The flags of the directive's generation.
-        flags: GenerationFlags,
-    },
-    /// Apply changed settings of the same run, all of which [`is_applied_in_place`] accepts. Sent
-    /// between generations.
+    Execute(worker_protocol::Command),
+    /// Apply changed settings of the same run. Sent between generations.
     ApplySettings(Box<RunFile>),
-}
-
-/// Whether a change of a setting takes effect without loading data and models again.
-#[must_use]
-pub fn is_applied_in_place(Change { key, mutability, .. }: &Change) -> bool {
-    let is_in = |section: &str| key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    // Before the first generation, `coordinator serve` accepts changes of fixed settings, too.
-    *mutability != Mutability::Fixed && !["data", "compute_dtype", "output", "checkpoints.url"].into_iter().any(is_in)
-}
-
-/// Signals of the session to the training thread, for one generation.
-#[derive(Clone, Debug, Default)]
-pub struct GenerationFlags {
-    /// Release the generation at once.
-    pub abandon: StopFlag,
-    /// Release the generation after the step in flight.
-    pub halt: StopFlag,
 }
 
 /// The sending side of the channel for reports to the session.

@@ -1,15 +1,13 @@
-//! The error of a directive that was not completed.
+//! The error of a piece of work that was not completed.
 
 use crate::collective::CollectiveError;
 use crate::errors;
 use crate::objective::LossError;
 
-/// Why a directive was not completed.
+/// Why a piece of work was not completed.
 pub enum DirectiveError {
     /// The generation was abandoned or has failed; the worker can join the next one.
     Collective(CollectiveError),
-    /// The generation was halted.
-    Halted,
     /// The rendezvous failed because these peers, by worker id, are unreachable.
     UnreachablePeers(Vec<u32>),
     /// The generation has failed because its checkpoint is missing, damaged or not the expected

@@ -1,4 +1,5 @@
-//! The training thread: executes the coordinator's directives in order, and reports the results.
+//! The training thread: does the work that [`worker_protocol::Training`] derives from the
+//! coordinator's directives, and sends its reports.
 //!
 //! ```text
 //!   session (tokio)                      training thread (libtorch)
@@ -12,12 +13,12 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `commands` | the session's commands and stop flags for the thread, the thread's reports and progress |
-//! | `directive_error` | why a directive was not completed |
+//! | `commands` | the session's commands for the thread, the thread's reports and progress |
+//! | `directive_error` | why a piece of work was not completed |
 //! | `step` | a training step: losses, all-reduce, update |
 //! | `batches` | the samples of this rank's share of a step, and prefetching |
 //! | `evaluation` | the Evaluate directive |
-//! | `training_state` | parameters, optimizer moments and position, and their synchronization between ranks |
+//! | `training_state` | parameters and optimizer moments, and their synchronization between ranks |
 //! | `snapshot` | a copy of the training state, which is written while training continues |
 //! | `checkpoint_saver` | the thread that writes snapshots as checkpoints |
 //! | `checkpoint` | loads checkpoints |
@@ -45,12 +46,13 @@ use checkpoint_store::{Checkpoints, JournalHead, SampleSequence};
 use config::RunFile;
 use dataset::{DataSet, Split};
 use object_storage::Access;
-use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
+use proto::v1::{self, worker_message::Message};
 use tch::Device;
 use tokenizer::MAX_TOKEN_BYTES;
+use worker_protocol::{GenerationFailure, Response, Training, TrainingEnd, Work};
 
 use crate::captioner::GenerationConfig;
-use crate::collective::{Collective, CollectiveError, RendezvousParameters, StopFlag};
+use crate::collective::{Collective, CollectiveError, RendezvousParameters};
 use crate::data::{BatchSource, DataLoader};
 use crate::feature_stores;
 use crate::host_memory;
@@ -59,10 +61,10 @@ use batches::TrainingBatches;
 pub use checkpoint::checkpoint_metadata;
 pub use checkpoint_saver::PendingSaves;
 use checkpoint_saver::{CheckpointSaver, SaveRequest};
-pub use commands::{GenerationFlags, ReportSender, TrainerCommand, TrainingProgress, is_applied_in_place};
+pub use commands::{ReportSender, TrainerCommand, TrainingProgress};
 use directive_error::DirectiveError;
 use snapshot::{CheckpointOrigin, Snapshot};
-use training_state::TrainingState;
+use training_state::{Content, TrainingState};
 
 /// How long a rank waits for the other ranks in a rendezvous.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(60);
@@ -99,13 +101,10 @@ pub struct Trainer {
     training_state: TrainingState,
     /// None between generations.
     collective: Option<Box<dyn Collective>>,
-    /// The flags of the current generation.
-    abandon: StopFlag,
-    halt: StopFlag,
+    /// Which work comes next, and what is reported.
+    protocol: Training,
     /// When the last step ended, if the thread has only waited for a Train directive since.
     idle_since: Option<Instant>,
-    /// The number of the last generation that this worker has released.
-    released_generation: u64,
     progress: TrainingProgress,
     reports: ReportSender,
     checkpoints: Arc<Checkpoints>,
@@ -167,10 +166,8 @@ impl Trainer {
             training_batches,
             training_state,
             collective: None,
-            abandon: StopFlag::default(),
-            halt: StopFlag::default(),
+            protocol: Training::default(),
             idle_since: None,
-            released_generation: 0,
             progress,
             reports,
             checkpoints,
@@ -202,119 +199,124 @@ impl Trainer {
     /// cannot continue.
     pub fn run(mut self, commands: &Receiver<TrainerCommand>) -> TrainerExit {
         while let Ok(command) = commands.recv() {
-            let (directive, flags) = match command {
-                TrainerCommand::Execute { directive, flags } => (directive, flags),
+            match command {
+                TrainerCommand::Execute(command) => {
+                    let response = self.protocol.begin(command);
+                    self.follow(response);
+                }
                 TrainerCommand::ApplySettings(run) => {
                     self.training_state.configure_optimizer(&run);
                     self.run = *run;
-                    continue;
-                }
-            };
-            let (generation, kind) = directive.into_parts();
-            // Directives that were in the channel when this thread released their generation are
-            // obsolete.
-            if generation <= self.released_generation && !matches!(kind, DirectiveKind::Abandon(_)) {
-                continue;
-            }
-            if let DirectiveKind::Rendezvous(_) = &kind {
-                (self.abandon, self.halt) = (flags.abandon, flags.halt);
-            }
-            if !matches!(kind, DirectiveKind::Train(_)) {
-                self.idle_since = None;
-            }
-            match self.execute(generation, kind) {
-                Ok(false) => {}
-                Ok(true) => return TrainerExit::Finished(self.training_state.parameters_sha256()),
-                Err(DirectiveError::Collective(CollectiveError::Abandoned)) => self.release_generation(generation),
-                Err(DirectiveError::Halted) => {
-                    self.release_generation(generation);
-                    self.report_idle(generation);
-                }
-                Err(DirectiveError::Collective(CollectiveError::Failed(reason))) => {
-                    self.fail_generation(v1::Failed { generation, reason, ..Default::default() });
-                }
-                Err(DirectiveError::UnreachablePeers(unreachable_workers)) => {
-                    let reason = format!("cannot reach the workers {unreachable_workers:?}");
-                    self.fail_generation(v1::Failed { generation, reason, unreachable_workers, ..Default::default() });
-                }
-                Err(DirectiveError::UnusableCheckpoint { checkpoint: damaged_checkpoint, reason }) => {
-                    self.fail_generation(v1::Failed { generation, reason, damaged_checkpoint, ..Default::default() });
-                }
-                Err(DirectiveError::Fatal(reason)) => {
-                    self.release_generation(generation);
-                    self.send_report(Message::Failed(v1::Failed {
-                        generation,
-                        reason: reason.clone(),
-                        fatal: true,
-                        ..Default::default()
-                    }));
-                    return TrainerExit::Failed(reason);
                 }
             }
-            self.progress.set_phase(v1::Phase::Idle);
+            match self.protocol.end() {
+                Some(TrainingEnd::Finished) => {
+                    return TrainerExit::Finished(self.training_state.parameters_sha256());
+                }
+                Some(TrainingEnd::Failed(reason)) => return TrainerExit::Failed(reason.clone()),
+                None => self.progress.set_phase(v1::Phase::Idle),
+            }
         }
         TrainerExit::Closed
     }
 
-    /// Executes one directive. Returns true when the run is complete.
-    fn execute(&mut self, generation: u64, kind: DirectiveKind) -> Result<bool, DirectiveError> {
-        match kind {
-            DirectiveKind::Rendezvous(rendezvous) => self.rendezvous(generation, &rendezvous)?,
-            DirectiveKind::Train(directive) => self.train(generation, &directive)?,
-            DirectiveKind::Evaluate(directive) => {
+    /// Sends the reports and does the work of a response, and of those to it, until there is no
+    /// more work.
+    fn follow(&mut self, mut response: Response) {
+        loop {
+            self.send_reports(response.reports);
+            let Some(work) = response.work else { return };
+            response = self.perform(work).unwrap_or_else(|error| self.response_to_error(error));
+        }
+    }
+
+    /// Does a piece of work.
+    fn perform(&mut self, work: Work) -> Result<Response, DirectiveError> {
+        if !matches!(work, Work::Step(_)) {
+            self.idle_since = None;
+        }
+        match work {
+            Work::Rendezvous(directive) => {
+                self.progress.set_phase(v1::Phase::Rendezvous);
+                self.rendezvous(&directive)?;
+                Ok(self.protocol.formed())
+            }
+            Work::Step(directive) => {
+                let (report, is_halt_requested) = self.train_step(&directive)?;
+                Ok(self.protocol.step_applied(report, is_halt_requested))
+            }
+            Work::Caption(directive) => {
                 self.progress.set_phase(v1::Phase::Evaluate);
-                self.evaluate(generation, &directive)?;
+                let response = self.evaluate(&directive);
                 host_memory::trim();
+                response
             }
-            DirectiveKind::Checkpoint(v1::Checkpoint { checkpoint, name, journal }) => {
+            Work::CopyState(directive) => {
                 self.progress.set_phase(v1::Phase::Checkpoint);
-                let is_writer = self.collective()?.rank() == 0;
-                let origin = is_writer.then(|| self.checkpoint_origin(generation, journal.unwrap_or_default()));
-                let snapshot = Snapshot::take(&self.training_state, &self.run, &self.weight_sources, origin)?;
-                self.checkpoint_saver.save(SaveRequest { generation, checkpoint, name, snapshot })?;
+                self.save(directive)?;
+                Ok(self.protocol.state_copied())
             }
-            DirectiveKind::Advance(v1::Advance { stage }) => {
+            Work::EnterStage(stage) => {
                 self.training_state.enter_stage(&self.run, stage as usize);
-                self.record_position(generation);
-                self.send_report(Message::Advanced(v1::Advanced { generation, stage }));
+                Ok(self.protocol.stage_entered())
             }
-            DirectiveKind::Abandon(_) => {
-                self.release_generation(generation);
-                self.report_idle(generation);
+            Work::Release => {
+                self.collective = None;
+                Ok(self.protocol.released(self.checkpoint_saver.pending_saves().latest()))
             }
-            DirectiveKind::Finish(_) => {
+            Work::AwaitSaves => {
                 // The coordinator does not read reports after Finished.
                 self.checkpoint_saver.pending_saves().wait();
-                self.send_report(Message::Finished(v1::Finished {}));
-                return Ok(true);
+                Ok(self.protocol.saves_completed())
             }
-            // The session handles these.
-            DirectiveKind::Leave(_) | DirectiveKind::Halt(_) => {}
         }
-        Ok(false)
+    }
+
+    fn response_to_error(&mut self, error: DirectiveError) -> Response {
+        let failure = match error {
+            DirectiveError::Collective(CollectiveError::Abandoned) => return self.protocol.abandoned(),
+            DirectiveError::Fatal(reason) => return self.protocol.cannot_continue(reason),
+            DirectiveError::Collective(CollectiveError::Failed(reason)) => {
+                GenerationFailure { reason, ..Default::default() }
+            }
+            DirectiveError::UnreachablePeers(unreachable_workers) => GenerationFailure {
+                reason: format!("cannot reach the workers {unreachable_workers:?}"),
+                unreachable_workers,
+                ..Default::default()
+            },
+            DirectiveError::UnusableCheckpoint { checkpoint: damaged_checkpoint, reason } => {
+                GenerationFailure { reason, damaged_checkpoint, ..Default::default() }
+            }
+        };
+        self.protocol.failed(failure)
+    }
+
+    /// Copies the training state, and passes the copy to the saver.
+    fn save(&self, v1::Checkpoint { checkpoint, name, journal }: v1::Checkpoint) -> Result<(), DirectiveError> {
+        let is_writer = self.collective()?.rank() == 0;
+        let origin = is_writer.then(|| self.checkpoint_origin(journal.unwrap_or_default()));
+        let snapshot = Snapshot::take(&self.training_state, &self.run, &self.weight_sources, origin)?;
+        let generation = self.protocol.generation();
+        Ok(self.checkpoint_saver.save(SaveRequest { generation, checkpoint, name, snapshot })?)
     }
 
     /// When and by which run a checkpoint of the present training state is saved.
-    fn checkpoint_origin(
-        &self,
-        generation: u64,
-        v1::JournalHead { sequence, hash }: v1::JournalHead,
-    ) -> CheckpointOrigin {
-        let stage = self.training_state.position.unwrap_or_default().stage;
-        let v1::SequenceStart { step, epoch } = self.training_batches.sequence_start(stage);
+    fn checkpoint_origin(&self, v1::JournalHead { sequence, hash }: v1::JournalHead) -> CheckpointOrigin {
+        let position = self.position();
+        let v1::SequenceStart { step, epoch } = self.training_batches.sequence_start(position.stage);
         CheckpointOrigin {
             run_id: self.run_id.clone(),
-            generation,
+            generation: self.protocol.generation(),
+            position,
             journal: JournalHead { record_number: sequence, hash },
             sequence: SampleSequence { step, epoch },
         }
     }
 
     /// Forms a generation: connects to the other ranks, and synchronizes the training state.
-    fn rendezvous(&mut self, generation: u64, directive: &v1::Rendezvous) -> Result<(), DirectiveError> {
-        self.progress.set_phase(v1::Phase::Rendezvous);
+    fn rendezvous(&mut self, directive: &v1::Rendezvous) -> Result<(), DirectiveError> {
         let (rank, world_size) = (directive.rank as usize, directive.world_size as usize);
-        // `protocol` guarantees that a Rendezvous has a position.
+        // The checks of directives guarantee that a Rendezvous has a position.
         let position = directive.position.unwrap_or_default();
         self.training_batches.set_sequence_start(position.stage, directive.sequence_start.unwrap_or_default());
         self.collective = None;
@@ -322,6 +324,7 @@ impl Trainer {
         if !unreachable.is_empty() {
             return Err(DirectiveError::UnreachablePeers(unreachable));
         }
+        let generation = self.protocol.generation();
         let parameters = RendezvousParameters {
             tcp_store_address: &directive.store_address,
             generation,
@@ -329,66 +332,60 @@ impl Trainer {
             rank,
             world_size,
             timeout: RENDEZVOUS_TIMEOUT,
-            abandon: self.abandon.clone(),
+            abandon: self.protocol.flags().abandon.clone(),
         };
         let collective = parameters.connect(self.device, self.host)?;
-        let source_rank = match (directive.source_rank, directive.checkpoint.as_str()) {
-            (Some(source_rank), _) => source_rank as usize,
-            // The initial state, which all ranks compute from the seed.
-            (None, "") => {
-                if !self.training_state.is_initial {
-                    self.training_state = TrainingState::new(&self.run, &self.weight_sources, self.device)?;
-                }
-                0
-            }
-            // A checkpoint, which rank 0 loads.
-            (None, _) => {
-                if rank == 0 {
-                    checkpoint::load_checkpoint(
-                        &mut self.training_state,
-                        &self.run,
-                        &self.weight_sources,
-                        &self.checkpoints,
-                        directive,
-                    )?;
-                }
-                0
-            }
-        };
-        if let Err(error) = self.training_state.synchronize(&self.run, position, source_rank, collective.as_ref()) {
-            if self.training_state.position.is_none() {
+        let source_rank = self.prepare_state(directive)?;
+        let (stage, has_state) = (position.stage as usize, self.protocol.position() == Some(position));
+        let synchronized =
+            self.training_state.synchronize(&self.run, stage, has_state, source_rank, collective.as_ref());
+        if let Err(error) = synchronized {
+            if self.training_state.content == Content::Incomplete {
                 // The failed broadcast may still write to the tensors of the old training state.
-                self.training_state = TrainingState::new(&self.run, &self.weight_sources, self.device)?;
+                self.build_initial_state()?;
             }
             return Err(error.into());
         }
         self.collective = Some(collective);
-        self.record_position(generation);
         tracing::info!(generation, rank, world_size, stage = position.stage, step = position.step, "generation formed");
-        self.send_report(Message::Ready(v1::Ready { generation, position: self.training_state.position }));
         Ok(())
     }
 
-    /// Executes the steps of a Train directive.
-    fn train(&mut self, generation: u64, directive: &v1::Train) -> Result<(), DirectiveError> {
-        let position = self.training_state.position.unwrap_or_default();
-        if directive.stage != position.stage || directive.first_step != position.step {
-            let reason = format!("the directive {directive:?} does not start at the worker's position {position:?}");
-            return Err(CollectiveError::Failed(reason).into());
-        }
-        for _ in 0..directive.steps {
-            let is_halt_requested = self.train_step(generation, directive)?;
-            if is_halt_requested {
-                return Err(DirectiveError::Halted);
+    /// Prepares the training state that the other ranks copy, if this rank provides it. Returns the
+    /// rank that does.
+    fn prepare_state(&mut self, directive: &v1::Rendezvous) -> Result<usize, DirectiveError> {
+        match (directive.source_rank, directive.checkpoint.as_str()) {
+            (Some(source_rank), _) => return Ok(source_rank as usize),
+            // The initial state, which all ranks compute from the seed.
+            (None, "") if self.training_state.content != Content::Initial => self.build_initial_state()?,
+            // A checkpoint, which rank 0 loads.
+            (None, checkpoint) if !checkpoint.is_empty() && directive.rank == 0 => {
+                let Self { training_state, run, weight_sources, checkpoints, .. } = self;
+                checkpoint::load_checkpoint(training_state, run, weight_sources, checkpoints, directive)?;
+                let position = directive.position.unwrap_or_default();
+                self.protocol.replace_state(Some(v1::Position { generation: 0, ..position }));
             }
+            (None, _) => {}
         }
+        Ok(0)
+    }
+
+    /// Replaces the training state with the initial one.
+    fn build_initial_state(&mut self) -> Result<(), DirectiveError> {
+        self.training_state = TrainingState::new(&self.run, &self.weight_sources, self.device)?;
+        self.protocol.replace_state(None);
         Ok(())
+    }
+
+    /// The position of the training state; the beginning of the run if it has none.
+    fn position(&self) -> v1::Position {
+        self.protocol.position().unwrap_or_default()
     }
 
     /// Fails if the generation was abandoned. Called during long operations, because the
     /// coordinator evicts a member that does not release its generation.
     fn check_abandoned(&self) -> Result<(), DirectiveError> {
-        if self.abandon.is_raised() { Err(CollectiveError::Abandoned.into()) } else { Ok(()) }
+        if self.protocol.flags().abandon.is_raised() { Err(CollectiveError::Abandoned.into()) } else { Ok(()) }
     }
 
     fn collective(&self) -> Result<&dyn Collective, DirectiveError> {
@@ -396,41 +393,14 @@ impl Trainer {
         self.collective.as_deref().ok_or_else(missing)
     }
 
-    /// Releases the generation, and reports that it has failed on this worker.
-    fn fail_generation(&mut self, failed: v1::Failed) {
-        let generation = failed.generation;
-        self.release_generation(generation);
-        self.send_report(Message::Failed(failed));
-        self.report_idle(generation);
-    }
-
-    /// Reports that this worker has released a generation. No more reports on the generation
-    /// follow, except on a checkpoint that is being saved.
-    fn report_idle(&self, generation: u64) {
-        let (position, saving) = (self.training_state.position, self.checkpoint_saver.pending_saves().latest());
-        self.send_report(Message::Idle(v1::Idle { generation, position, saving }));
-    }
-
-    fn release_generation(&mut self, generation: u64) {
-        self.collective = None;
-        self.released_generation = self.released_generation.max(generation);
-        // The training state has no position if its synchronization was interrupted.
-        self.progress.update(|heartbeat| heartbeat.position = self.training_state.position);
-    }
-
-    /// Records that the training state was last changed in `generation`, and publishes its position
-    /// for heartbeats.
-    fn record_position(&mut self, generation: u64) {
-        if let Some(position) = &mut self.training_state.position {
-            position.generation = generation;
+    /// Publishes the position for heartbeats, and sends the reports.
+    fn send_reports(&self, reports: Vec<Message>) {
+        self.progress.update(|heartbeat| heartbeat.position = self.protocol.position());
+        for report in reports {
+            // Fails if the session has ended. Then the command channel is closed, which ends the
+            // thread.
+            _ = self.reports.blocking_send(report);
         }
-        self.progress.update(|heartbeat| heartbeat.position = self.training_state.position);
-    }
-
-    fn send_report(&self, message: Message) {
-        // Fails if the session has ended. Then the command channel is closed, which ends the
-        // thread.
-        _ = self.reports.blocking_send(message);
     }
 
     fn generation_config(&self) -> GenerationConfig {

@@ -9,6 +9,7 @@
 use anyhow::{Context, Result};
 use checkpoint_store::{CheckpointMetadata, Checkpoints, JournalHead, METADATA_FILE, METADATA_FORMAT, SampleSequence};
 use config::RunFile;
+use proto::v1;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use weights::model_folder;
@@ -36,6 +37,8 @@ pub struct CheckpointOrigin {
     pub run_id: String,
     /// The generation that saves the checkpoint.
     pub generation: u64,
+    /// The position of the training state.
+    pub position: v1::Position,
     /// The head of the coordinator's journal when the save was ordered.
     pub journal: JournalHead,
     /// The start of the stage's current sequence of samples.
@@ -80,10 +83,9 @@ impl Snapshot {
             })
         });
         let models = models.collect::<Result<_>>()?;
-        let Some(CheckpointOrigin { run_id, generation, journal, sequence }) = origin else {
+        let Some(CheckpointOrigin { run_id, generation, position, journal, sequence }) = origin else {
             return Ok(Self { models, non_model_files: None });
         };
-        let position = state.position.unwrap_or_default();
         let stage = &run.stages[position.stage as usize];
         let parameters = state.trained_parameters(&stage.objective);
         let names = MOMENT_PREFIXES

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use config::{Precision, Stage};
 use dataset::Split;
-use proto::v1::{self, worker_message::Message};
+use proto::v1;
 use summary_statistics::Summary;
 use tch::{Kind, Tensor};
 
@@ -24,12 +24,11 @@ use crate::phase_timer::{PhaseTimer, StepPhase};
 use crate::seeds;
 
 impl Trainer {
-    /// Executes one update of the stage's model, and reports it. Returns whether a rank has
-    /// requested that the generation ends after this step.
-    pub(super) fn train_step(&mut self, generation: u64, directive: &v1::Train) -> Result<bool, DirectiveError> {
+    /// Executes one update of the stage's model. Returns its report without the position, and
+    /// whether a rank has requested that the generation ends after this step.
+    pub(super) fn train_step(&mut self, directive: &v1::Train) -> Result<(v1::StepDone, bool), DirectiveError> {
         let started_at = Instant::now();
-        let position = self.training_state.position.unwrap_or_default();
-        self.check_abandoned()?;
+        let position = self.position();
         let timer = PhaseTimer::default();
         timer.add(StepPhase::Wait, self.idle_since.take().map_or(0.0, |since| (started_at - since).as_secs_f64()));
         self.progress.set_phase(v1::Phase::Load);
@@ -59,10 +58,8 @@ impl Trainer {
 
         let step = position.step + 1;
         let update = self.optimizer_step(position.stage as usize, step, &gradient, &totals)?;
-        self.training_state.position = Some(v1::Position { step, ..position });
-        self.record_position(generation);
         let seconds = started_at.elapsed().as_secs_f64();
-        self.report_step(CompletedStep {
+        let report = self.step_report(CompletedStep {
             rank,
             samples: batch.samples.len() as u32,
             totals,
@@ -71,15 +68,16 @@ impl Trainer {
             all_reduce_seconds: gradient.seconds,
             phase_seconds: timer.seconds_by_phase(seconds),
         });
-        Ok(gradient.is_halt_requested)
+        self.idle_since = Some(Instant::now());
+        Ok((report, gradient.is_halt_requested))
     }
 
-    /// Reports a completed step.
-    fn report_step(&mut self, step: CompletedStep) {
+    /// The report of a completed step, without the position.
+    fn step_report(&self, step: CompletedStep) -> v1::StepDone {
         let CompletedStep { rank, samples, totals, update, seconds, all_reduce_seconds, phase_seconds } = step;
         let example = totals.example.filter(|example| rank == 0 && has_finite_values(example));
-        let report = v1::StepDone {
-            position: self.training_state.position,
+        v1::StepDone {
+            position: None,
             loss_sum: totals.loss_sum,
             loss_weight: totals.weight,
             samples,
@@ -91,9 +89,7 @@ impl Trainer {
             tokens: totals.tokens,
             phase_seconds,
             example: example.map(|example| self.example_report(example)),
-        };
-        self.idle_since = Some(Instant::now());
-        self.send_report(Message::StepDone(report));
+        }
     }
 
     /// Converts an example for the report.
@@ -131,7 +127,7 @@ impl Trainer {
         let mut gradient = parameters.gradient().expect("the stage's model is in training");
         // The halt flag is reduced with the gradient, so that all ranks stop after the same
         // step.
-        let halt_flag = if self.halt.is_raised() { 1.0 } else { 0.0 };
+        let halt_flag = if self.protocol.flags().halt.is_raised() { 1.0 } else { 0.0 };
         gradient.extra.copy_(&Tensor::from_slice(&[weight, halt_flag]));
         let started_at = Instant::now();
         if let Err(error) = all_reduce_gradient(&mut gradient, self.collective()?, self.run.gradient_dtype) {
@@ -208,7 +204,7 @@ impl Trainer {
     /// The dropout while this step's candidates are generated; none if it is disabled.
     fn candidate_dropout(&self) -> Option<CandidateDropout> {
         let probability = self.run.captioner.dropout;
-        let v1::Position { stage, step, .. } = self.training_state.position.unwrap_or_default();
+        let v1::Position { stage, step, .. } = self.position();
         let seed = seeds::combine(seeds::derive(self.run.seed, "candidates"), &[u64::from(stage), step]);
         (self.run.decoding.candidate_dropout && probability > 0.0).then_some(CandidateDropout { probability, seed })
     }

@@ -1,8 +1,6 @@
-//! The training state: parameters, optimizer moments and position, and its synchronization between
-//! ranks.
+//! The training state: parameters and optimizer moments, and its synchronization between ranks.
 
 use config::{Objective, RunFile, TrainedModel};
-use proto::v1;
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 
@@ -12,16 +10,23 @@ use crate::nn::Parameters;
 use crate::optimizer::{Adam, AveragedGradient};
 use crate::run_models::{RunModels, WeightSources};
 
-/// Everything that training changes: the models' parameters, the optimizer's moments, and the
-/// position in the run. A rank that joins receives it from another rank, and a checkpoint stores
-/// it.
+/// What a training state contains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// The initial state, which every rank computes from the run's seed.
+    Initial,
+    /// The state at a position of the run.
+    Complete,
+    /// A mixture of two states, after an interrupted synchronization.
+    Incomplete,
+}
+
+/// Everything that training changes: the models' parameters and the optimizer's moments. A rank
+/// that joins receives it from another rank, and a checkpoint stores it. Its position in the run is
+/// known to [`worker_protocol::Training`].
 pub struct TrainingState {
-    /// The position of these parameters; none before the first generation, and after an interrupted
-    /// synchronization.
-    pub position: Option<v1::Position>,
-    /// True in a new state; false once a synchronization has completed or has overwritten
-    /// parameters.
-    pub is_initial: bool,
+    /// What it contains.
+    pub content: Content,
     /// The models.
     pub models: RunModels,
     /// The reference policy: the captioner at the beginning of the stage. Only in stages that
@@ -46,10 +51,9 @@ impl TrainingState {
         // Replaced when the first stage is entered, which selects the trained model.
         let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
         let saves_evaluator = weight_sources.saves_evaluator();
-        let mut state =
-            Self { position: None, is_initial: true, models, reference: None, optimizer, saves_evaluator, stage: 0 };
+        let content = Content::Initial;
+        let mut state = Self { content, models, reference: None, optimizer, saves_evaluator, stage: 0 };
         state.enter_stage(run, 0);
-        state.position = None;
         Ok(state)
     }
 
@@ -62,8 +66,6 @@ impl TrainingState {
         self.models.captioner.parameters_mut().stop_training();
         self.reference = settings.objective.is_rewarded().then(|| self.models.captioner.frozen_copy());
         self.stage = stage;
-        let generation = self.position.unwrap_or_default().generation;
-        self.position = Some(v1::Position { stage: stage as u32, step: 0, generation });
         match settings.objective.contrastive() {
             Some(contrastive) => self.models.primary_clip.start_training(&contrastive.trainable),
             None => self.models.captioner.parameters_mut().start_training(|_| true),
@@ -116,37 +118,34 @@ impl TrainingState {
         models.chain([&self.optimizer.first_moment, &self.optimizer.second_moment]).collect()
     }
 
-    /// Broadcasts the state of rank `source_rank`, which is at `position`, to all ranks, unless all
-    /// of them are at that position.
+    /// Broadcasts the state of rank `source_rank`, which is in stage `stage`, to all ranks, unless
+    /// all of them have it: `has_state` is whether this rank has.
     ///
     /// # Errors
-    /// A collective operation fails. If this rank's state is then incomplete, it has no position.
+    /// A collective operation fails. The state may then be [`Content::Incomplete`].
     pub fn synchronize(
         &mut self,
         run: &RunFile,
-        position: v1::Position,
+        stage: usize,
+        has_state: bool,
         source_rank: usize,
         collective: &dyn Collective,
     ) -> Result<(), CollectiveError> {
-        let is_synchronized = self.position == Some(position);
-        let stale_ranks =
-            Tensor::from_slice(&[i64::from(!is_synchronized)]).to_device(self.optimizer.first_moment.device());
+        let stale_ranks = Tensor::from_slice(&[i64::from(!has_state)]).to_device(self.optimizer.first_moment.device());
         collective.all_reduce(&stale_ranks)?;
         if stale_ranks.int64_value(&[0]) > 0 {
-            if self.stage != position.stage as usize {
-                self.enter_stage(run, position.stage as usize);
+            if self.stage != stage {
+                self.enter_stage(run, stage);
             }
             if collective.rank() != source_rank {
                 // If the source fails during the broadcast, the buffers are a mixture of two
-                // states. A state without a position is not used.
-                self.position = None;
-                self.is_initial = false;
+                // states.
+                self.content = Content::Incomplete;
             }
             no_grad(|| self.buffers().into_iter().try_for_each(|buffer| collective.broadcast(buffer, source_rank)))?;
             self.own_models().for_each(|(_, parameters)| parameters.refresh_working_copies());
         }
-        self.position = Some(position);
-        self.is_initial = false;
+        self.content = Content::Complete;
         Ok(())
     }
 
@@ -230,8 +229,7 @@ stages:
             state.own_models().map(|(_, parameters)| parameters.has_current_working_copy()).collect::<Vec<_>>()
         };
         assert_eq!(current(&state), [true; 2]);
-        let target = v1::Position { stage: 1, step: 3, generation: 4 };
-        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
+        state.synchronize(&run, 1, false, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
         assert_eq!(current(&state), [true; 3]);
         // The reference policy gets current copies, too.
         state.enter_stage(&run, 1);
@@ -251,9 +249,8 @@ stages:
         let factor_moments = moments(&state);
         state.enter_stage(&run, 1);
         assert_eq!(moments(&state), [state.models.captioner.parameters().flat().numel(); 2]);
-        let target = v1::Position { stage: 0, step: 3, generation: 4 };
-        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
-        assert_eq!((state.position, moments(&state)), (Some(target), factor_moments));
+        state.synchronize(&run, 0, false, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
+        assert_eq!((state.content, moments(&state)), (Content::Complete, factor_moments));
         let evaluator = state.models.primary_clip.parameters();
         assert_eq!(evaluator.flat_trained().numel(), factor_moments[0]);
         assert!(factor_moments[0] > 0 && factor_moments[0] < evaluator.flat().numel() / 2);
@@ -262,19 +259,17 @@ stages:
     }
 
     #[test]
-    fn a_state_has_no_position_after_an_interrupted_synchronization() {
+    fn a_state_is_incomplete_after_an_interrupted_synchronization() {
         let run = RunFile::parse(Path::new("test.yaml"), RUN).unwrap();
         let weight_sources = WeightSources::open(&run, Vocabulary::of_corpus(["a red circle"])).unwrap();
-        let target = v1::Position { stage: 1, step: 3, generation: 4 };
         for received in 0..3 {
             let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
-            assert!(state.is_initial && state.position.is_none());
-            state.position = Some(v1::Position { stage: 0, step: 2, generation: 3 });
-            assert!(state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(received))).is_err());
-            assert_eq!((state.position, state.is_initial), (None, false), "{received} buffers received");
+            assert_eq!(state.content, Content::Initial);
+            assert!(state.synchronize(&run, 1, false, 0, &FailingBroadcast(Cell::new(received))).is_err());
+            assert_eq!(state.content, Content::Incomplete, "{received} buffers received");
         }
         let mut state = TrainingState::new(&run, &weight_sources, testing::device()).unwrap();
-        state.synchronize(&run, target, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
-        assert_eq!((state.position, state.is_initial), (Some(target), false));
+        state.synchronize(&run, 1, false, 0, &FailingBroadcast(Cell::new(MAX_BUFFERS))).unwrap();
+        assert_eq!(state.content, Content::Complete);
     }
 }

@@ -266,10 +266,9 @@ impl Cluster {
         );
         for worker in self.workers.values() {
             // Includes workers that have failed without the coordinator's notice.
-            let is_of_run =
-                worker.run_id == self.run_id && !worker.forges_run_id && worker.term == self.invariants.last_term;
+            let is_of_run = worker.run_id() == self.run_id && worker.last_generation().1 == self.invariants.last_term;
             let last_position =
-                worker.position.filter(|position| position.generation == self.invariants.last_generation);
+                worker.position().filter(|position| position.generation == self.invariants.last_generation);
             if is_of_run && last_position.is_some() {
                 assert_eq!(worker.history, self.invariants.committed, "a member ends with another state");
             }

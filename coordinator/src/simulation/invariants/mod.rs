@@ -150,7 +150,7 @@ impl Cluster {
         cluster.invariants = backup.invariants.restored_from_backup(&cluster.disk);
         let machines = cluster.scenario.machines.len();
         (cluster.run_id, cluster.is_restored_from_backup) = (run_id, true);
-        cluster.former_workers = workers.into_values().take(machines).collect();
+        cluster.former_workers = workers.into_values().filter(|worker| !worker.is_finishing()).take(machines).collect();
         cluster.start_coordinator();
         cluster
     }

@@ -2,16 +2,18 @@
 
 use dico_engine::plan::Position;
 use proto::{v1, v1::directive::Directive};
+use worker_protocol::CheckedDirective;
 
 use super::prefix_up_to;
 use crate::simulation::{ProcessId, Update, cluster::Cluster, worker::Activity};
 
 impl Cluster {
     /// Asserts that all members of a generation begin the same directives, in the same order.
-    pub fn check_directive(&mut self, id: ProcessId, generation: u64, directive: &Directive) {
+    pub fn check_directive(&mut self, id: ProcessId, directive: &CheckedDirective) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        let generation = directive.generation();
         // The directive without the fields that differ between members.
-        let common = match directive.clone() {
+        let common = match directive.kind().clone() {
             Directive::Rendezvous(rendezvous) => {
                 assert!(
                     worker.generation.is_none_or(|earlier| earlier < generation),
@@ -20,7 +22,11 @@ impl Cluster {
                 worker.directives_begun = 0;
                 Directive::Rendezvous(v1::Rendezvous { rank: 0, peers: vec![], ..rendezvous })
             }
-            Directive::Train(train) => Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..train }),
+            Directive::Train(train) => {
+                let position = worker.position().map(|position| (position.stage, position.step));
+                assert_eq!(position, Some((train.stage, train.first_step)), "{train:?} is for another position");
+                Directive::Train(v1::Train { share_begin: 0, share_end: 0, ..train })
+            }
             Directive::Evaluate(evaluate) => Directive::Evaluate(v1::Evaluate { ranges: vec![], ..evaluate }),
             other @ (Directive::Checkpoint(_) | Directive::Advance(_)) => other,
             Directive::Abandon(_) | Directive::Halt(_) | Directive::Finish(_) | Directive::Leave(_) => return,

@@ -7,7 +7,6 @@ use dico_engine::{
     EventKind, Outcome, Time,
     record::{Record, StateSource},
 };
-use proto::v1;
 
 use super::position_at;
 use crate::simulation::{
@@ -53,9 +52,7 @@ fn a_repeated_fatal_failure_fails_the_run() {
         assert_eq!(cluster.outcome, None);
         let worker = cluster.start_member();
         cluster.run_until(|cluster| cluster.workers[&worker].generation == Some(generation));
-        cluster.release_generation(worker, generation);
-        let reason = "no memory\nleft".to_owned();
-        cluster.report_failure(worker, v1::Failed { generation, reason, fatal: true, ..Default::default() });
+        cluster.fail_worker(worker, "no memory\nleft");
         cluster.run_for(Time::from_secs(1));
     }
     cluster.run_until(|cluster| cluster.outcome.is_some());

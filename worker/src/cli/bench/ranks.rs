@@ -12,8 +12,9 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Cuda, Device};
+use worker_protocol::StopFlag;
 
-use crate::collective::{Collective, RendezvousParameters, SingleRankCollective, StopFlag, TcpStore};
+use crate::collective::{Collective, RendezvousParameters, SingleRankCollective, TcpStore};
 use crate::errors;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

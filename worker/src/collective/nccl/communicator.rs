@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use cudarc::nccl::sys::{ncclComm_t, ncclConfig_t, ncclUniqueId};
+use worker_protocol::StopFlag;
 
 use super::api::{IN_PROGRESS, NcclApi, ResultCode, SUCCESS};
-use crate::collective::{CollectiveError, StopFlag};
+use crate::collective::CollectiveError;
 
 /// Waits spin for this long at first: an all-reduce between GPUs rarely takes longer.
 const SPIN_DURATION: Duration = Duration::from_millis(2);

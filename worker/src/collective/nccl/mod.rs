@@ -21,8 +21,9 @@ use anyhow::{anyhow, bail};
 use cudarc::driver::{CudaContext, CudaStream, DriverError};
 use cudarc::nccl::sys::{cudaStream_t, ncclDataType_t, ncclUniqueId};
 use tch::{Device, Kind, Tensor};
+use worker_protocol::StopFlag;
 
-use super::{Collective, CollectiveError, RendezvousParameters, StopFlag};
+use super::{Collective, CollectiveError, RendezvousParameters};
 use api::{NcclApi, ResultCode, SUCCESS, SUM};
 use communicator::{Communicator, wait_until};
 

@@ -53,7 +53,6 @@ impl TestRun {
     fn trained_state(&self) -> TrainingState {
         let mut state = self.initial_state();
         state.enter_stage(&self.run, 1);
-        state.position = Some(v1::Position { stage: 1, step: 3, generation: 4 });
         fill_with_distinct_values(&state);
         state
     }
@@ -70,6 +69,7 @@ fn checkpoint_origin() -> CheckpointOrigin {
     CheckpointOrigin {
         run_id: RUN_ID.to_owned(),
         generation: 4,
+        position: v1::Position { stage: 1, step: 3, generation: 4 },
         journal,
         sequence: SampleSequence { step: 2, epoch: 1 },
     }
@@ -115,7 +115,7 @@ fn training_does_not_change_a_snapshot() {
     )
     .unwrap();
     assert_eq!(restored_state.parameters_sha256(), sha256);
-    assert_eq!(restored_state.position, Some(v1::Position { stage: 1, step: 3, generation: 0 }));
+    assert_eq!(restored_state.content, Content::Complete);
     for (restored, saved) in buffers(&restored_state).into_iter().zip(buffers(&test_run.trained_state())) {
         assert_eq!(restored, saved);
     }
@@ -248,11 +248,11 @@ fn only_moments_of_trained_parameters_are_saved() {
     ] {
         let mut state = test_run.initial_state();
         state.enter_stage(&test_run.run, stage);
-        state.position = Some(v1::Position { stage: stage as u32, step: 3, generation: 4 });
         fill_with_distinct_values(&state);
         let name = format!("{stage}-00000003");
-        let snapshot =
-            Snapshot::take(&state, &test_run.run, &test_run.weight_sources, Some(checkpoint_origin())).unwrap();
+        let position = v1::Position { stage: stage as u32, step: 3, generation: 4 };
+        let origin = CheckpointOrigin { position, ..checkpoint_origin() };
+        let snapshot = Snapshot::take(&state, &test_run.run, &test_run.weight_sources, Some(origin)).unwrap();
         snapshot.write(&test_run.checkpoints, &name, &snapshot.parameters_sha256()).unwrap();
 
         let fetched = test_run.checkpoints.read(&name).unwrap();

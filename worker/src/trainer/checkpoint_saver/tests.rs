@@ -39,6 +39,7 @@ fn successful_and_failed_saves_are_reported() {
         let origin = CheckpointOrigin {
             run_id: "3fa2".to_owned(),
             generation: 3,
+            position: v1::Position::default(),
             journal: JournalHead::default(),
             sequence: SampleSequence::default(),
         };

@@ -18,6 +18,8 @@ use config::RunFile;
 use proto::IMAGES_PER_EVALUATION_RANGE;
 use proto::v1::{self, directive::Directive as DirectiveKind, worker_message::Message};
 
+use crate::ProtocolViolation;
+
 /// Maximal number of peers in a Rendezvous. The worker opens a TCP connection to each of them, on a
 /// thread per peer.
 const MAX_PEERS: usize = 256;
@@ -32,24 +34,6 @@ const SHA256_DIGITS: usize = 64;
 /// Maximal number of characters of a directive's text that an error message quotes.
 const MAX_QUOTED_CHARS: usize = 100;
 
-/// A violation of the protocol by the coordinator, described in one line of limited length.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the coordinator broke the protocol: {0}")]
-pub struct ProtocolViolation(String);
-
-impl ProtocolViolation {
-    /// A violation with this description, of one line.
-    #[must_use]
-    pub fn new(description: impl Into<String>) -> Self {
-        Self(description.into())
-    }
-
-    /// The same violation, prefixed with the name of the directive.
-    fn in_directive(self, name: &str) -> Self {
-        Self(format!("{name}: {}", self.0))
-    }
-}
-
 /// A validated directive: its numbers are within the limits of the run, and the protocol allows it
 /// at this point.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,8 +45,7 @@ pub struct CheckedDirective {
 impl CheckedDirective {
     /// An Abandon directive for a generation that the worker releases without a directive of the
     /// coordinator.
-    #[must_use]
-    pub fn abandon(generation: u64) -> Self {
+    pub(crate) fn abandon(generation: u64) -> Self {
         Self { generation, kind: DirectiveKind::Abandon(v1::Abandon::default()) }
     }
 
@@ -79,8 +62,7 @@ impl CheckedDirective {
     }
 
     /// The generation and the content.
-    #[must_use]
-    pub fn into_parts(self) -> (u64, DirectiveKind) {
+    pub(crate) fn into_parts(self) -> (u64, DirectiveKind) {
         (self.generation, self.kind)
     }
 }
@@ -110,7 +92,7 @@ impl RunLimits {
     fn stage(&self, stage: u32) -> Result<(u64, u32), ProtocolViolation> {
         let stages = self.stages.len();
         let limits = self.stages.get(stage as usize).copied();
-        limits.ok_or_else(|| ProtocolViolation(format!("stage {stage} (from 0) of a run that has {stages}")))
+        limits.ok_or_else(|| ProtocolViolation::new(format!("stage {stage} (from 0) of a run that has {stages}")))
     }
 }
 
@@ -220,7 +202,7 @@ impl ProtocolChecker {
             _ => {}
         }
         let Self { limits, generation: Some(generation), .. } = self else {
-            return Err(ProtocolViolation(format!("of generation {number}, before any Rendezvous")));
+            return Err(ProtocolViolation::new(format!("of generation {number}, before any Rendezvous")));
         };
         let last = generation.number;
         if matches!(kind, DirectiveKind::Abandon(_) | DirectiveKind::Halt(_)) {
@@ -288,7 +270,7 @@ impl ProtocolChecker {
         })?;
         let mut addresses = directive.peers.iter().map(|peer| &peer.store_address).chain([store_address]);
         if let Some(address) = addresses.find(|address| address.len() > MAX_ADDRESS_BYTES) {
-            return Err(ProtocolViolation(format!("an address of {} bytes, {}", address.len(), quoted(address))));
+            return Err(ProtocolViolation::new(format!("an address of {} bytes, {}", address.len(), quoted(address))));
         }
         self.generation = Some(Generation {
             number,
@@ -376,12 +358,13 @@ impl Generation {
 }
 
 fn check_checkpoint_name(name: &str) -> Result<(), ProtocolViolation> {
-    checkpoint_store::check_name(name).map_err(|_| ProtocolViolation(format!("the checkpoint name {}", quoted(name))))
+    checkpoint_store::check_name(name)
+        .map_err(|_| ProtocolViolation::new(format!("the checkpoint name {}", quoted(name))))
 }
 
 /// Fails with the description of a violation unless `condition` is true.
 fn ensure(condition: bool, description: impl FnOnce() -> String) -> Result<(), ProtocolViolation> {
-    if condition { Ok(()) } else { Err(ProtocolViolation(description())) }
+    if condition { Ok(()) } else { Err(ProtocolViolation::new(description())) }
 }
 
 /// The beginning of a text, escaped and in quotes.
@@ -405,6 +388,12 @@ fn directive_name(kind: &DirectiveKind) -> &'static str {
         DirectiveKind::Leave(_) => "Leave",
         DirectiveKind::Halt(_) => "Halt",
     }
+}
+
+/// A directive that was not checked.
+#[cfg(test)]
+pub(crate) fn unchecked(generation: u64, kind: DirectiveKind) -> CheckedDirective {
+    CheckedDirective { generation, kind }
 }
 
 #[cfg(test)]
