@@ -180,8 +180,8 @@ impl Worker {
         }
     }
 
-    /// Discards its training state, and everything that it knows of its run: data and models have to
-    /// be loaded again.
+    /// Discards its training state, and everything that it knows of its run: data and models have
+    /// to be loaded again.
     pub fn reset(&mut self) {
         (self.protocol, self.training, self.false_claim) = (None, Training::default(), None);
         (self.history, self.activity) = (UpdateHistory::new(), Activity::Idle);

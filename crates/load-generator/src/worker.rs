@@ -146,7 +146,7 @@ impl Worker<'_> {
                         // Fails if the training task has ended.
                         DirectiveEffect::Execute(command) => _ = commands.send(command),
                         DirectiveEffect::None => {}
-                        DirectiveEffect::Leave { reason, .. } => bail!("was sent away: {reason}"),
+                        DirectiveEffect::Leave { reason, .. } => bail!("was evicted: {reason}"),
                     }
                 }
                 Some(report) = reports.recv() => match self.protocol.on_report(report) {

@@ -4,9 +4,9 @@
 //! the work ended, sends the reports, and goes on with the next work, if there is any:
 //!
 //! ```text
-//!   Rendezvous ---> formed                 Step ---> step_applied      CopyState ---> state_copied
-//!   EnterStage ---> stage_entered          Caption ---> captioned      AwaitSaves ---> saves_completed
-//!   Release ---> released                  any of them ---> failed, abandoned or cannot_continue
+//!   Rendezvous ---> formed           Step ---> step_applied     CopyState ---> state_copied
+//!   EnterStage ---> stage_entered    Caption ---> captioned     AwaitSaves ---> saves_completed
+//!   Release ---> released            any of them ---> failed, abandoned or cannot_continue
 //! ```
 //!
 //! A generation that ends, for whatever reason, ends in [`Work::Release`]. An Abandon that is
