@@ -98,6 +98,8 @@ lint: libtorch
 	tests/naming-and-prose/check
 	tests/module-cycles/check
 	! cargo tree --locked --package dico-engine --edges normal | grep -wE 'tokio|tonic|axum|hyper|rusqlite'
+	! cargo tree --locked --package journal --edges normal | grep -wE 'tokio|tonic|axum|hyper'
+	! cargo tree --locked --workspace --edges normal --invert rusqlite --depth 1 --prefix none | grep -vE '^(rusqlite |journal |$$)'
 	tools/install-packages git shellcheck
 	shellcheck --external-sources --severity=warning deploy/slurm/common.sh $$(git grep -lE '^#!/(usr/)?bin/(env )?(ba)?sh')
 	cargo clippy --workspace --all-targets --locked -- -D warnings

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use anyhow::{Context, bail, ensure};
 use checkpoint_store::{CheckpointMetadata, JournalHead, Listing};
 use config::RunFile;
-use dico_engine::{plan::Position, restored::RestoredRun};
+use dico_engine::{checkpoint::Checkpoint, plan::Position, restored::RestoredRun};
+use journal::{Journal, RecoveryCheckpoints};
+use proto::v1;
 use tracing::warn;
-
-use crate::journal::{Journal, RecoveryCheckpoints};
 
 /// Removes checkpoints that are not stored with a seal from the restored run. Adds stored
 /// checkpoints that the restored run does not have as unfinished: when the last coordinator ended,
@@ -76,7 +76,7 @@ pub struct JournalMismatchError {
     /// The generation that saved it.
     generation: u64,
     /// The last record of the journal under which it was saved, when the save began.
-    head: JournalHead,
+    head: v1::JournalHead,
 }
 
 /// Checks that the stored checkpoints belong to this journal: the metadata of a checkpoint name the
@@ -85,8 +85,9 @@ pub struct JournalMismatchError {
 ///
 /// Only checkpoints that the restored run does not have need this check. They are stored without a
 /// record if the coordinator ended between a save and its record, or between the record of a
-/// deletion and the deletion. Returns the names of checkpoints from before a recovery
-/// ([`Journal::recover`]), which are ignored.
+/// deletion and the deletion. Returns the names of checkpoints that are ignored: those from before
+/// a recovery ([`Journal::recover`]), and those whose metadata have no record
+/// ([`CheckpointMetadata::has_origin`]).
 ///
 /// # Errors
 /// [`JournalMismatchError`] if a checkpoint contradicts the journal. A checkpoint or the journal
@@ -107,10 +108,10 @@ pub fn check_against_journal(
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error).context("checkpoints"),
         };
-        if former_run_ids.contains(&metadata.run_id) {
+        if former_run_ids.contains(&metadata.run_id) || !metadata.has_origin() {
             ignored.insert(name.clone());
-        } else if metadata.run_id != restored.run_id || !journal.contains(&metadata.journal)? {
-            let (name, generation, head) = (name.clone(), metadata.generation, metadata.journal);
+        } else if metadata.run_id != restored.run_id || !journal.contains(&journal_head(&metadata))? {
+            let (name, generation, head) = (name.clone(), metadata.generation, journal_head(&metadata));
             return Err(JournalMismatchError { name, generation, head }.into());
         }
     }
@@ -152,9 +153,27 @@ pub fn find_recovery_checkpoints(
         newest.checkpoint
     );
     let run_ids = all_metadata.iter().map(|metadata| metadata.run_id.clone()).collect();
-    let is_not_beyond = |metadata: &CheckpointMetadata| (metadata.stage, metadata.step) <= (newest.stage, newest.step);
-    let checkpoints = all_metadata.into_iter().filter(is_not_beyond).collect();
-    Ok(RecoveryCheckpoints { checkpoints, newest, run_ids })
+    let (lost_head, newest) = (journal_head(&newest), saved_checkpoint(newest));
+    let mut checkpoints: Vec<Checkpoint> = all_metadata.into_iter().map(saved_checkpoint).collect();
+    checkpoints.retain(|checkpoint| checkpoint.position <= newest.position);
+    Ok(RecoveryCheckpoints { checkpoints, newest, lost_head, run_ids })
+}
+
+/// The head of the journal that a checkpoint's metadata name.
+pub fn journal_head(metadata: &CheckpointMetadata) -> v1::JournalHead {
+    let JournalHead { record_number, hash } = metadata.journal.clone();
+    v1::JournalHead { sequence: record_number, hash }
+}
+
+/// The checkpoint with these metadata, as the journal lists it.
+fn saved_checkpoint(metadata: CheckpointMetadata) -> Checkpoint {
+    Checkpoint {
+        position: Position { stage: metadata.stage, step: metadata.step },
+        generation: metadata.generation,
+        run_id: metadata.run_id,
+        name: metadata.checkpoint,
+        parameters_sha256: metadata.parameters_sha256,
+    }
 }
 
 /// Parses the position of a checkpoint from its name, for example `0-pretrain-00000120` or, for a
@@ -174,7 +193,6 @@ fn parse_checkpoint_name(file: &RunFile, name: &str) -> Option<Position> {
 mod tests {
     use super::*;
     use config::testing;
-    use dico_engine::checkpoint::Checkpoint;
 
     fn file() -> RunFile {
         let (steps, batch, checkpoint_every, evaluate_every) = (12, 8, Some(4), None);

@@ -2,30 +2,10 @@
 //! same descriptions (`service/http/page/events.js`).
 
 use dico_engine::EventKind;
+use journal::{CHECKPOINT_KIND, EVALUATION_KIND, GENERATION_KIND, GUARD_KIND};
 use serde_json::Value;
 
 use crate::formatting::{format_number, format_plural};
-
-// Kinds without an `EventKind`: their records are no `Record::Event`.
-/// A guard rule has fired. The journal has a row for it in the table `events`.
-pub const GUARD_KIND: &str = "guard";
-/// A generation was formed. The journal has these, checkpoints and evaluations in tables of their
-/// own.
-pub const GENERATION_KIND: &str = "generation";
-/// A checkpoint is complete.
-pub const CHECKPOINT_KIND: &str = "checkpoint";
-/// An evaluation is complete.
-pub const EVALUATION_KIND: &str = "evaluation";
-
-/// Names of all kinds of events: those of [`EventKind`] and the four above.
-pub fn event_kinds() -> impl Iterator<Item = &'static str> {
-    EventKind::ALL.into_iter().map(EventKind::name).chain([
-        GUARD_KIND,
-        GENERATION_KIND,
-        CHECKPOINT_KIND,
-        EVALUATION_KIND,
-    ])
-}
 
 /// Describes an event in one line, without its time and kind.
 #[must_use]
@@ -106,6 +86,7 @@ fn value_text(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use journal::event_kinds;
     use serde_json::json;
 
     use super::*;

@@ -1,4 +1,4 @@
-//! Formatting of numbers, durations and times for people.
+//! Formats numbers, durations, times and the phases of workers for people.
 
 use chrono::{DateTime, Local, Utc};
 use proto::v1;
@@ -10,8 +10,8 @@ pub fn phase_name(phase: v1::Phase) -> String {
     name.strip_prefix("PHASE_").unwrap_or(name).to_lowercase()
 }
 
-/// Formats a number with at most three decimals, and fewer the larger it is. Numbers below 0.001
-/// and from a million on are in scientific notation.
+/// Formats a number with at most three decimals, and fewer the larger it is. Magnitudes from 1e-12
+/// to 0.001 and from a million on are in scientific notation; smaller ones are 0.
 #[must_use]
 pub fn format_number(value: f64) -> String {
     let magnitude = value.abs();
@@ -54,8 +54,8 @@ pub fn format_plural(count: u64, singular: &str, plural: &str) -> String {
     format!("{}\u{a0}{}", format_count(count), if count == 1 { singular } else { plural })
 }
 
-/// Formats seconds as `1 d 2 h`, `3 min 20 s` or `4.2 s`, with non-breaking spaces before units.
-/// Other values than durations are `?`.
+/// Formats seconds as `1 d 2 h`, `3 h 20 min`, `3 min 20 s` or `4.25 s`, with non-breaking spaces
+/// before units. Negative and infinite values and NaN are `?`.
 #[must_use]
 pub fn format_duration(seconds: f64) -> String {
     if !seconds.is_finite() || seconds < 0.0 {
@@ -74,20 +74,23 @@ pub fn format_duration(seconds: f64) -> String {
     units.into_iter().map(|(n, unit)| format!("{n}\u{a0}{unit}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Formats a Unix time as date and time in UTC: `2026-11-27 18:20:01 UTC`.
+/// Formats a Unix time in seconds as date and time in UTC: `2026-11-27 18:20:01 UTC`. An
+/// implausible time is `?`.
 #[must_use]
 pub fn format_time(at: f64) -> String {
     utc_time(at).map_or_else(|| "?".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string())
 }
 
-/// Formats a Unix time in the local time zone, with its offset: `2026-11-27 19:20:01 +01:00`.
+/// Formats a Unix time in seconds in the local time zone, with its offset: `2026-11-27 19:20:01
+/// +01:00`. An implausible time is `?`.
 #[must_use]
 pub fn format_local_time(at: f64) -> String {
     let local = utc_time(at).map(|at| at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S %:z").to_string());
     local.unwrap_or_else(|| "?".to_owned())
 }
 
-/// Parses a Unix time; `None` if it is not a plausible one.
+/// Converts a Unix time in seconds; `None` if it is before 1970 or not below 1e11, about the year
+/// 5138.
 fn utc_time(at: f64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(Some(at).filter(|at| (0.0..1e11).contains(at))? as i64, 0)
 }

@@ -34,7 +34,8 @@
 //! - [`dico_engine`], a crate of its own: the state machine, a function from events to actions. All
 //!   decisions are made there.
 //! - [`service`]: the sockets, the clock and the threads around the state machine.
-//! - [`journal`]: the durable record of a run, from which a restarted coordinator resumes.
+//! - [`journal`], a crate of its own: the durable record of a run, from which a restarted
+//!   coordinator resumes.
 //! - `checkpoints`: compares the stored checkpoints with those in the journal at the start.
 //! - [`audit`]: checks the journal and the checkpoints, and that each sample was trained on exactly
 //!   once.
@@ -42,22 +43,24 @@
 //! - [`tensorboard`]: the journal as TensorBoard event files.
 //! - `watch`: a live view of a run in a terminal (`coordinator watch`).
 //! - `buckets`: curves with a bounded number of points, for the web page and the report.
+//! - `step_metrics`: the metrics of a step that the report and TensorBoard show.
 //! - `event_messages`: one-line descriptions of events, for `coordinator events` and the report.
 //! - `formatting`: numbers, durations and times as text.
-//! - `random_ids`: random run ids, keys of join requests and coordinator terms.
+//! - `random_ids`: random keys of join requests and coordinator terms.
 //! - [`cli`]: the command line, one file per subcommand.
 
 pub mod audit;
 mod buckets;
+mod captions;
 mod checkpoints;
 pub mod cli;
 mod event_messages;
 mod formatting;
-pub mod journal;
 mod random_ids;
 pub mod report;
 pub mod service;
 #[cfg(test)]
 mod simulation;
+mod step_metrics;
 pub mod tensorboard;
 mod watch;

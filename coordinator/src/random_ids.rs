@@ -1,6 +1,6 @@
 //! Random numbers from the operating system's generator, which cannot be guessed and practically
-//! never repeat: ids of runs, keys of join requests (they become part of session tokens), and terms
-//! of coordinator processes.
+//! never repeat: keys of join requests (they become part of session tokens), and terms of
+//! coordinator processes.
 
 /// An id of 128 random bits, as 32 hex digits.
 ///

@@ -3,6 +3,7 @@
 //! that both sides share. Clients and servers of its services need the feature `grpc`.
 
 mod evaluation_items;
+mod journal_head;
 mod run_state;
 mod summary;
 

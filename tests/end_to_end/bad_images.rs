@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
+use journal::RecordedStep;
 use serde_json::Value;
 use test_support::{Coordinator, Process, Workspace, clip, error_line, parameters_sha256, run, run_to_completion};
 
@@ -94,12 +95,11 @@ fn bad_images(output: &Output) -> BTreeSet<String> {
 
 /// The number of samples that each stage of a run trained on.
 fn samples_by_stage(workspace: &Workspace, name: &str) -> Vec<u64> {
-    let journal = workspace.journal(name);
-    let count = |stage: i64| {
-        let query = "SELECT sum(samples) FROM steps WHERE stage = ?";
-        journal.query_row(query, [stage], |row| row.get::<_, i64>(0)).unwrap() as u64
-    };
-    (0..4).map(count).collect()
+    let mut counts = vec![0; 4];
+    for step in workspace.steps(name) {
+        counts[step.position.stage as usize] += step.samples;
+    }
+    counts
 }
 
 /// Headers and ends of files show all 40 bad images before training. Both runs therefore have the
@@ -139,7 +139,7 @@ fn a_run_that_skips_bad_images_equals_a_run_without_them() {
 
     let (hash_with_bad_images, log) = run_three_workers(&workspace, &skipping);
     assert!(bad_names.iter().all(|name| log.contains(name)), "{log}");
-    assert_eq!(workspace.events("skipping", "joined")[0]["skipped_images"], 40);
+    assert_eq!(workspace.journal("skipping").attached_workers().unwrap()[0].data_set.skipped_images, 40);
     let (hash_without, _) = run_three_workers(&workspace, &run_file(&workspace, "good", "good.json", false, stages));
     assert_eq!(hash_with_bad_images, hash_without);
 
@@ -193,11 +193,12 @@ fn shares_and_batches_without_decodable_images_have_weight_0() {
     let good_captions: u64 = good.iter().map(|(_, (_, captions))| captions).sum();
     assert_eq!(captions % 6, 0);
     assert_eq!(samples_by_stage(&workspace, "skipping"), [7, good_captions, 8, 8]);
-    let journal = workspace.journal("skipping");
-    let empty = "SELECT count(*) FROM steps WHERE samples = 0 AND loss IS NULL AND gradient_norm = 0";
-    assert!(journal.query_row(empty, [], |row| row.get::<_, i64>(0)).unwrap() > 0);
-    let captioned = "SELECT count(DISTINCT image) FROM evaluation_items";
-    assert_eq!(journal.query_row(captioned, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
+    let is_empty = |step: &RecordedStep| (step.samples, step.loss, step.gradient_norm) == (0, None, Some(0.0));
+    assert!(workspace.steps("skipping").iter().any(is_empty));
+    let evaluations = workspace.evaluations("skipping");
+    let captioned: BTreeSet<&String> =
+        evaluations.iter().flat_map(|(_, captions)| captions.iter().map(|caption| &caption.image)).collect();
+    assert_eq!(captioned.len(), 2);
 
     let strict = run_file(&workspace, "strict", "dataset.json", false, stages);
     let names: BTreeSet<String> = bad_names.iter().map(|&name| name.to_owned()).chain([bad_positive.clone()]).collect();

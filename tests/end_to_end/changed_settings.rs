@@ -3,8 +3,10 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
-use test_support::{Coordinator, Process, Workspace, command, error_line, run, wait_for};
+use config::{Change, Mutability};
+use dico_engine::plan::Position;
+use journal::{ReadOnlyJournal, RecordedStep};
+use test_support::{Coordinator, Process, Workspace, command, error_line, last_trained_generation, run, wait_for};
 
 const STAGES: &str = "stages:
   - name: xe
@@ -53,16 +55,15 @@ fn serve_refused(run_file: &Path, options: &[&str]) -> (String, String) {
     (String::from_utf8_lossy(&output.stderr).into_owned(), error_line(&output))
 }
 
-fn count_steps(journal: &Connection, condition: &str) -> i64 {
-    journal.query_row(&format!("SELECT count(*) FROM steps WHERE {condition}"), [], |row| row.get(0)).unwrap()
+/// Waits until there is a checkpoint of this step or of a later one.
+fn wait_for_checkpoint(workspace: &Workspace, step: u64) {
+    let journal = workspace.journal("run");
+    wait_for("a checkpoint", || (journal.kept_checkpoints().unwrap().last()?.position.step >= step).then_some(()));
 }
 
-/// Waits until there is a checkpoint of this step or of a later one.
-fn wait_for_checkpoint(workspace: &Workspace, step: i64) {
-    let journal = workspace.journal("run");
-    let last_saved_step =
-        || journal.query_row("SELECT max(step) FROM checkpoints", [], |row| row.get::<_, Option<i64>>(0));
-    wait_for("a checkpoint", || (last_saved_step().unwrap() >= Some(step)).then_some(()));
+/// Up to `max` steps beyond the step `after` of the only stage.
+fn steps_beyond(journal: &ReadOnlyJournal, after: u64, max: usize) -> Vec<RecordedStep> {
+    journal.recorded_steps(Position { stage: 0, step: after }, max).unwrap()
 }
 
 #[test]
@@ -97,22 +98,24 @@ fn changed_settings_are_listed_and_refused_without_accept_changes() {
     let validated = run("coordinator", &["validate", "--config", &new_run_file.to_string_lossy()]);
     assert!(validated.status.success(), "{new_run_lines}{validated:?}");
     replace_in_file(&config, "seed: 12", "seed: 11");
-    assert_eq!(workspace.events("run", "settings_changed"), Vec::<serde_json::Value>::new());
+    assert!(workspace.journal("run").settings_changes().unwrap().is_empty());
 
     let coordinator = Coordinator::start_with(&workspace, &config, "http", &["--accept-changes"]);
     assert!(coordinator.start_worker(&workspace, 0).succeeds() && coordinator.process.succeeds());
-    let changed = workspace.events("run", "settings_changed");
-    assert_eq!(changed.len(), 1);
-    assert!(changed[0]["step"].as_u64().unwrap() >= 20, "{}", changed[0]);
-    let expected = serde_json::json!([{
-        "key": "stages[0].optimizer.learning_rate", "old": 0.001, "new": 0.0005, "mutability": "next_step",
-    }]);
-    assert_eq!(changed[0]["changes"], expected);
-    let journal = workspace.journal("run");
-    let steps_at_new_rate = count_steps(&journal, "generation > 1 AND learning_rate = 0.0005");
-    assert_eq!(steps_at_new_rate, count_steps(&journal, "generation > 1"));
-    assert!(steps_at_new_rate >= 80, "{steps_at_new_rate} steps");
-    assert_eq!(count_steps(&journal, "generation = 1 AND learning_rate <> 0.001"), 0);
+    let changes = workspace.journal("run").settings_changes().unwrap();
+    assert!(changes.len() == 1 && changes[0].position.step >= 20, "{changes:?}");
+    let expected = Change {
+        key: "stages[0].optimizer.learning_rate".into(),
+        old: 0.001.into(),
+        new: 0.0005.into(),
+        mutability: Mutability::NextStep,
+    };
+    assert_eq!(changes[0].changes, [expected]);
+    let steps = workspace.steps("run");
+    let rate = |step: &RecordedStep| if step.generation == 1 { 0.001 } else { 0.0005 };
+    assert!(steps.iter().all(|step| step.learning_rate == Some(rate(step))), "{steps:?}");
+    let count = steps.iter().filter(|step| step.generation > 1).count();
+    assert!(count >= 80, "{count} steps at the new rate");
 }
 
 /// Starts a coordinator on this port, and waits until it listens.
@@ -142,20 +145,24 @@ fn a_worker_takes_over_the_new_settings_of_a_restarted_coordinator() {
     join.args(["join", "--coordinator", &url, "--rank", "0", "--threads", "1"]);
     let mut worker = Process::start(&mut join, workspace.path("worker.log"));
     let journal = wait_for("a journal", || workspace.try_journal("run"));
-    let source = || -> String {
-        let query = "SELECT source FROM generations ORDER BY number DESC LIMIT 1";
-        journal.query_row(query, [], |row| row.get(0)).unwrap()
-    };
-    wait_for("steps", || (count_steps(&journal, "step > 25") > 0).then_some(()));
+    let source = || journal.generations().unwrap().pop().unwrap().source;
+    wait_for("steps", || steps_beyond(&journal, 25, 1).pop());
 
     // The worker keeps its state, and continues with the new learning rate.
     drop(coordinator);
     replace_in_file(&config, "learning_rate: 0.001", "learning_rate: 0.0005");
     let coordinator = serve(&workspace, &config, port, &["--accept-changes"]);
-    wait_for("steps at the new rate", || (count_steps(&journal, "learning_rate = 0.0005") > 5).then_some(()));
+    let changed_after = journal.settings_changes().unwrap().pop().unwrap().position.step;
+    let rates = || -> Vec<(u64, f64)> {
+        let steps = steps_beyond(&journal, changed_after - 5, 20);
+        steps.iter().map(|step| (step.generation, step.learning_rate.unwrap())).collect()
+    };
+    wait_for("steps at the new rate", || {
+        (rates().iter().filter(|(_, rate)| *rate == 0.0005).count() > 5).then_some(())
+    });
     assert_eq!(source(), "worker 0");
-    let steps_at_old_rate = count_steps(&journal, "learning_rate = 0.001");
-    assert_eq!(count_steps(&journal, "generation = 1"), steps_at_old_rate);
+    let rates = rates();
+    assert!(rates.iter().all(|(generation, rate)| (*generation == 1) == (*rate == 0.001)), "{rates:?}");
     assert!(worker.log().contains("continuing with the coordinator's new settings"), "{}", worker.log());
 
     // A setting of data loading makes the worker load data and models again. The run continues from
@@ -164,7 +171,9 @@ fn a_worker_takes_over_the_new_settings_of_a_restarted_coordinator() {
     drop(coordinator);
     replace_in_file(&config, "data:\n", "data:\n  skip_corrupt: true\n");
     let coordinator = serve(&workspace, &config, port, &["--accept-changes"]);
-    wait_for("steps after loading", || (count_steps(&journal, "generation = 3") > 0).then_some(()));
+    wait_for("steps after loading", || {
+        last_trained_generation(&journal).filter(|(generation, _)| generation.number == 3)
+    });
     assert!(source().starts_with("checkpoint 0-xe-"), "{}", source());
     assert!(worker.log().contains("loading data and models again"), "{}", worker.log());
     assert!(!worker.has_ended());
@@ -242,8 +251,10 @@ fn changed_training_data_are_refused_without_accept_changes_and_begin_a_new_epoc
         epochs(samples_before, 5 * images_before).chain(epochs(samples_after, 5 * (images_before - 1))).collect();
     let committed = audit["epochs"].as_array().unwrap().iter().map(|epoch| epoch["committed"].as_u64().unwrap());
     assert_eq!(committed.collect::<Vec<_>>(), expected);
-    let changed = &workspace.events("run", "data_changed")[0];
-    assert_eq!(changed["captions_before_and_after"], serde_json::json!([5 * images_before, 5 * (images_before - 1)]));
+    let journal = workspace.journal("run");
+    let (changes, after) = (journal.data_changes().unwrap(), journal.training_split_size().unwrap().unwrap());
+    let captions = (changes[0].before.captions, after.captions);
+    assert_eq!((changes.len(), captions), (1, (5 * images_before, 5 * (images_before - 1))));
 
     // A later coordinator needs no --accept-changes, and a run with a fault after the change equals
     // the run without.
@@ -259,6 +270,6 @@ fn changed_training_data_are_refused_without_accept_changes_and_begin_a_new_epoc
     drop(coordinator);
     let coordinator = Coordinator::start(&workspace, &config);
     assert!(coordinator.start_worker(&workspace, 0).succeeds() && coordinator.process.succeeds());
-    assert_eq!(workspace.events("repeated", "data_changed").len(), 1);
+    assert_eq!(workspace.journal("repeated").data_changes().unwrap().len(), 1);
     assert!(workspace.parameters("run") == workspace.parameters("repeated"));
 }

@@ -48,11 +48,8 @@ fn a_run_trains_and_evaluates_on_a_thousand_references_and_long_captions() {
     let lengths = "captions: 1 of 236 training captions are longer than captioner.max_target_length (77 tokens";
     assert!(report.contains(lengths), "{report}");
     run_to_completion(&workspace, &run_file, 2);
-    let journal = workspace.journal("run");
-    let query = "SELECT references_json FROM evaluation_items WHERE stage = 2 AND step = 4 ORDER BY image";
-    let mut statement = journal.prepare(query).unwrap();
-    let references = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
-    let references: Vec<Vec<String>> = references.map(|json| serde_json::from_str(&json.unwrap()).unwrap()).collect();
+    let (_, captions) = workspace.evaluations("run").pop().unwrap();
+    let references: Vec<Vec<String>> = captions.into_iter().map(|caption| caption.references).collect();
     let mut counts: Vec<usize> = references.iter().map(Vec::len).collect();
     counts.sort_unstable();
     assert_eq!(counts, [2, 5, 5, 5, 33, 1_000]);

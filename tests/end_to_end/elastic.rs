@@ -62,9 +62,8 @@ fn a_terminated_worker_leaves_after_the_step_in_flight() {
     let given_up = |generation: &Value| generation["given_up"].as_u64().unwrap();
     assert_eq!(audit["generations"].as_array().unwrap().iter().map(given_up).sum::<u64>(), 0);
     assert_eq!(workspace.events("run", "left").len(), 2);
-    for kind in ["lost", "rollback", "adopted"] {
-        assert_eq!(workspace.events("run", kind), Vec::<Value>::new(), "{kind}");
-    }
+    assert_eq!(workspace.events("run", "lost"), Vec::<Value>::new());
+    assert_eq!(workspace.journal("run").history_moves().unwrap().len(), 0);
 }
 
 #[test]
@@ -85,7 +84,8 @@ fn the_last_worker_saves_its_state_before_it_leaves() {
     assert!(coordinator.process.succeeds());
     let audit = audit(&config);
     assert_eq!((&audit["clean"], &audit["samples"]["committed"]), (&true.into(), &(150 * 12).into()));
-    assert_eq!(workspace.events("run", "rollback"), Vec::<Value>::new());
+    let moves = workspace.journal("run").history_moves().unwrap();
+    assert!(moves.iter().all(|moved| moved.to > moved.from), "{moves:?}");
 }
 
 #[test]
@@ -95,9 +95,8 @@ fn a_damaged_checkpoint_is_recorded_and_the_previous_one_is_used() {
     let coordinator = Coordinator::start(&workspace, &config);
     let worker = coordinator.start_worker(&workspace, 0);
     let checkpoint_names = || -> Vec<String> {
-        let journal = workspace.journal("run");
-        let mut names = journal.prepare("SELECT name FROM checkpoints WHERE deleted IS NULL ORDER BY step").unwrap();
-        names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        let checkpoints = workspace.journal("run").kept_checkpoints().unwrap();
+        checkpoints.into_iter().map(|checkpoint| checkpoint.name).collect()
     };
     wait_for("two checkpoints", || {
         (coordinator.status()["step"].as_u64() > Some(45) && checkpoint_names().len() == 2).then_some(())
@@ -118,13 +117,9 @@ fn a_damaged_checkpoint_is_recorded_and_the_previous_one_is_used() {
     let damaged = workspace.events("run", "checkpoint_damaged");
     assert_eq!((damaged.len(), &damaged[0]["checkpoint"]), (1, &names[1].clone().into()));
     assert!(damaged[0]["reason"].as_str().unwrap().contains("optimizer.safetensors"), "{}", damaged[0]);
-    let generations: i64 = workspace
-        .journal("run")
-        .query_row("SELECT count(*) FROM generations WHERE source = ?", [format!("checkpoint {}", names[0])], |row| {
-            row.get(0)
-        })
-        .unwrap();
-    assert_eq!(generations, 1);
+    let generations = workspace.journal("run").generations().unwrap();
+    let source = format!("checkpoint {}", names[0]);
+    assert_eq!(generations.iter().filter(|generation| generation.source == source).count(), 1);
     assert_eq!(audit(&config)["clean"], true);
 }
 

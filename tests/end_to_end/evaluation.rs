@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use journal::Caption;
 use test_support::{Coordinator, Process, Workspace, clip, error_line, run, run_to_completion, wait_for};
 
 /// A workspace whose validation split has several ranges, and a checkpoint of a short run.
@@ -38,15 +39,11 @@ fn run_file(workspace: &Workspace, name: &str, checkpoint: &Path, workers: &str,
     path
 }
 
-/// The metrics and items of the evaluation before the first step.
-fn first_evaluation(workspace: &Workspace, name: &str) -> (String, Vec<[String; 3]>) {
-    let journal = workspace.journal(name);
-    let metrics =
-        journal.query_row("SELECT metrics_json FROM evaluations WHERE step = 0", [], |row| row.get(0)).unwrap();
-    let query = "SELECT image, caption, scores_json FROM evaluation_items WHERE step = 0 ORDER BY image";
-    let mut statement = journal.prepare(query).unwrap();
-    let items = statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?])).unwrap();
-    (metrics, items.map(Result::unwrap).collect())
+/// The scores and captions of the evaluation before the first step.
+fn first_evaluation(workspace: &Workspace, name: &str) -> (BTreeMap<String, f64>, Vec<Caption>) {
+    let (evaluation, captions) = workspace.evaluations(name).swap_remove(0);
+    assert_eq!(evaluation.id.position.step, 0);
+    (evaluation.scores, captions)
 }
 
 #[test]
@@ -81,7 +78,7 @@ fn an_evaluation_is_the_same_on_one_two_and_three_workers_and_by_worker_evaluate
     let output = run("worker", &arguments);
     assert!(output.status.success(), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let metrics: serde_json::Value = serde_json::from_str(&evaluations[0].0).unwrap();
+    let metrics = serde_json::json!(evaluations[0].0);
     assert_eq!(report["corpus"], metrics);
     for name in ["pac_s", "ref_pac_s", "retrieval_r1", "retrieval_mrr"] {
         let second_name = match name.strip_prefix("retrieval") {
@@ -128,34 +125,35 @@ fn an_evaluation_continues_after_a_failure_and_captions_each_image_once() {
         workers.insert(next_id, coordinator.start_worker(&workspace, next_id));
         next_id += 1;
     };
-    let journal = workspace.journal("with-failures");
-    let count_items = |sql: &str| journal.query_row(sql, [step], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(count_items("SELECT count(*) FROM evaluation_items WHERE step = ?"), 110);
-    assert_eq!(count_items("SELECT count(DISTINCT image) FROM evaluation_items WHERE step = ?"), 110);
+    let evaluations = workspace.evaluations("with-failures");
+    let (_, captions) = evaluations.iter().find(|(evaluation, _)| evaluation.id.position.step == step).unwrap();
+    let images: BTreeSet<&String> = captions.iter().map(|caption| &caption.image).collect();
+    assert_eq!((captions.len(), images.len()), (110, 110));
 }
 
 /// A worker that takes part in an evaluation with others: its id, and the generation.
-fn evaluating_worker(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Option<(u32, i64)> {
+fn evaluating_worker(coordinator: &Coordinator, workers: &BTreeMap<u32, Process>) -> Option<(u32, u64)> {
     let status = coordinator.status();
     let members = status["members"].as_array().unwrap();
     let evaluating = members.iter().filter(|member| members.len() > 1 && member["phase"] == "evaluate");
     let mut worker_ids = evaluating.map(|member| member["rank"].as_u64().unwrap() as u32);
     let worker_id = worker_ids.rfind(|worker_id| workers.contains_key(worker_id))?;
-    Some((worker_id, status["generation"].as_i64().unwrap()))
+    Some((worker_id, status["generation"].as_u64().unwrap()))
 }
 
 /// The step of the evaluation that was in progress when `failed_generation` lost a member, and that
 /// a later generation finished; none if `failed_generation` had finished it.
-fn continued_evaluation(workspace: &Workspace, failed_generation: i64) -> Option<i64> {
+fn continued_evaluation(workspace: &Workspace, failed_generation: u64) -> Option<u64> {
     let journal = workspace.journal("with-failures");
-    let query =
-        |sql: &str, parameter: i64| journal.query_row(sql, [parameter], |row| row.get::<_, Option<i64>>(0)).unwrap();
     // The next generation first finishes the evaluation, at the step at which it starts.
-    let start = "SELECT (SELECT step FROM generations WHERE number > ? ORDER BY number LIMIT 1)";
-    let step = wait_for("the next generation", || query(start, failed_generation));
-    let first_generation = "SELECT min(generation) FROM evaluations WHERE step = ?";
-    let generation = wait_for("its evaluation", || query(first_generation, step));
-    (generation > failed_generation).then_some(step)
+    let next_generation = wait_for("the next generation", || {
+        journal.generations().unwrap().into_iter().find(|generation| generation.number > failed_generation)
+    });
+    let start = next_generation.start;
+    let evaluation = wait_for("its evaluation", || {
+        journal.evaluations(None).unwrap().into_iter().find(|evaluation| evaluation.id.position == start)
+    });
+    (evaluation.id.generation > failed_generation).then_some(start.step)
 }
 
 /// Moves the images of the validation split to two folders, so that pairs of images have the same
@@ -191,13 +189,14 @@ fn images_with_the_same_file_name_are_all_evaluated_and_scored() {
     let dataset = create_duplicate_file_names(&workspace);
     run_to_completion(&workspace, &workspace.run_file("duplicates", 1, ""), 1);
 
-    let journal = workspace.journal("duplicates");
-    let query = "SELECT DISTINCT image FROM evaluation_items WHERE stage = 2 AND step = 4 ORDER BY image";
-    let mut statement = journal.prepare(query).unwrap();
-    let images: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    assert_eq!(images, ["a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg"]);
-    let query = "SELECT count(*) FROM evaluation_items WHERE scores_json ->> 'truthful' IS NOT NULL AND stage = 2";
-    assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 12);
+    let images = ["a/0.jpg", "a/1.jpg", "a/2.jpg", "b/0.jpg", "b/1.jpg", "b/2.jpg"];
+    let mut evaluations = workspace.evaluations("duplicates");
+    evaluations.retain(|(evaluation, _)| evaluation.id.position.stage == 2);
+    assert_eq!(evaluations.len(), 2);
+    for (_, captions) in evaluations {
+        assert!(captions.iter().map(|caption| caption.image.as_str()).eq(images), "{captions:?}");
+        assert!(captions.iter().all(|caption| caption.scores.contains_key("truthful")), "{captions:?}");
+    }
 
     // Scores the captions of the run against the annotations in COCO's format and in Karpathy's.
     let validation_images = || dataset["images"].as_array().unwrap().iter().filter(|image| image["split"] == "val");

@@ -194,7 +194,7 @@ fn a_run_finishes_although_stdout_and_stderr_are_closed() {
     join.args(["join", "--coordinator", &url, "--rank", "0", "--threads", "1"]);
     let worker = join.stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap();
     assert_eq!((worker.code(), coordinator.wait().unwrap().code()), (Some(0), Some(0)));
-    assert_eq!(workspace.events("run", "finished").len(), 1);
+    assert!(workspace.journal("run").is_finished().unwrap());
 }
 
 #[test]
@@ -215,7 +215,8 @@ fn sighup_stops_the_run_and_sigusr1_and_sigusr2_do_not() {
     assert_left(first, &workspace.path("worker-0.log"));
     assert_left(second, &workspace.path("worker-1.log"));
     assert_eq!(coordinator.process.wait_for_exit().0, Some(0));
-    assert_eq!(workspace.events("run", "stopped").len(), 1);
+    let ends = workspace.journal("run").run_ends().unwrap();
+    assert_eq!(ends.iter().map(|end| end.outcome.name()).collect::<Vec<_>>(), ["stopped"]);
 }
 
 #[test]

@@ -78,8 +78,7 @@ fn an_older_copy_of_the_journal_is_refused_and_the_run_recovers_from_the_newest_
     );
 
     recover(&workspace, &config);
-    let recovered = workspace.events("run", "recovered");
-    assert_eq!(recovered[0]["checkpoint"], newest.as_str());
+    assert_eq!(workspace.journal("run").recovery().unwrap().unwrap().checkpoint, newest);
     assert_eq!(fs::read(state.join("journal.sqlite.replaced-1")).unwrap(), older_copy, "the old journal was not kept");
     let output = audit(&config, &[]);
     let text = stdout_of(&output);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use journal::RecordedStep;
 use test_support::{Coordinator, Workspace, error_line, read_tensors, run, run_to_completion, wait_for};
 
 /// Writes a run file with these stages. The models start from a checkpoint if `start` names one.
@@ -39,25 +40,24 @@ fn every_objective_trains_with_equal_parameters_on_all_ranks() {
     ];
     let hashes = run_to_completion(&workspace, &run_file(&workspace, "run", 2, None, &stages), 2);
     assert_eq!(hashes[0], hashes[1]);
-    let journal = workspace.journal("run");
-    let summaries = |stage: usize, step: i64| -> serde_json::Value {
-        let query = "SELECT summaries_json FROM steps WHERE stage = ? AND step = ?";
-        let text: String = journal.query_row(query, (stage as i64, step), |row| row.get(0)).unwrap();
-        serde_json::from_str(&text).unwrap()
+    let steps = workspace.steps("run");
+    let summaries = |stage: u32, step: u64| {
+        let is_wanted = |recorded: &&RecordedStep| (recorded.position.stage, recorded.position.step) == (stage, step);
+        &steps.iter().find(is_wanted).unwrap().summaries
     };
-    for stage in 2..stages.len() {
+    for stage in (2..).take(stages.len() - 2) {
         let summaries = summaries(stage, 2);
-        assert_eq!(summaries["reward_chosen"]["count"], 6, "{summaries}");
-        assert!(summaries["kl"]["mean"].is_number(), "{summaries}");
-        assert_eq!(summaries["implicit_accuracy"].is_object(), stage >= 4, "{summaries}");
-        assert_eq!(summaries["gamma_entropy"].is_object(), (4..7).contains(&stage), "{summaries}");
+        assert_eq!(summaries["reward_chosen"].count, 6, "{summaries:?}");
+        assert!(summaries["kl"].mean.is_some(), "{summaries:?}");
+        assert_eq!(summaries.contains_key("implicit_accuracy"), stage >= 4, "{summaries:?}");
+        assert_eq!(summaries.contains_key("gamma_entropy"), (4..7).contains(&stage), "{summaries:?}");
     }
     // At the start of a stage the reference equals the policy.
-    let kl = summaries(2, 1)["kl"]["max"].as_f64().unwrap();
+    let kl = summaries(2, 1)["kl"].max.unwrap();
     assert!(kl.abs() < 1e-4, "{kl}");
     // The weights of the two rejected candidates are uniform in one stage, and all the weight is
     // on one candidate in the other.
-    let entropy = |stage| summaries(stage, 1)["gamma_entropy"]["mean"].as_f64().unwrap();
+    let entropy = |stage| summaries(stage, 1)["gamma_entropy"].mean.unwrap();
     assert!((entropy(4) - 2.0_f64.ln()).abs() < 1e-5 && entropy(5).abs() < 1e-5);
 }
 
@@ -76,7 +76,7 @@ fn a_stage_that_only_deteriorates_ends_with_its_initial_state() {
         format!("name: early-stopped, patience: 2, {deteriorating}"),
         format!("name: guarded, guard: [{{ metric: bleu_1, below: 0.2, action: rollback }}], {deteriorating}"),
     );
-    for (name, stage) in [("early-stopped", &early_stopped), ("guarded", &guarded)] {
+    for (name, stage, cause) in [("early-stopped", &early_stopped, "early_stopping"), ("guarded", &guarded, "guard")] {
         run_to_completion(&workspace, &run_file(&workspace, name, 2, Some(&start), &[stage]), 2);
         // The last state of the stage is kept, besides the selected one.
         let (selected, last) =
@@ -84,13 +84,13 @@ fn a_stage_that_only_deteriorates_ends_with_its_initial_state() {
         assert!(last > selected, "{}", last.display());
         let [initial, selected] = [&start, &selected].map(|folder| read_tensors(&folder.join("captioner.safetensors")));
         assert_eq!(initial, selected);
-        let ends = workspace.events(name, "stage_ended");
-        assert_eq!((ends.len(), &ends[0]["step"]), (1, &serde_json::json!(0)), "{ends:?}");
+        let ends = workspace.journal(name).stage_ends().unwrap();
+        assert_eq!((ends.len(), ends[0].position.step, ends[0].cause.name()), (1, 0, cause), "{ends:?}");
     }
-    assert_eq!(workspace.events("early-stopped", "guard").len(), 0);
-    let guard = workspace.events("guarded", "guard");
-    assert_eq!((&guard[0]["metric"], &guard[0]["action"]), (&"bleu_1".into(), &"rollback".into()), "{guard:?}");
-    assert!(guard[0]["step"].as_u64().unwrap() > 0, "the rule was already triggered at the start: {guard:?}");
+    assert_eq!(workspace.journal("early-stopped").guard_firings().unwrap().len(), 0);
+    let fired = workspace.journal("guarded").guard_firings().unwrap();
+    assert_eq!((fired[0].rule.metric.as_str(), fired[0].rule.action.name()), ("bleu_1", "rollback"), "{fired:?}");
+    assert!(fired[0].position.step > 0, "the rule was already triggered at the start: {fired:?}");
 }
 
 #[test]
@@ -111,6 +111,6 @@ fn a_run_that_the_guard_paused_waits_until_it_is_resumed() {
     assert!(resume().status.success());
     assert!(worker.succeeds());
     assert!(coordinator.process.succeeds());
-    let [paused, resumed] = ["paused", "resumed"].map(|kind| workspace.events("run", kind).len());
-    assert_eq!((paused, resumed), (1, 1));
+    let pauses = workspace.journal("run").pauses().unwrap();
+    assert_eq!(pauses.iter().map(|pause| pause.is_paused).collect::<Vec<_>>(), [true, false]);
 }

@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use journal::Caption;
 use serde_json::{Value, json};
 use test_support::{Workspace, command, error_line, run, run_to_completion};
 
@@ -240,12 +241,10 @@ fn captions_of_a_run_are_scored_and_dico_trains_without_reference_captions() {
     let output = score(&["--split", "validation", "--json"]);
     assert!(output.status.success(), "{output:?}");
     let report = json_output(&output);
-    let journal = workspace.journal("first");
-    let query = "SELECT metrics_json FROM evaluations WHERE stage = 2 ORDER BY step DESC LIMIT 1";
-    let metrics: Value =
-        serde_json::from_str(&journal.query_row(query, [], |row| row.get::<_, String>(0)).unwrap()).unwrap();
+    let last = workspace.journal("first").latest_evaluations(1).unwrap().pop().unwrap();
+    assert_eq!(last.id.position.stage, 2);
     for metric in ["cider", "bleu_4", "meteor", "rouge_l", "mean_length"] {
-        assert_eq!(report["corpus"][metric], metrics[metric], "{metric}");
+        assert_eq!(report["corpus"][metric], last.scores[metric], "{metric}");
     }
     let notes = strings(&report["notes"]);
     let names_captions = |note: &String| note.ends_with("first/captions/2-dico-00000004.json");
@@ -306,12 +305,14 @@ fn captions_of_a_run_are_scored_and_dico_trains_without_reference_captions() {
         "{text}"
     );
     run_to_completion(&workspace, &workspace.path("captionless.yaml"), 1);
-    let journal = workspace.journal("captionless");
-    let query =
-        "SELECT count(*) FROM evaluations WHERE metrics_json ->> 'pac_s' > 0 AND metrics_json ->> 'cider' IS NULL";
-    assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 2);
-    let query = "SELECT count(*) FROM evaluation_items WHERE references_json = '[]' AND caption != ''";
-    assert_eq!(journal.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap(), 12);
+    let evaluations = workspace.evaluations("captionless");
+    assert_eq!(evaluations.len(), 2);
+    for (evaluation, captions) in evaluations {
+        assert!(evaluation.scores["pac_s"] > 0.0 && !evaluation.scores.contains_key("cider"), "{evaluation:?}");
+        assert_eq!(captions.len(), 6);
+        let is_scored_alone = |caption: &Caption| caption.references.is_empty() && !caption.caption.is_empty();
+        assert!(captions.iter().all(is_scored_alone), "{captions:?}");
+    }
     let error =
         error_line(&run("worker", &["score", "--config", &workspace.path("captionless.yaml").to_string_lossy()]));
     assert!(error.ends_with("split `val` has no captions: there is nothing to score against"), "{error}");

@@ -73,11 +73,8 @@ fn training_from_a_feature_store_equals_training_from_images() {
             assert!((a - b).abs() < 2e-5, "{name}: {a} and {b}");
         }
     }
-    let evaluations = ["without", "with"].map(|run| {
-        let query = "SELECT metrics_json FROM evaluations ORDER BY stage DESC LIMIT 1";
-        let metrics: String = workspace.journal(run).query_row(query, [], |row| row.get(0)).unwrap();
-        serde_json::from_str::<std::collections::BTreeMap<String, f64>>(&metrics).unwrap()
-    });
+    let evaluations =
+        ["without", "with"].map(|run| workspace.journal(run).latest_evaluations(1).unwrap().pop().unwrap().scores);
     for name in ["pac_s", "ref_pac_s", "clip_s", "ref_clip_s"] {
         let [without, with] = evaluations.each_ref().map(|metrics| metrics[name]);
         assert!((without - with).abs() < 1e-3, "{name}: {without} and {with}");

@@ -59,8 +59,9 @@ fn check_workers_of_an_ended_run(second_text: impl FnOnce(&str) -> String) {
     let coordinator = serve(&workspace, &first_run_file, port);
     let workers = [0, 1].map(|worker_id| start_worker(&workspace, port, worker_id));
     let journal = wait_for("a journal", || workspace.try_journal("first"));
-    let steps = || journal.query_row("SELECT count(*) FROM steps WHERE stage = 1", [], |row| row.get::<_, i64>(0));
-    wait_for("steps", || (steps().unwrap() > 10).then_some(()));
+    let has_trained =
+        || journal.steps().unwrap().iter().any(|step| step.position.stage == 1 && step.position.step > 10);
+    wait_for("steps", || has_trained().then_some(()));
     drop(coordinator);
     drop(journal);
 
@@ -69,8 +70,8 @@ fn check_workers_of_an_ended_run(second_text: impl FnOnce(&str) -> String) {
     std::fs::write(&second_run_file, &text).unwrap();
     let coordinator = serve(&workspace, &second_run_file, port);
     wait_for("both workers", || {
-        workspace.try_journal("second")?;
-        (workspace.events("second", "joined").len() >= 2).then_some(())
+        let workers = workspace.try_journal("second")?.attached_workers().unwrap();
+        (workers.len() >= 2).then_some(())
     });
     // The workers finish saves of the first run before they join the second.
     let times_before = modification_times(&workspace.path("first/checkpoints"));
@@ -85,15 +86,10 @@ fn check_workers_of_an_ended_run(second_text: impl FnOnce(&str) -> String) {
     std::fs::write(&new_workers, text.replace("/second\n", "/new-workers\n")).unwrap();
     run_to_completion(&workspace, &new_workers, 2);
     assert!(workspace.parameters("second") == workspace.parameters("new-workers"));
-    let learning_rates = |name: &str| -> Vec<f64> {
-        let journal = workspace.journal(name);
-        let mut rates = journal.prepare("SELECT learning_rate FROM steps ORDER BY stage, step").unwrap();
-        rates.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
-    };
+    let learning_rates =
+        |name: &str| workspace.steps(name).iter().map(|step| step.learning_rate.unwrap()).collect::<Vec<f64>>();
     assert_eq!(learning_rates("second"), learning_rates("new-workers"));
-    let ids = ["first", "second", "new-workers"].map(|name| {
-        workspace.journal(name).query_row("SELECT id FROM run", [], |row| row.get::<_, String>(0)).unwrap()
-    });
+    let ids = ["first", "second", "new-workers"].map(|name| workspace.journal(name).run_id().unwrap());
     assert!(ids.iter().all(|id| id.len() == 32) && ids[0] != ids[1] && ids[1] != ids[2], "{ids:?}");
 }
 
@@ -149,10 +145,8 @@ fn a_renamed_checkpoint_is_not_used() {
     let reasons: Vec<&str> = damaged.iter().map(|event| event["reason"].as_str().unwrap()).collect();
     assert!(reasons.len() == 2, "{damaged:?}");
     assert!(reasons.iter().any(|reason| reason.contains(&format!("saved as {second_last}"))), "{reasons:?}");
-    let source = |journal: &rusqlite::Connection| -> String {
-        journal.query_row("SELECT source FROM generations ORDER BY number DESC", [], |row| row.get(0)).unwrap()
-    };
-    assert_eq!(source(&workspace.journal("run")), format!("checkpoint {third_last}"));
+    let last_generation = workspace.journal("run").generations().unwrap().pop().unwrap();
+    assert_eq!(last_generation.source, format!("checkpoint {third_last}"));
     run_to_completion(&workspace, &workspace.run_file_with_checkpoints("uninterrupted"), 1);
     assert!(workspace.parameters("run") == workspace.parameters("uninterrupted"));
 }

@@ -51,7 +51,7 @@ class Setting:
 # Modules whose unit tests compute on the device.
 MODULES = [
     "captioner::", "clip::", "prefix_tree::", "testing::golden_files::", "nn::", "objective::", "optimizer::",
-    "tensor_conversion::", "trainer::training_state::",
+    "tensor_conversion::", "trainer::step::", "trainer::training_state::",
 ]  # fmt: skip
 # Part of the names of tests of 16-bit products.
 SIXTEEN_BITS = "sixteen_bit"

@@ -6,8 +6,9 @@ and a ViT-B/32 CLIP as evaluator. As in the published code, each step computes t
 and runs the frozen encoders, and the evaluator reads all 77 positions. Otherwise the code is as
 fast as PyTorch allows without custom kernels: attention by SDPA, fused Adam, each image encoded
 once, and inference mode except for the loss. The evaluator gets captions as tokens, so this time
-excludes the conversion to text and back, which ``worker bench step`` includes. With ``--precision
-bf16`` models compute under autocast.
+excludes the conversion to text and back, which ``worker bench step`` includes. The pixels are in
+memory, where ``worker bench step`` decodes images while it computes. With ``--precision bf16``
+models compute under autocast.
 """
 
 import argparse
@@ -164,7 +165,7 @@ class Step:
         candidates = self.search(hidden)
         phases = {
             "vision": self.timed(self.encode_images),
-            "beam_search": self.timed(lambda: self.search(hidden)),
+            "search": self.timed(lambda: self.search(hidden)),
             "reward": self.timed(lambda: self.rewards(embeddings, candidates)),
             "reference": self.timed(lambda: self.reference_log_probabilities(hidden, candidates)),
         }

@@ -37,7 +37,7 @@ def step_row(step):
     return (2, step, 1, loss, 5e-5, 1 + abs(noise), 0.9, 0.1, 32, json.dumps(summaries), 1.7e9 + step, 0, 0.05)
 
 
-# The queries for the content of records, as in coordinator/src/journal/chain.rs.
+# The queries for the content of records, as in crates/journal/src/chain.rs.
 CONTENT_QUERIES = {
     "formed": ["SELECT number, members_json, cause, formed_at, source, stage, step, term FROM generations WHERE number = :generation"],
     "ready": ["SELECT number, ready_at FROM generations WHERE number = :generation"],

@@ -1,6 +1,8 @@
 //! Loading of libtorch's CUDA libraries. The program is linked only against libtorch's CPU
-//! libraries. When a GPU is requested, the CUDA libraries of the PyTorch on the machine are opened;
-//! they find NVIDIA's libraries by themselves.
+//! libraries. When a GPU is requested, the CUDA libraries are opened from the first of these
+//! folders that has them: that of the environment variable `LIBTORCH`, those of `LD_LIBRARY_PATH`,
+//! that of the CPU libraries, and that of python3's PyTorch. They find NVIDIA's libraries by
+//! themselves.
 //!
 //! CPU and CUDA libraries have to be of the same build. If the CPU library that the process started
 //! with is in another folder than the CUDA library, the process first re-executes itself, with that
@@ -15,6 +17,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use tch::{Cuda, Device};
 
 /// The version of libtorch that this program is compiled for.
 const LIBTORCH_VERSION: &str = "2.11.0";
@@ -31,10 +34,13 @@ unsafe extern "C" {
 }
 
 /// Loads libtorch's CUDA libraries, and makes libtorch use only deterministic algorithms. Must be
-/// called before the first tensor is created, while there is one thread.
+/// called before the first tensor is created, while there is one thread. Does not return if the
+/// process has to re-execute itself (see the module).
 ///
 /// # Errors
-/// The libraries cannot be found (the message lists the folders that were searched) or loaded.
+/// The libraries cannot be found in the right version (the message lists the folders that were
+/// searched) or opened, the process cannot re-execute itself or has already done so without effect,
+/// or `/proc/self/maps` cannot be read.
 pub fn load() -> Result<()> {
     let maps = std::fs::read_to_string("/proc/self/maps").map_err(|error| anyhow!("/proc/self/maps: {error}"))?;
     if mapped_file(&maps, CUDA_LIBRARY).is_none() {
@@ -52,10 +58,18 @@ pub fn load() -> Result<()> {
     Ok(())
 }
 
-/// Opens a library until the process ends, with its symbols visible to other libraries.
+/// Waits until a GPU has completed all queued work. Other devices have no such work.
+pub fn synchronize(device: Device) {
+    if let Device::Cuda(number) = device {
+        Cuda::synchronize(number as i64);
+    }
+}
+
+/// Opens a library, with its symbols visible to other libraries. It stays open until the process
+/// ends.
 fn open_library(path: &Path) -> Result<()> {
-    // SAFETY: opening a library runs its initializers. Those of libtorch may run at any time:
-    // Python opens it in the same way.
+    // SAFETY: opening a library runs its initializers. Those of libtorch may run while the program
+    // runs: Python opens it in the same way.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
     std::mem::forget(library.map_err(|error| anyhow!("cannot open {}: {error}", path.display()))?);
     Ok(())
@@ -94,6 +108,9 @@ fn libtorch_locations(
 }
 
 /// The folder of the first location that has the CUDA libraries in the right version.
+///
+/// # Errors
+/// There is none. The message lists all locations, each with the reason.
 fn find_libtorch(locations: &[LibtorchLocation]) -> Result<PathBuf> {
     let mut searched = String::new();
     for LibtorchLocation { source, folder } in locations {
@@ -113,6 +130,9 @@ fn find_libtorch(locations: &[LibtorchLocation]) -> Result<PathBuf> {
 }
 
 /// Checks that a folder has libtorch's CPU and CUDA libraries in the right version.
+///
+/// # Errors
+/// A library is missing, or the version is another one or cannot be read.
 fn check_folder(folder: &Path) -> Result<()> {
     if let Some(missing) = [CUDA_LIBRARY, CPU_LIBRARY].into_iter().find(|library| !folder.join(library).is_file()) {
         bail!("no {missing}");
@@ -134,7 +154,10 @@ fn libtorch_version(folder: &Path) -> Option<String> {
     Some(value.trim_matches(['\'', '"']).to_owned())
 }
 
-/// The folder of python3's PyTorch.
+/// The folder of python3's PyTorch package.
+///
+/// # Errors
+/// There is no python3, or it has no PyTorch.
 fn pytorch_folder() -> Result<PathBuf> {
     let output = Command::new("python3")
         .args(["-c", FIND_PYTORCH_SCRIPT])

@@ -5,10 +5,10 @@
 //! | **A run** | |
 //! | [`coordinator_session`] | the gRPC session with the coordinator: joins, receives directives, sends reports and heartbeats, reconnects |
 //! | [`trainer`] | the training thread, which executes directives: steps, evaluations, checkpoints |
-//! | [`run_models`] | the captioner and the evaluators of a run: opens their weights, builds them, and computes the outputs of frozen encoders |
+//! | [`run_models`] | the captioner and the evaluators of a run: builds them, and computes the outputs of frozen encoders |
 //! | [`split_evaluation`] | evaluates the models of a run: captions the images of a split, and scores these captions |
 //! | [`data`] | the order of training samples, and the data loader that prefetches batches |
-//! | [`feature_stores`] | the feature stores (outputs of frozen encoders on disk) that a run reads instead of images |
+//! | [`feature_rows`] | the rows of feature stores: outputs of frozen encoders on disk, which a run reads instead of images |
 //! | [`collective`] | all-reduce, broadcast and all-gather between the ranks of a generation, by NCCL or Gloo |
 //! | **Models and losses** | |
 //! | [`captioner`] | the model that generates captions: encoder, decoder, beam search |
@@ -21,7 +21,7 @@
 //! | [`export`] | the files of a folder for transformers, other than `config.json` and the weights |
 //! | **Support** | |
 //! | [`cli`] | the command line, one file per subcommand |
-//! | [`cuda`] | loads libtorch's CUDA libraries at run time |
+//! | [`cuda`] | loads libtorch's CUDA libraries at run time, and waits for a GPU |
 //! | [`phase_timer`] | measures the duration of each phase of a training step |
 //! | [`seeds`] | derives the seed of each use of random numbers from the run's seed |
 //! | [`tensor_conversion`] | converts between the tensors of weight files and libtorch's tensors |
@@ -45,7 +45,7 @@ pub mod cuda;
 pub mod data;
 mod errors;
 pub mod export;
-pub mod feature_stores;
+pub mod feature_rows;
 mod host_memory;
 pub mod nn;
 pub mod objective;

@@ -6,6 +6,9 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use metric_catalogue::names;
+use tch::Device;
+
+use crate::cuda;
 
 /// A phase of a step; numbered as in [`names::PHASES`].
 #[derive(Clone, Copy, Debug)]
@@ -29,32 +32,53 @@ pub enum StepPhase {
     Wait,
 }
 
-/// The total seconds of each phase, in the order of [`names::PHASES`]. One timer per step.
+/// Measures how long each phase of a step takes. One timer per step.
 #[derive(Debug, Default)]
-pub struct PhaseTimer([Cell<f64>; names::PHASES.len()]);
+pub struct PhaseTimer {
+    /// The total seconds of each phase, in the order of [`names::PHASES`].
+    seconds: [Cell<f64>; names::PHASES.len()],
+    /// The device whose work each phase includes; none to leave asynchronous work to the phase that
+    /// waits for it.
+    awaited_device: Option<Device>,
+}
 
 impl PhaseTimer {
+    /// A timer that waits for `device` at the beginning and the end of each phase, so that a phase
+    /// includes the work on the device that it starts. The waits make the step slower.
+    #[must_use]
+    pub fn awaiting(device: Device) -> Self {
+        Self { awaited_device: Some(device), ..Self::default() }
+    }
+
     /// Runs `work`, and adds its duration to a phase. Returns the result.
     pub fn time<T>(&self, phase: StepPhase, work: impl FnOnce() -> T) -> T {
+        self.awaited_device.into_iter().for_each(cuda::synchronize);
         let started_at = Instant::now();
         let result = work();
+        self.awaited_device.into_iter().for_each(cuda::synchronize);
         self.add(phase, started_at.elapsed().as_secs_f64());
         result
     }
 
     /// Adds seconds to a phase.
     pub fn add(&self, phase: StepPhase, seconds: f64) {
-        let total = &self.0[phase as usize];
+        let total = &self.seconds[phase as usize];
         total.set(total.get() + seconds);
+    }
+
+    /// The seconds of a phase so far.
+    #[must_use]
+    pub fn seconds(&self, phase: StepPhase) -> f64 {
+        self.seconds[phase as usize].get()
     }
 
     /// The seconds of each phase by name, for a step that took `step_seconds` without waiting. Time
     /// that was not measured counts as [`StepPhase::Learn`].
     pub fn seconds_by_phase(&self, step_seconds: f64) -> HashMap<String, f64> {
-        let timed: f64 = self.0.iter().map(Cell::get).sum();
-        let waited = self.0[StepPhase::Wait as usize].get();
+        let timed: f64 = self.seconds.iter().map(Cell::get).sum();
+        let waited = self.seconds(StepPhase::Wait);
         self.add(StepPhase::Learn, (step_seconds - (timed - waited)).max(0.0));
-        names::PHASES.into_iter().zip(&self.0).map(|(name, seconds)| (name.to_owned(), seconds.get())).collect()
+        names::PHASES.into_iter().zip(&self.seconds).map(|(name, seconds)| (name.to_owned(), seconds.get())).collect()
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 
 use tch::{Device, Tensor};
 
-use crate::nn::padded_attention_length;
+use crate::nn::pad_to_mask_alignment;
 
 /// The prefix tree (trie) of some token sequences.
 pub struct PrefixTree {
@@ -71,11 +71,12 @@ pub struct PrefixTreeBatch {
 }
 
 impl PrefixTreeBatch {
-    /// Pads `trees` to the largest of them, and on a GPU to the next [`padded_attention_length`].
+    /// Pads `trees` to the size of the largest of them, on a GPU rounded up to a multiple of 8, at
+    /// which attention does not copy the mask.
     pub fn new<'a>(trees: impl IntoIterator<Item = &'a PrefixTree>, device: Device) -> Self {
         let trees: Vec<&PrefixTree> = trees.into_iter().collect();
         let largest = trees.iter().map(|tree| tree.size()).max().unwrap_or(0);
-        let length = padded_attention_length(largest, device);
+        let length = pad_to_mask_alignment(largest, device);
         let [mut ids, mut positions] = [(); 2].map(|()| vec![0_i64; trees.len() * length]);
         let mut mask = vec![f32::NEG_INFINITY; trees.len() * length * length];
         for (number, tree) in trees.iter().enumerate() {
@@ -127,9 +128,9 @@ mod tests {
     }
 
     #[test]
-    fn trees_are_padded_to_the_largest_and_on_gpus_to_the_mask_alignment() {
+    fn trees_are_padded_to_the_largest_and_on_gpus_to_a_multiple_of_8() {
         let length = || PrefixTreeBatch::new(&[PrefixTree::build([&[7, 1, 2][..]])], Device::Cpu).length;
-        assert_eq!((length(), nn::on_gpu_path(length)), (3, 8));
+        assert_eq!((length(), nn::with_forced_gpu_path(length)), (3, 8));
     }
 
     #[test]

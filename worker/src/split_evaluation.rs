@@ -13,7 +13,7 @@ use crate::captioner::GenerationConfig;
 use crate::clip_scorer::{ClipScorer, TextEmbeddings, to_floats};
 use crate::data::Batch;
 use crate::nn::DropoutMode;
-use crate::run_models::{RunModels, WeightSources};
+use crate::run_models::RunModels;
 
 /// Which captions are evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,6 @@ pub struct SplitEvaluation<'a> {
     pub run: &'a RunFile,
     /// The captioner and the evaluators.
     pub models: &'a RunModels,
-    /// The evaluators' settings, and all vocabularies.
-    pub weight_sources: &'a WeightSources,
     /// The data set.
     pub data: &'a DataSet,
     /// The split to evaluate.
@@ -87,7 +85,7 @@ impl SplitEvaluation<'_> {
     ) {
         let mut image_embeddings: HashMap<usize, Vec<f32>> = HashMap::new();
         let mut text_embeddings: HashMap<TextEmbeddingsKey<'_>, TextEmbeddings> = HashMap::new();
-        for evaluator in &self.weight_sources.evaluators {
+        for evaluator in &self.models.evaluators {
             let clip = self.models.clip(evaluator.clip_index);
             let (settings, vocabulary) = (&evaluator.settings, &*evaluator.vocabulary);
             let scorer = ClipScorer { clip, vocabulary, settings, score: evaluator.score };
@@ -116,7 +114,7 @@ impl SplitEvaluation<'_> {
         if self.captions == EvaluatedCaptions::References {
             return items.iter().map(|&(image, item)| reference_as_candidate(item, image)).collect();
         }
-        let vocabulary = &self.weight_sources.captioner_vocabulary;
+        let vocabulary = &self.models.captioner_vocabulary;
         let generation = GenerationConfig::new(&self.run.decoding, vocabulary);
         let hypotheses = self.models.captioner.beam_search(hidden, &generation, DropoutMode::Evaluate);
         let captions = hypotheses.iter().map(|beams| vocabulary.decode(&beams[0].tokens));

@@ -41,6 +41,31 @@ fn all_reduce_works_over_one_and_several_processes() {
     }
 }
 
+/// A step of two short candidates for one image.
+#[test]
+fn steps_run_with_images_on_several_processes_and_with_stored_features() {
+    let step = "step --batch 1 --beams 2 --max-length 4 --min-length 4 --vocabulary 100 --steps 2 --threads 1";
+    for (further, world) in [("--world 2", 2), ("--cached-features --vision rn50", 1)] {
+        let result = run_bench_json(&step.split(' ').chain(further.split(' ')).collect::<Vec<_>>());
+        assert_eq!(
+            (&result["world"], &result["threads"], &result["same_ranking"]),
+            (&world.into(), &1.into(), &Value::Null)
+        );
+        assert_eq!(result["steps_s"].as_array().map(Vec::len), Some(2));
+        let step_seconds = result["step_s"].as_f64().unwrap();
+        assert!((result["images_per_s"].as_f64().unwrap() * step_seconds - f64::from(world)).abs() < 1e-6, "{result}");
+        let phases = result["phases"].as_object().unwrap();
+        let names: Vec<&str> = phases.keys().map(String::as_str).collect();
+        assert_eq!(names, ["all_reduce", "learn", "load", "reference", "reward", "search", "vision"]);
+        assert!(phases.values().all(|seconds| seconds.as_f64().unwrap() >= 0.0), "{result}");
+        assert!(
+            ["learn", "reference", "reward", "search"].iter().all(|name| phases[*name].as_f64() > Some(0.0)),
+            "{result}"
+        );
+        assert!(result["peak_memory_bytes"].as_u64().unwrap() > 1 << 20, "{result}");
+    }
+}
+
 #[test]
 fn the_error_names_an_invalid_number_of_bytes() {
     let output = run_bench(&["all-reduce", "--bytes", "4001"]);

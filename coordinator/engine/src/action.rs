@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use proto::v1;
 
 use crate::{
-    captions::EvaluationItem,
+    image_ranges::ImageRange,
     outcome::Outcome,
     record::Record,
     refusal::Refusal,
@@ -53,14 +53,30 @@ pub enum Action {
     /// Append a record to the journal. A [`Record::must_be_durable`] record is on disk before the
     /// next action is executed.
     Record(Record),
-    /// Save the captions of an evaluation, score them, and report them with
+    /// Begin to collect the captions of this evaluation, or continue: drop the captions of ranges
+    /// that are not complete, and of all other evaluations.
+    CollectCaptions {
+        /// The number of the evaluation.
+        evaluation: u64,
+    },
+    /// Keep the captions in the message that was passed in, and answer with
+    /// [`Event::CaptionsKept`](crate::event::Event::CaptionsKept) once the range is complete. If
+    /// they exceed a limit, answer with [`Event::Violation`](crate::event::Event::Violation).
+    /// Captions without this action are dropped.
+    KeepCaptions {
+        /// The session of the worker that has sent them.
+        session: SessionId,
+        /// The range of images.
+        range: ImageRange,
+        /// Whether further captions of the range follow in another message.
+        has_more: bool,
+    },
+    /// Save the captions that were collected, score them, and report the scores with
     /// [`Event::Scored`](crate::event::Event::Scored). If they cannot be saved, report that with
     /// [`Event::CaptionSaveAttempted`](crate::event::Event::CaptionSaveAttempted), and retry.
     Score {
         /// The number of the evaluation.
         evaluation: u64,
-        /// Its captions, sorted by image name.
-        items: Vec<EvaluationItem>,
         /// The path of the file for the captions.
         captions_file: PathBuf,
     },

@@ -57,11 +57,33 @@ pub struct DataDescription {
     /// The first worker that attached to this coordinator process, and so described the data. None
     /// if no worker has attached yet and the description is from the journal.
     pub reported_by: Option<WorkerId>,
-    /// The description: fingerprints and sizes of the splits.
+    /// The description: fingerprints and sizes of the splits. A fingerprint is empty if the journal
+    /// was migrated from a version that did not have it.
     pub data_set: v1::DataSet,
 }
 
 impl DataDescription {
+    /// Whether the training data `reported` are other data than those described.
+    #[must_use]
+    pub fn has_other_training_data(&self, reported: &v1::DataSet) -> bool {
+        let has_other_size = SplitSize::from(&self.data_set) != SplitSize::from(reported);
+        self.differs(&self.data_set.training_fingerprint, &reported.training_fingerprint, has_other_size)
+    }
+
+    /// Whether the validation data `reported` are other data than those described.
+    #[must_use]
+    pub fn has_other_validation_data(&self, reported: &v1::DataSet) -> bool {
+        let has_other_size = self.data_set.validation_images != reported.validation_images;
+        self.differs(&self.data_set.validation_fingerprint, &reported.validation_fingerprint, has_other_size)
+    }
+
+    /// Whether a reported fingerprint is another one than the one described. If a migrated journal
+    /// does not have the latter, only `has_other_size` can show that.
+    fn differs(&self, described: &str, reported: &str, has_other_size: bool) -> bool {
+        let is_unknown = self.reported_by.is_none() && described.is_empty();
+        if is_unknown { has_other_size } else { described != reported }
+    }
+
     /// Why a worker with the data `reported` cannot become a member; none if it can. If the
     /// expected data are from the journal, they are those of an earlier coordinator process: then
     /// the validation data may differ, and if `accepts_changes` also the training data.
@@ -69,9 +91,13 @@ impl DataDescription {
         let Self { reported_by, data_set: expected } = self;
         let expected_by =
             reported_by.map_or_else(|| "the run has trained on".to_owned(), |first| format!("worker {first} has"));
-        let escape = |fingerprint: &str| fingerprint.escape_debug().to_string();
+        let escape = |fingerprint: &str| match fingerprint {
+            "" => "not recorded".to_owned(),
+            fingerprint => fingerprint.escape_debug().to_string(),
+        };
         let is_from_journal = reported_by.is_none();
-        if expected.models_fingerprint != reported.models_fingerprint {
+        // Models have no size: unknown ones cannot be compared.
+        if self.differs(&expected.models_fingerprint, &reported.models_fingerprint, false) {
             return Some(format!(
                 "the models differ in their frozen weights or vocabularies: worker {worker_id} has fingerprint {}, \
                  {expected_by} {}; restore the earlier files, or start a new run",
@@ -79,7 +105,7 @@ impl DataDescription {
                 escape(&expected.models_fingerprint),
             ));
         }
-        if expected.training_fingerprint != reported.training_fingerprint && !(is_from_journal && accepts_changes) {
+        if self.has_other_training_data(reported) && !(is_from_journal && accepts_changes) {
             let remedy = match is_from_journal {
                 true => {
                     "restore the earlier data, or serve with --accept-changes to continue with the new data from a new \
@@ -98,7 +124,7 @@ impl DataDescription {
                 escape(&expected.training_fingerprint),
             ));
         }
-        let differs = !is_from_journal && expected.validation_fingerprint != reported.validation_fingerprint;
+        let differs = !is_from_journal && self.has_other_validation_data(reported);
         differs.then(|| {
             format!(
                 "the validation data differ: worker {worker_id} has {} images (fingerprint {}), {expected_by} {} ({}); \
@@ -161,7 +187,7 @@ pub struct DataChange {
 }
 
 impl DataChange {
-    /// The change as stored in the journal; `after` is the size of the new data.
+    /// The detail of the change's event; `after` is the size of the new data.
     #[must_use]
     pub fn detail(&self, after: SplitSize) -> Value {
         json!({
@@ -169,20 +195,6 @@ impl DataChange {
             "generation": self.generation,
             "images_before_and_after": [self.before.images, after.images],
             "captions_before_and_after": [self.before.captions, after.captions],
-        })
-    }
-
-    /// Reads a change from the journal; none if it concerns another split.
-    #[must_use]
-    pub fn from_detail(detail: &Value) -> Option<Self> {
-        let number_before = |key: &str| detail[key][0].as_u64();
-        Some(Self {
-            generation: detail["generation"].as_u64()?,
-            from: None,
-            before: SplitSize {
-                images: number_before("images_before_and_after")?,
-                captions: number_before("captions_before_and_after")?,
-            },
         })
     }
 
@@ -261,11 +273,25 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_read_back_from_its_detail() {
-        let change = change(3, 10);
-        let detail = change.detail(SplitSize { images: 9, captions: 45 });
-        assert_eq!(DataChange::from_detail(&detail), Some(change));
-        let of_validation = json!({ "split": "validation", "images_before_and_after": [3, 4] });
-        assert_eq!(DataChange::from_detail(&of_validation), None);
+    fn data_without_fingerprints_in_the_journal_are_compared_by_their_sizes() {
+        let with_images = |images| v1::DataSet { train_images: images, train_captions: 50, ..v1::DataSet::default() };
+        let reported = |images| v1::DataSet {
+            training_fingerprint: "t".into(),
+            validation_fingerprint: "v".into(),
+            models_fingerprint: "m".into(),
+            ..with_images(images)
+        };
+        let mut data = RunData::new(Some(with_images(10)), vec![]);
+        assert_eq!(data.conflict(WorkerId(0), &reported(10)), None);
+        let conflict = data.conflict(WorkerId(0), &reported(9)).unwrap();
+        assert!(conflict.contains("10 and 50 (not recorded)") && conflict.contains("--accept-changes"), "{conflict}");
+        data.accepts_changes = true;
+        assert_eq!(data.conflict(WorkerId(0), &reported(9)), None);
+        // The first worker describes the data with fingerprints.
+        data.describe(WorkerId(0), reported(10));
+        let other_models = v1::DataSet { models_fingerprint: "n".into(), ..reported(10) };
+        assert!(data.conflict(WorkerId(1), &other_models).unwrap().contains("models differ"));
+        let unknown_models = v1::DataSet { models_fingerprint: String::new(), ..reported(10) };
+        assert!(data.conflict(WorkerId(1), &unknown_models).is_some());
     }
 }

@@ -11,7 +11,6 @@ use proto::v1::{self, directive::Directive, worker_message::Message};
 
 use crate::{
     action::Action,
-    captions::EvaluationItem,
     decision::{BoundaryStatus, Decision, Next, RetryStatus, Save, Stored, View, decide},
     event::Event,
     event_kind::EventKind,
@@ -101,11 +100,13 @@ impl Engine {
                 }
             }
             Event::Message { session, message } => self.handle_message(now, session, message),
+            Event::Violation { session, violation } => self.handle_violation(now, session, &violation),
+            Event::CaptionsKept { range } => EvaluationHandler::new(state, output).captions_kept(range),
             Event::Closed { session } => MembershipHandler::new(state, output).session_closed(now, session),
             Event::CaptionSaveAttempted { evaluation, error } => {
                 EvaluationHandler::new(state, output).caption_save_attempted(evaluation, error);
             }
-            Event::Scored { evaluation, metrics, items } => self.handle_scores(evaluation, metrics, items),
+            Event::Scored { evaluation, metrics } => self.handle_scores(evaluation, metrics),
             Event::Tick => {
                 remove_overdue(state, output, now);
                 self.apply_effects(now);
@@ -121,7 +122,7 @@ impl Engine {
         self.output.take_actions()
     }
 
-    /// Handles a message of a worker. Ends the session of a worker that violates the protocol.
+    /// Handles a message of a worker.
     fn handle_message(&mut self, now: Time, session: SessionId, message: Message) {
         // A session that is being closed has no member. Its last messages are ignored.
         let Some(worker_id) = self.state.members.worker_id_of(session) else { return };
@@ -129,6 +130,13 @@ impl Engine {
             member.last_message_at = now;
         }
         if let Err(violation) = self.dispatch_message(now, worker_id, message) {
+            self.handle_violation(now, session, &violation);
+        }
+    }
+
+    /// Ends the session of a worker that has violated the protocol.
+    fn handle_violation(&mut self, now: Time, session: SessionId, violation: &ProtocolViolation) {
+        if let Some(worker_id) = self.state.members.worker_id_of(session) {
             let reason = format!("worker {worker_id} violated the protocol: {}", one_line(&violation.to_string()));
             let refusal = Refusal::new(RefusalKind::InvalidArgument, reason.clone());
             self.output.push_action(Action::Close { session, refusal: Some(refusal) });
@@ -153,7 +161,7 @@ impl Engine {
             Message::StepDone(report) => TrainingHandler::new(state, output).step_done(now, worker_id, &report),
             Message::EvaluationItems(items) => {
                 state.members.record_progress(now, worker_id);
-                EvaluationHandler::new(state, output).items(worker_id, items)
+                EvaluationHandler::new(state, output).items(worker_id, &items)
             }
             Message::CheckpointDone(done) => {
                 state.members.record_progress(now, worker_id);
@@ -202,14 +210,14 @@ impl Engine {
     }
 
     /// Handles [`Event::Scored`]: completes the evaluation.
-    fn handle_scores(&mut self, evaluation: u64, metrics: BTreeMap<String, f64>, items: Vec<EvaluationItem>) {
+    fn handle_scores(&mut self, evaluation: u64, metrics: BTreeMap<String, f64>) {
         let Self { state, output, .. } = self;
         let Some(position) = EvaluationHandler::new(state, output).complete(evaluation) else { return };
         // The guard's actions are recorded before the evaluation. In the other order, a coordinator
         // that crashes between the two records would find the evaluation in the journal after its
         // restart, would not repeat it, and would never execute the actions.
         StageHandler::new(state, output).check_evaluation(position, &metrics);
-        EvaluationHandler::new(state, output).record(position, metrics, items);
+        EvaluationHandler::new(state, output).record(evaluation, position, metrics);
     }
 
     /// Applies effects and makes changes until nothing is due.

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use proto::{v1, v1::worker_message::Message};
 
 use crate::{
-    captions::EvaluationItem,
     command::Command,
+    image_ranges::ImageRange,
     types::{RequestId, SessionId},
+    violation::ProtocolViolation,
 };
 
 /// An input of the state machine.
@@ -36,8 +37,22 @@ pub enum Event {
     Message {
         /// The session.
         session: SessionId,
-        /// The message.
+        /// The message. Of `EvaluationItems` the state machine does not need the items.
         message: Message,
+    },
+    /// The last message in this session violates the protocol: the worker's captions exceed a
+    /// limit. An answer to [`Action::KeepCaptions`](crate::action::Action::KeepCaptions).
+    Violation {
+        /// The session.
+        session: SessionId,
+        /// What is wrong.
+        violation: ProtocolViolation,
+    },
+    /// The captions of a range are complete and kept: the other answer to
+    /// [`Action::KeepCaptions`](crate::action::Action::KeepCaptions).
+    CaptionsKept {
+        /// The range.
+        range: ImageRange,
     },
     /// A session has closed.
     Closed {
@@ -59,8 +74,6 @@ pub enum Event {
         evaluation: u64,
         /// Caption metrics over all images, by name.
         metrics: BTreeMap<String, f64>,
-        /// The captions of the evaluation, with the scores of each caption added.
-        items: Vec<EvaluationItem>,
     },
     /// Time has passed. Sent at regular intervals, so that timeouts are noticed.
     Tick,

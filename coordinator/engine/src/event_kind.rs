@@ -1,17 +1,19 @@
 //! Kinds of events in the event log.
 
-/// The kinds of events in the event log, which is for people: each has a JSON detail.
+/// The kinds of events in the event log, which is for people. Each event has a JSON detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A worker attached, and is a member.
     Attached,
-    /// A member failed or was evicted.
+    /// A member failed, as the glossary has it: its session closed without a leave, no message of
+    /// it arrived for the heartbeat timeout, or the coordinator evicted it.
     Lost,
     /// A member announced that it leaves.
     Leaving,
     /// A member left without a failure.
     Left,
-    /// Committed steps were given up.
+    /// Committed steps were given up, because no holder of their state is left. A rollback, which
+    /// is the guard's, is [`Self::StageEndedEarly`].
     RolledBack,
     /// The run moved forward: members had applied steps that are not in the journal, because their
     /// reports or records were lost.
@@ -43,11 +45,13 @@ pub enum EventKind {
     DataChanged,
     /// The journal replaces one that was lost or damaged.
     Recovered,
+    /// The journal of an earlier version was migrated.
+    Migrated,
 }
 
 impl EventKind {
     /// All kinds of events.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Attached,
         Self::Lost,
         Self::Leaving,
@@ -67,6 +71,7 @@ impl EventKind {
         Self::SettingsChanged,
         Self::DataChanged,
         Self::Recovered,
+        Self::Migrated,
     ];
 
     /// Whether an operator should investigate it.
@@ -82,6 +87,7 @@ impl EventKind {
             Self::Finished,
             Self::SettingsChanged,
             Self::DataChanged,
+            Self::Migrated,
         ];
         !routine.contains(&self)
     }
@@ -108,6 +114,7 @@ impl EventKind {
             Self::Stopped => "stopped",
             Self::DataChanged => "data_changed",
             Self::Recovered => "recovered",
+            Self::Migrated => "migrated",
             Self::SettingsChanged => "settings_changed",
         }
     }

@@ -6,7 +6,8 @@
 //! position* always means the training state.
 //!
 //! ```text
-//!   Event: Join, Attach, Message, Closed, CaptionSaveAttempted, Scored, Tick, Control, Shutdown
+//!   Event: Join, Attach, Message, Closed, Violation, CaptionsKept, CaptionSaveAttempted,
+//!          Scored, Tick, Control, Shutdown
 //!      |
 //!      v
 //!   Engine           engine      passes the event to its handler, then reconciles: applies the
@@ -20,7 +21,7 @@
 //!      |       |---- generation          waiting -> forming -> running -> waiting -> ... -> over
 //!      |       |---- training            grants steps, commits steps, begins stages
 //!      |       |---- saving              saves the training state, and deletes old checkpoints
-//!      |       |---- evaluation          collects captions, and requests their scores
+//!      |       |---- evaluation          assigns images to caption, and requests scores
 //!      |       |---- stage               checks the guard's rules, and ends stages
 //!      |       '---- control             executes commands of operators
 //!      |---- decision            what happens next in a running generation: a table
@@ -37,15 +38,29 @@
 //!      '---- status              the answers to status requests and to the readiness probe
 //!      |
 //!      v
-//!   Action: Admit, Accept, Refuse, Send, Close, Record, Score, DeleteCheckpoint, Exit
+//!   Action: Admit, Accept, Refuse, Send, Close, Record, CollectCaptions, KeepCaptions, Score,
+//!           DeleteCheckpoint, Exit
 //!
-//! plan: boundaries: checkpoints, evaluations, ends of stages    lineage: present history guard,
-//! model_selection: which state a stage ends with         term_log: who formed a generation shares:
-//! division of a batch among ranks     step_tracker: the position of each member statistics: merged
-//! reports of a step        throughput: the time to the end of the stage captions: captions of an
-//! evaluation, checked against limits record, event_kind, checkpoint, restored: what the journal
-//! stores, and what it gives back types, command, outcome, refusal, violation, settings:
-//! identifiers and small types
+//! plan             boundaries: checkpoints, evaluations, ends of stages
+//! lineage          the present history: which states belong to it
+//! guard            rules on metrics that warn, pause the run, or end the stage
+//! model_selection  which state a stage ends with
+//! term_log         which coordinator process formed a generation
+//! shares           division of a batch among ranks
+//! step_tracker     the position of each member
+//! statistics       merged reports of a step
+//! throughput       the time to the end of the stage
+//! captions         captions of an evaluation, checked against limits
+//! record           what the journal stores
+//! event_kind       the kinds of events in the event log
+//! checkpoint       a saved training state
+//! restored         what the journal gives back to the next coordinator process
+//! types            identifiers of workers, ranks, sessions and requests
+//! command          what operators can order
+//! outcome          how a coordinator process ends
+//! refusal          why a worker or a command is refused
+//! violation        a message that does not fit the protocol
+//! settings         what does not change while a coordinator process serves the run
 //! ```
 //!
 //! Three positions of the run matter. `committed` is the furthest position that at least one member
@@ -62,7 +77,6 @@
 #![warn(clippy::too_many_lines)]
 
 pub mod action;
-pub mod captions;
 pub mod checkpoint;
 pub mod command;
 pub mod data;
@@ -72,6 +86,7 @@ pub mod event;
 pub mod event_kind;
 pub mod guard;
 mod handler;
+pub mod image_ranges;
 pub mod lineage;
 pub mod membership;
 pub mod model_selection;

@@ -6,7 +6,6 @@ use proto::v1;
 use serde_json::{Value, json};
 
 use crate::{
-    captions::EvaluationItem,
     checkpoint::Checkpoint,
     data::{DataChange, SplitSize},
     event_kind::EventKind,
@@ -90,10 +89,10 @@ pub enum Record {
         position: Position,
         /// The last generation that took part.
         generation: u64,
+        /// The number of the evaluation, whose captions the journal gets apart.
+        evaluation: u64,
         /// Caption metrics over all images, by name.
         metrics: BTreeMap<String, f64>,
-        /// All captions, sorted by image name.
-        items: Vec<EvaluationItem>,
     },
     /// A guard rule has fired.
     Guard {

@@ -90,7 +90,7 @@ impl State {
     /// complete.
     ///
     /// # Errors
-    /// Fails if the run is not ready.
+    /// The run is not ready.
     pub fn readiness(&self) -> Result<(), NotReady> {
         match self.run_state() {
             (RunState::Running | RunState::Finished, _) => Ok(()),

@@ -12,7 +12,8 @@ pub struct ProtocolViolation(String);
 
 impl ProtocolViolation {
     /// A violation with this reason, as a message for display.
-    pub(crate) fn new(reason: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
 }

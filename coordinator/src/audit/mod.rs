@@ -1,7 +1,7 @@
 //! The audit: verifies from the journal that each sample was trained on exactly once, and reports
 //! the cost of each fault.
 //!
-//! - The journal's hash chain ([`journal`](crate::journal)) shows that all records are unchanged,
+//! - The journal's hash chain ([`journal`]) shows that all records are unchanged,
 //!   that none is missing, and that none was added.
 //! - `plan_path` checks that the records describe one path through the plan, up to the run's
 //!   present position.
@@ -21,8 +21,9 @@ pub mod stored_checkpoints;
 
 use std::collections::BTreeMap;
 
-use checkpoint_store::JournalHead;
 use dico_engine::{WorkerId, lineage::StateFate, plan::Position};
+use journal::{Error, Generation, ReadOnlyJournal, Step};
+use proto::v1;
 use serde::Serialize;
 
 use self::{
@@ -32,10 +33,6 @@ use self::{
 pub use self::{
     recovery_start::RecoveryStart,
     samples::{DataChangeSummary, Epoch, SampleCounts},
-};
-use crate::journal::{
-    Error,
-    read_only::{Generation, ReadOnlyJournal, Step},
 };
 
 /// The result of an audit.
@@ -179,7 +176,7 @@ impl Audit {
     ///
     /// # Errors
     /// The journal cannot be read.
-    pub fn check_record(&mut self, journal: &ReadOnlyJournal, head: &JournalHead) -> Result<(), Error> {
+    pub fn check_record(&mut self, journal: &ReadOnlyJournal, head: &v1::JournalHead) -> Result<(), Error> {
         let problem = || format!("the journal does not have record {head}: it was changed, or is an older copy");
         let is_present = journal.contains(head)?;
         self.add_problems((!is_present).then(problem));
@@ -213,6 +210,9 @@ fn generation_records(generations: &[Generation], steps: &[Step]) -> Vec<Generat
 }
 
 #[cfg(test)]
+mod migration_tests;
+
+#[cfg(test)]
 mod tamper_tests;
 
 #[cfg(test)]
@@ -222,12 +222,12 @@ mod tests {
     use config::Objective;
 
     use super::*;
-    use crate::journal::read_only::HistoryMove;
     use config::testing;
     use dico_engine::{
         data::{DataChange, SplitSize},
         lineage::{Lineage, ModelSelection},
     };
+    use journal::HistoryMove;
 
     fn step(step: u64, generation: u64) -> Step {
         let (position, at) = (Position { stage: 0, step }, 100.0 + step as f64);

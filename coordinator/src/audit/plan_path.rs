@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 
 use config::RunFile;
 use dico_engine::plan::{Plan, Position};
-
-use crate::journal::read_only::{Generation, HistoryMove, Recovery, StageEnd, Step};
+use journal::{Generation, HistoryMove, Recovery, StageEnd, Step};
 
 /// Finds the problems, in the order of the run.
 pub(super) fn path_problems(

@@ -1,8 +1,7 @@
 //! The start of the records of a recovered journal, which does not have the run's beginning.
 
+use journal::Recovery;
 use serde::Serialize;
-
-use crate::journal::read_only::Recovery;
 
 /// The checkpoint from which a run with a recovered journal resumed. Earlier steps are not
 /// recorded.

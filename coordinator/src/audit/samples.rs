@@ -8,10 +8,9 @@ use dico_engine::{
     lineage::{Lineage, StateFate},
     plan::Position,
 };
+use journal::{HistoryMove, Step};
 use proto::v1;
 use serde::Serialize;
-
-use crate::journal::read_only::{HistoryMove, Step};
 
 /// Maximal number of consecutive steps without a report that are counted one by one. Real journals
 /// have far fewer. A forged journal can contain any step number, and counting up to a very large

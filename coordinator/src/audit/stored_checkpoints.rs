@@ -3,11 +3,9 @@
 
 use checkpoint_store::{CheckpointMetadata, Checkpoints, Error};
 use dico_engine::checkpoint::Checkpoint;
+use journal::ReadOnlyJournal;
 
-use crate::{
-    checkpoints,
-    journal::{self, read_only::ReadOnlyJournal},
-};
+use crate::checkpoints::{self, journal_head};
 
 /// Describes the differences between a run's checkpoints and its journal. Reads the metadata of
 /// each checkpoint and checks it against the seal. The other files of a checkpoint are checked when
@@ -30,11 +28,11 @@ pub fn checkpoint_problems(journal: &ReadOnlyJournal, stored: &Checkpoints) -> a
     let former_run_ids = journal.former_run_ids()?;
     for name in checkpoints::checkpoint_names_of_run(&file, &listing).into_iter().filter(|name| !is_recorded(name)) {
         match stored.metadata(name) {
-            Ok(metadata) if former_run_ids.contains(&metadata.run_id) => {}
-            Ok(metadata) if metadata.run_id != journal.run_id()? || !journal.contains(&metadata.journal)? => {
+            Ok(metadata) if former_run_ids.contains(&metadata.run_id) || !metadata.has_origin() => {}
+            Ok(metadata) if metadata.run_id != journal.run_id()? || !journal.contains(&journal_head(&metadata))? => {
                 problems.push(format!(
                     "checkpoint {name} was saved under another journal than this one, at record {}",
-                    metadata.journal
+                    journal_head(&metadata)
                 ));
             }
             // The coordinator ended after this checkpoint was saved and before it was recorded, or
@@ -53,15 +51,16 @@ fn difference(
     metadata: &CheckpointMetadata,
 ) -> Result<Option<String>, journal::Error> {
     let Checkpoint { position, generation, run_id, name, parameters_sha256 } = recorded;
+    let has_no_origin = !metadata.has_origin();
     let comparisons = [
         ("run", metadata.run_id == *run_id),
-        ("name", metadata.checkpoint == *name),
+        ("name", has_no_origin || metadata.checkpoint == *name),
         ("stage", metadata.stage == position.stage),
         ("step", metadata.step == position.step),
-        ("generation", metadata.generation == *generation),
+        ("generation", has_no_origin || metadata.generation == *generation),
         ("hash of the parameters", metadata.parameters_sha256 == *parameters_sha256),
         // Checkpoints from before a recovery were saved under another journal.
-        ("journal", *run_id != journal.run_id()? || journal.contains(&metadata.journal)?),
+        ("journal", *run_id != journal.run_id()? || journal.contains(&journal_head(metadata))?),
     ];
     let differing: Vec<&str> =
         comparisons.into_iter().filter(|(_, is_equal)| !is_equal).map(|(field, _)| field).collect();

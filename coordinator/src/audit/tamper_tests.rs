@@ -1,10 +1,18 @@
-//! Tests of the audit with journals of simulated runs, unchanged and tampered with.
+//! Tests of the audit with journals of simulated and recovered runs, unchanged and tampered with.
 
+use std::collections::BTreeSet;
+
+use config::{GuardAction, RunFile, testing};
 use dico_engine::{
     Outcome, WorkerId,
-    record::{HistoryMove, Record, StateSource},
+    checkpoint::Checkpoint,
+    data::{DataChange, SplitSize},
+    guard::TriggeredRule,
+    model_selection::{EndCause, EndDecision},
+    record::{Attachment, HistoryMove, Record, StateSource},
     statistics::StepStatistics,
 };
+use journal::{AcceptedChanges, EvaluatedCaption, Journal, RecoveryCheckpoints};
 use proptest::prelude::*;
 use proto::v1;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
@@ -12,8 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use rusqlite::{Connection, types::Value};
 
 use super::*;
-use crate::{journal::Journal, simulation::seeds::recorded_journal};
-use config::testing;
+use crate::simulation::seeds::recorded_journal;
 
 const TABLES: [&str; 17] = [
     "run",
@@ -43,38 +50,55 @@ struct JournalFile {
 impl JournalFile {
     fn new(journal: &ReadOnlyJournal) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal.sqlite");
-        journal.connection().execute("VACUUM INTO ?", [path.to_str().unwrap()]).unwrap();
+        journal::testing::copy(journal, folder.path());
         Self { folder }
     }
 
-    /// A writable copy.
-    fn copy(&self) -> Connection {
-        let [from, to] = ["journal.sqlite", "copy.sqlite"].map(|name| self.folder.path().join(name));
-        std::fs::copy(from, &to).unwrap();
-        Connection::open(to).unwrap()
+    /// A copy that a test may change.
+    fn copy(&self) -> JournalCopy {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.sqlite");
+        std::fs::copy(self.folder.path().join("journal.sqlite"), &path).unwrap();
+        JournalCopy { connection: Connection::open(path).unwrap(), folder }
     }
+}
+
+/// A copy of a journal, with a writable connection.
+struct JournalCopy {
+    connection: Connection,
+    folder: tempfile::TempDir,
+}
+
+impl JournalCopy {
+    fn open(&self) -> Result<ReadOnlyJournal, Error> {
+        ReadOnlyJournal::open(self.folder.path())
+    }
+}
+
+fn at(stage: u32, step: u64) -> Position {
+    Position { stage, step }
+}
+
+fn formed(generation: u64, start: Position) -> Record {
+    let (members, cause, source) = (vec![], "start".into(), StateSource::Seed);
+    Record::Formed { generation, term: 0, members, cause, start, source }
+}
+
+fn step(position: Position, generation: u64) -> Record {
+    let position = position.in_generation(generation);
+    Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
+}
+
+/// The run file of a run of two stages.
+fn two_stages() -> RunFile {
+    let batch = 4;
+    let stages = [("a", 4), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None));
+    testing::run_file(stages.into())
 }
 
 /// The journal of a finished run of two stages. One generation failed in the second stage.
 fn finished_run() -> JournalFile {
-    let batch = 4;
-    let stages = [("a", 4), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None));
-    let file = testing::run_file(stages.into());
-    let mut journal = Journal::new(Connection::open_in_memory().unwrap(), &file).unwrap();
-    let at = |stage, step| Position { stage, step };
-    let formed = |generation, start| Record::Formed {
-        generation,
-        term: 0,
-        members: vec![],
-        cause: "start".into(),
-        start,
-        source: StateSource::Seed,
-    };
-    let step = |position: Position, generation| {
-        let position = position.in_generation(generation);
-        Record::Step(StepStatistics::from_report(WorkerId(0), &v1::StepDone::default(), &position).unwrap())
-    };
+    let mut journal = Journal::in_memory(&two_stages()).unwrap();
     let mut records = vec![formed(1, at(0, 0))];
     records.extend((1..=4).map(|n| step(at(0, n), 1)));
     records.extend((1..=5).map(|n| step(at(1, n), 1)));
@@ -84,6 +108,84 @@ fn finished_run() -> JournalFile {
     records.extend((4..=8).map(|n| step(at(1, n), 2)));
     let (position, reason) = (at(1, 8), "the run is finished".to_owned());
     records.push(Record::RunEnded { outcome: Outcome::Finished, position, reason, result: None });
+    journal.write(&records).unwrap();
+    JournalFile::new(&journal.into_read_only())
+}
+
+/// The journal of a run that was recovered from the checkpoint at step 2 of the first stage, and
+/// whose settings changed after step 4. It has records of every kind: simulated runs are never
+/// recovered, and keep their settings.
+fn recovered_run() -> JournalFile {
+    let (folder, mut file) = (tempfile::tempdir().unwrap(), two_stages());
+    let checkpoint = |position: Position, generation| Checkpoint {
+        position,
+        generation,
+        run_id: "3fa2".into(),
+        name: position.checkpoint_name("a", None),
+        parameters_sha256: "ab".into(),
+    };
+    let newest = checkpoint(at(0, 2), 7);
+    let recovery = RecoveryCheckpoints {
+        checkpoints: vec![newest.clone()],
+        newest: newest.clone(),
+        lost_head: v1::JournalHead { sequence: 9, hash: "cd".into() },
+        run_ids: ["3fa2".to_owned()].into(),
+    };
+    let mut journal = Journal::recover(folder.path(), &file, &recovery).unwrap();
+    let data_set = |train_images| v1::DataSet { train_images, train_captions: 40, ..v1::DataSet::default() };
+    let attached = |train_images| {
+        let (worker_id, data_set) = (WorkerId(0), data_set(train_images));
+        Record::Attached(Attachment { worker_id, host: "here".into(), data_set, held_position: None })
+    };
+    let (position, reason) = (at(0, 4), "kl is 9".to_owned());
+    let evaluated =
+        Record::Evaluated { position, generation: 8, evaluation: 1, metrics: [("cider".to_owned(), 1.0)].into() };
+    journal.stage_captions(1, vec![EvaluatedCaption { image: "1.jpg".into(), ..EvaluatedCaption::default() }]);
+    let records = [
+        attached(8),
+        formed(8, at(0, 2)),
+        Record::Ready { generation: 8, recovery: true },
+        step(at(0, 3), 8),
+        step(position, 8),
+        Record::Saved(checkpoint(position, 8)),
+        Record::Deleting(newest.name.clone()),
+        evaluated,
+        Record::Paused { position, reason: reason.clone() },
+        Record::Resumed { position, reason: reason.clone() },
+        Record::Ended { generation: 8, reason: "the coordinator stopped".into() },
+        Record::RunEnded { outcome: Outcome::Stopped, position, reason: "a signal".into(), result: None },
+    ];
+    journal.write(&records).unwrap();
+    drop(journal);
+
+    file.stages[1].optimizer.learning_rate = 1e-4;
+    let mut journal = Journal::open_with_changes(folder.path(), &file, AcceptedChanges::NextStep).unwrap();
+    let before = SplitSize::from(&data_set(8));
+    let changed = DataChange { generation: 9, from: None, before };
+    let mut records = vec![
+        attached(9),
+        Record::DataChanged { change: changed, after: SplitSize::from(&data_set(9)) },
+        formed(9, position),
+    ];
+    records.extend((1..=5).map(|n| step(at(1, n), 9)));
+    let rule = TriggeredRule {
+        metric: "kl".into(),
+        value: 9.0,
+        bound: 1.0,
+        action: GuardAction::Rollback,
+        is_above: true,
+        first_position: at(1, 4),
+    };
+    let position = at(1, 3);
+    let end = EndDecision { position, cause: EndCause::Guard, reason, later_states: vec![] };
+    let source = StateSource::Member(WorkerId(0));
+    records.extend([
+        Record::Guard { position: at(1, 5), generation: 9, rule },
+        Record::HistoryMoved(HistoryMove { from: at(1, 5), to: at(1, 4), generation: 10, source }),
+        formed(10, at(1, 4)),
+        Record::StageEnded { generation: 10, end },
+        Record::RunEnded { outcome: Outcome::Finished, position, reason: "done".into(), result: None },
+    ]);
     journal.write(&records).unwrap();
     JournalFile::new(&journal.into_read_only())
 }
@@ -139,9 +241,8 @@ fn different_value(rng: &mut ChaCha8Rng, value: &Value) -> Value {
     }
 }
 
-/// Makes a random change to a journal. Returns the SQL of the change.
-fn tamper(rng: &mut ChaCha8Rng, connection: &Connection) -> String {
-    let table = *TABLES.choose(rng).unwrap();
+/// Makes a random change to a table of a journal. Returns the SQL of the change.
+fn tamper(rng: &mut ChaCha8Rng, connection: &Connection, table: &str) -> String {
     let names = columns(connection, table);
     let rows = rows(connection, table);
     let insert = |row: &[Value]| {
@@ -191,8 +292,30 @@ fn tamper(rng: &mut ChaCha8Rng, connection: &Connection) -> String {
     sql
 }
 
-fn audited(connection: Connection) -> Result<Audit, Error> {
-    audit(&ReadOnlyJournal::new(connection)?)
+/// Makes random changes to copies of a journal, each in a table that `next_table` chooses, until
+/// this number of them had an effect. Asserts that the audit detects each of them. Returns the
+/// tables that were changed.
+fn check_that_changes_are_detected(
+    original: &JournalFile,
+    rng: &mut ChaCha8Rng,
+    count: usize,
+    mut next_table: impl FnMut(&mut ChaCha8Rng) -> &'static str,
+) -> Vec<&'static str> {
+    let untouched = audit(&original.copy().open().unwrap()).unwrap();
+    assert!(untouched.clean, "{untouched:?}");
+    let mut changed_tables = Vec::new();
+    while changed_tables.len() < count {
+        let (copy, table) = (original.copy(), next_table(rng));
+        let before = content(&copy.connection);
+        let edit = tamper(rng, &copy.connection, table);
+        if content(&copy.connection) == before {
+            continue;
+        }
+        changed_tables.push(table);
+        let audit = copy.open().and_then(|journal| audit(&journal));
+        assert!(!matches!(audit, Ok(Audit { clean: true, .. })), "not detected: {edit}");
+    }
+    changed_tables
 }
 
 #[test]
@@ -202,38 +325,32 @@ fn every_change_of_a_journal_is_detected() {
         // Every other run is interrupted.
         let original =
             JournalFile::new(&recorded_journal(seed, if seed % 2 == 0 { u64::MAX } else { 2_000 + 100 * seed }));
-        let untouched = audited(original.copy()).unwrap();
-        assert!(untouched.clean, "seed {seed}: {untouched:?}");
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut changes = 0;
-        while changes < 6 {
-            let connection = original.copy();
-            let before = content(&connection);
-            let edit = tamper(&mut rng, &connection);
-            if content(&connection) == before {
-                continue;
-            }
-            changes += 1;
-            let audit = audited(connection);
-            assert!(!matches!(audit, Ok(Audit { clean: true, .. })), "seed {seed}, not detected: {edit}");
-        }
-        edits += changes;
+        edits += check_that_changes_are_detected(&original, &mut rng, 6, |rng| *TABLES.choose(rng).unwrap()).len();
     }
     assert!(edits >= 200);
 }
 
 #[test]
+fn every_change_of_a_recovered_journal_with_records_of_every_kind_is_detected() {
+    let (original, mut rng) = (recovered_run(), ChaCha8Rng::seed_from_u64(1));
+    let mut tables = TABLES.into_iter().cycle();
+    let changed = check_that_changes_are_detected(&original, &mut rng, 8 * TABLES.len(), |_| tables.next().unwrap());
+    assert_eq!(changed.into_iter().collect::<BTreeSet<_>>(), TABLES.into());
+}
+
+#[test]
 fn a_truncated_journal_is_detected_with_a_later_record() {
     let original = finished_run();
-    let head = ReadOnlyJournal::new(original.copy()).unwrap().verify().unwrap().head;
-    let connection = original.copy();
+    let head = original.copy().open().unwrap().verify().unwrap().head;
+    let copy = original.copy();
     let truncation = "DELETE FROM chain WHERE kind = 'event' AND number = (SELECT max(number) FROM events);
         DELETE FROM events WHERE number = (SELECT max(number) FROM events)";
-    connection.execute_batch(truncation).unwrap();
-    let journal = ReadOnlyJournal::new(connection).unwrap();
+    copy.connection.execute_batch(truncation).unwrap();
+    let journal = copy.open().unwrap();
     let mut audit = audit(&journal).unwrap();
     let chain = journal.verify().unwrap();
-    assert_eq!((chain.count, chain.head.record_number), (0, head.record_number - 1));
+    assert_eq!((chain.count, chain.head.sequence), (0, head.sequence - 1));
     audit.check_record(&journal, &chain.head).unwrap();
     assert!(audit.clean);
     audit.check_record(&journal, &head).unwrap();
@@ -247,9 +364,9 @@ fn inconsistent_records_are_detected_without_the_chain() {
     // reveals.
     let original = finished_run();
     let problems_after = |edit: &str| {
-        let connection = original.copy();
-        connection.execute_batch(edit).unwrap();
-        let audit = audited(connection).unwrap();
+        let copy = original.copy();
+        copy.connection.execute_batch(edit).unwrap();
+        let audit = audit(&copy.open().unwrap()).unwrap();
         assert_eq!(audit.clean, edit.is_empty());
         let is_of_chain = |problem: &String| problem.starts_with("record ") || problem.ends_with("was added");
         audit.problems.into_iter().filter(|problem| !is_of_chain(problem)).collect::<Vec<_>>().join("; ")

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::{Context, bail};
-use checkpoint_store::{Checkpoints, JournalHead};
+use checkpoint_store::Checkpoints;
 use clap::Args;
 use object_storage::Access;
+use proto::v1::JournalHead;
 
 use super::journal_args::JournalArgs;
 use crate::audit::{self, DataChangeSummary, Epoch, GenerationRecord, RecoveryStart, SampleCounts, StageSelection};
@@ -38,8 +39,8 @@ pub struct AuditCommand {
 
 fn parse_head(text: &str) -> anyhow::Result<JournalHead> {
     let (record_number, hash) = text.split_once(':').context("a record is named NUMBER:HASH")?;
-    let record_number = record_number.parse().ok().context("a record is named NUMBER:HASH")?;
-    Ok(JournalHead { record_number, hash: hash.to_owned() })
+    let sequence = record_number.parse().ok().context("a record is named NUMBER:HASH")?;
+    Ok(JournalHead { sequence, hash: hash.to_owned() })
 }
 
 impl AuditCommand {

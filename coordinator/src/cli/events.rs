@@ -3,14 +3,11 @@
 use std::{io::Write, time::Duration};
 
 use clap::{Args, builder::PossibleValuesParser};
+use journal::{Event, EventCursor, event_kinds};
 use serde_json::json;
 
 use super::journal_args::JournalArgs;
-use crate::{
-    event_messages::{describe_event, event_kinds},
-    formatting::format_local_time,
-    journal::{browse::EventCursor, read_only::Event},
-};
+use crate::{event_messages::describe_event, formatting::format_local_time};
 
 /// Time between two reads of the journal with `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -23,7 +20,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 pub struct EventsCommand {
     #[command(flatten)]
     journal: JournalArgs,
-    /// Print only events of this kind; may be given several times.
+    /// Print only events of this kind; may be given several times. `lost`: a worker failed or was
+    /// evicted. `rollback`: committed steps were given up. `stage_ended`: a stage ended early, with
+    /// an earlier state than its last one.
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(event_kinds()))]
     kind: Vec<String>,
     /// Continue with new events until interrupted.

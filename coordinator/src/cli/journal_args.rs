@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use config::RunFile;
-
-use crate::journal::read_only::ReadOnlyJournal;
+use journal::ReadOnlyJournal;
 
 /// The location of a run's journal.
 #[derive(Debug, Args)]
@@ -24,7 +23,7 @@ impl JournalArgs {
     /// Opens the journal for reading. A coordinator may be writing to it.
     pub fn open(&self) -> anyhow::Result<ReadOnlyJournal> {
         let folder = match (&self.config, &self.state) {
-            (Some(config), _) => RunFile::load(config)?.output.join("coordinator"),
+            (Some(config), _) => RunFile::load(config)?.journal_folder(),
             // clap requires one of the two.
             (None, state) => state.clone().unwrap_or_default(),
         };

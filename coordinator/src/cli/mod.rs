@@ -1,9 +1,12 @@
-//! The command line: one file per subcommand, except that `control` has all subcommands that change
-//! a run: `pause`, `resume`, `checkpoint`, `evaluate`, `drain` and `stop`.
+//! The command line: one file per subcommand. Two exceptions: `control` has all subcommands that
+//! change a run (`pause`, `resume`, `checkpoint`, `evaluate`, `drain` and `stop`), and
+//! `completions` is in the crate `cli-support`.
 //!
-//! - `connection_args`, `journal_args`, `security_args`: arguments that several subcommands share:
-//!   the address of a coordinator with its token, the state folder of a journal, TLS files and
-//!   tokens of a server.
+//! - `connection_args`: the arguments of subcommands that call a coordinator: its address, TLS
+//!   files, and a token.
+//! - `journal_args`: the arguments of subcommands that read a journal: the folder that contains it.
+//! - `security_args`: the arguments of `serve` that decide which clients it accepts: TLS files,
+//!   tokens, `--insecure`.
 //! - `serve`: runs the coordinator.
 //! - `validate`, `schema`: check and document run files.
 //! - `status`, `watch`, `control`: calls to a running coordinator.

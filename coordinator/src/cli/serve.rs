@@ -8,13 +8,13 @@ use clap::Args;
 use cli_support::ShutdownSignals;
 use config::RunFile;
 use dico_engine::{Engine, Outcome, restored::RestoredRun};
+use journal::{AcceptedChanges, Journal};
 use object_storage::Access;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::security_args::SecurityArgs;
 use crate::{
     checkpoints::{self, JournalMismatchError},
-    journal::{self, AcceptedChanges, Journal},
     random_ids,
     service::{Service, StopHandle},
 };
@@ -86,12 +86,12 @@ impl ServeCommand {
 
     async fn serve(self, file: RunFile) -> anyhow::Result<()> {
         let security = self.security.prepare(self.listen)?;
-        let scoring = super::validate::open_metrics(&file.scoring)?;
+        let scoring = run_assets::open_metrics(&file.scoring)?;
         // Bind before anything is written, so that an accidental second coordinator changes
         // nothing.
         let grpc = bind(self.listen, "--listen")?;
         let http = bind(self.http, "--http")?;
-        let journal_folder = self.state.unwrap_or_else(|| file.output.join("coordinator"));
+        let journal_folder = self.state.unwrap_or_else(|| file.journal_folder());
         let accept = if self.accept_changes { AcceptedChanges::NextStep } else { AcceptedChanges::Free };
         let options = StorageOptions {
             file: file.clone(),
@@ -164,7 +164,7 @@ impl StorageOptions {
             Err(error) if self.recover && is_recoverable(&error) => {
                 let recovery = checkpoints::find_recovery_checkpoints(&self.file, &listing, read_metadata)?;
                 let journal = Journal::recover(&self.journal_folder, &self.file, &recovery)?;
-                let checkpoint = &recovery.newest.checkpoint;
+                let checkpoint = &recovery.newest.name;
                 tracing::warn!(
                     checkpoint,
                     "the journal was replaced by a new one, and the run resumes from a checkpoint: {error:#}"

@@ -4,13 +4,11 @@ use std::io::Write;
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
+use journal::ReadOnlyJournal;
 use serde_json::json;
 
 use super::journal_args::JournalArgs;
-use crate::{
-    journal::read_only::ReadOnlyJournal,
-    tensorboard::{EventFileWriter, WrittenCounts},
-};
+use crate::tensorboard::{EventFileWriter, WrittenCounts};
 
 /// Time between two reads of the journal with `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -7,12 +7,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use config::{Data, RunFile};
 use dataset::{DataSet, Item, Split};
 use image::codecs::jpeg::JpegEncoder;
+use journal::{Caption, Error, EvaluationId, ReadOnlyJournal};
 use serde::Serialize;
-
-use crate::journal::{
-    Error,
-    read_only::{Caption, Evaluation, ReadOnlyJournal},
-};
 
 /// Maximal number of images in the report.
 const MAX_IMAGES: u32 = 12;
@@ -62,8 +58,8 @@ impl Captions {
     pub fn read(
         journal: &ReadOnlyJournal,
         settings: &RunFile,
-        before: Option<&Evaluation>,
-        after: &Evaluation,
+        before: Option<EvaluationId>,
+        after: EvaluationId,
     ) -> Result<Self, Error> {
         let mut images = Vec::new();
         for Caption { image, caption, references, scores } in journal.captions(after, MAX_IMAGES)? {
@@ -79,7 +75,7 @@ impl Captions {
                 picture: None,
             });
         }
-        let position = |evaluation: &Evaluation| (evaluation.position.stage, evaluation.position.step);
+        let position = |evaluation: EvaluationId| (evaluation.position.stage, evaluation.position.step);
         let no_pictures = add_pictures(&settings.data, &mut images).err().map(|error| error.to_string());
         Ok(Self { before: before.map(position), after: position(after), images, no_pictures })
     }

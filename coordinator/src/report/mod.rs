@@ -28,20 +28,19 @@ use std::{
 };
 
 use config::RunFile;
-use dico_engine::{EventKind, WorkerId, plan::Position};
+use dico_engine::{EventKind, WorkerId, checkpoint::Checkpoint, plan::Position};
+use journal::{
+    Error, Evaluation, EvaluationId, Event, GUARD_KIND, ReadOnlyJournal, RecordedCheckpoint, RunOutcome, StageEnd,
+};
 use metric_catalogue::Direction;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use captions::{CaptionedImage, Captions};
 pub use curves::{Curve, Curves};
 
 use crate::{
     audit::{self, Audit},
-    event_messages::GUARD_KIND,
-    journal::{
-        Error,
-        read_only::{CheckpointRow, Evaluation, Event, Generation, MeasuredStep, ReadOnlyJournal},
-    },
+    step_metrics::{speed_metrics, training_metrics},
 };
 
 /// Maximal number of rows of a table. If there are more generations or events, the table lists the
@@ -62,7 +61,7 @@ pub struct Report {
     /// The time of the last event, step or evaluation.
     pub last_at: f64,
     /// How the run ended, or its present state.
-    pub outcome: Outcome,
+    pub outcome: RunOutcome,
     /// The stages that have started.
     pub stages: Vec<Stage>,
     /// The evaluations with their scores.
@@ -85,20 +84,6 @@ pub struct Report {
     pub machines: Vec<MachineGroup>,
     /// The run file.
     pub settings: RunFile,
-}
-
-/// How a run ended, or its present state.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "state", content = "reason", rename_all = "snake_case")]
-pub enum Outcome {
-    /// All stages are done.
-    Finished,
-    /// The run cannot continue, for this reason.
-    Failed(String),
-    /// The run is paused, for this reason.
-    Paused(String),
-    /// The run is in progress, or its coordinator was stopped.
-    Unfinished,
 }
 
 /// A stage that has started.
@@ -129,26 +114,13 @@ pub struct Stage {
 }
 
 /// The end of a stage with an earlier checkpoint than its last.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EarlyEnd {
     /// The step of the checkpoint that the stage ended with. The next stage starts from it.
     pub step: u64,
-    /// The reason.
-    pub reason: String,
-    /// Later checkpoints that a reader may have expected instead: the last one, and those with a
-    /// better score.
-    #[serde(default)]
-    pub passed_over: Vec<LaterCheckpoint>,
-}
-
-/// A checkpoint that a stage did not end with, although it is later.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LaterCheckpoint {
-    /// The step of the checkpoint.
-    pub step: u64,
-    /// Its score by the stage's metric.
-    pub score: Option<f64>,
-    /// Why it was not selected.
+    /// The name of the cause: `best_state`, `early_stopping` or `guard`.
+    pub cause: &'static str,
+    /// The reason, as a message for display.
     pub reason: String,
 }
 
@@ -247,18 +219,16 @@ impl Report {
     pub fn read(journal: &ReadOnlyJournal) -> Result<Self, Error> {
         let settings = journal.run_file()?;
         let (events, mut audit) = (journal.events()?, audit::audit(journal)?);
-        let (stages, evaluations) = (stages(journal, &settings, &events)?, journal.evaluations(None)?);
+        let (stages, evaluations) = (stages(journal, &settings)?, journal.evaluations(None)?);
         let (generations, begun_at) = (journal.generations()?, journal.created_at()?);
         let recoveries = Recoveries::of(&audit, &events);
-        let outcome = Outcome::of(&events, &generations);
         let times = events.iter().map(|event| event.at).chain(stages.iter().map(|stage| stage.to));
         let last_at = times.chain(evaluations.iter().map(|evaluation| evaluation.at)).fold(begun_at, f64::max);
         let earlier = audit.generations.len().saturating_sub(MAX_TABLE_ROWS);
         audit.generations.drain(..earlier);
         let entries = evaluation_entries(&settings, &stages, &evaluations);
         let captions = evaluations_to_compare(&entries).map(|(before, after)| {
-            let before = before.map(|before| &evaluations[before]);
-            Captions::read(journal, &settings, before, &evaluations[after])
+            Captions::read(journal, &settings, before.map(|before| evaluations[before].id), evaluations[after].id)
         });
         Ok(Self {
             run: settings.name.clone(),
@@ -266,7 +236,7 @@ impl Report {
             made_at: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
             begun_at,
             last_at,
-            outcome,
+            outcome: journal.outcome()?,
             captions: captions.transpose()?,
             evaluations: entries,
             stages,
@@ -288,21 +258,9 @@ impl Report {
     }
 }
 
-impl Outcome {
-    fn of(events: &[Event], generations: &[Generation]) -> Self {
-        let formed = generations.last().map_or(f64::NEG_INFINITY, |generation| generation.formed_at);
-        for Event { at, kind, detail } in events.iter().rev() {
-            let reason = || detail["reason"].as_str().unwrap_or_default().to_owned();
-            match kind {
-                kind if kind == EventKind::Finished.name() => return Self::Finished,
-                // A failed run may have continued under a new coordinator.
-                kind if kind == EventKind::Failed.name() && *at >= formed => return Self::Failed(reason()),
-                kind if kind == EventKind::Paused.name() => return Self::Paused(reason()),
-                kind if kind == EventKind::Resumed.name() => return Self::Unfinished,
-                _ => {}
-            }
-        }
-        Self::Unfinished
+impl From<&StageEnd> for EarlyEnd {
+    fn from(StageEnd { position, cause, reason, .. }: &StageEnd) -> Self {
+        Self { step: position.step, cause: cause.name(), reason: reason.clone() }
     }
 }
 
@@ -322,24 +280,19 @@ impl Recoveries {
     }
 }
 
-impl From<CheckpointRow> for CheckpointEntry {
-    fn from(CheckpointRow { name, parameters_sha256, at, is_in_present_history, .. }: CheckpointRow) -> Self {
+impl From<RecordedCheckpoint> for CheckpointEntry {
+    fn from(RecordedCheckpoint { checkpoint, at, is_in_present_history }: RecordedCheckpoint) -> Self {
+        let Checkpoint { name, parameters_sha256, .. } = checkpoint;
         Self { name, parameters_sha256, at, is_passed_over: !is_in_present_history }
     }
 }
 
 /// Reads the stages that have started, with their curves.
-fn stages(journal: &ReadOnlyJournal, settings: &RunFile, events: &[Event]) -> Result<Vec<Stage>, Error> {
+fn stages(journal: &ReadOnlyJournal, settings: &RunFile) -> Result<Vec<Stage>, Error> {
+    let ends = journal.stage_ends()?;
     let mut started: BTreeMap<u32, (Stage, Curves)> = BTreeMap::new();
-    journal.for_each_step(Position::default(), |step| {
-        let MeasuredStep {
-            position: Position { stage: number, step, .. },
-            at,
-            samples,
-            training_metrics,
-            speed_metrics,
-            ..
-        } = step;
+    journal.for_each_step(Position::default(), |recorded| {
+        let (Position { stage: number, step }, at) = (recorded.position, recorded.at);
         let Some(config) = settings.stages.get(number as usize) else { return };
         let (stage, curves) = started.entry(number).or_insert_with(|| {
             let stage = Stage {
@@ -352,27 +305,19 @@ fn stages(journal: &ReadOnlyJournal, settings: &RunFile, events: &[Event]) -> Re
                 batch: config.batch,
                 from: at,
                 to: at,
-                end: early_end(events, number),
+                end: ends.iter().rfind(|end| end.position.stage == number).map(EarlyEnd::from),
                 curves: BTreeMap::new(),
             };
             (stage, Curves::default())
         });
-        stage.samples += samples;
+        stage.samples += recorded.samples;
         stage.steps = step;
         // A step that was given up and trained again is recorded after later steps.
         stage.from = stage.from.min(at);
         stage.to = stage.to.max(at);
-        curves.add(step, training_metrics.into_iter().chain(speed_metrics));
+        curves.add(step, training_metrics(&recorded).into_iter().chain(speed_metrics(&recorded)));
     })?;
     Ok(started.into_values().map(|(stage, curves)| Stage { curves: curves.all(), ..stage }).collect())
-}
-
-/// Reads the end of a stage that ended with an earlier checkpoint than its last; `None` for other
-/// stages.
-fn early_end(events: &[Event], stage: u32) -> Option<EarlyEnd> {
-    let ended = events.iter().rev().filter(|event| event.kind == EventKind::StageEndedEarly.name());
-    let mut of_stage = ended.filter(|event| event.detail["stage"].as_u64() == Some(stage.into()));
-    EarlyEnd::deserialize(&of_stage.next()?.detail).ok()
 }
 
 /// The indices of the two evaluations whose captions are compared. The second one is that of the
@@ -408,7 +353,7 @@ fn evaluation_entries(settings: &RunFile, stages: &[Stage], evaluations: &[Evalu
         stage.and_then(|stage| stage.end.as_ref()).is_some_and(|end| end.step == position.step)
     };
     let model_evaluations =
-        || evaluations.iter().filter(|evaluation| captioner(evaluation.position.stage) == Captioner::Model);
+        || evaluations.iter().filter(|evaluation| captioner(evaluation.id.position.stage) == Captioner::Model);
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
     for (name, direction) in settings.scores() {
         let scores = model_evaluations().filter_map(|evaluation| evaluation.scores.get(&name)).copied();
@@ -420,7 +365,7 @@ fn evaluation_entries(settings: &RunFile, stages: &[Stage], evaluations: &[Evalu
         best.extend(best_score.map(|score| (name, score)));
     }
     let has_several = model_evaluations().nth(1).is_some();
-    let entry = |Evaluation { position, at, scores, .. }: &Evaluation| {
+    let entry = |Evaluation { id: EvaluationId { position, .. }, at, scores, .. }: &Evaluation| {
         let captioner = captioner(position.stage);
         let is_best = |(name, score): (&String, &f64)| {
             has_several && captioner == Captioner::Model && best.get(name.as_str()) == Some(score)

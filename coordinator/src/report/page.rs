@@ -1,10 +1,11 @@
 //! The report as one HTML page, for screens and for paper, without scripts or external resources.
 
+use journal::RunOutcome;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{
-    CaptionedImage, Captioner, Captions, CheckpointEntry, EarlyEnd, EvaluationEntry, EventEntry, LaterCheckpoint,
-    MachineGroup, Outcome, Recoveries, Report, Stage, chart::Chart, curves::Curve,
+    CaptionedImage, Captioner, Captions, CheckpointEntry, EarlyEnd, EvaluationEntry, EventEntry, MachineGroup,
+    Recoveries, Report, Stage, chart::Chart, curves::Curve,
 };
 use crate::{
     audit::{Audit, SampleCounts},
@@ -52,14 +53,14 @@ pub fn page(report: &Report) -> Markup {
 
 fn page_header(report: &Report) -> Markup {
     let (css_class, name) = match &report.outcome {
-        Outcome::Finished => ("good", "finished"),
-        Outcome::Failed(_) => ("bad", "failed"),
-        Outcome::Paused(_) => ("warn", "paused"),
-        Outcome::Unfinished => ("warn", "unfinished"),
+        RunOutcome::Finished => ("good", "finished"),
+        RunOutcome::Failed(_) => ("bad", "failed"),
+        RunOutcome::Paused(_) => ("warn", "paused"),
+        RunOutcome::Unfinished => ("warn", "unfinished"),
     };
     let reason = match &report.outcome {
-        Outcome::Failed(reason) | Outcome::Paused(reason) => reason.as_str(),
-        Outcome::Finished | Outcome::Unfinished => "",
+        RunOutcome::Failed(reason) | RunOutcome::Paused(reason) => reason.as_str(),
+        RunOutcome::Finished | RunOutcome::Unfinished => "",
     };
     let steps = report.stages.iter().map(|stage| stage.steps).sum();
     let samples: u64 = report.stages.iter().map(|stage| stage.samples).sum();
@@ -136,7 +137,7 @@ fn timeline(report: &Report) -> Markup {
                     td.number { (stage.batch) }
                     td.number { (format_count(stage.samples)) }
                     td.number { (format_duration(stage.to - stage.from)) }
-                    td { (end_of_stage(stage)) @for description in passed_over(stage) { br; (description) } }
+                    td { (end_of_stage(stage)) }
                 } } }
             } }
             @if recovery_positions().next().is_some() {
@@ -162,14 +163,6 @@ fn end_of_stage(stage: &Stage) -> String {
         None if stage.steps >= stage.wanted => "after its last step".into(),
         None => String::new(),
     }
-}
-
-/// Descriptions of the later checkpoints that the stage did not end with.
-fn passed_over(stage: &Stage) -> impl Iterator<Item = String> {
-    stage.end.iter().flat_map(|end| &end.passed_over).map(|LaterCheckpoint { step, score, reason }| {
-        let score = score.map_or_else(String::new, |score| format!(" (score {})", format_number(score)));
-        format!("step {}{score} was not selected: {reason}", format_count(*step))
-    })
 }
 
 fn stage_section(stage: &Stage) -> Markup {

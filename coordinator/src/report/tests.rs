@@ -1,20 +1,19 @@
 use std::path::Path;
 
 use dico_engine::{
-    Outcome as RunOutcome, WorkerId,
-    captions::EvaluationItem,
+    Outcome, WorkerId,
     checkpoint::Checkpoint,
     membership::Machine,
     model_selection::{EndCause, EndDecision, LaterState},
     record::{Attachment, HistoryMove, Record, StateSource},
     statistics::StepStatistics,
 };
+use journal::{EvaluatedCaption, Journal};
 use proto::v1;
 use serde_json::json;
 use summary_statistics::Summary;
 
 use super::*;
-use crate::journal::Journal;
 use config::testing;
 
 /// A caption, or the reason of a failure, with a script, as an attacker might send it.
@@ -33,17 +32,19 @@ fn step(stage: u32, step: u64, generation: u64) -> Record {
     Record::Step(StepStatistics::from_report(WorkerId(0), &report, &v1::Position { stage, step, generation }).unwrap())
 }
 
-/// An evaluation of 30 images with the same caption. Its repetition `rep_1` also has the value
-/// `cider`.
-fn evaluated(stage: u32, step: u64, generation: u64, caption: &str, cider: f64) -> Record {
-    let item = |image: u32| EvaluationItem {
+/// An evaluation of 30 images with the same caption, which the journal gets. Its repetition `rep_1`
+/// also has the value `cider`.
+fn evaluated(journal: &mut Journal, (stage, step): (u32, u64), generation: u64, caption: &str, cider: f64) -> Record {
+    let caption_of = |image: u32| EvaluatedCaption {
         image: format!("{image:03}.jpg"),
         caption: caption.into(),
         references: vec!["a <dog>".into()],
-        ..EvaluationItem::default()
+        ..EvaluatedCaption::default()
     };
+    let evaluation = generation << 32 | u64::from(stage) << 16 | step;
+    journal.stage_captions(evaluation, (0..30).map(caption_of).collect());
     let metrics = [("cider".to_owned(), cider), ("rep_1".to_owned(), cider)].into();
-    Record::Evaluated { position: Position { stage, step }, generation, metrics, items: (0..30).map(item).collect() }
+    Record::Evaluated { position: Position { stage, step }, generation, evaluation, metrics }
 }
 
 fn formed(generation: u64, stage: u32, step: u64) -> Record {
@@ -59,9 +60,9 @@ fn formed(generation: u64, stage: u32, step: u64) -> Record {
     }
 }
 
-fn run_ended(outcome: RunOutcome) -> Record {
+fn run_ended(outcome: Outcome) -> Record {
     let reason = match &outcome {
-        RunOutcome::Failed(reason) => reason.clone(),
+        Outcome::Failed(reason) => reason.clone(),
         _ => "a test".to_owned(),
     };
     Record::RunEnded { outcome, position: Position { stage: 1, step: 8 }, reason, result: None }
@@ -78,9 +79,9 @@ fn write_journal(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
     let attachment = Attachment { worker_id: WorkerId(0), host: "here".into(), data_set, held_position: None };
     let mut records = vec![Record::Attached(attachment), formed(1, 0, 0)];
     records.extend((1..=4).map(|n| step(0, n, 1)));
-    records.push(evaluated(0, 4, 1, "a cat", 1.0));
+    records.push(evaluated(&mut journal, (0, 4), 1, "a cat", 1.0));
     records.extend((1..=5).map(|n| step(1, n, 1)));
-    records.push(evaluated(1, 4, 1, "given up", 9.0));
+    records.push(evaluated(&mut journal, (1, 4), 1, "given up", 9.0));
     let detail = json!({ "rank": 1, "host": "here", "reason": MALICIOUS_CAPTION });
     records.push(Record::Event { kind: EventKind::Lost, detail });
     records.push(Record::Ended { generation: 1, reason: "lost".into() });
@@ -89,7 +90,7 @@ fn write_journal(folder: &Path, extra: Vec<Record>) -> ReadOnlyJournal {
     records.push(Record::HistoryMoved(HistoryMove { from: at(5), to: at(3), generation: 2, source }));
     records.push(formed(2, 1, 3));
     records.extend((4..=8).map(|n| step(1, n, 2)));
-    records.push(evaluated(1, 8, 2, MALICIOUS_CAPTION, 2.0));
+    records.push(evaluated(&mut journal, (1, 8), 2, MALICIOUS_CAPTION, 2.0));
     let (position, name) = (Position { stage: 1, step: 8 }, "1-b-00000008".to_owned());
     let (run_id, parameters_sha256) = ("3fa2".into(), "ab".repeat(32));
     records.push(Record::Saved(Checkpoint { position, generation: 2, run_id, name, parameters_sha256 }));
@@ -105,8 +106,8 @@ fn report(extra: Vec<Record>) -> Report {
 
 #[test]
 fn a_report_summarizes_the_journal() {
-    let report = report(vec![run_ended(RunOutcome::Finished)]);
-    assert_eq!(report.outcome, Outcome::Finished);
+    let report = report(vec![run_ended(Outcome::Finished)]);
+    assert_eq!(report.outcome, RunOutcome::Finished);
     let stages: Vec<_> = report.stages.iter().map(|stage| (stage.name.as_str(), stage.steps, stage.samples)).collect();
     assert_eq!(stages, [("a", 4, 16), ("b", 8, 32)]);
     assert_eq!(report.stages[1].curves["loss"].mean, [1.0, 0.5, 1.0 / 3.0, 0.25, 0.2, 1.0 / 6.0, 1.0 / 7.0, 0.125]);
@@ -145,16 +146,23 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
     let mut stages = [("a", 2), ("b", 8)].map(|(name, steps)| testing::stage(name, steps, batch, None, None));
     stages[0].objective = config::Objective::Contrastive(config::Contrastive::default());
     let mut journal = Journal::open(folder.path(), &testing::run_file(stages.into())).unwrap();
-    let mut records = vec![formed(1, 0, 0), step(0, 1, 1), step(0, 2, 1), evaluated(0, 2, 1, "people", 9.0)];
+    let mut records =
+        vec![formed(1, 0, 0), step(0, 1, 1), step(0, 2, 1), evaluated(&mut journal, (0, 2), 1, "people", 9.0)];
     records.extend((1..=8).map(|n| step(1, n, 1)));
-    records.extend([evaluated(1, 2, 1, "bad", 1.0), evaluated(1, 4, 1, "good", 3.0), evaluated(1, 8, 1, "fair", 2.0)]);
+    records.extend([
+        evaluated(&mut journal, (1, 2), 1, "bad", 1.0),
+        evaluated(&mut journal, (1, 4), 1, "good", 3.0),
+        evaluated(&mut journal, (1, 8), 1, "fair", 2.0),
+    ]);
     let at = |step| Position { stage: 1, step };
     let later = LaterState { position: at(8), score: Some(2.0), reason: "its score is not better".into() };
     let (cause, reason) = (EndCause::BestState, "it is the best".into());
     let end = EndDecision { position: at(4), cause, reason, later_states: vec![later] };
-    records.extend([Record::StageEnded { generation: 1, end }, run_ended(RunOutcome::Finished)]);
+    records.extend([Record::StageEnded { generation: 1, end }, run_ended(Outcome::Finished)]);
     journal.write(&records).unwrap();
     let report = Report::read(&ReadOnlyJournal::open(folder.path()).unwrap()).unwrap();
+    let end = EarlyEnd { step: 4, cause: "best_state", reason: "it is the best".into() };
+    assert_eq!((&report.stages[0].end, &report.stages[1].end), (&None, &Some(end)));
     assert_eq!((report.stages[1].steps, report.stages[1].curves["loss"].step.len()), (8, 8));
     let marks = |is_marked: fn(&EvaluationEntry) -> bool| report.evaluations.iter().map(is_marked).collect::<Vec<_>>();
     assert_eq!(marks(|evaluation| evaluation.captioner == Captioner::People), [true, false, false, false]);
@@ -164,6 +172,7 @@ fn the_checkpoint_that_a_stage_ended_with_is_marked_and_scores_of_references_are
     assert_eq!((captions.before, captions.after), (Some((1, 2)), (1, 4)));
     let html = report.to_html();
     assert!(html.contains("with the checkpoint of step 4: it is the best"), "{html}");
+    // The event log says why later checkpoints were not selected.
     assert!(html.contains("step 8 (score 2) was not selected: its score is not better"));
     assert!(html.contains("was 1 at the first evaluation"), "the first evaluation of the model");
     assert!(html.contains(r#"class="selected""#));
@@ -180,18 +189,19 @@ fn captions_and_reasons_are_escaped_in_the_html() {
 }
 
 #[test]
-fn the_outcome_follows_from_the_last_events() {
-    assert_eq!(report(vec![]).outcome, Outcome::Unfinished);
-    let failed = || run_ended(RunOutcome::Failed("the data differ".into()));
-    assert_eq!(report(vec![failed()]).outcome, Outcome::Failed("the data differ".into()));
-    assert_eq!(report(vec![failed(), formed(3, 1, 8)]).outcome, Outcome::Unfinished);
+fn the_html_has_the_outcome_with_its_reason() {
     let position = Position { stage: 1, step: 8 };
-    let paused = || Record::Paused { position, reason: "kl is 9".into() };
-    assert_eq!(report(vec![paused()]).outcome, Outcome::Paused("kl is 9".into()));
-    assert_eq!(
-        report(vec![paused(), Record::Resumed { position, reason: "kl is 9".into() }]).outcome,
-        Outcome::Unfinished
-    );
+    let paused = Record::Paused { position, reason: "kl is 9".into() };
+    for (records, words) in [
+        (vec![], "unfinished"),
+        (vec![run_ended(Outcome::Finished)], "finished"),
+        (vec![run_ended(Outcome::Failed("the data differ".into()))], "the data differ"),
+        (vec![paused], "kl is 9"),
+    ] {
+        let html = report(records).to_html();
+        let header = html.split("</header>").next().unwrap();
+        assert!(header.contains(words), "{words}: {header}");
+    }
 }
 
 #[test]
@@ -219,7 +229,7 @@ fn the_html_of_a_long_run_is_small() {
 
 #[test]
 fn the_html_is_well_formed() {
-    let html = report(vec![run_ended(RunOutcome::Finished)]).to_html();
+    let html = report(vec![run_ended(Outcome::Finished)]).to_html();
     let void_elements = ["!doctype", "meta", "br", "img", "input", "hr", "link"];
     let mut open: Vec<String> = Vec::new();
     for tag in html.split('<').skip(1) {

@@ -4,7 +4,8 @@
 use std::{fs::File, path::Path};
 
 use caption_metrics::results::{self, CaptionResult};
-use dico_engine::captions::EvaluationItem;
+
+use crate::captions::EvaluationItem;
 
 /// Writes the captions to `path` atomically. Replaces the file of an earlier evaluation of the same
 /// step.

@@ -5,33 +5,34 @@
 use std::collections::BTreeMap;
 
 use caption_metrics::{ImageEvaluation, Metrics};
-use dico_engine::captions::EvaluationItem;
+use journal::EvaluatedCaption;
 
-/// Computes the scores of an evaluation, and adds to each item the scores of its caption. Drops the
-/// items' embeddings, which only the retrieval metrics need. Returns the scores by metric, and the
-/// items.
+use crate::captions::EvaluationItem;
+
+/// Computes the scores of an evaluation. Returns the scores by metric, and the captions with their
+/// own scores.
 #[must_use]
-pub fn score_captions(metrics: &Metrics, items: Vec<EvaluationItem>) -> (BTreeMap<String, f64>, Vec<EvaluationItem>) {
-    let (mut items, evaluations): (Vec<EvaluationItem>, Vec<ImageEvaluation>) =
+pub fn score_captions(metrics: &Metrics, items: Vec<EvaluationItem>) -> (BTreeMap<String, f64>, Vec<EvaluatedCaption>) {
+    let (mut captions, evaluations): (Vec<EvaluatedCaption>, Vec<ImageEvaluation>) =
         items.into_iter().map(split_evaluation).unzip();
     let report = metrics.evaluate(&evaluations);
     report.notes.iter().for_each(|note| tracing::warn!("evaluation: {note}"));
     for (name, scores) in report.items {
-        for (item, score) in items.iter_mut().zip(scores) {
-            item.scores.insert(name.clone().into_owned(), score);
+        for (caption, score) in captions.iter_mut().zip(scores) {
+            caption.scores.insert(name.clone().into_owned(), score);
         }
     }
-    (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), items)
+    (report.corpus.into_iter().map(|(name, score)| (name.into_owned(), score)).collect(), captions)
 }
 
 /// Makes the input of the metrics for an item. Moves the item's embeddings into that input.
-fn split_evaluation(mut item: EvaluationItem) -> (EvaluationItem, ImageEvaluation) {
+fn split_evaluation(mut item: EvaluationItem) -> (EvaluatedCaption, ImageEvaluation) {
     let evaluation = ImageEvaluation {
         item: caption_metrics::Item { candidate: item.caption.clone(), references: item.references.clone() },
         scores: item.scores.clone(),
         embeddings: std::mem::take(&mut item.embeddings),
     };
-    (item, evaluation)
+    (item.into_evaluated(), evaluation)
 }
 
 #[cfg(test)]
@@ -56,7 +57,6 @@ mod tests {
         assert_eq!((scores["pac_s"], scores["retrieval_r1"]), (0.75, 1.0));
         assert!(scores["bleu_4"] > 0.999, "{scores:?}");
         assert_eq!((items[1].scores["pac_s"], items[1].scores["retrieval_mrr"]), (1.0, 1.0));
-        assert!(items.iter().all(|item| item.embeddings.is_empty()));
         assert!(score_captions(&metrics, vec![]).1.is_empty());
     }
 }

@@ -2,9 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use checkpoint_store::{Checkpoints, JournalHead};
+use checkpoint_store::Checkpoints;
 use dico_engine::{Action, Engine, Event, Outcome, RequestId, SessionId, record::Record, statistics::StepStatistics};
-use proto::{v1, v1::directive::Directive};
+use journal::EvaluatedCaption;
+use proto::{v1, v1::directive::Directive, v1::worker_message::Message};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::AbortHandle,
@@ -12,6 +13,8 @@ use tokio::{
 };
 use tonic::Status;
 use tracing::{info, warn};
+
+use crate::captions::{CollectedCaptions, ReportableScores};
 
 use super::{
     clock::Clock,
@@ -59,6 +62,7 @@ impl Driver {
     pub async fn drive(self, mut queue: mpsc::Receiver<DriverInput>) -> anyhow::Result<Outcome> {
         let mut ticks = time::interval(TICK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let reportable = ReportableScores::of_run(&self.engine.state().settings.file);
         let mut event_loop = EventLoop {
             driver: self,
             clock: Clock::start(Instant::now()),
@@ -66,6 +70,8 @@ impl Driver {
             last_request_id: 0,
             sessions: BTreeMap::new(),
             evaluation_task: None,
+            captions: CollectedCaptions::new(reportable),
+            scored_captions: None,
             last_progress_log: None,
             has_new_records: false,
         };
@@ -127,6 +133,10 @@ struct EventLoop {
     sessions: BTreeMap<SessionId, SessionHandle>,
     /// The task that saves and scores the captions of the last evaluation; it may have ended.
     evaluation_task: Option<AbortHandle>,
+    /// The captions of the evaluation in progress.
+    captions: CollectedCaptions,
+    /// The captions of an evaluation that is scored and not recorded yet.
+    scored_captions: Option<Vec<EvaluatedCaption>>,
     /// When progress was last logged.
     last_progress_log: Option<Instant>,
     /// Whether there were records since the last call of [`Self::publish`].
@@ -151,6 +161,10 @@ impl EventLoop {
                 Event::Attach { session, attach }
             }
             DriverInput::Event(event) => event,
+            DriverInput::Scored { evaluation, metrics, captions } => {
+                self.scored_captions = Some(captions);
+                Event::Scored { evaluation, metrics }
+            }
             DriverInput::Status { reply } => {
                 // The client may have disconnected.
                 _ = reply.send(self.driver.engine.state().status(self.clock.now()));
@@ -172,8 +186,30 @@ impl EventLoop {
         RequestId(self.last_request_id)
     }
 
+    /// Passes an event to the run, then the answers to its actions. Returns the outcome if the
+    /// coordinator has to exit.
     async fn handle_event(&mut self, event: Event) -> anyhow::Result<Option<Outcome>> {
-        let mut outcome = None;
+        let (mut outcome, mut next) = (None, Some(event));
+        while let Some(mut event) = next.take() {
+            // The run does not need the captions of an evaluation.
+            let items = match &mut event {
+                Event::Message { message: Message::EvaluationItems(report), .. } => std::mem::take(&mut report.items),
+                _ => Vec::new(),
+            };
+            let (exit_outcome, answer) = self.execute(event, items).await?;
+            (outcome, next) = (outcome.or(exit_outcome), answer);
+        }
+        Ok(outcome)
+    }
+
+    /// Passes an event to the run, and executes its actions. `items` are the captions of the event.
+    /// Returns the outcome if the coordinator has to exit, and the answer to an action.
+    async fn execute(
+        &mut self,
+        event: Event,
+        mut items: Vec<v1::EvaluationItem>,
+    ) -> anyhow::Result<(Option<Outcome>, Option<Event>)> {
+        let (mut outcome, mut answer) = (None, None);
         for action in self.driver.engine.on_event(self.clock.now(), event) {
             match action {
                 // If the worker has disconnected, its reservation expires.
@@ -195,8 +231,7 @@ impl EventLoop {
                 Action::Send { session, mut directive } => {
                     // A checkpoint names the journal's last record, which the run does not know.
                     if let Some(Directive::Checkpoint(checkpoint)) = &mut directive.directive {
-                        let JournalHead { record_number, hash } = self.driver.recorder.head().await?;
-                        checkpoint.journal = Some(v1::JournalHead { sequence: record_number, hash });
+                        checkpoint.journal = Some(self.driver.recorder.head().await?);
                     }
                     self.send(session, Ok(directive));
                 }
@@ -217,12 +252,24 @@ impl EventLoop {
                     self.log_record(&record);
                     self.driver.metrics.record(&record);
                     let must_be_durable = record.must_be_durable();
+                    if let Record::Evaluated { evaluation, .. } = &record {
+                        let captions = self.scored_captions.take().unwrap_or_default();
+                        self.driver.recorder.stage_captions(*evaluation, captions).await?;
+                    }
                     self.driver.recorder.write(record).await?;
                     if must_be_durable {
                         self.driver.recorder.sync().await?;
                     }
                 }
-                Action::Score { evaluation, items, captions_file: path } => {
+                Action::CollectCaptions { evaluation } => self.captions.begin(evaluation),
+                Action::KeepCaptions { session, range, has_more } => {
+                    answer = match self.captions.add(range, std::mem::take(&mut items), has_more) {
+                        Ok(()) => (!has_more).then_some(Event::CaptionsKept { range }),
+                        Err(violation) => Some(Event::Violation { session, violation }),
+                    };
+                }
+                Action::Score { evaluation, captions_file: path } => {
+                    let items = self.captions.take_items();
                     let (inputs, scoring) = (self.driver.inputs.clone(), Arc::clone(&self.driver.scoring));
                     let task =
                         tokio::spawn(CompletedEvaluation { evaluation, items, path }.save_and_score(scoring, inputs));
@@ -236,7 +283,7 @@ impl EventLoop {
                 Action::Exit(exit_outcome) => outcome = Some(exit_outcome),
             }
         }
-        Ok(outcome)
+        Ok((outcome, answer))
     }
 
     /// Sends a directive, or the error that ends the session, to a worker without waiting. Ends the

@@ -1,8 +1,12 @@
 //! The inputs of the driver, and its side of a worker's session.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use dico_engine::{Command, Event, SessionId};
+use journal::EvaluatedCaption;
 use proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
@@ -25,6 +29,9 @@ pub enum DriverInput {
     Attach { session: SessionId, attach: v1::Attach, handle: SessionHandle },
     /// An event that the driver passes to the run unchanged.
     Event(Event),
+    /// An evaluation is scored: the number of the evaluation, its metrics by name, and its captions
+    /// with their scores.
+    Scored { evaluation: u64, metrics: BTreeMap<String, f64>, captions: Vec<EvaluatedCaption> },
     /// An operator sends a command. The reply is a message that says what will happen.
     Control { command: Command, reply: oneshot::Sender<Result<String, Status>> },
     /// A client requests the status.

@@ -4,9 +4,11 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use caption_metrics::Metrics;
-use dico_engine::{Event, captions::EvaluationItem};
+use dico_engine::Event;
 use tokio::{sync::mpsc, time};
 use tracing::warn;
+
+use crate::captions::EvaluationItem;
 
 use super::{caption_files::write_captions, caption_scores::score_captions, driver_input::DriverInput};
 
@@ -43,12 +45,13 @@ impl CompletedEvaluation {
         }
         let items = Arc::unwrap_or_clone(items);
         let scored = tokio::task::spawn_blocking(move || score_captions(&scoring, items));
-        let (scores, items) = scored.await.unwrap_or_else(|panic| {
+        let (metrics, captions) = scored.await.unwrap_or_else(|panic| {
             // Without a result the run would wait for ever.
             warn!(%panic, "cannot score an evaluation: it is recorded without scores");
             Default::default()
         });
-        send_event(&inputs, Event::Scored { evaluation, metrics: scores, items }).await;
+        // Fails while the coordinator is shutting down.
+        _ = inputs.send(DriverInput::Scored { evaluation, metrics, captions }).await;
     }
 }
 

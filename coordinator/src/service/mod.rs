@@ -54,12 +54,12 @@ use axum::middleware;
 use checkpoint_store::Checkpoints;
 use config::RunFile;
 use dico_engine::{Engine, Outcome};
+use journal::Journal;
 use proto::v1::{admin_server::AdminServer, coordinator_server::CoordinatorServer};
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::mpsc, sync::watch, time};
 use tonic::{service::Routes, transport::Server};
 
-use crate::journal::Journal;
 use acceptor::Acceptor;
 use auth::AuthLayer;
 pub use auth::Tokens;

@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
-use checkpoint_store::JournalHead;
 use dico_engine::{NotReady, record::Record};
-use proto::v1::RunState;
+use journal::{Error, EvaluatedCaption, Journal};
+use proto::v1::{JournalHead, RunState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::readiness::Readiness;
-use crate::journal::{Error, Journal};
 
 /// Capacity of the queue of records. The driver waits while it is full.
 const MAX_QUEUED_RECORDS: usize = 8192;
@@ -20,6 +19,8 @@ const MAX_RECORDS_PER_TRANSACTION: usize = 1024;
 
 /// A request to the recorder's thread.
 enum WriteRequest {
+    /// Captions of an evaluation, by its number.
+    StageCaptions(u64, Vec<EvaluatedCaption>),
     Write(Box<Record>),
     /// Reply with the journal's head when all earlier records are on disk.
     Sync(oneshot::Sender<JournalHead>),
@@ -47,7 +48,19 @@ impl Recorder {
     /// The thread has ended because the journal cannot be written.
     pub async fn write(&mut self, record: Record) -> Result<(), Error> {
         self.head = None;
-        match self.requests.send(WriteRequest::Write(Box::new(record))).await {
+        self.send(WriteRequest::Write(Box::new(record))).await
+    }
+
+    /// Queues the captions of an evaluation, before the evaluation's record.
+    ///
+    /// # Errors
+    /// The thread has ended because the journal cannot be written.
+    pub async fn stage_captions(&mut self, evaluation: u64, captions: Vec<EvaluatedCaption>) -> Result<(), Error> {
+        self.send(WriteRequest::StageCaptions(evaluation, captions)).await
+    }
+
+    async fn send(&mut self, request: WriteRequest) -> Result<(), Error> {
+        match self.requests.send(request).await {
             Ok(()) => Ok(()),
             Err(_) => self.thread_result(),
         }
@@ -109,6 +122,7 @@ fn serve_requests(
         let (mut records, mut replies) = (Vec::new(), Vec::new());
         for request in requests.drain(..) {
             match request {
+                WriteRequest::StageCaptions(evaluation, captions) => journal.stage_captions(evaluation, captions),
                 WriteRequest::Write(record) => records.push(*record),
                 WriteRequest::Sync(reply) => replies.push(reply),
             }
@@ -178,7 +192,7 @@ mod tests {
     }
 
     fn count_events(state: &Path) -> usize {
-        crate::journal::read_only::ReadOnlyJournal::open(state).unwrap().events().unwrap().len()
+        journal::ReadOnlyJournal::open(state).unwrap().events().unwrap().len()
     }
 
     #[tokio::test]

@@ -6,7 +6,8 @@ mod refusals;
 use std::{path::Path, time::Duration};
 
 use config::{GuardAction, Rule, RunFile, Stage};
-use dico_engine::{Engine, Outcome};
+use dico_engine::{Engine, Outcome, plan::Position};
+use journal::{Journal, ReadOnlyJournal};
 use proto::{
     PROTOCOL_VERSION,
     v1::{
@@ -24,7 +25,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use super::{Security, Service, StopHandle, grpc};
-use crate::journal::Journal;
 use config::testing;
 
 /// A coordinator with connected clients: one of the workers' service, one of the Admin service.
@@ -288,11 +288,15 @@ async fn a_run_with_one_worker_finishes() {
     assert!((1..=3).contains(&checkpoints), "the last is kept; the others are deleted asynchronously");
     let captions = std::fs::read_to_string(output.path().join("captions/0-a-00000012.json")).unwrap();
     assert_eq!(captions, r#"[{"image_id":42,"caption":"a red ball on the green grass"}]"#);
-    let journal = rusqlite::Connection::open(output.path().join("state/journal.sqlite")).unwrap();
-    let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(count("SELECT count(*) FROM steps WHERE loss = 2.0 AND samples = 8"), 12);
-    assert_eq!(count("SELECT count(*) FROM checkpoints WHERE deleted IS NULL"), 1);
-    assert_eq!(count("SELECT count(*) FROM evaluation_items WHERE scores_json LIKE '%bleu_4%'"), 1);
+    let journal = ReadOnlyJournal::open(&output.path().join("state")).unwrap();
+    let steps = journal.recorded_steps(Position::default(), 99).unwrap();
+    assert_eq!(steps.len(), 12);
+    assert!(steps.iter().all(|step| (step.loss, step.samples) == (Some(2.0), 8)), "{steps:?}");
+    assert_eq!(journal.kept_checkpoints().unwrap().len(), 1);
+    let evaluations = journal.evaluations(None).unwrap();
+    let captions: Vec<_> =
+        evaluations.iter().flat_map(|evaluation| journal.captions(evaluation.id, u32::MAX).unwrap()).collect();
+    assert!(captions.len() == 1 && captions[0].scores.contains_key("bleu_4"), "{captions:?}");
 }
 
 #[tokio::test]
@@ -388,11 +392,13 @@ async fn a_run_is_paused_while_captions_cannot_be_saved() {
     for file in ["captions/0-a-00000004.json", "captions/0-a-00000008.json"] {
         assert!(cluster.output.path().join(file).is_file(), "{file}");
     }
-    let journal = rusqlite::Connection::open(cluster.output.path().join("state/journal.sqlite")).unwrap();
-    let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-    assert_eq!(count("SELECT count(*) FROM events WHERE kind = 'save_failed' AND detail_json LIKE '%captions%'"), 1);
-    assert_eq!(count("SELECT count(*) FROM events WHERE kind = 'saved_again' AND detail_json LIKE '%captions%'"), 1);
-    assert_eq!(count("SELECT count(*) FROM evaluations"), 2);
+    let journal = ReadOnlyJournal::open(&cluster.output.path().join("state")).unwrap();
+    let events = journal.events().unwrap();
+    for kind in ["save_failed", "saved_again"] {
+        let of_kind: Vec<_> = events.iter().filter(|event| event.kind == kind).collect();
+        assert!(of_kind.len() == 1 && of_kind[0].detail.to_string().contains("captions"), "{of_kind:?}");
+    }
+    assert_eq!(journal.evaluations(None).unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -418,9 +424,9 @@ async fn long_evaluation_items_arrive_in_several_messages() {
     let token = cluster.client.join(join(None)).await.unwrap().into_inner().session_token;
     let (sender, mut directives) = open_session(&mut cluster.client, attach(token)).await;
     // References of one word each, which are scored fast.
-    let references = (0..1_000).map(|number| format!("{number:03}{}", "x".repeat(5_000))).collect();
-    let item =
-        v1::EvaluationItem { image: "1.jpg".into(), caption: "y".repeat(65_536), references, ..Default::default() };
+    let references: Vec<String> = (0..1_000).map(|number| format!("{number:03}{}", "x".repeat(5_000))).collect();
+    let (image, caption) = ("1.jpg".to_owned(), "y".repeat(65_536));
+    let item = v1::EvaluationItem { image, caption, references: references.clone(), ..Default::default() };
     let parts = proto::split_items(vec![item]);
     assert!(parts.len() > 1);
     // Scoring so much text may take longer than the heartbeat timeout.
@@ -449,12 +455,10 @@ async fn long_evaluation_items_arrive_in_several_messages() {
     }
     heartbeats.abort();
     assert_eq!(cluster.service.await.unwrap().unwrap(), Outcome::Finished);
-    let journal = rusqlite::Connection::open(cluster.output.path().join("state/journal.sqlite")).unwrap();
-    let query = "SELECT json_array_length(references_json), length(references_json) FROM evaluation_items";
-    let lengths = journal.query_row(query, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))).unwrap();
-    // Each reference has 3 digits, 5,000 letters, two quotation marks and a comma, except the last;
-    // the list has two brackets.
-    assert_eq!(lengths, (1_000, 1_000 * 5_006 + 1));
+    let journal = ReadOnlyJournal::open(&cluster.output.path().join("state")).unwrap();
+    let evaluation = journal.evaluations(None).unwrap().pop().unwrap();
+    let captions = journal.captions(evaluation.id, u32::MAX).unwrap();
+    assert!(captions.len() == 1 && captions[0].references == references, "{} captions", captions.len());
 }
 
 #[tokio::test]

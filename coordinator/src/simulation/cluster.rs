@@ -8,7 +8,7 @@ use std::{
 };
 
 use dico_engine::{
-    Event, Outcome, RefusalKind, RequestId, SessionId, Time, captions::ImageRange, plan::Position, state::State,
+    Event, Outcome, RefusalKind, RequestId, SessionId, Time, image_ranges::ImageRange, plan::Position, state::State,
 };
 use proto::v1;
 use rand::{Rng, SeedableRng};

@@ -10,10 +10,10 @@ use std::{
 };
 
 use dico_engine::{
-    Action, Command, Engine, Event, Outcome, RequestId, SessionId, Time, captions::EvaluationItem, plan::Position,
-    record::Record,
+    Action, Command, Engine, Event, Outcome, RequestId, SessionId, Time, plan::Position, record::Record,
 };
-use proto::v1;
+use journal::{EvaluatedCaption, Journal, ReadOnlyJournal};
+use proto::{v1, v1::worker_message::Message};
 use rand::Rng;
 
 use super::{
@@ -23,8 +23,8 @@ use super::{
     score,
 };
 use crate::{
+    captions::{CollectedCaptions, EvaluationItem, ReportableScores},
     checkpoints,
-    journal::{Journal, read_only::ReadOnlyJournal},
 };
 
 /// The interval of ticks.
@@ -46,6 +46,10 @@ pub struct Coordinator {
     pub is_waiting_for_journal: bool,
     /// Events that arrived while the process was suspended or waited for the journal.
     deferred_events: Vec<SimEvent>,
+    /// The captions of the evaluation in progress; none before the first process.
+    captions: Option<CollectedCaptions>,
+    /// The captions of all evaluations that were scored, by the number of the evaluation.
+    pub scored_captions: BTreeMap<u64, Vec<EvaluatedCaption>>,
     /// All records. A crash loses a random number of those since the last durable one.
     pub records: Vec<Record>,
     /// The number of `records` up to the last durable one: no crash can lose them.
@@ -69,6 +73,8 @@ impl Coordinator {
             suspended_since: None,
             is_waiting_for_journal: false,
             deferred_events: Vec::new(),
+            captions: None,
+            scored_captions: BTreeMap::new(),
             records: Vec::new(),
             durable_count: 0,
             journal: None,
@@ -77,17 +83,22 @@ impl Coordinator {
             actions_until_crash: None,
         }
     }
+
+    /// A coordinator that starts with this journal.
+    pub fn with_journal(journal: Journal) -> Self {
+        Self { journal: Some(journal), ..Self::new() }
+    }
 }
 
 impl Cluster {
     /// Starts a coordinator process with the content of the journal.
     pub fn start_coordinator(&mut self) {
-        let Coordinator { journal, records, durable_count, written_count, .. } = &mut self.coordinator;
+        self.coordinator.captions = Some(CollectedCaptions::new(ReportableScores::of_run(&self.scenario.file)));
+        let Coordinator { journal, scored_captions, records, durable_count, written_count, .. } = &mut self.coordinator;
         let journal = journal.get_or_insert_with(|| {
-            let connection = rusqlite::Connection::open_in_memory().expect("a database in memory opens");
-            Journal::new(connection, &self.scenario.file).expect("the database is empty")
+            Journal::in_memory(&self.scenario.file).expect("the operating system provides random numbers")
         });
-        journal.write(&records[*written_count..]).expect("a database in memory can be written");
+        write_records(journal, &records[*written_count..], scored_captions);
         *written_count = records.len();
         *durable_count = records.len();
         let mut restored = journal.restore().expect("the journal is intact");
@@ -105,9 +116,9 @@ impl Cluster {
 
     /// Takes the journal, with all records.
     pub fn take_journal(&mut self) -> ReadOnlyJournal {
-        let Coordinator { journal, records, written_count, .. } = &mut self.coordinator;
+        let Coordinator { journal, scored_captions, records, written_count, .. } = &mut self.coordinator;
         let mut journal = journal.take().expect("a coordinator was started");
-        journal.write(&records[*written_count..]).expect("a database in memory can be written");
+        write_records(&mut journal, &records[*written_count..], scored_captions);
         *written_count = records.len();
         journal.into_read_only()
     }
@@ -219,23 +230,48 @@ impl Cluster {
         });
     }
 
-    /// Passes an event to the state machine, executes its actions, and checks the invariants.
+    /// Passes an event to the state machine, executes its actions, passes the answers to them, and
+    /// checks the invariants.
     pub fn handle_event(&mut self, event: Event) {
-        let Some(engine) = &mut self.coordinator.engine else { return };
+        let mut next = Some(event);
+        while let Some(mut event) = next.take() {
+            let items = match &mut event {
+                Event::Message { message: Message::EvaluationItems(report), .. } => std::mem::take(&mut report.items),
+                _ => Vec::new(),
+            };
+            next = self.handle_event_with(event, items);
+        }
+    }
+
+    /// Passes an event with these captions to the state machine, executes its actions, and checks
+    /// the invariants. Returns the answer to an action.
+    fn handle_event_with(&mut self, event: Event, mut items: Vec<v1::EvaluationItem>) -> Option<Event> {
+        let engine = self.coordinator.engine.as_mut()?;
         let now = self.queue.now();
         self.coordinator.clock += (now - self.coordinator.last_event_at).min(TICK_INTERVAL);
         self.coordinator.last_event_at = now;
+        let mut answer = None;
         for action in engine.on_event(self.coordinator.clock, event) {
             if self.coordinator.actions_until_crash == Some(0) {
                 self.check_committed();
                 let restart_after = self.random_restart_delay();
                 self.kill_coordinator(restart_after);
-                return;
+                return None;
             }
             self.coordinator.actions_until_crash = self.coordinator.actions_until_crash.map(|actions| actions - 1);
-            self.execute_action(action);
+            match action {
+                Action::KeepCaptions { session, range, has_more } => {
+                    let captions = self.coordinator.captions.as_mut()?;
+                    answer = match captions.add(range, std::mem::take(&mut items), has_more) {
+                        Ok(()) => (!has_more).then_some(Event::CaptionsKept { range }),
+                        Err(violation) => Some(Event::Violation { session, violation }),
+                    };
+                }
+                action => self.execute_action(action),
+            }
         }
         self.check_committed();
+        answer
     }
 
     fn execute_action(&mut self, action: Action) {
@@ -272,12 +308,20 @@ impl Cluster {
                     self.coordinator.durable_count = self.coordinator.records.len();
                 }
             }
-            Action::Score { evaluation, items, captions_file } => {
+            Action::CollectCaptions { evaluation } => {
+                self.coordinator.captions.iter_mut().for_each(|captions| captions.begin(evaluation));
+            }
+            // Needs the captions of the event.
+            Action::KeepCaptions { .. } => {}
+            Action::Score { evaluation, captions_file } => {
                 assert!(captions_file.starts_with(self.scenario.file.output.join("captions")));
+                let items = self.coordinator.captions.as_mut().map(CollectedCaptions::take_items).unwrap_or_default();
                 let captioned = captioned_state(&items, self.scenario.decodable_image_stride);
                 self.check_captions(&captioned);
                 let metrics = [("cider".to_owned(), score(self.scenario.salt, captioned.position))].into();
-                let event = Event::Scored { evaluation, metrics, items };
+                let event = Event::Scored { evaluation, metrics };
+                let captions = items.into_iter().map(EvaluationItem::into_evaluated).collect();
+                self.coordinator.scored_captions.insert(evaluation, captions);
                 self.queue.schedule_after(
                     self.scenario.scoring_time,
                     SimEvent::Scored { incarnation: self.coordinator.incarnation, event },
@@ -303,6 +347,16 @@ impl Cluster {
             self.end_coordinator(restart_after);
         }
     }
+}
+
+/// Writes records to the journal, with the captions of their evaluations.
+fn write_records(journal: &mut Journal, records: &[Record], captions: &BTreeMap<u64, Vec<EvaluatedCaption>>) {
+    for record in records {
+        if let Record::Evaluated { evaluation, .. } = record {
+            journal.stage_captions(*evaluation, captions.get(evaluation).cloned().unwrap_or_default());
+        }
+    }
+    journal.write(records).expect("a database in memory can be written");
 }
 
 /// The IP address of a host: parsed from its name if that is an address, else a hash of the name.

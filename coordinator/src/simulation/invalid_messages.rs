@@ -78,6 +78,15 @@ fn arbitrary_message() -> impl Strategy<Value = Message> {
     )
 }
 
+/// Answers a request for scores.
+fn score(engine: &mut Engine, actions: &[Action]) {
+    for action in actions {
+        if let Action::Score { evaluation, .. } = action {
+            engine.on_event(Time::ZERO, Event::Scored { evaluation: *evaluation, metrics: BTreeMap::new() });
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_messages_do_not_crash_the_coordinator(
@@ -110,8 +119,12 @@ proptest! {
             });
             let actions = engine.on_event(Time::ZERO, Event::Message { session: *session, message });
             for action in actions {
-                if let Action::Score { evaluation, items, .. } = action {
-                    engine.on_event(Time::ZERO, Event::Scored { evaluation, metrics: BTreeMap::new(), items });
+                match action {
+                    Action::KeepCaptions { range, has_more: false, .. } => {
+                        let actions = engine.on_event(Time::ZERO, Event::CaptionsKept { range });
+                        score(&mut engine, &actions);
+                    }
+                    action => score(&mut engine, &[action]),
                 }
             }
             assert_ne!(engine.state().status(Time::ZERO).state(), v1::RunState::Unspecified);

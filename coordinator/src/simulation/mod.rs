@@ -6,6 +6,7 @@
 //!   tests: seeds               runs with random scenarios and faults
 //!     |    scripted            one test for each scenario, without random faults
 //!     |    invalid_messages    messages that no correct worker sends (without a cluster)
+//!     |    resumption          a run that continues from a journal on disk
 //!     |
 //!     | create
 //!     v
@@ -20,10 +21,13 @@
 //!     |---> disk          the storage of checkpoints
 //!     '---> worker        a worker process, which consists of:
 //!             |---> connection   joins, heartbeats, reconnects
-//!             |---> training     the training thread, which executes directives
+//!             |---> training     the training thread, whose work takes virtual time
 //!             |---> collective   the rendezvous and all-reduces of a generation's members
 //!             '---> saver        writes checkpoints while training continues
 //! ```
+//!
+//! Connection and training thread run the worker's own state machines (`worker-protocol`): only the
+//! work, the network, the collectives and the saver are simulated.
 //!
 //! The training state of a simulated worker is its [`UpdateHistory`]: the list of the updates
 //! that it has applied. A worker applies an update only after all members of the generation have
@@ -42,6 +46,7 @@ mod faults;
 mod invalid_messages;
 mod invariants;
 mod network;
+mod resumption;
 mod saver;
 mod scenario;
 mod scripted;

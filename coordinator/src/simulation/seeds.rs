@@ -15,6 +15,7 @@ use std::{
 };
 
 use dico_engine::{Outcome, Time, plan::Position};
+use journal::ReadOnlyJournal;
 use proto::v1;
 use rand::Rng;
 
@@ -24,7 +25,7 @@ use super::{
     scenario::Scenario,
     worker::{FalseClaim, Worker},
 };
-use crate::{audit::audit, journal::read_only::ReadOnlyJournal};
+use crate::audit::audit;
 
 /// The default number of seeds.
 const DEFAULT_SEEDS: u64 = 10_000;

@@ -24,8 +24,9 @@ use std::{
 use anyhow::{Context, bail};
 use dico_engine::plan::Position;
 use event::{Event, Summary, Value};
+use journal::{Caption, Evaluation, EvaluationId, LineageCursor, ReadOnlyJournal, RecordedStep};
 
-use crate::journal::read_only::{Caption, Evaluation, LineageCursor, MeasuredStep, ReadOnlyJournal};
+use crate::step_metrics::{speed_metrics, training_metrics};
 
 /// The prefix by which TensorBoard recognizes event files.
 const FILE_PREFIX: &str = "events.out.tfevents.";
@@ -129,7 +130,7 @@ impl EventFileWriter {
             return Err(error);
         }
         for evaluation in journal.evaluations(self.last_evaluation)? {
-            let captions = journal.captions(&evaluation, CAPTIONS_PER_EVALUATION)?;
+            let captions = journal.captions(evaluation.id, CAPTIONS_PER_EVALUATION)?;
             self.write_evaluation(&evaluation, &captions)?;
             written.evaluations += 1;
         }
@@ -155,10 +156,12 @@ impl EventFileWriter {
         Ok(())
     }
 
-    fn write_step(&mut self, step: &MeasuredStep) -> anyhow::Result<()> {
-        let MeasuredStep { position, at, training_metrics, speed_metrics, .. } = step;
-        let training = training_metrics.iter().map(|(name, value)| Value::scalar(format!("train/{name}"), *value));
-        let speed = speed_metrics.iter().map(|(name, value)| Value::scalar(format!("speed/{name}"), *value));
+    fn write_step(&mut self, step: &RecordedStep) -> anyhow::Result<()> {
+        let RecordedStep { position, at, .. } = step;
+        let training = training_metrics(step);
+        let training = training.into_iter().map(|(name, value)| Value::scalar(format!("train/{name}"), value));
+        let speed = speed_metrics(step);
+        let speed = speed.into_iter().map(|(name, value)| Value::scalar(format!("speed/{name}"), value));
         let run = [("run/stage", f64::from(position.stage)), ("run/generation", step.generation as f64)];
         let run = run.map(|(name, value)| Value::scalar(name, value));
         self.last_step = *position;
@@ -170,7 +173,7 @@ impl EventFileWriter {
     }
 
     fn write_evaluation(&mut self, evaluation: &Evaluation, captions: &[Caption]) -> anyhow::Result<()> {
-        let Evaluation { position, at, scores, .. } = evaluation;
+        let Evaluation { id: EvaluationId { position, .. }, at, scores, .. } = evaluation;
         let scalar = |(name, value): (&String, &f64)| Value::scalar(format!("evaluation/{name}"), *value);
         let stage = self.stage_names.get(position.stage as usize).map_or("", String::as_str);
         let table = Value::text("captions", caption_table(&format!("{stage}, step {}", position.step), captions));

@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 
 use dico_engine::{
     WorkerId,
-    captions::EvaluationItem,
     model_selection::{EndCause, EndDecision},
     record::{Record, StateSource},
     statistics::StepStatistics,
 };
+use journal::{EvaluatedCaption, Journal};
 use prost::Message;
 use proto::v1;
 use summary_statistics::Summary as Distribution;
@@ -15,7 +15,6 @@ use super::{
     event::{EventContent, ValueContent},
     *,
 };
-use crate::journal::Journal;
 use config::testing;
 
 /// A run of two stages, of 10 and 20 steps.
@@ -31,6 +30,16 @@ impl TwoStages {
         let stages = [("a", 10), ("b", 20)].map(|(name, steps)| testing::stage(name, steps, batch, None, None)).into();
         let journal = Journal::open(&folder.path().join("state"), &testing::run_file(stages)).unwrap();
         Self { folder, journal }
+    }
+
+    /// An evaluation of one image, whose caption the journal gets.
+    fn evaluated(&mut self, stage: u32, step: u64, caption: &str) -> Record {
+        let (image, caption, references) = ("1.jpg".into(), caption.into(), vec!["a dog".into()]);
+        let captions = vec![EvaluatedCaption { image, caption, references, scores: BTreeMap::new() }];
+        let evaluation = u64::from(stage) << 32 | step;
+        self.journal.stage_captions(evaluation, captions);
+        let metrics = [("cider".into(), 1.5), ("pac_s".into(), f64::NAN)].into();
+        Record::Evaluated { position: Position { stage, step }, generation: 1, evaluation, metrics }
     }
 
     fn write(&mut self, records: impl IntoIterator<Item = Record>) {
@@ -95,21 +104,6 @@ fn step(stage: u32, step: u64, generation: u64, loss: f64) -> Record {
     Record::Step(StepStatistics::from_report(WorkerId(0), &report, &v1::Position { stage, step, generation }).unwrap())
 }
 
-fn evaluated(stage: u32, step: u64, caption: &str) -> Record {
-    let items = vec![EvaluationItem {
-        image: "1.jpg".into(),
-        caption: caption.into(),
-        references: vec!["a dog".into()],
-        ..EvaluationItem::default()
-    }];
-    Record::Evaluated {
-        position: Position { stage, step },
-        generation: 1,
-        metrics: [("cider".into(), 1.5), ("pac_s".into(), f64::NAN)].into(),
-        items,
-    }
-}
-
 fn stage_ended(step: u64, generation: u64, cause: EndCause) -> Record {
     let (position, reason) = (Position { stage: 0, step }, "test".into());
     Record::StageEnded { generation, end: EndDecision { position, cause, reason, later_states: vec![] } }
@@ -121,7 +115,8 @@ fn steps_of_all_stages_have_one_counter_and_their_metrics() {
     run.write([formed(1, Position::default())]);
     // The first stage ends early. That does not shift the steps of the second.
     run.write((1..=8).map(|n| step(0, n, 1, n as f64)).chain((1..=3).map(|n| step(1, n, 1, f64::NAN))));
-    run.write([evaluated(1, 3, "a | <b>dog</b>")]);
+    let records = [run.evaluated(1, 3, "a | <b>dog</b>")];
+    run.write(records);
     let (export, written) = EventFileWriter::create(&run.out(), &run.open_read_only()).unwrap();
     assert_eq!(written, WrittenCounts { steps: 11, evaluations: 1 });
     let steps: Vec<i64> = run.curve("run/stage").into_keys().collect();
@@ -154,7 +149,8 @@ fn steps_that_were_given_up_are_purged_and_no_step_is_written_twice() {
     let mut run = TwoStages::new();
     run.write([formed(1, Position::default())]);
     run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
-    run.write([evaluated(0, 5, "a dog")]);
+    let records = [run.evaluated(0, 5, "a dog")];
+    run.write(records);
     let journal = run.open_read_only();
     let (mut export, _) = EventFileWriter::create(&run.out(), &journal).unwrap();
     assert_eq!(export.write_new(&journal).unwrap(), WrittenCounts::default());
@@ -182,7 +178,8 @@ fn steps_after_the_checkpoint_that_a_stage_ended_with_stay_visible() {
     let mut run = TwoStages::new();
     run.write([formed(1, Position::default())]);
     run.write((1..=6).map(|n| step(0, n, 1, 1.0)));
-    run.write([evaluated(0, 2, "a dog"), evaluated(0, 6, "a cat")]);
+    let records = [run.evaluated(0, 2, "a dog"), run.evaluated(0, 6, "a cat")];
+    run.write(records);
     let journal = run.open_read_only();
     let (mut export, _) = EventFileWriter::create(&run.out(), &journal).unwrap();
     run.write([stage_ended(2, 1, EndCause::BestState), formed(2, Position { stage: 0, step: 2 })]);

@@ -16,36 +16,39 @@ pub struct CollectedStatus {
     received_at: Duration,
     /// When the coordinator became unreachable, and the last reason; `None` if it is reachable.
     failure: Option<(Duration, String)>,
-    /// The last steps of the present stage for which a status was received.
-    curve: VecDeque<StepValues>,
+    /// The curves of the present stage: a point for each committed step with which a status was
+    /// received.
+    curve: VecDeque<CurvePoint>,
 }
 
-/// The values of a step that are shown.
+/// The values of a status that the curves show.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepValues {
-    /// The number of the step in its stage.
+pub struct CurvePoint {
+    /// The last committed step of the stage at that time.
     step: u64,
-    /// The loss of the step.
+    /// The loss of the last step that all members had reported at that time. It may be an earlier
+    /// step than `step`.
     pub loss: f64,
-    /// The mean reward of the chosen candidates; `None` if the objective has no rewards.
+    /// The mean reward of the chosen candidates in the same step as `loss`; `None` if the objective
+    /// has no rewards.
     pub reward: Option<f64>,
 }
 
 impl CollectedStatus {
     /// Records a status.
     pub fn record_status(&mut self, now: Duration, status: StatusResponse) {
-        let run_and_stage = |status: &StatusResponse| (status.run.clone(), status.stage);
+        let run_and_stage = |status: &StatusResponse| (status.run_id.clone(), status.stage);
         let before = self.status.as_ref();
         if before.is_none_or(|before| run_and_stage(before) != run_and_stage(&status)) {
             self.curve.clear();
         }
         if before.map(|before| before.step) != Some(status.step) || self.curve.is_empty() {
-            // If the status has an earlier step than the one before, steps were given up.
+            // The committed step only decreases when steps are given up: their points go.
             while self.curve.back().is_some_and(|last| last.step >= status.step) {
                 self.curve.pop_back();
             }
             if status.step > 0 {
-                self.curve.push_back(StepValues { step: status.step, loss: status.loss, reward: status.reward });
+                self.curve.push_back(CurvePoint { step: status.step, loss: status.loss, reward: status.reward });
             }
         }
         if self.curve.len() > MAX_CURVE_POINTS {
@@ -84,8 +87,8 @@ impl CollectedStatus {
         status.seconds_left.filter(|_| status.state() == RunState::Running && self.failure.is_none())
     }
 
-    /// The last `max` recorded steps of the stage.
-    pub fn last_steps(&self, max: usize) -> impl Iterator<Item = StepValues> {
+    /// The last `max` points of the curves.
+    pub fn last_points(&self, max: usize) -> impl Iterator<Item = CurvePoint> {
         self.curve.iter().skip(self.curve.len().saturating_sub(max)).copied()
     }
 }
@@ -123,10 +126,10 @@ mod tests {
         for step in [0, 1, 1, 2, 4] {
             collected.record_status(seconds(step), status_at(RunState::Running, 0, step));
         }
-        assert_eq!(collected.last_steps(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 4.0]);
-        assert_eq!(collected.last_steps(1).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
+        assert_eq!(collected.last_points(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 4.0]);
+        assert_eq!(collected.last_points(1).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
         (1..5_000).for_each(|step| collected.record_status(seconds(step), status_at(RunState::Running, 1, step)));
-        assert_eq!(collected.last_steps(usize::MAX).count(), MAX_CURVE_POINTS);
+        assert_eq!(collected.last_points(usize::MAX).count(), MAX_CURVE_POINTS);
     }
 
     #[test]
@@ -135,19 +138,23 @@ mod tests {
         for step in [1, 2, 3, 4, 2, 3] {
             collected.record_status(seconds(step), status_at(RunState::Running, 0, step));
         }
-        assert_eq!(collected.last_steps(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+        assert_eq!(collected.last_points(9).map(|point| point.loss).collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
         collected.record_status(seconds(9), status_at(RunState::Forming, 0, 0));
-        assert_eq!(collected.last_steps(9).count(), 0);
+        assert_eq!(collected.last_points(9).count(), 0);
     }
 
     #[test]
     fn a_new_run_begins_a_new_curve() {
         let mut collected = CollectedStatus::default();
-        let status_of = |run: &str, step| StatusResponse { run: run.into(), ..status_at(RunState::Running, 0, step) };
+        let status_of = |run_id: &str, step| StatusResponse {
+            run: "coco".into(),
+            run_id: run_id.into(),
+            ..status_at(RunState::Running, 0, step)
+        };
         (1..5).for_each(|step| collected.record_status(seconds(step), status_of("first", step)));
-        // Another coordinator answers at the same address.
+        // Another coordinator answers at the same address, whose run has the same name.
         collected.record_status(seconds(6), status_of("second", 4));
-        assert_eq!(collected.last_steps(9).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
+        assert_eq!(collected.last_points(9).map(|point| point.loss).collect::<Vec<_>>(), [4.0]);
     }
 
     #[test]

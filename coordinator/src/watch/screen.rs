@@ -11,7 +11,7 @@ use ratatui::{
     widgets::{LineGauge, Paragraph, Row, Sparkline, SparklineBar, Table},
 };
 
-use super::{CollectedStatus, collected_status::StepValues};
+use super::{CollectedStatus, collected_status::CurvePoint};
 use crate::formatting::{format_count, format_duration, format_number, phase_name};
 
 /// A worker is highlighted if its last message is older than this number of seconds.
@@ -177,14 +177,14 @@ impl Screen {
         area: Rect,
         name: &str,
         collected: &CollectedStatus,
-        value: impl Fn(StepValues) -> Option<f64>,
+        value: impl Fn(CurvePoint) -> Option<f64>,
     ) {
         if area.height < 2 || area.width < 2 {
             return;
         }
         let [label, bars] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
         let bars = Rect { x: bars.x + 1, width: bars.width - 1, ..bars };
-        let values: Vec<Option<f64>> = collected.last_steps(bars.width.into()).map(value).collect();
+        let values: Vec<Option<f64>> = collected.last_points(bars.width.into()).map(value).collect();
         let finite = || values.iter().copied().flatten().filter(|value| value.is_finite());
         let (low, high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
         let range =

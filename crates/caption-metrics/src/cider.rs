@@ -8,7 +8,7 @@ use crate::ngrams::{self, MAX_ORDER, Ngram, NgramHasher, SparseVector};
 use crate::ptb_tokenizer::PtbTokenizer;
 use crate::{Corpus, Scores};
 
-/// Standard deviation of the Gaussian length penalty.
+/// Standard deviation of the Gaussian length penalty, in words.
 const SIGMA: f64 = 6.0;
 /// The factor by which CIDEr-D scales similarities, as in the paper.
 const SCALE: f64 = 10.0;

@@ -1,11 +1,13 @@
-//! Captions as token ids, tokenized once for BLEU, ROUGE-L, CIDEr-D and fluency.
+//! Captions as token ids, tokenized once for BLEU, ROUGE-L, CIDEr-D and the metrics of fluency
+//! (repetition, incorrect endings, diversity and length).
 
 use std::collections::HashMap;
 
 use crate::Item;
 use crate::ptb_tokenizer::PtbTokenizer;
 
-/// Items as token ids. All n-gram metrics are functions of it.
+/// Items as token ids: what BLEU, ROUGE-L, CIDEr-D and fluency are computed from.
+/// [`CiderReward`](crate::cider::CiderReward) tokenizes by itself.
 ///
 /// A token of [`crate::ptb_tokenizer`] may contain a no-break space. pycocoevalcap's ROUGE-L splits
 /// captions at plain spaces only and counts it as one token; BLEU and CIDEr split captions at any

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// An error of reading caption files or computing metrics. Its message is one line with the file
+/// An error in reading caption files or computing metrics. Its message is one line with the file
 /// and, if there is one, the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

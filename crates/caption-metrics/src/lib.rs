@@ -2,10 +2,10 @@
 //! computes exactly what the reference implementation, pycocoevalcap 1.2, computes, including its
 //! quirks, and is tested against values that pycocoevalcap printed.
 //!
-//! Captions are plain text. [`ptb_tokenizer`] tokenizes them once for all metrics over references
-//! ([`Corpus`]). [`Metrics`] computes all metrics for which the user has the files. No caption
-//! causes a panic: an empty list of items, items without references, and empty captions have
-//! defined scores.
+//! Captions are plain text. [`ptb_tokenizer`] tokenizes them once for BLEU, ROUGE-L, CIDEr-D and
+//! fluency ([`Corpus`]). [`Metrics`] computes all metrics for which the user has the files. No
+//! caption causes a panic: an empty list of items, items without references, and empty captions
+//! have defined scores.
 //!
 //! | module | content |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! | `bleu`, `rouge`, `cider` | BLEU, ROUGE-L and CIDEr-D, and CIDEr-D as a reward |
 //! | `meteor` | METEOR 1.5 |
 //! | `spice` | runs the Java program that computes SPICE |
-//! | `fluency` | metrics of captions without references |
+//! | `fluency` | metrics of captions without references: repetition, incorrect endings, diversity, length |
 //! | `retrieval` | how well a caption's embedding finds its image |
 //! | `metrics` | computes all metrics of items |
 //! | `evaluation`, `domains` | the scores of an evaluation of a model, and of each of nocaps' domains |

@@ -5,8 +5,8 @@ use crate::Scores;
 
 /// The number of parallel sums of a dot product, so that the compiler can vectorize it.
 const LANES: usize = 16;
-/// The size of a block of image embeddings. A block is compared with all texts before the next
-/// block, so that it stays in the cache.
+/// The size of a block of image embeddings, in bytes. A block is compared with all texts before the
+/// next block, so that it stays in the cache.
 const BLOCK_BYTES: usize = 128 << 10;
 
 /// The retrieval rank of each caption's own image among all images, by the dot product of

@@ -5,8 +5,11 @@ use crate::{Checkpoints, Error};
 /// The file with the metadata of a checkpoint.
 pub const METADATA_FILE: &str = "state.json";
 /// The version of the metadata's format; incremented when older programs cannot read newer
-/// checkpoints. Only this version is read.
+/// checkpoints.
 pub const METADATA_FORMAT: u64 = 3;
+/// The version before, which commit e9add16 wrote. It is read, too: a migrated journal has such
+/// checkpoints.
+const EARLIER_FORMAT: u64 = 2;
 
 /// Which run, position and parameters a checkpoint has. The seal covers the file with the metadata
 /// like every other. If two checkpoints are exchanged, or if a checkpoint is copied to another
@@ -18,8 +21,8 @@ pub struct CheckpointMetadata {
     pub format: u64,
     /// The name of the run.
     pub run: String,
-    /// The unique id of the run. Older formats have no such field, nor the other fields below with
-    /// `serde(default)`.
+    /// The unique id of the run. Format 2 has no such field, nor the other fields below with
+    /// `serde(default)`; see [`CheckpointMetadata::has_origin`].
     #[serde(default)]
     pub run_id: String,
     /// The name of the checkpoint.
@@ -44,6 +47,15 @@ pub struct CheckpointMetadata {
     pub sequence: SampleSequence,
 }
 
+impl CheckpointMetadata {
+    /// Whether the metadata have the name of the checkpoint, its generation and its journal. Those
+    /// of format 2 do not: their position and the SHA-256 of their parameters identify them.
+    #[must_use]
+    pub fn has_origin(&self) -> bool {
+        self.format > EARLIER_FORMAT
+    }
+}
+
 /// The head of the journal's hash chain: the last record. Its hash identifies all records up to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalHead {
@@ -52,12 +64,6 @@ pub struct JournalHead {
     pub record_number: u64,
     /// The hash of that record and so of all earlier ones, SHA-256 in hex.
     pub hash: String,
-}
-
-impl std::fmt::Display for JournalHead {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.record_number, self.hash)
-    }
 }
 
 /// The start of a stage's sequence of samples. It is later than the stage's first step if the
@@ -81,7 +87,7 @@ impl Checkpoints {
         let damaged = |problem: String| Error::Damaged { location: location(), problem };
         let metadata: CheckpointMetadata =
             serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if metadata.format != METADATA_FORMAT {
+        if ![METADATA_FORMAT, EARLIER_FORMAT].contains(&metadata.format) {
             return Err(Error::Version { location: location(), found: metadata.format, known: METADATA_FORMAT });
         }
         Ok(metadata)

@@ -1,17 +1,17 @@
 //! Differences between two run files of a run, and the lines of a run file for a new run that
 //! starts from a checkpoint, for changes that the old run refuses.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::keys::{Mutability, is_of_objective, key_at, strictest_below};
-use crate::schema::RunFile;
+use crate::schema::{Captioner, RunFile};
 
 /// A key whose values in two run files differ.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Change {
-    /// Path of the key, e.g. `stages[2].optimizer.learning_rate`. If several keys are added or
-    /// removed together, the path of the key that contains them.
+    /// Path of the key, e.g. `stages[2].optimizer.learning_rate`, with list elements by index from
+    /// 0. If several keys are added or removed together, the path of the key that contains them.
     pub key: String,
     /// Its value before; null if it was absent.
     pub old: Value,
@@ -28,7 +28,8 @@ impl std::fmt::Display for Change {
     }
 }
 
-/// Every key whose value in `new` is not that in `old`, in alphabetical order of keys.
+/// Every key whose value in `new` is not that in `old`: keys in alphabetical order, elements of a
+/// list by index.
 #[must_use]
 pub fn changes(old: &RunFile, new: &RunFile) -> Vec<Change> {
     let value = |file: &RunFile| serde_json::to_value(file).expect("a run file is plain data");
@@ -82,32 +83,49 @@ fn plain(value: &Value) -> String {
     }
 }
 
-/// The lines of a run file that start a new run from a checkpoint of `run` in the folder
-/// `checkpoint`.
+/// The lines of a run file that start a new run from a checkpoint of `run` in the folder or at the
+/// URL `checkpoint`.
 #[must_use]
 pub fn continuation(run: &RunFile, checkpoint: &str) -> String {
     let checkpoint = Value::from(checkpoint);
-    let primary = run.primary_evaluator();
+    // The primary evaluator is the one that contrastive stages train.
+    let evaluator = run.primary_evaluator();
     // A checkpoint holds the evaluator only if the run made or trained it.
-    let evaluator = match &primary.settings.weights {
+    let evaluator_weights = match &evaluator.settings.weights {
         Some(weights) if !run.trains_evaluator() => Value::from(weights.to_string_lossy()),
         _ => checkpoint.clone(),
     };
-    let key = match primary.key().split_once('.') {
-        Some((all, name)) => format!(
-            "{all}: {{ {name}: {{ weights: {evaluator} }} }} # instead of `preset`; other keys, and other evaluators, as before"
+    let replaced = instead_of(&[("preset", evaluator.settings.preset.is_some())]);
+    let evaluator_line = match evaluator.key().split_once('.') {
+        Some((evaluators, name)) => format!(
+            "{evaluators}: {{ {name}: {{ weights: {evaluator_weights} }} }} # {replaced}other keys, and other evaluators, \
+             as before"
         ),
-        None => format!("evaluator: {{ weights: {evaluator} }} # instead of `preset`; other keys as before"),
+        None => format!("evaluator: {{ weights: {evaluator_weights} }} # {replaced}other keys as before"),
     };
+    let Captioner { preset, vision_encoder, vision_clip, .. } = &run.captioner;
+    let replaced = instead_of(&[
+        ("preset", preset.is_some()),
+        ("vision_encoder", vision_encoder.is_some()),
+        ("vision_clip", !vision_clip.is_empty()),
+    ]);
     let [name, output] =
         [Value::from(format!("{}-2", run.name)), Value::from(format!("{}-2", run.output.to_string_lossy()))];
     format!(
         "name: {name}\n\
          output: {output}\n\
-         captioner: {{ weights: {checkpoint} }} # instead of `preset` and `vision_encoder`; other keys as before\n\
-         {key}\n\
+         captioner: {{ weights: {checkpoint} }} # {replaced}other keys as before\n\
+         {evaluator_line}\n\
          stages: # those that are still to be trained, each from its first step\n"
     )
+}
+
+/// The beginning of a comment that names the keys which `weights` replaces, each with whether the
+/// run file has it; empty if it has none of them.
+fn instead_of(keys: &[(&str, bool)]) -> String {
+    let replaced = keys.iter().filter(|(_, is_given)| *is_given).map(|(key, _)| format!("`{key}`"));
+    let replaced: Vec<String> = replaced.collect();
+    if replaced.is_empty() { String::new() } else { format!("instead of {}; ", replaced.join(", ")) }
 }
 
 #[cfg(test)]
@@ -213,16 +231,26 @@ stages:
         for line in [
             "name: \"test-2\"",
             "output: \"/nowhere-2\"",
-            "captioner: { weights: \"/nowhere/checkpoints/1-xe-00000009\" }",
-            "evaluator: { weights: \"/nowhere/checkpoints/1-xe-00000009\" }",
+            "captioner: { weights: \"/nowhere/checkpoints/1-xe-00000009\" } # instead of `preset`; other keys as before",
+            "evaluator: { weights: \"/nowhere/checkpoints/1-xe-00000009\" } # instead of `preset`; other keys as before",
         ] {
-            assert!(recipe.lines().any(|found| found.starts_with(line)), "{line}: {recipe}");
+            assert!(recipe.lines().any(|found| found == line), "{line}: {recipe}");
         }
         let frozen = RUN.replace("evaluator: { preset: tiny }", "evaluator: { weights: pac.pth }");
         let clip =
             "  - { name: clip, objective: contrastive, steps: 9, batch: 4, optimizer: { learning_rate: 1.0e-3 } }\n";
         let recipe = continuation(&run(&frozen.replace(clip, "")), "/nowhere/checkpoints/0-xe-00000009");
-        assert!(recipe.contains("evaluator: { weights: \"pac.pth\" }"), "{recipe}");
+        assert!(recipe.contains("evaluator: { weights: \"pac.pth\" } # other keys as before\n"), "{recipe}");
+        let own_vision = "captioner: { preset: tiny, vision_encoder: clip.pt, vision_clip: { activation: gelu } }";
+        let recipe = continuation(&run(&RUN.replace("captioner: { preset: tiny }", own_vision)), "/a");
+        assert!(
+            recipe.contains("# instead of `preset`, `vision_encoder`, `vision_clip`; other keys as before\n"),
+            "{recipe}"
+        );
+        let fine_tuned = RUN.replace("captioner: { preset: tiny }", "captioner: { weights: base }");
+        assert!(
+            continuation(&run(&fine_tuned), "/a").contains("captioner: { weights: \"/a\" } # other keys as before\n")
+        );
         // With stages, it is a run file.
         let text = RUN
             .replace("name: test\noutput: /nowhere\n", "")

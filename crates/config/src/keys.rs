@@ -4,11 +4,11 @@
 //! `docs/run-file.md`. The settings of objectives, such as `stages[].objective.dico.beta`, have no
 //! rows: they are as mutable as `stages[].objective`.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Whether a key may change between two starts of a run's coordinator. The order is from permissive
 /// to strict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mutability {
     /// It may change whenever the coordinator starts. Parameters do not depend on it, except for

@@ -92,6 +92,12 @@ impl RunFile {
         Ok(run)
     }
 
+    /// The folder of the journal, unless `serve --state` names another one.
+    #[must_use]
+    pub fn journal_folder(&self) -> PathBuf {
+        self.output.join("coordinator")
+    }
+
     /// The folder for the captions of evaluations.
     #[must_use]
     pub fn captions_folder(&self) -> PathBuf {

@@ -16,10 +16,10 @@ pub const MAX_EMBEDDING_SIZE: usize = 1 << 16;
 /// [`evaluation_item_bytes`].
 pub const MAX_EVALUATION_BYTES: usize = 4 << 30;
 
-/// The size in memory of an evaluation's item without its texts and embeddings: the names and
-/// values of all scores, and the struct itself.
+/// The size in memory of an evaluation's item without its texts and embeddings, in bytes: the names
+/// and values of all scores, and the struct itself.
 const ITEM_OVERHEAD_BYTES: usize = 1 << 10;
-/// The size of a text without its content.
+/// The size of a text without its content, in bytes.
 const TEXT_OVERHEAD_BYTES: usize = size_of::<String>();
 
 /// The size of an evaluation's item in the coordinator's memory, in bytes. `text_bytes` are the

@@ -11,7 +11,7 @@ use crate::keys::{KEYS, Key, Mutability, OBJECTIVE, is_of_objective, key_at};
 use crate::schema::RunFile;
 use metric_catalogue::{METRICS, Metric, Source};
 
-/// Width of the document.
+/// Width of the document, in characters.
 const WIDTH: usize = 100;
 
 const INTRODUCTION: &str = "\

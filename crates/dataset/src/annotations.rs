@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,8 +11,8 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 
 use crate::Error;
 
-/// The size of the read buffer, in bytes. Annotation files have hundreds of megabytes: they are
-/// parsed while they are read and never held in memory as a whole.
+/// The size of the read buffer, in bytes. Annotation files may have hundreds of megabytes: they are
+/// parsed while they are read, and their text is never in memory as a whole.
 const BUFFER_BYTES: usize = 1 << 20;
 /// Maximal number of keys of a JSON file that an error names.
 const MAX_NAMED_KEYS: usize = 8;
@@ -20,7 +20,7 @@ const MAX_NAMED_KEYS: usize = 8;
 /// Reads a JSON file in UTF-8, with or without a byte-order mark.
 ///
 /// # Errors
-/// The file cannot be read, or does not parse as `T`; then the error has line and column.
+/// The file cannot be read, is UTF-16, or does not parse as `T`. A parse error has line and column.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let read_error = |source| Error::Read { location: path.display().to_string(), source };
     let mut reader = BufReader::with_capacity(BUFFER_BYTES, File::open(path).map_err(read_error)?);
@@ -28,8 +28,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     if start.starts_with(b"\xff\xfe") || start.starts_with(b"\xfe\xff") {
         return Err(Error::invalid(path.display(), "the file is UTF-16; save it as UTF-8"));
     }
-    let byte_order_mark = start.len() - without_byte_order_mark(start).len();
-    reader.consume(byte_order_mark);
+    skip_byte_order_mark(&mut reader).map_err(read_error)?;
     serde_json::from_reader(reader).map_err(|error| {
         if error.is_io() {
             read_error(error.into())
@@ -39,17 +38,29 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     })
 }
 
-/// Describes a parse error. If `images` is missing, also names the keys that the file has.
+/// Describes a parse error. If the key `images` is missing, also names the keys that the file has.
 fn describe_parse_error(error: &serde_json::Error, path: &Path) -> String {
     let text = error.to_string();
     if !text.starts_with("missing field `images`") {
         return text;
     }
-    let keys = File::open(path).ok().and_then(|file| serde_json::from_reader(BufReader::new(file)).ok());
+    let keys = File::open(path).ok().and_then(|file| {
+        let mut reader = BufReader::new(file);
+        skip_byte_order_mark(&mut reader).ok()?;
+        serde_json::from_reader(reader).ok()
+    });
     let keys: BTreeMap<String, IgnoredAny> = keys.unwrap_or_default();
     let named: Vec<String> = keys.keys().take(MAX_NAMED_KEYS).map(|key| format!("`{key:.40}`")).collect();
     let more = if keys.len() > named.len() { ", ..." } else { "" };
     if named.is_empty() { text } else { format!("{text}: its keys are {}{more}", named.join(", ")) }
+}
+
+/// Skips UTF-8's byte-order mark at the start of a file.
+fn skip_byte_order_mark(reader: &mut BufReader<File>) -> io::Result<()> {
+    let start = reader.fill_buf()?;
+    let mark_bytes = start.len() - without_byte_order_mark(start).len();
+    reader.consume(mark_bytes);
+    Ok(())
 }
 
 /// `bytes` without UTF-8's byte-order mark, which some editors put at the start of a file.
@@ -68,12 +79,12 @@ pub enum LenientValue {
 }
 
 impl LenientValue {
-    /// Whether the value is `true` or a number other than 0.
+    /// Whether the value is `true` or an integer other than 0 (in the range of an `i64`).
     pub fn is_set(&self) -> bool {
         matches!(self, Self::Flag(true)) || matches!(self, Self::Number(number) if *number != 0)
     }
 
-    /// The value of a non-negative integer or of a string of digits.
+    /// The value of a non-negative integer below 2^63, or of a string of digits below 2^64.
     pub fn number(&self) -> Option<u64> {
         match self {
             Self::Number(number) => u64::try_from(*number).ok(),
@@ -147,6 +158,7 @@ mod tests {
         let many: Vec<String> = (0..99).map(|key| format!(r#""{key:0100}": 0"#)).collect();
         let many = problem(&format!("{{{}}}", many.join(",")));
         assert!(many.ends_with("0`, ...") && many.len() < 600, "{many}");
+        assert!(problem("\u{feff}{\"photos\": []}").ends_with(": its keys are `photos`"));
         assert!(problem("{}").contains("missing field `images`"));
         assert!(!problem(r#"{"images": [1]}"#).contains("its keys"));
     }

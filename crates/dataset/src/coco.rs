@@ -54,7 +54,8 @@ impl Annotation {
 /// Reads the `requested` splits for which `settings` has a file.
 ///
 /// # Errors
-/// A file cannot be read or has a wrong format.
+/// A file cannot be read or has a wrong format: two images have one id, a caption is of an image
+/// that is not listed, or a path leads out of the folder of images.
 pub fn read_splits(settings: &Coco, requested: &[Split]) -> Result<Splits, Error> {
     let mut splits = Splits::default();
     for &split in requested {

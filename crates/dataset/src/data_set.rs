@@ -131,7 +131,8 @@ impl DataSet {
     /// The encoded bytes of an image. Thread-safe.
     ///
     /// # Errors
-    /// The file or tar cannot be read, or the tar has changed since the data set was loaded.
+    /// The file or tar cannot be read, the file is too large, the tar has changed since the data
+    /// set was loaded, or the item belongs to another data set.
     pub fn read(&self, item: &Item) -> Result<Bytes, Error> {
         match (&item.image, &self.shards) {
             (ImageRef::File(path), _) => read_file(path),
@@ -143,7 +144,7 @@ impl DataSet {
     /// The preprocessed image: `size` x `size` pixels, RGB interleaved, row by row.
     ///
     /// # Errors
-    /// As for [`read`](Self::read); or the image is damaged or too large.
+    /// As for [`read`](Self::read); or the image cannot be decoded.
     pub fn pixels(&self, item: &Item, size: u32) -> Result<Vec<u8>, Error> {
         let encoded = self.read(item)?;
         self.preprocessing.apply(&encoded, size).map_err(|problem| Error::image(self.location(item), problem))

@@ -68,7 +68,7 @@ impl Error {
         Self::Image { location: location.to_string(), problem: problem.to_string() }
     }
 
-    /// Whether an error of reading or decoding an image concerns only this image, so that the
+    /// Whether an error in reading or decoding an image concerns only this image, so that the
     /// others can be used. An unreachable bucket, for instance, concerns all images of its tars.
     #[must_use]
     pub fn is_image_error(&self) -> bool {

@@ -45,7 +45,7 @@ struct Sentence {
 /// others of their split have some.
 ///
 /// # Errors
-/// The file cannot be read or has a wrong format.
+/// The file cannot be read or has a wrong format, or a path leads out of the folder of images.
 pub fn read_splits(annotations: &Path, images: &Path, requested: &[Split]) -> Result<Splits, Error> {
     let format_error = |problem: String| Error::invalid(annotations.display(), problem);
     let Annotations { images: entries } = read_json(annotations)?;

@@ -62,7 +62,7 @@ pub use split::Split;
 /// annotations.
 ///
 /// # Errors
-/// The annotations cannot be read or have a wrong format.
+/// The annotations cannot be read, have a wrong format, or exceed a limit of [`limits`].
 pub fn validation_files(settings: &config::Data) -> Result<HashMap<String, PathBuf>, Error> {
     if settings.webdataset.is_some() {
         return Ok(HashMap::new());
@@ -75,10 +75,10 @@ pub fn validation_files(settings: &config::Data) -> Result<HashMap<String, PathB
     Ok(data.splits.validation.into_iter().filter_map(file).collect())
 }
 
-/// The bytes of an image file, up to the maximal size of an image.
+/// The bytes of an image file.
 ///
 /// # Errors
-/// The file cannot be read, or is too large.
+/// The file cannot be read, or has more than [`MAX_ENCODED_BYTES`].
 pub fn read_file(path: &Path) -> Result<Bytes, Error> {
     let read_error = |source| Error::Read { location: path.display().to_string(), source };
     let file = std::fs::File::open(path).map_err(read_error)?;

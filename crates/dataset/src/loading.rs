@@ -25,9 +25,8 @@ impl DataSet {
     /// beside them. Logs skipped and unusual images.
     ///
     /// # Errors
-    /// Annotations cannot be read or have a wrong format; an image is missing or invalid while
-    /// `skip_corrupt` is unset; the training or validation split is empty; or a limit of
-    /// [`limits`](crate::limits) is exceeded.
+    /// As for [`load_usable`](Self::load_usable); or an image is missing or invalid while
+    /// `skip_corrupt` is unset; or the training or validation split is empty.
     pub fn load(settings: &config::Data) -> Result<Self, Error> {
         let data = Self::load_usable(settings)?;
         data.log_findings(settings)?;
@@ -35,21 +34,11 @@ impl DataSet {
         Ok(data)
     }
 
-    /// As [`load`](Self::load), for a run that will train on the data.
-    ///
-    /// # Errors
-    /// As for `load`; or a split has no captions although the run needs them.
-    pub fn load_for(run: &config::RunFile) -> Result<Self, Error> {
-        let data = Self::load(&run.data)?;
-        data.check_captions(run)?;
-        Ok(data)
-    }
-
     /// As [`load`](Self::load), for a single split, which may have no captions; the other splits
     /// are empty.
     ///
     /// # Errors
-    /// As for `load`.
+    /// As for `load`, but only this split must not be empty.
     pub fn load_split(settings: &config::Data, split: Split) -> Result<Self, Error> {
         let data = Self::read_splits(settings, &[split], ImageChecks::HeaderAndEnd)?;
         data.log_findings(settings)?;
@@ -61,7 +50,9 @@ impl DataSet {
     /// nothing is logged.
     ///
     /// # Errors
-    /// Annotations cannot be read or have a wrong format.
+    /// Annotations, tars or generated captions cannot be read or have a wrong format, a training
+    /// image has no generated captions although the run uses them, or a limit of
+    /// [`limits`](crate::limits) is exceeded.
     pub fn load_usable(settings: &config::Data) -> Result<Self, Error> {
         Self::load_usable_splits(settings, &Split::ALL)
     }
@@ -81,7 +72,8 @@ impl DataSet {
     /// As [`load_split`](Self::load_split), but without checks of images; the split may be empty.
     ///
     /// # Errors
-    /// Annotations or tars cannot be read or have a wrong format.
+    /// Annotations or tars cannot be read or have a wrong format, or a limit of
+    /// [`limits`](crate::limits) is exceeded.
     pub fn load_annotations(settings: &config::Data, split: Split) -> Result<Self, Error> {
         Self::read_splits(settings, &[split], ImageChecks::None)
     }
@@ -140,6 +132,9 @@ impl DataSet {
 
     /// Loads generated images and captions of the training split. Skips training images whose
     /// generated image cannot be used.
+    ///
+    /// # Errors
+    /// The generated captions cannot be read, have a wrong format, or lack captions of an image.
     fn load_positives(&mut self, settings: &config::Positives) -> Result<(), Error> {
         if let Some(folder) = &settings.images {
             let items = std::mem::take(&mut self.splits.train);
@@ -184,18 +179,11 @@ impl DataSet {
     /// A split lacks images or captions.
     pub fn check_complete(&self, run: &config::RunFile) -> Result<(), Error> {
         self.check_trainable(&run.data)?;
-        self.check_captions(run)
+        Split::ALL.into_iter().try_for_each(|split| self.missing_captions_error(run, split).map_or(Ok(()), Err))
     }
 
     fn check_trainable(&self, settings: &config::Data) -> Result<(), Error> {
         [Split::Train, Split::Validation].into_iter().try_for_each(|split| self.check_not_empty(split, settings))
-    }
-
-    fn check_captions(&self, run: &config::RunFile) -> Result<(), Error> {
-        match Split::ALL.into_iter().find_map(|split| self.missing_captions_error(run, split)) {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
     }
 
     /// The error that a split has no captions although `run` needs them; none if the split has

@@ -48,7 +48,7 @@ impl Positives {
         self.images.is_some()
     }
 
-    /// The generated captions of the training image with this index.
+    /// The generated captions of the training image with this index; empty if there are none.
     pub fn captions(&self, image: usize) -> &[String] {
         self.captions.get(image).map_or(&[], |captions| captions)
     }
@@ -58,7 +58,10 @@ impl Positives {
         self.captions.iter().map(Vec::as_slice)
     }
 
-    /// The path of the generated image for `item`.
+    /// The path of the generated image for `item`. The file may be missing.
+    ///
+    /// # Errors
+    /// The settings name no folder of generated images.
     pub fn image(&self, item: &Item) -> Result<PathBuf, Error> {
         let folder = self.images.as_deref();
         let folder = folder.ok_or_else(|| Error::invalid(&item.name, "there are no generated images"))?;

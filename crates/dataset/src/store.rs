@@ -144,13 +144,19 @@ impl Stores {
     }
 
     /// Writes an object atomically.
+    ///
+    /// # Errors
+    /// The object cannot be written.
     pub fn write(&self, object: &Object, content: Vec<u8>) -> Result<(), Error> {
         let written = self.runtime.block_on(object.store.put(&object.key, content.into()));
         written.map(|_| ()).map_err(|error| object.store_error(&error))
     }
 
-    /// A range of an object's bytes. Fails if the object's version has changed and the store has
-    /// strong entity tags.
+    /// A range of an object's bytes.
+    ///
+    /// # Errors
+    /// The object cannot be read or ends before the end of the range, or its version has changed
+    /// and the store has strong entity tags.
     pub fn read_range(&self, object: &Object, version: &Version, range: Range<u64>) -> Result<Bytes, Error> {
         let length = range.end.saturating_sub(range.start);
         let options = GetOptions {

@@ -12,13 +12,13 @@ use proto::v1::{StatusRequest, admin_client::AdminClient};
 use crate::progress::Progress;
 
 /// Interval of status requests to the coordinator.
-const POLL: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Synthesizes a data set in `folder`, unless it exists. `more_options` are further options of
 /// `worker synthesize`.
 ///
 /// # Errors
-/// It cannot be synthesized, or the existing one has another number of images.
+/// It cannot be synthesized, or the existing one cannot be read or has another number of images.
 pub fn synthesize(folder: &Path, images: u32, seed: u64, more_options: &[&str]) -> Result<()> {
     if folder.join("dataset.json").exists() {
         let found = std::fs::read_dir(folder.join("images")).with_context(|| folder.display().to_string())?.count();
@@ -71,11 +71,12 @@ impl Cluster {
     /// by worker id.
     ///
     /// # Errors
-    /// A process failed; the message has the last line of its log.
+    /// The coordinator cannot be reached, or a process failed. If it failed, the message has the
+    /// last line of its log.
     pub async fn watch(mut self, mut progress: Progress) -> Result<BTreeMap<String, String>> {
         let url = format!("http://{}", self.coordinator.grpc_address);
         let mut admin = AdminClient::connect(url).await.context("cannot reach the coordinator")?;
-        let mut tick = tokio::time::interval(POLL);
+        let mut tick = tokio::time::interval(POLL_INTERVAL);
         let mut is_running = true;
         while is_running {
             tick.tick().await;

@@ -3,11 +3,9 @@
 //! ```text
 //! cluster.rs   synthesizes data, starts and watches the processes
 //! progress.rs  shows progress
-//! journal.rs   reads evaluations, captions and events from a run's journal
 //! ```
 
 pub mod cluster;
-pub mod journal;
 pub mod progress;
 
 use tokio::signal::unix::{SignalKind, signal};

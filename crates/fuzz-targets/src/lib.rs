@@ -9,9 +9,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use dico_coordinator::audit::audit;
-use dico_coordinator::journal::{Journal, read_only::ReadOnlyJournal};
 use dico_coordinator::report::Report;
-use rusqlite::Connection;
+use journal::{EventCursor, ReadOnlyJournal, testing};
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
 
@@ -25,32 +24,6 @@ captioner: { weights: none }
 evaluator: { weights: none }
 stages: [{ name: dico, objective: dico, steps: 9, batch: 8, optimizer: { learning_rate: 1.0e-3 } }]
 ";
-
-/// The records of the example journal: rows of its tables, without the hash chain.
-const EXAMPLE_RECORDS: &str = r#"
-PRAGMA journal_mode = DELETE;
-INSERT INTO generations VALUES
-    (1, '[{"rank":0,"host":"a","version":"0.1.0","device":"cpu"}]', 'start', 1, 2, 3, 'a worker joined', 'seed', 0, 0, 7),
-    (2, '[{"rank":0,"host":"a","version":"0.1.0","device":"cpu"}]', 'joined', 3, 4, NULL, NULL, 'worker 0', 0, 2, 7);
-INSERT INTO steps VALUES
-    (0, 1, 1, 0.5, 0.001, 1, 0.5, 0.1, 8, '{"kl":{"count":8,"mean":0.5}}', 2.5, 0, 0.1),
-    (0, 2, 1, 0.5, 0.001, 1, 0.5, 0.1, 8, '{}', 2.75, NULL, NULL),
-    (0, 3, 2, 0.5, 0.001, 1, 0.5, 0.1, 8, '{}', 4.5, NULL, NULL);
-INSERT INTO attachments VALUES (1, 0, 'a', 10, 50, 0, 5, 't', 'v', 'm', NULL, 1);
-INSERT INTO data_changes VALUES (1, 2, 10, 9, 50, 45, 5);
-INSERT INTO history_moves VALUES (1, 2, 0, 1, 0, 2, 'worker 0', 3);
-INSERT INTO pauses VALUES (1, 1, 0, 2, 'kl is 9', 5), (2, 0, 0, 2, 'kl is 9', 5);
-INSERT INTO guard_firings VALUES (1, 0, 2, 1, 'kl', 9, 1, 1, 'rollback', 0, 1, 5);
-INSERT INTO stage_ends VALUES (1, 0, 2, 1, 'best_state', 'it is the best', 6);
-INSERT INTO settings_changes VALUES (1, 0, 2, '[]', 6);
-INSERT INTO recoveries VALUES (1, 0, 0, 1, '0-a-00000000', '["x"]', 1);
-INSERT INTO chain VALUES (2, 'recovered', NULL, NULL, NULL, 1, zeroblob(32));
-INSERT INTO run_ends VALUES (1, 'finished', 0, 3, 'the run is finished', NULL, 7);
-INSERT INTO events VALUES
-    (1, 1, 'joined', '{"rank":0,"train_images":10,"train_captions":50}'),
-    (2, 5, 'data_changed', '{"training":{"before":{"images":10,"captions":50},"after":{"images":9,"captions":45}}}'),
-    (3, 6, 'stage_ended', '{"stage":0,"step":2,"generation":1,"cause":"best_state","reason":"it is the best"}');
-"#;
 
 /// The name of a target, and the function that parses an input.
 pub type Target = (&'static str, fn(&[u8]));
@@ -130,11 +103,17 @@ pub fn run_file(bytes: &[u8]) {
     _ = config::RunFile::from_json(text);
 }
 
-/// Reads a journal for the audit, the report and the lineage.
+/// Reads a journal for the audit and the report, and all of its typed records.
 fn read(journal: &ReadOnlyJournal) {
     _ = audit(journal);
     _ = Report::read(journal);
     _ = journal.lineage();
+    _ = journal.attached_workers();
+    _ = journal.settings_changes();
+    _ = journal.guard_firings();
+    _ = journal.latest_events(9);
+    _ = journal.events_since(&mut EventCursor::default());
+    _ = journal.recorded_steps(Default::default(), 9);
 }
 
 /// A journal's SQLite file.
@@ -150,14 +129,9 @@ pub fn journal(bytes: &[u8]) {
 pub fn journal_json(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let folder = temporary_folder();
-    let path = folder.path().join("journal.sqlite");
-    std::fs::write(&path, example_journal()).expect("the temporary folder can be written");
-    let connection = Connection::open(path).expect("the example is a database");
-    for (table, column) in [("events", "detail_json"), ("steps", "summaries_json"), ("generations", "members_json")] {
-        let update = format!("UPDATE {table} SET {column} = ?1");
-        connection.execute(&update, [text]).expect("the example has these columns");
-    }
-    drop(connection);
+    std::fs::write(folder.path().join("journal.sqlite"), example_journal())
+        .expect("the temporary folder can be written");
+    testing::replace_json(folder.path(), text);
     if let Ok(journal) = ReadOnlyJournal::open(folder.path()) {
         read(&journal);
     }
@@ -169,11 +143,7 @@ pub fn example_journal() -> &'static [u8] {
     EXAMPLE.get_or_init(|| {
         let folder = temporary_folder();
         let run = config::RunFile::parse(Path::new("run.yaml"), EXAMPLE_RUN).expect("the example is a run file");
-        drop(Journal::open(folder.path(), &run).expect("the temporary folder can be written"));
-        let path = folder.path().join("journal.sqlite");
-        let connection = Connection::open(&path).expect("the journal is a database");
-        connection.execute_batch(EXAMPLE_RECORDS).expect("the records fit the tables");
-        drop(connection);
-        std::fs::read(path).expect("the journal can be read")
+        testing::write_example(folder.path(), &run);
+        std::fs::read(folder.path().join("journal.sqlite")).expect("the journal can be read")
     })
 }

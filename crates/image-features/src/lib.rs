@@ -23,7 +23,7 @@ pub use writer::Writer;
 
 use std::path::PathBuf;
 
-/// An error of reading or writing a feature store.
+/// An error in reading or writing a feature store.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.

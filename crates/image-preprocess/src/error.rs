@@ -1,21 +1,22 @@
 use crate::{MAX_DECODED_BYTES, MAX_PIXELS};
 
-/// An error of reading or decoding an image.
+/// Why an image cannot be read, decoded or preprocessed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The file has no bytes.
     #[error("the file is empty")]
     Empty,
-    /// The file is HTML or XML, for instance a web server's error page.
+    /// The first byte that is not white space is `<`, as in HTML and XML: for instance a web
+    /// server's error page.
     #[error("a web page or XML, not an image")]
     Markup,
-    /// The file has no signature of a supported format.
+    /// The file does not begin with the signature of a supported format.
     #[error("not a JPEG, PNG or WebP")]
-    UnknownFormat,
-    /// The file ends too early.
+    UnsupportedFormat,
+    /// The file ends too early, or cannot be read to its end: libjpeg does not distinguish the two.
     #[error("truncated")]
     Truncated,
-    /// Width or height is 0.
+    /// Width or height of the image is 0, or the requested size is.
     #[error("image without pixels")]
     NoPixels,
     /// The image has more pixels than Pillow would decode.
@@ -32,10 +33,11 @@ pub enum Error {
         /// The size of the decoded image in bytes.
         bytes: u64,
     },
-    /// The image is damaged, with the decoder's message.
+    /// The decoder cannot decode the image, for the reason in its message: the image is damaged, or
+    /// uses a rare variant of its format.
     #[error("{0}")]
     Damaged(String),
-    /// The file cannot be read.
+    /// The file cannot be read, with the operating system's message.
     #[error("{0}")]
     Read(String),
 }

@@ -35,7 +35,10 @@ pub fn is_jpeg(start: &[u8]) -> bool {
     start.starts_with(&[0xFF, 0xD8, 0xFF])
 }
 
-/// Width and height of a JPEG, from its header.
+/// Width and height of a JPEG in pixels, from its header.
+///
+/// # Errors
+/// The header is damaged or truncated, or cannot be read.
 pub fn dimensions(reader: impl BufRead) -> Result<(u32, u32), Error> {
     catch_libjpeg_errors(|| image_size(&open_decoder(reader)?))
 }
@@ -82,6 +85,9 @@ pub fn decode_columns(encoded: &[u8], size: usize, crop_offset: CropOffset) -> O
 }
 
 /// Decodes the image with libjpeg.
+///
+/// # Errors
+/// The image is damaged or truncated, has no pixels or too many, or takes too much memory.
 pub fn decode(encoded: &[u8]) -> Result<DecodedImage, Error> {
     catch_libjpeg_errors(|| {
         let decoder = open_decoder(encoded)?;

@@ -14,7 +14,7 @@ mod resize;
 use std::io::{BufRead, Cursor, Read, Seek, SeekFrom};
 
 use image::metadata::Orientation;
-use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
@@ -164,7 +164,8 @@ fn preprocess_unoriented_generic(encoded: &[u8], size: u32, crop_offset: CropOff
 /// decoded.
 ///
 /// # Errors
-/// The file is not an image, or is too large, damaged or truncated.
+/// The file cannot be read, is not a JPEG, PNG or WebP, has no pixels or too many, takes more than
+/// 512 MiB when decoded, or is damaged or truncated.
 pub fn check(mut reader: impl BufRead + Seek) -> Result<ImageWarnings, Error> {
     let start = reader.fill_buf().map_err(Error::read)?;
     check_signature(start)?;
@@ -202,13 +203,19 @@ pub fn orientation(encoded: &[u8]) -> Orientation {
     orientation.unwrap_or(Orientation::NoTransforms)
 }
 
-/// Checks the first bytes of a file for the signature of an image format.
+/// Checks the first bytes of a file for the signature of a supported format. The crate `image` also
+/// recognises formats that it does not decode here, such as GIF.
+///
+/// # Errors
+/// The file is empty, is HTML or XML, or has another format.
 fn check_signature(start: &[u8]) -> Result<(), Error> {
     match start.trim_ascii_start() {
         _ if start.is_empty() => Err(Error::Empty),
         [b'<', ..] => Err(Error::Markup),
-        _ if image::guess_format(start).is_err() => Err(Error::UnknownFormat),
-        _ => Ok(()),
+        _ => match image::guess_format(start) {
+            Ok(ImageFormat::Jpeg | ImageFormat::Png | ImageFormat::WebP) => Ok(()),
+            _ => Err(Error::UnsupportedFormat),
+        },
     }
 }
 
@@ -254,7 +261,7 @@ fn decode(encoded: &[u8]) -> Result<DecodedImage, Error> {
 }
 
 fn guess_format<R: BufRead + Seek>(reader: R) -> Result<ImageReader<R>, Error> {
-    ImageReader::new(reader).with_guessed_format().map_err(Error::damaged)
+    ImageReader::new(reader).with_guessed_format().map_err(Error::read)
 }
 
 fn check_pixel_count(width: u32, height: u32) -> Result<(), Error> {

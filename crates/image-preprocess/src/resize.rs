@@ -49,6 +49,9 @@ pub struct ResizePlan {
 impl ResizePlan {
     /// Plans to scale an image of `width` x `height` pixels until its short side has `size` pixels,
     /// and to crop it to the centre.
+    ///
+    /// # Errors
+    /// `width`, `height` or `size` is 0.
     pub fn new(width: usize, height: usize, size: usize, offset: CropOffset) -> Result<Self, Error> {
         let short = width.min(height);
         if size == 0 || short == 0 {

@@ -123,12 +123,16 @@ fn sixteen_bit_greys_cause_a_warning() {
 }
 
 #[test]
-fn files_that_are_not_images_are_refused_with_their_type() {
+fn files_of_other_types_are_refused_with_the_reason() {
     for (bytes, problem) in [
         (&b""[..], Error::Empty),
         (b"<!DOCTYPE html>\n<html>", Error::Markup),
         (b"\n  <?xml?>", Error::Markup),
-        (b"text", Error::UnknownFormat),
+        (b"text", Error::UnsupportedFormat),
+        // The beginnings of a GIF, a BMP and a TIFF.
+        (b"GIF89a\x01\0\x01\0\x80\0\0", Error::UnsupportedFormat),
+        (b"BM\x3a\0\0\0\0\0\0\0\x36\0\0\0", Error::UnsupportedFormat),
+        (b"II*\0\x08\0\0\0", Error::UnsupportedFormat),
     ] {
         assert_eq!((run_check(bytes), preprocess(bytes, 8)), (Err(problem.clone()), Err(problem)));
     }

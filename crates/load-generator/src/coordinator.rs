@@ -1,10 +1,10 @@
 //! The coordinator under test, in a separate process.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
+use journal::ReadOnlyJournal;
 use local_cluster::Coordinator;
-use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
 use crate::load::LoadTest;
@@ -20,7 +20,7 @@ pub struct TestCoordinator {
 pub struct JournalCounts {
     /// The number of generations.
     pub generations: u64,
-    /// The number of steps that all workers reported.
+    /// The number of steps that at least one worker reported.
     pub steps: u64,
 }
 
@@ -28,7 +28,8 @@ impl TestCoordinator {
     /// Starts a coordinator whose run needs all workers of this load.
     ///
     /// # Errors
-    /// The coordinator does not start.
+    /// The temporary folder or the run file cannot be written, there is no coordinator beside this
+    /// program, or it does not start.
     pub fn start(load: &LoadTest) -> Result<Self> {
         let folder = tempfile::tempdir().context("no temporary folder")?;
         let config = folder.path().join("run.yaml");
@@ -58,16 +59,15 @@ impl TestCoordinator {
     /// The coordinator ended with an error, or its journal cannot be read.
     pub fn finish(mut self) -> Result<JournalCounts> {
         self.coordinator.process.finish()?;
-        let path = self.folder.path().join("coordinator/journal.sqlite");
-        let journal = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        let count = |sql: &str| journal.query_row(sql, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned);
-        let generations = count("SELECT count(*) FROM generations")?;
-        Ok(JournalCounts { generations, steps: count("SELECT count(DISTINCT step) FROM steps")? })
+        let journal = ReadOnlyJournal::open(&self.folder.path().join("coordinator"))?;
+        let (generations, steps) = (journal.generations()?, journal.steps()?);
+        let steps: BTreeSet<u64> = steps.into_iter().map(|step| step.position.step).collect();
+        Ok(JournalCounts { generations: generations.len() as u64, steps: steps.len() as u64 })
     }
 }
 
-/// A run file with a boundary, that is, a checkpoint and an evaluation, in the middle and at the
-/// end. Data and weights need not exist: the coordinator does not read them.
+/// A run file of one stage, with a checkpoint and an evaluation after half of the steps (rounded
+/// up) and at the end. Data and weights need not exist: only workers read them.
 fn run_file(load: &LoadTest, output: &Path) -> String {
     let LoadTest { workers, steps, .. } = load;
     let half_of_steps = steps.div_ceil(2);

@@ -1,5 +1,5 @@
-//! The latency probe: sends requests to the coordinator continuously, through the same queue as
-//! heartbeats.
+//! The latency probe: sends requests to the coordinator continuously, which pass through the same
+//! queue of the coordinator as heartbeats.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,10 +12,9 @@ use crate::{recorder::Recorder, usage::Usage};
 /// The interval between requests.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Sends requests and reads the resource usage of the coordinator's process, until this future is
-/// dropped.
-/// Each request is to resume the run, which the coordinator refuses: it passes through the same
-/// queue as a heartbeat, and the response is short.
+/// Sends requests, and reads the resource usage of the coordinator's process, until this future is
+/// dropped. Each request is to resume the run, which the coordinator refuses, so it changes nothing
+/// and the response is short.
 pub async fn run(admin: AdminClient<Channel>, process_id: u32, recorder: Arc<Recorder>) {
     let mut ticks = time::interval(INTERVAL);
     // Each request has its own task, so it does not wait for the previous response.

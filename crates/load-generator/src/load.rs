@@ -1,3 +1,6 @@
+//! Runs a load test: starts the coordinator, the latency probe and the workers, waits until the run
+//! is complete, and computes the results.
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
@@ -32,7 +35,8 @@ impl LoadTest {
     /// Runs a coordinator under this load. Returns the results.
     ///
     /// # Errors
-    /// The coordinator or a worker has failed.
+    /// The coordinator does not start or cannot be reached, it or a worker failed, or its journal
+    /// cannot be read.
     pub async fn run(self) -> anyhow::Result<Report> {
         let coordinator = TestCoordinator::start(&self)?;
         let endpoint = Endpoint::from_shared(coordinator.url().clone())?.tcp_nodelay(true);

@@ -8,7 +8,7 @@
 //!   worker          a simulated worker: the real protocol, simulated computing
 //!   messages        the messages of simulated workers: reports of the same size as real ones
 //!   latency_probe   sends requests to the coordinator continuously
-//!   recorder        records the measurements of workers and probe
+//!   recorder        records the measurements of workers and latency probe
 //!   report          computes the results from the measurements
 //! ```
 
@@ -30,7 +30,7 @@ use clap::Parser;
 
 use load::LoadTest;
 
-/// The number of open files that this process needs besides its workers' connections.
+/// The number of open files that this process needs in addition to its workers' connections.
 const RESERVED_FILES: u64 = 100;
 
 /// Measures a coordinator under the load of many workers.
@@ -43,13 +43,16 @@ const RESERVED_FILES: u64 = 100;
 /// The report has:
 ///
 /// - join storm: all workers start at the same moment, and at most 16 at a time join. The times
-///   from the start until each worker has joined, until the last one has its rendezvous, and until
-///   the first steps are granted.
+///   from the start until each worker has joined, until the last one has received the directive
+///   `Rendezvous`, and until the first steps are granted.
 /// - fan-out of a directive: the time from the first worker's receipt of a `Train` directive to the
-///   last one's; and from the report that triggered it to the last one's receipt.
-/// - heartbeat: heartbeats are not answered, so a probe sends a request 20 times per second over
-///   its own connection, through the same queue. The round trip of a probe is an upper bound for a
-///   heartbeat. It is counted from the time at which the request was due.
+///   last one's; and from the first worker's report of the step that triggered the directive to the
+///   last one's receipt. The last worker's report triggers it, so this is an upper bound of the
+///   time since then.
+/// - heartbeat: heartbeats are not answered, so a latency probe sends a request 20 times per second
+///   over its own connection, which passes through the coordinator's queue as heartbeats do. The
+///   round trip of a request is an upper bound for a heartbeat. It is counted from the time at
+///   which the request was due.
 /// - CPU seconds and peak memory of the coordinator, CPU seconds of this process. Both share the
 ///   machine.
 #[derive(Debug, Parser)]

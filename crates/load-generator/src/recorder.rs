@@ -22,15 +22,15 @@ pub struct Recorder {
 pub struct Measurements {
     /// When each worker had joined, in the order of joining.
     pub join_times: Vec<Duration>,
-    /// When the last worker received its rendezvous.
-    pub rendezvous_complete: Duration,
-    /// The delivery of `Train` directives, by their first step.
+    /// When the last worker so far received the directive `Rendezvous`.
+    pub last_rendezvous_receipt: Duration,
+    /// The delivery of `Train` directives, by the number of steps before those that they grant.
     pub grants: BTreeMap<u64, StepGrant>,
-    /// When the first worker reported each step.
+    /// When the first worker reported each step, by the number of the step, from 1.
     pub first_reports: BTreeMap<u64, Duration>,
     /// The number of heartbeats sent.
     pub heartbeats: u64,
-    /// The response times of the probe's requests.
+    /// The response times of the latency probe's requests.
     pub probe_latencies: Vec<Duration>,
     /// The coordinator's resource usage when the first steps were granted.
     pub usage_before_training: Usage,
@@ -70,11 +70,11 @@ impl Recorder {
         self.measurements().join_times.push(now);
     }
 
-    /// Records that a worker has received its rendezvous.
+    /// Records that a worker has received the directive `Rendezvous`.
     pub fn record_rendezvous(&self) {
         let now = self.started_at.elapsed();
         let mut measurements = self.measurements();
-        measurements.rendezvous_complete = measurements.rendezvous_complete.max(now);
+        measurements.last_rendezvous_receipt = measurements.last_rendezvous_receipt.max(now);
     }
 
     /// Records that a worker has received a `Train` directive.
@@ -90,7 +90,7 @@ impl Recorder {
         grant.last_receipt = grant.last_receipt.max(now);
     }
 
-    /// Records that a worker is about to report a step.
+    /// Records that a worker is about to report the step with this number, from 1.
     pub fn record_report(&self, step: u64) {
         let now = self.started_at.elapsed();
         self.measurements().first_reports.entry(step).or_insert(now);
@@ -111,7 +111,7 @@ impl Recorder {
         self.measurements().received_bytes += directive.encoded_len() as u64;
     }
 
-    /// Records the response time of a request.
+    /// Records the response time of a request of the latency probe.
     pub fn record_probe(&self, latency: Duration) {
         self.measurements().probe_latencies.push(latency);
     }

@@ -22,13 +22,14 @@ pub struct Report {
     pub steps: u32,
     /// The minimal duration of a step.
     pub step_seconds: f64,
-    /// The number of recorded steps that all workers reported.
+    /// The number of steps in the journal. All workers reported them, unless a generation ended
+    /// early.
     pub steps_recorded: u64,
     /// The number of generations.
     pub generations: u64,
     /// The time from the first grant to the first report of the last step.
     pub training_seconds: f64,
-    /// The join of all workers, which start at the same moment.
+    /// The joins of all workers, which start at the same moment.
     pub join_storm: JoinStorm,
     /// The delivery of directives to all workers.
     pub fan_out: FanOut,
@@ -42,14 +43,14 @@ pub struct Report {
     pub messages: MessageSizes,
 }
 
-/// The join of all workers, which start at the same moment. Times are since that moment.
+/// The joins of all workers, which start at the same moment. Times are since that moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct JoinStorm {
     /// The number of workers that joined.
     pub joined: usize,
     /// The times until each worker has joined.
     pub join_seconds: Percentiles,
-    /// The time until the last worker has its rendezvous.
+    /// The time until the last worker received the directive `Rendezvous`.
     pub formed_seconds: f64,
     /// The time until the first steps are granted.
     pub training_after_seconds: f64,
@@ -62,14 +63,16 @@ pub struct FanOut {
     pub directives: usize,
     /// The time from the first worker's receipt to the last one's.
     pub spread_seconds: Percentiles,
-    /// The number of these directives that a worker's report of a step triggered.
+    /// The number of these directives that the reports of a step triggered: the coordinator grants
+    /// more steps when the last worker has reported the step.
     pub triggered: usize,
-    /// The time from that report to the last worker's receipt.
+    /// The time from the first worker's report of that step to the last worker's receipt: an upper
+    /// bound of the time since the last worker's report.
     pub from_report_seconds: Percentiles,
 }
 
-/// The latency of heartbeats, measured with the requests of the probe, which pass through the same
-/// queue.
+/// The latency of heartbeats. Heartbeats are not answered, so it is measured with the requests of
+/// the latency probe, which pass through the same queue of the coordinator.
 #[derive(Clone, Debug, Serialize)]
 pub struct HeartbeatLatency {
     /// The number of heartbeats that the workers sent.
@@ -139,7 +142,7 @@ impl Report {
         let LoadTest { workers, steps, step_duration, connections } = load;
         let training_start = measurements.grants.values().map(|grant| grant.first_receipt).min().unwrap_or_default();
         let training_end = measurements.first_reports.values().max().copied().unwrap_or_default();
-        let from_report = times_from_report(measurements, window);
+        let from_report = times_from_first_report(measurements, window);
         Self {
             workers,
             connections,
@@ -151,7 +154,7 @@ impl Report {
             join_storm: JoinStorm {
                 joined: measurements.join_times.len(),
                 join_seconds: Percentiles::of(measurements.join_times.iter().copied()),
-                formed_seconds: measurements.rendezvous_complete.as_secs_f64(),
+                formed_seconds: measurements.last_rendezvous_receipt.as_secs_f64(),
                 training_after_seconds: training_start.as_secs_f64(),
             },
             fan_out: FanOut {
@@ -178,17 +181,18 @@ impl Report {
     }
 }
 
-/// The times from a worker's report to the last receipt of the directive that it triggered. The
-/// coordinator sends a grant of half a window, as most are, when the report of a step makes that
-/// many steps available. Grants of other sizes have other causes, or end at a boundary; they are
-/// left out.
-fn times_from_report(measurements: &Measurements, window: u32) -> Vec<Duration> {
-    let since_report = |(first_step, grant): (&u64, &StepGrant)| {
-        let report = (first_step + u64::from(grant.steps)).checked_sub(window.into())?;
-        let reported_at = measurements.first_reports.get(&report).filter(|_| grant.steps == window.div_ceil(2))?;
-        Some(grant.last_receipt.saturating_sub(*reported_at))
+/// The times from the first report of a step to the last receipt of the directive that the last
+/// report of this step triggered. The coordinator sends a grant of half a window, as most are, when
+/// all workers have reported a step that makes this many more steps available. Grants of other
+/// sizes have other causes, or end at a boundary; they are left out.
+fn times_from_first_report(measurements: &Measurements, window: u32) -> Vec<Duration> {
+    let since_first_report = |(steps_before, grant): (&u64, &StepGrant)| {
+        let reported_step = (steps_before + u64::from(grant.steps)).checked_sub(window.into())?;
+        let first_report =
+            measurements.first_reports.get(&reported_step).filter(|_| grant.steps == window.div_ceil(2))?;
+        Some(grant.last_receipt.saturating_sub(*first_report))
     };
-    measurements.grants.iter().filter_map(since_report).collect()
+    measurements.grants.iter().filter_map(since_first_report).collect()
 }
 
 impl fmt::Display for Report {
@@ -219,14 +223,14 @@ impl fmt::Display for Report {
             "messages            {} bytes from a worker, {} to it",
             messages.sent_bytes, messages.received_bytes
         )?;
-        writeln!(f, "\n{:<38}{:>8}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "of", "p50", "p90", "p99", "max")?;
-        let mut row = |name: &str, of: usize, percentiles: &Percentiles| {
+        writeln!(f, "\n{:<38}{:>8}{:>10}{:>10}{:>10}{:>10}", "milliseconds", "count", "p50", "p90", "p99", "max")?;
+        let mut row = |name: &str, count: usize, percentiles: &Percentiles| {
             let [p50, p90, p99, max] = percentiles.milliseconds();
-            writeln!(f, "{name:<38}{of:>8}{p50:>10.1}{p90:>10.1}{p99:>10.1}{max:>10.1}")
+            writeln!(f, "{name:<38}{count:>8}{p50:>10.1}{p90:>10.1}{p99:>10.1}{max:>10.1}")
         };
         row("join", join_storm.joined, &join_storm.join_seconds)?;
         row("fan-out, first to last receipt", fan_out.directives, &fan_out.spread_seconds)?;
-        row("fan-out, report to last receipt", fan_out.triggered, &fan_out.from_report_seconds)?;
+        row("fan-out, first report to last receipt", fan_out.triggered, &fan_out.from_report_seconds)?;
         row("heartbeat round trip, upper bound", heartbeat.probes, &heartbeat.round_trip_seconds)
     }
 }
@@ -256,13 +260,13 @@ mod tests {
     }
 
     #[test]
-    fn a_directive_is_measured_from_the_report_that_triggered_it() {
+    fn a_directive_is_measured_from_the_first_report_of_the_step_that_triggered_it() {
         let grant = |steps, last| StepGrant { steps, first_receipt: ms(0), last_receipt: ms(last) };
-        // The window is 8 steps. Grants: eight at first, four after the fourth report, two up to a
-        // boundary, eight after it.
+        // The window is 8 steps. Grants: eight at first, four after the reports of step 4, two up
+        // to a boundary, eight after it.
         let grants = BTreeMap::from([(0, grant(8, 10)), (8, grant(4, 50)), (12, grant(2, 90)), (14, grant(8, 200))]);
         let first_reports = (1..=14).map(|step| (step, ms(10 * step))).collect();
         let measurements = Measurements { grants, first_reports, ..Measurements::default() };
-        assert_eq!(times_from_report(&measurements, 8), [ms(10)]);
+        assert_eq!(times_from_first_report(&measurements, 8), [ms(10)]);
     }
 }

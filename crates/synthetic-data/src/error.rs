@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-/// An error of writing or reading a synthetic data set. The message is one line that names the
+/// An error in writing or reading a synthetic data set. The message is one line that names the
 /// file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -31,7 +31,7 @@ pub enum Error {
     Json {
         /// The file.
         path: PathBuf,
-        /// The error of reading, with line and column, or of writing.
+        /// The error in reading, with line and column, or in writing.
         source: serde_json::Error,
     },
 }

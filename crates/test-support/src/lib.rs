@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use journal::{Caption, Evaluation, Generation, ReadOnlyJournal, RecordedStep};
 use tempfile::TempDir;
 
 /// A test fails if a wait takes longer. Even on a busy machine, no wait of these tests takes that
@@ -186,27 +186,46 @@ impl Workspace {
 
     /// Opens the journal of the run with the output `name` for reading.
     #[must_use]
-    pub fn journal(&self, name: &str) -> Connection {
-        self.try_journal(name).expect("the run has a journal")
+    pub fn journal(&self, name: &str) -> ReadOnlyJournal {
+        self.open_journal(name).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// As [`Self::journal`]; none if the journal does not exist or has no run yet.
     #[must_use]
-    pub fn try_journal(&self, name: &str) -> Option<Connection> {
-        let path = self.path(name).join("coordinator/journal.sqlite");
-        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
-        let runs = connection.query_row("SELECT count(*) FROM run", [], |row| row.get::<_, i64>(0)).ok()?;
-        (runs > 0).then_some(connection)
+    pub fn try_journal(&self, name: &str) -> Option<ReadOnlyJournal> {
+        self.open_journal(name).ok()
     }
 
-    /// The details (`detail_json`) of the events of a kind in the journal of a run, in order.
+    fn open_journal(&self, name: &str) -> Result<ReadOnlyJournal, journal::Error> {
+        ReadOnlyJournal::open(&self.path(name).join("coordinator"))
+    }
+
+    /// The details of the events of a kind in the event log of a run, in order.
     #[must_use]
     pub fn events(&self, name: &str, kind: &str) -> Vec<serde_json::Value> {
+        let events = self.journal(name).events().expect("events can be read");
+        events.into_iter().filter(|event| event.kind == kind).map(|event| event.detail).collect()
+    }
+
+    /// The steps of a run that were not given up, in the order of the run.
+    #[must_use]
+    pub fn steps(&self, name: &str) -> Vec<RecordedStep> {
+        let mut steps = Vec::new();
+        self.journal(name).for_each_step(Default::default(), |step| steps.push(step)).expect("steps can be read");
+        steps
+    }
+
+    /// The evaluations of a run that were not given up, each with all captions, in the order of the
+    /// run.
+    #[must_use]
+    pub fn evaluations(&self, name: &str) -> Vec<(Evaluation, Vec<Caption>)> {
         let journal = self.journal(name);
-        let query = "SELECT detail_json FROM events WHERE kind = ? ORDER BY rowid";
-        let mut statement = journal.prepare(query).expect("the journal has events");
-        let rows = statement.query_map([kind], |row| row.get::<_, String>(0)).expect("events can be read");
-        rows.map(|row| serde_json::from_str(&row.expect("a row")).expect("details are JSON")).collect()
+        let evaluations = journal.evaluations(None).expect("evaluations can be read");
+        let with_captions = |evaluation: Evaluation| {
+            let captions = journal.captions(evaluation.id, u32::MAX).expect("captions can be read");
+            (evaluation, captions)
+        };
+        evaluations.into_iter().map(with_captions).collect()
     }
 
     /// The parameters in the last checkpoint of a run, by name.
@@ -221,6 +240,17 @@ impl Workspace {
         let folder = std::fs::read_dir(self.path(name).join("checkpoints")).expect("the run has checkpoints");
         folder.map(|entry| entry.expect("a folder can be listed").path()).max().expect("there is a checkpoint")
     }
+}
+
+/// The last generation that has applied a step, with its last step. None if there is none, or if
+/// the journal is locked, which happens while a coordinator starts.
+#[must_use]
+pub fn last_trained_generation(journal: &ReadOnlyJournal) -> Option<(Generation, u64)> {
+    journal.generations().ok()?.into_iter().rev().find_map(|generation| {
+        let steps = journal.steps_recorded_after(generation.formed_at).ok()?;
+        let last = steps.iter().rfind(|step| step.generation == generation.number)?;
+        Some((generation, last.position.step))
+    })
 }
 
 /// Reads the parameters of all models in a checkpoint's folder, by `MODEL.NAME`.

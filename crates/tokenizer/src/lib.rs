@@ -3,7 +3,7 @@
 //!
 //! - `text_normalization`: the text normalization of OpenAI's `clip.tokenize`.
 //! - `byte_pairs`: CLIP's tokens and merges as strings.
-//! - `hugging_face`: writes a vocabulary as `tokenizer.json`.
+//! - `hugging_face`: a vocabulary as the content of `tokenizer.json`.
 
 mod byte_pairs;
 mod hugging_face;
@@ -29,7 +29,7 @@ const BEGIN_TEXT: &str = "<|startoftext|>";
 /// The end token in a text.
 const END_TEXT: &str = "<|endoftext|>";
 /// The words, within which byte pairs are merged: common contractions, runs of letters, single
-/// digits, runs of anything else.
+/// numeric characters (also such as `½`), runs of all other characters except white space.
 const WORD_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+";
 /// The words as in `clip.tokenize`, whose pattern is case-insensitive. Therefore the long s counts
 /// as an s. The combining iota subscript (U+0345) matches nothing: it is not a letter, but its
@@ -39,8 +39,8 @@ const CLIP_TOKENIZE_WORD_PATTERN: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+";
 /// The contraction 's with a long s, and its tokens. The crate `instant_clip_tokenizer` would
 /// encode this word of [`CLIP_TOKENIZE_WORD_PATTERN`] as two words.
-const LONG_S: &str = "'ſ";
-const LONG_S_TOKENS: [u16; 3] = [6, 129, 379];
+const LONG_S_CONTRACTION: &str = "'ſ";
+const LONG_S_CONTRACTION_TOKENS: [u16; 3] = [6, 129, 379];
 /// Maximal length of a word in bytes; the rest is ignored. Merging takes quadratic time, and the
 /// models read far fewer tokens.
 const MAX_WORD_BYTES: usize = 2048;
@@ -106,8 +106,9 @@ impl Bpe {
         match word {
             BEGIN_TEXT => emit(&[self.tokenizer.start_of_text()]),
             END_TEXT => emit(&[self.tokenizer.end_of_text()]),
-            LONG_S => {
-                let tokens = LONG_S_TOKENS.iter().filter_map(|token| Token::from_u16(*token, &self.tokenizer));
+            LONG_S_CONTRACTION => {
+                let tokens = LONG_S_CONTRACTION_TOKENS.iter();
+                let tokens = tokens.filter_map(|token| Token::from_u16(*token, &self.tokenizer));
                 emit(&tokens.collect::<Vec<_>>())
             }
             word => {
@@ -119,8 +120,8 @@ impl Bpe {
     }
 }
 
-/// The tokens of a model: all of CLIP's, or those that a corpus uses, renumbered without gaps; then
-/// begin, end and pad tokens.
+/// The tokens of a model, from id 0: all of CLIP's, or those that a corpus uses, renumbered without
+/// gaps; then the begin, end and pad tokens.
 pub struct Vocabulary {
     bpe: Bpe,
     /// CLIP's id of each token, ascending, without begin, end and pad tokens.
@@ -202,14 +203,15 @@ impl Vocabulary {
         self.encode_with(max_length, |emit| self.bpe.encode(text, emit))
     }
 
-    /// As [`Self::encode`], with the normalization of OpenAI's `clip.tokenize`, which repairs
-    /// broken encodings and unescapes HTML.
+    /// As [`Self::encode`], with the normalization and the words of OpenAI's `clip.tokenize`, which
+    /// repairs broken encodings and unescapes HTML.
     #[must_use]
     pub fn encode_cleaned(&self, text: &str, max_length: usize) -> Vec<i64> {
         self.encode_with(max_length, |emit| self.bpe.encode_cleaned(text, emit))
     }
 
-    /// Adds begin and end tokens to the tokens that `encode` emits; at most `max_length` in all.
+    /// Adds begin and end tokens to the tokens that `encode` emits. Returns at most `max_length`
+    /// tokens, but at least begin and end tokens.
     fn encode_with(
         &self,
         max_length: usize,
@@ -321,14 +323,18 @@ mod tests {
 
     #[derive(serde::Deserialize)]
     struct Golden {
-        /// Entries by group of texts. An entry has a text, the tokens between begin and end of
-        /// Hugging Face's fast tokenizer, those of the slow tokenizer if they differ (else null),
-        /// and those of `clip.tokenize` if they differ.
+        /// Entries by group of texts. All tokens are without begin and end tokens. An entry has a
+        /// text and the tokens of Hugging Face's fast tokenizer. If the slow tokenizer or
+        /// `clip.tokenize` gives other tokens, it also has those of the slow tokenizer (null if
+        /// they are the same) and those of `clip.tokenize`.
         groups: std::collections::BTreeMap<String, Vec<Vec<serde_json::Value>>>,
-        /// Text, and the tokens of `clip.tokenize`.
+        /// Further texts, on which the normalization of `clip.tokenize` has an effect: a text, and
+        /// its tokens by `clip.tokenize`.
         cleaned: Vec<[serde_json::Value; 2]>,
     }
 
+    /// The golden file in `tests/golden`, or in the folder that the environment variable
+    /// `DICO_PARITY` names: `make parity` writes a larger file there.
     fn golden() -> Golden {
         let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
         let golden = std::env::var_os("DICO_PARITY").map_or(golden, Into::into).join("tokens.json");

@@ -22,7 +22,7 @@ impl ConnectionArgs {
     /// A connector with the join token, if there is one.
     ///
     /// # Errors
-    /// The address is invalid, or a file cannot be used.
+    /// The address or the token is invalid, or a file cannot be used.
     pub fn connector(&self) -> Result<Connector, Error> {
         self.connector_with_token(None)
     }
@@ -30,7 +30,7 @@ impl ConnectionArgs {
     /// A connector with this token, or with the join token if there is none.
     ///
     /// # Errors
-    /// The address is invalid, or a file cannot be used.
+    /// The address or the token is invalid, or a file cannot be used.
     pub fn connector_with_token(&self, token: Option<Token>) -> Result<Connector, Error> {
         let token = match token {
             None => Token::load(self.join_token_file.as_deref(), JOIN_TOKEN_VARIABLE)?,

@@ -41,7 +41,8 @@ impl Connector {
     /// Checks that address, certificates and token are consistent. Does not connect.
     ///
     /// # Errors
-    /// The settings are inconsistent, or a file cannot be used.
+    /// The URL is invalid, certificates are given for `http://` or missing for `https://`, or a
+    /// file cannot be used.
     pub fn new(url: String, tls: Option<&TlsFiles>, token: Option<&Token>) -> Result<Self, Error> {
         let invalid = || Error::Url(url.clone());
         let uri: Uri = url.parse().map_err(|_| invalid())?;
@@ -128,7 +129,7 @@ impl Connector {
     ///
     /// # Errors
     /// [`Code::Unavailable`] if there is no response, [`Code::Unauthenticated`] for an invalid
-    /// certificate.
+    /// certificate, [`Code::Internal`] if the server speaks TLS without HTTP/2.
     pub async fn open_channel(&self, heartbeat_timeout: Duration) -> Result<Channel, Status> {
         let endpoint = self.endpoint.clone().http2_keep_alive_interval(heartbeat_timeout / PINGS_PER_TIMEOUT);
         self.connect(&endpoint.keep_alive_timeout(heartbeat_timeout).keep_alive_while_idle(true)).await

@@ -18,7 +18,7 @@ pub enum Error {
     TooLong {
         /// The path of the file.
         path: PathBuf,
-        /// The maximal length.
+        /// The maximal size, in bytes.
         max_bytes: u64,
     },
     /// A file is not text.

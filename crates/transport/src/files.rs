@@ -1,5 +1,6 @@
-//! Reading of files with tokens, certificates and keys: limits their size, and warns about secrets
-//! that give other users any permission.
+//! Reads files with tokens, certificates and keys, up to a maximal size. Warns about a file with a
+//! secret (a token or a private key) on which users who neither own it nor are in its group have
+//! any permission.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,7 +15,7 @@ const OTHERS_PERMISSIONS: u32 = 0o007;
 /// Reads a file of at most `max_bytes`.
 ///
 /// # Errors
-/// The file cannot be read, or is longer.
+/// The file cannot be read, or has more than `max_bytes` bytes.
 pub fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     let file = File::open(path).map_err(read_error(path))?;
     read_to_end(&file, path, max_bytes)

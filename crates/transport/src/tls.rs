@@ -40,7 +40,8 @@ impl TlsFiles {
     /// has signed are accepted.
     ///
     /// # Errors
-    /// A file is missing, or does not have the expected content.
+    /// A file cannot be read, is too large, or does not have the expected content; or certificate
+    /// and key do not belong together.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, Error> {
         let TlsCredentials { authorities, certificate_chain, key } = self.read()?;
         let provider = Arc::new(ring::default_provider());
@@ -61,6 +62,9 @@ impl TlsFiles {
 
     /// The client's TLS settings: presents its certificate, and accepts only servers with a
     /// certificate that the authority in `tls_ca` has signed.
+    ///
+    /// # Errors
+    /// As for [`Self::server_config`].
     pub(crate) fn client_config(&self) -> Result<ClientTlsConfig, Error> {
         // tonic reads the files by itself, but does not report which of them is invalid.
         let TlsCredentials { certificate_chain, key, .. } = self.read()?;

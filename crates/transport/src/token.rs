@@ -9,9 +9,9 @@ pub const JOIN_TOKEN_VARIABLE: &str = "DICO_JOIN_TOKEN";
 /// The environment variable with the admin token.
 pub const ADMIN_TOKEN_VARIABLE: &str = "DICO_ADMIN_TOKEN";
 
-/// Minimal length of a token in characters: shorter ones can be guessed.
+/// Minimal length of a token in bytes: shorter ones can be guessed.
 pub(crate) const MIN_TOKEN_BYTES: usize = 16;
-/// Maximal length of a token in characters: a header with it stays far below common limits (8 KiB).
+/// Maximal length of a token in bytes: a header with it stays far below common limits (8 KiB).
 pub(crate) const MAX_TOKEN_BYTES: usize = 1024;
 
 /// Maximal size of a token's file, including white space, in bytes.
@@ -28,7 +28,7 @@ impl Token {
     /// The token from a file, or else from an environment variable; none if neither is given.
     ///
     /// # Errors
-    /// The file cannot be read, or the token is invalid.
+    /// The file cannot be read, is larger than 64 KiB or not UTF-8, or the token is invalid.
     pub fn load(file: Option<&Path>, variable: &str) -> Result<Option<Self>, Error> {
         match (file, std::env::var_os(variable)) {
             (Some(path), _) => {
@@ -46,8 +46,8 @@ impl Token {
     /// Parses a token. Removes white space around it, and a leading byte-order mark.
     ///
     /// # Errors
-    /// The token is too short, too long, or has characters that a header cannot carry; the message
-    /// names `origin`, its source.
+    /// The token has fewer than 16 or more than 1,024 bytes, or characters other than printable
+    /// ASCII; the message names `origin`, its source.
     pub fn parse(text: &str, origin: &str) -> Result<Self, Error> {
         let text = text.trim_start_matches('\u{feff}').trim();
         if !(MIN_TOKEN_BYTES..=MAX_TOKEN_BYTES).contains(&text.len())

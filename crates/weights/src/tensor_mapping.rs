@@ -1,13 +1,14 @@
-//! Maps the tensors of a file to the names and shapes that this project uses.
+//! Maps the tensors of a file or folder to the names and shapes that this project uses.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use crate::archive::Archive;
 use crate::error::Error;
 use crate::tensor::{Tensor, stacked_shape};
 
-/// The tensor of this project that a tensor in a file becomes.
+/// The tensor of this project that a tensor of a file becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TensorTarget {
     /// The tensor of this name.
@@ -21,7 +22,7 @@ pub(crate) enum TensorTarget {
     Dropped,
 }
 
-/// The tensors in the file from which a tensor is made.
+/// The tensors of the file from which a tensor is made.
 enum TensorSource {
     /// The tensor of this name in the file.
     Renamed(String),
@@ -38,7 +39,10 @@ enum TensorSource {
 pub(crate) struct TensorMapping(BTreeMap<String, TensorSource>);
 
 impl TensorMapping {
-    /// Adds the tensor `old` of the file `path`.
+    /// Adds the tensor `old` of the file or folder `path`.
+    ///
+    /// # Errors
+    /// Another tensor of the file has the same target.
     pub fn add(&mut self, path: &Path, old: &str, target: TensorTarget) -> Result<(), Error> {
         let (new, source) = match target {
             TensorTarget::Renamed(new) => (new, TensorSource::Renamed(old.to_owned())),
@@ -46,25 +50,34 @@ impl TensorMapping {
             TensorTarget::StackedPart(new, part) => return self.add_stacked_part(path, old, new, part),
             TensorTarget::Dropped => return Ok(()),
         };
-        match self.0.insert(new, source) {
-            None => Ok(()),
-            Some(_) => Err(duplicate_error(path, old)),
+        match self.0.entry(new) {
+            Entry::Vacant(entry) => {
+                entry.insert(source);
+                Ok(())
+            }
+            Entry::Occupied(entry) => Err(duplicate_error(path, old, entry.key(), entry.get().first_name())),
         }
     }
 
     fn add_stacked_part(&mut self, path: &Path, old: &str, new: String, part: usize) -> Result<(), Error> {
-        let source = self.0.entry(new).or_insert_with(|| TensorSource::Stacked([const { None }; 3]));
-        let TensorSource::Stacked(parts) = source else { return Err(duplicate_error(path, old)) };
-        match parts.get_mut(part) {
-            Some(name @ None) => {
-                *name = Some(old.to_owned());
-                Ok(())
-            }
-            _ => Err(duplicate_error(path, old)),
-        }
+        let other = match self.0.entry(new.clone()).or_insert_with(|| TensorSource::Stacked([const { None }; 3])) {
+            TensorSource::Stacked(parts) => match &mut parts[part] {
+                Some(other) => other.as_str(),
+                name => {
+                    *name = Some(old.to_owned());
+                    return Ok(());
+                }
+            },
+            source => source.first_name(),
+        };
+        Err(duplicate_error(path, old, &new, other))
     }
 
     /// The shapes of all tensors, by new name.
+    ///
+    /// # Errors
+    /// A tensor cannot be made: parts of a stacked tensor are missing, are scalars or differ in
+    /// shape, or a tensor to transpose is not a matrix.
     pub fn shapes(&self, archive: &Archive) -> Result<BTreeMap<String, Vec<usize>>, Error> {
         let shapes = self.0.iter().map(|(new, source)| {
             let shape = match source {
@@ -82,6 +95,9 @@ impl TensorMapping {
     }
 
     /// All tensors, under their new names.
+    ///
+    /// # Errors
+    /// As for [`Self::shapes`]; also if parts of a stacked tensor differ in type.
     pub fn tensors<'a>(&self, archive: &'a Archive) -> Result<Vec<(String, Tensor<'a>)>, Error> {
         let tensors = self.0.iter().map(|(new, source)| {
             let tensor = match source {
@@ -103,12 +119,22 @@ impl TensorMapping {
 }
 
 impl TensorSource {
+    /// The name in the file of the tensor, or of the first part that has been added.
+    fn first_name(&self) -> &str {
+        match self {
+            Self::Renamed(old) | Self::Transposed(old) => old,
+            Self::Stacked(parts) => parts.iter().flatten().next().map_or("", String::as_str),
+        }
+    }
+
     fn mapping_error(&self, archive: &Archive, new: &str) -> Error {
         let problem = match self {
             Self::Renamed(old) => format!("cannot be read from {old}"),
             Self::Transposed(old) => format!("{old} is not a matrix"),
             Self::Stacked(parts) => match parts {
-                [Some(query), Some(key), Some(value)] => format!("{query}, {key} and {value} differ in shape or type"),
+                [Some(query), Some(key), Some(value)] => {
+                    format!("{query}, {key} and {value} are scalars, or differ in shape or type")
+                }
                 _ => "needs a query, a key and a value, and not all of them exist".to_owned(),
             },
         };
@@ -116,10 +142,34 @@ impl TensorSource {
     }
 }
 
-fn duplicate_error(path: &Path, old: &str) -> Error {
-    Error::tensor(path, old, "occurs twice, under two names")
+/// The error that the tensors `old` and `other` of a file both become `new`.
+fn duplicate_error(path: &Path, old: &str, new: &str, other: &str) -> Error {
+    Error::tensor(path, new, format!("the file has it twice, as {other} and as {old}"))
 }
 
 fn reversed(shape: &[usize]) -> Vec<usize> {
     shape.iter().rev().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_names_both_tensors_that_become_the_same() {
+        let renamed = || TensorTarget::Renamed("new".to_owned());
+        let transposed = || TensorTarget::Transposed("new".to_owned());
+        let part = |part| TensorTarget::StackedPart("new".to_owned(), part);
+        let targets = [(renamed(), transposed()), (renamed(), part(1)), (part(2), renamed()), (part(0), part(0))];
+        for (first, second) in targets {
+            let mut mapping = TensorMapping::default();
+            mapping.add(Path::new("a.pt"), "one", first).unwrap();
+            let error = mapping.add(Path::new("a.pt"), "two", second).unwrap_err();
+            assert_eq!(error.to_string(), "a.pt: new: the file has it twice, as one and as two");
+        }
+        let mut mapping = TensorMapping::default();
+        for (name, part) in [("query", part(0)), ("key", part(1)), ("value", part(2))] {
+            mapping.add(Path::new("a.pt"), name, part).unwrap();
+        }
+    }
 }

@@ -17,7 +17,7 @@ use weights::CaptionerConfig;
 
 use super::beam::NextTokenLogits;
 use super::initialization::CaptionerInit;
-use crate::nn::{DropoutMode, Parameter, ParameterBuilder, uses_gpu_path};
+use crate::nn::{DropoutMode, MixedPrecisionParameter, ParameterBuilder, uses_gpu_path};
 use crate::prefix_tree::PrefixTreeBatch;
 use gpt2::Gpt2Model;
 use graph_decoding::{DecodingWorkspace, GraphDecoding};
@@ -42,7 +42,7 @@ impl Decoder {
     }
 
     /// The output projection, `[vocabulary, width]`.
-    pub fn output_projection(&self) -> &Parameter {
+    pub fn output_projection(&self) -> &MixedPrecisionParameter {
         self.model.output_projection()
     }
 

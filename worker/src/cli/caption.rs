@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use checkpoint_store::CheckpointMetadata;
 use dataset::read_file;
 use image_preprocess::{CropOffset, Preprocessing};
+use run_assets::open_folder;
 use serde::Serialize;
 use tch::{Device, Tensor};
 use tokenizer::Vocabulary;
@@ -22,7 +23,7 @@ use crate::clip::VisionEncoder;
 use crate::data::normalize;
 use crate::errors;
 use crate::nn::DropoutMode;
-use crate::run_models::{open_captioner, open_folder, open_vision_encoder};
+use crate::run_models::{open_captioner, open_vision_encoder};
 use crate::trainer::checkpoint_metadata;
 
 /// Images per batch.

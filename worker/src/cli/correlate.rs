@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use caption_metrics::correlation::{kendall_tau, pairwise_accuracy};
 use caption_metrics::files::judgements::{JudgedCaption, Judgements};
-use caption_metrics::{Item, MetricFiles, Metrics, Report};
+use caption_metrics::{Item, Report};
+use config::Scoring;
 use dataset::DataSet;
 use dataset::image_folder::ImageFolder;
+use run_assets::open_metrics;
 use serde_json::{Value, json};
 
 use super::device_options::DeviceOptions;
@@ -75,8 +77,8 @@ impl Correlate {
         let judgements = Judgements::read(&self.judgements)?;
         let captions = judgements.captions();
         let items: Vec<Item> = captions.iter().map(|judged| judged.item.clone()).collect();
-        let files = MetricFiles::new([&self.meteor_jar, &self.meteor_paraphrases, &None]);
-        let metrics = Metrics::open(&files)?;
+        let (meteor_jar, meteor_paraphrases) = (self.meteor_jar.clone(), self.meteor_paraphrases.clone());
+        let metrics = open_metrics(&Scoring { meteor_jar, meteor_paraphrases, spice_jar: None })?;
         let progress = cli_support::spinner(format!("scoring {} captions", items.len()));
         let mut report = metrics.score(&items);
         progress.finish_and_clear();

@@ -1,19 +1,18 @@
 //! `worker encode`: writes feature stores.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use config::RunFile;
-use dataset::{DataSet, Split};
+use dataset::Split;
 use image_features::{Dtype, Manifest, Writer};
+use run_assets::{RunAssets, expected_manifest, store_path};
 use serde_json::json;
-use tch::{Device, Tensor};
 
 use super::device_options::DeviceOptions;
-use crate::data::{Batch, BatchSource, DataLoader, tensor_kind};
-use crate::run_models::{self, RunModels, WeightSources};
-use crate::{feature_stores, tensor_conversion};
+use crate::data::{BatchSource, DataLoader};
+use crate::feature_rows;
+use crate::run_models::RunModels;
 
 /// Store the outputs of the frozen vision encoders for a split, so that training can skip them.
 ///
@@ -54,15 +53,13 @@ impl Encode {
     pub fn run(self) -> Result<()> {
         let device = self.device.initialize()?;
         let run = RunFile::load(&self.config)?;
-        let data = Arc::new(DataSet::load(&run.data)?);
-        let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let weight_sources = WeightSources::open(&run, run_models::initial_vocabulary(&run, captions))?;
-        let models = weight_sources.build_models(device)?;
-        let manifest = feature_stores::expected_manifest(&data, self.split, &weight_sources, &models, self.dtype)?;
-        let folder = feature_stores::store_path(&self.out, self.split);
+        let RunAssets { data, weights, feature_stores, .. } = RunAssets::for_encoding(&run)?;
+        let manifest = expected_manifest(&data, self.split, &weights, self.dtype)?;
+        let models = RunModels::build(&run, &weights, device)?;
+        let folder = store_path(&self.out, self.split);
         let mut writer = Writer::open(&folder, manifest.clone())?;
         let skip_corrupt = run.data.skip_corrupt;
-        let source = BatchSource { data, sizes: models.image_sizes(), feature_stores: None, skip_corrupt };
+        let source = BatchSource { data, sizes: models.image_sizes(), feature_stores, skip_corrupt };
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let skipped = self.encode(&models, &manifest, &DataLoader::new(source, threads), &mut writer)?;
         let (images, bytes) = (manifest.images, manifest.row_bytes());
@@ -98,34 +95,12 @@ impl Encode {
         for (range, batch) in loader.load_ranges(self.split, ranges) {
             let batch = batch?;
             skipped += batch.skipped;
-            writer.append(&encode_rows(models, manifest, &batch, range))?;
+            writer.append(&feature_rows::encode(models, manifest, &batch, range))?;
             bar.set_position(writer.rows());
         }
         bar.finish();
         Ok(skipped)
     }
-}
-
-/// The rows of images `range`. The row of an image that could not be decoded is all zero, which no
-/// embedding is.
-fn encode_rows(models: &RunModels, manifest: &Manifest, batch: &Batch, range: std::ops::Range<usize>) -> Vec<u8> {
-    let row_bytes = manifest.row_bytes();
-    let mut rows = vec![0; row_bytes * range.len()];
-    let count = batch.samples.len();
-    if count == 0 {
-        return rows;
-    }
-    let hidden = models.hidden_states(batch, 0..count);
-    // CLIP 0 is the primary evaluator's.
-    let clips = 0..=models.other_clips.len();
-    let embeddings = clips.map(|clip_index| models.embeddings(batch, 0..count, &hidden, clip_index));
-    let columns: Vec<Tensor> = std::iter::once(hidden.flatten(1, -1)).chain(embeddings).collect();
-    let values = Tensor::cat(&columns, 1).to_kind(tensor_kind(manifest.dtype));
-    let bytes = tensor_conversion::to_bytes(&values.to_device(Device::Cpu));
-    for (sample, row) in batch.samples.iter().zip(bytes.chunks(row_bytes)) {
-        rows[(sample.image - range.start) * row_bytes..][..row_bytes].copy_from_slice(row);
-    }
-    rows
 }
 
 fn parse_dtype(text: &str) -> Result<Dtype> {

@@ -6,22 +6,19 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use caption_metrics::results::{self, CaptionResult};
-use caption_metrics::{ImageEvaluation, Item, MetricFiles, Metrics};
+use caption_metrics::{ImageEvaluation, Item};
 use config::{Captioner, RunFile};
-use dataset::{DataSet, Split};
+use dataset::Split;
 use proto::{IMAGES_PER_EVALUATION_RANGE, v1};
+use run_assets::{RunAssets, open_metrics};
 use tch::Device;
 use weights::Conventions;
 
 use super::device_options::DeviceOptions;
 use super::score_output::ScoreOutput;
-use crate::data::{BatchSource, DataLoader};
-use crate::feature_stores;
-use crate::run_models::{self, WeightSources};
+use crate::data::{BatchSource, DataLoader, LOADING_THREADS};
+use crate::run_models::RunModels;
 use crate::split_evaluation::{EvaluatedCaptions, SplitEvaluation};
-
-/// Number of threads that decode and preprocess batches.
-const LOADING_THREADS: usize = 2;
 
 /// Caption a split with a checkpoint, and score the captions.
 ///
@@ -60,11 +57,10 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         let device = self.device.initialize()?;
         let run = self.run_file()?;
-        let config::Scoring { meteor_jar, meteor_paraphrases, spice_jar } = &run.scoring;
-        let files = MetricFiles::new([meteor_jar, meteor_paraphrases, spice_jar]);
-        let metrics = Metrics::open(&files)?;
-        let data = Arc::new(self.load_data(&run)?);
-        let items = self.caption_split(&run, &data, device)?;
+        let metrics = open_metrics(&run.scoring)?;
+        let assets = RunAssets::for_evaluation(&run, self.split)?;
+        let data = Arc::clone(&assets.data);
+        let items = self.caption_split(&run, assets, device)?;
         if let Some(path) = &self.captions {
             let caption_result =
                 |item: &'_ v1::EvaluationItem| CaptionResult::new(item.image_id, &item.image, &item.caption);
@@ -107,36 +103,19 @@ impl Evaluate {
         Ok(run)
     }
 
-    /// Loads only the split, except that feature stores need the whole data set.
-    fn load_data(&self, run: &RunFile) -> Result<DataSet> {
-        let uses_stores = run.data.features.is_some() && self.split != Split::Test;
-        let data = if uses_stores { DataSet::load(&run.data) } else { DataSet::load_split(&run.data, self.split) };
-        Ok(data?)
-    }
-
     /// Captions all images of the split. The items are sorted by name, as in the coordinator: sums
     /// of floating-point numbers depend on the order.
-    fn caption_split(&self, run: &RunFile, data: &Arc<DataSet>, device: Device) -> Result<Vec<v1::EvaluationItem>> {
-        let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose()?;
+    fn caption_split(&self, run: &RunFile, assets: RunAssets, device: Device) -> Result<Vec<v1::EvaluationItem>> {
+        let RunAssets { data, scenes, weights, feature_stores } = assets;
         let images = data.split(self.split).len();
-        if images == 0 {
-            bail!("split `{}` has no images", self.split);
-        }
-        let weight_sources = WeightSources::open(run, run_models::initial_vocabulary(run, std::iter::empty()))?;
-        let models = weight_sources.build_models(device)?;
-        run.check_positions(models.captioner.config().positions)?;
-        let feature_stores = match self.split {
-            Split::Test => None,
-            _ => feature_stores::open_stores(run, data, &weight_sources, &models)?,
-        };
+        let models = RunModels::build(run, &weights, device)?;
         let skip_corrupt = run.data.skip_corrupt;
-        let source = BatchSource { data: Arc::clone(data), sizes: models.image_sizes(), feature_stores, skip_corrupt };
+        let source = BatchSource { data: Arc::clone(&data), sizes: models.image_sizes(), feature_stores, skip_corrupt };
         let loader = DataLoader::new(source, LOADING_THREADS);
         let split_evaluation = SplitEvaluation {
             run,
             models: &models,
-            weight_sources: &weight_sources,
-            data,
+            data: &data,
             split: self.split,
             scenes: scenes.as_ref(),
             captions: EvaluatedCaptions::Captioner,

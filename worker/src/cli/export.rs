@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use run_assets::open_folder;
 use serde_json::json;
 use weights::write_safetensors;
 
 use super::caption::warn_if_untrained;
-use crate::run_models::open_folder;
 use crate::trainer::checkpoint_metadata;
 use crate::{atomic_files, export};
 

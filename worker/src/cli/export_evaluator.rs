@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use run_assets::open_folder;
 use serde_json::{Map, Value, json};
 use weights::clip::LoraReading;
 use weights::{Conventions, model_folder, write_torch};
-
-use crate::run_models::open_folder;
 
 /// Export the evaluator of a checkpoint as a PyTorch file, as PAC-S is published.
 ///

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use caption_metrics::Report;
 use caption_metrics::files::{CaptionSet, ReferenceImage};
-use caption_metrics::{MetricFiles, Metrics, Report};
 use config::{RunFile, Scoring};
 use dataset::image_folder::ImageFolder;
 use dataset::{DataSet, Item, Split};
+use run_assets::open_metrics;
 use tch::Device;
 
 use super::device_options::DeviceOptions;
@@ -96,19 +97,23 @@ impl Score {
             }
             (None, ..) => bail!("pass --references and --candidates, or --config"),
         };
-        let Scoring { meteor_jar, meteor_paraphrases, spice_jar } =
-            run.as_ref().map(|run| run.scoring.clone()).unwrap_or_default();
-        let files = MetricFiles::new([
-            &self.meteor_jar.clone().or(meteor_jar),
-            &self.meteor_paraphrases.clone().or(meteor_paraphrases),
-            &self.spice_jar.clone().or(spice_jar),
-        ]);
-        let metrics = Metrics::open(&files)?;
+        let metrics = open_metrics(&self.metric_files(run.as_ref()))?;
         let progress = cli_support::spinner(format!("scoring {} captions", captions.ids.len()));
         let mut report = captions.score(&metrics);
         progress.finish_and_clear();
         self.add_evaluator_scores(&captions, run.as_ref(), device, &mut report)?;
         self.output.print(&report, &captions.ids)
+    }
+
+    /// The files of METEOR and SPICE: those of the options, otherwise those of the run file.
+    fn metric_files(&self, run: Option<&RunFile>) -> Scoring {
+        let Scoring { meteor_jar, meteor_paraphrases, spice_jar } =
+            run.map(|run| run.scoring.clone()).unwrap_or_default();
+        Scoring {
+            meteor_jar: self.meteor_jar.clone().or(meteor_jar),
+            meteor_paraphrases: self.meteor_paraphrases.clone().or(meteor_paraphrases),
+            spice_jar: self.spice_jar.clone().or(spice_jar),
+        }
     }
 
     /// Adds the scores of all evaluators to the report.

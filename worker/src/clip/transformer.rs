@@ -5,8 +5,8 @@ use weights::Activation;
 use weights::clip::LoraTarget::{Attention, Mlp};
 
 use crate::nn::{
-    DropoutMode, LayerNorm, Linear, LoraWeight, Parameter, ParameterBuilder, attention, cast_attention_mask, linear,
-    merge_heads, split_projections,
+    DropoutMode, LayerNorm, Linear, LoraWeight, MixedPrecisionParameter, ParameterBuilder, attention,
+    cast_attention_mask, linear, merge_heads, split_fused_projections,
 };
 
 /// A stack of pre-norm residual blocks, parameters `{name}.resblocks.*`.
@@ -20,7 +20,7 @@ struct ResidualBlock {
     heads: i64,
     ln_1: LayerNorm,
     in_proj_weight: LoraWeight,
-    in_proj_bias: Parameter,
+    in_proj_bias: MixedPrecisionParameter,
     out_proj: Linear,
     ln_2: LayerNorm,
     c_fc: Linear,
@@ -81,7 +81,7 @@ impl ResidualBlock {
 
     fn forward(&self, x: Tensor, mask: Option<&Tensor>) -> Tensor {
         let projected = linear(&self.ln_1.forward(&x), &self.in_proj_weight.parameter(), &self.in_proj_bias);
-        let [query, key, value] = split_projections(&projected, self.heads);
+        let [query, key, value] = split_fused_projections(&projected, self.heads);
         let x = x + self.out_proj.forward(&merge_heads(&attention(&query, &key, &value, mask, DropoutMode::Evaluate)));
         let hidden = self.c_fc.forward(&self.ln_2.forward(&x));
         let activated = match self.activation {

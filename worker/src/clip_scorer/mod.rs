@@ -12,10 +12,11 @@ use std::num::NonZero;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use caption_metrics::{Item, Report, Scores, retrieval};
 use config::{EvaluatorScore, NamedEvaluator};
 use dataset::{DataSet, Split};
+use run_assets::{FeatureStores, open_evaluator};
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 use tokenizer::Vocabulary;
@@ -23,8 +24,7 @@ use weights::ClipConfig;
 
 use crate::clip::{self, Clip};
 use crate::data::{BatchImages, BatchSource, DataLoader, ImageSizes, normalize};
-use crate::run_models::open_evaluator;
-use crate::tensor_conversion;
+use crate::run_models::open_clip;
 
 pub use image_embedding_cache::ImageEmbeddingCache;
 
@@ -126,9 +126,7 @@ impl LoadedEvaluator {
         let settings = evaluator.settings.clone();
         let path = settings.weights.as_deref().context("the evaluator has no weights: nothing has trained it")?;
         let (weights, vocabulary) = open_evaluator(path, &settings.clip)?;
-        let values = tensor_conversion::from_weights(weights.tensors()?);
-        let clip = Clip::from_tensors(weights.config().clone(), &values, device)
-            .map_err(|mismatch| anyhow!("{}: {mismatch}", path.display()))?;
+        let clip = open_clip(&weights, device)?;
         let fingerprint = format!(
             "{} {}",
             weights.sha256(),
@@ -173,7 +171,7 @@ impl LoadedEvaluator {
         let source = BatchSource {
             data: Arc::new(data.select(Split::Test, &missing)),
             sizes: ImageSizes::single(size),
-            feature_stores: None,
+            feature_stores: FeatureStores::default(),
             skip_corrupt: false,
         };
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);

@@ -47,7 +47,8 @@ impl GlooCollective {
     /// Connects to the other ranks of a generation, which connect to this one at `own_host`.
     ///
     /// # Errors
-    /// The other ranks did not join in time, or the generation was abandoned.
+    /// The store cannot be reached, the other ranks did not join in time, Gloo does not work here,
+    /// or the generation was abandoned.
     pub fn connect(parameters: &RendezvousParameters<'_>, own_host: IpAddr) -> Result<Self, CollectiveError> {
         let (rank, world_size) = (parameters.rank, parameters.world_size);
         let timeout_ms = parameters.timeout.as_millis() as i64;

@@ -1,5 +1,5 @@
 //! Collective operations among the ranks of a generation, behind the trait [`Collective`]: NCCL
-//! between GPUs, Gloo between CPUs, and no communication for a single rank.
+//! between GPUs, Gloo between CPUs, and no communication in a generation of one rank.
 //!
 //! | file | content |
 //! |---|---|
@@ -40,8 +40,8 @@ pub trait Collective {
     /// Sums `tensor` over all ranks, in place.
     ///
     /// # Errors
-    /// A peer has failed, or the generation was abandoned. The collective cannot be used
-    /// afterwards.
+    /// A peer or the network has failed, the backend cannot use a tensor of this type, layout or
+    /// device, or the generation was abandoned. The collective cannot be used afterwards.
     fn all_reduce(&self, tensor: &Tensor) -> Result<(), CollectiveError>;
     /// Overwrites `tensor` with the tensor of rank `root`.
     ///
@@ -95,7 +95,8 @@ impl RendezvousParameters<'_> {
     /// same type of device. Other ranks connect to this one at `host`.
     ///
     /// # Errors
-    /// The other ranks did not join in time, or the generation was abandoned.
+    /// The store cannot be reached, the other ranks did not join in time, the backend does not work
+    /// on this machine, or the generation was abandoned.
     pub fn connect(&self, device: Device, host: IpAddr) -> Result<Box<dyn Collective>, CollectiveError> {
         Ok(match device {
             _ if self.world_size == 1 => Box::new(SingleRankCollective),
@@ -110,8 +111,11 @@ impl RendezvousParameters<'_> {
     }
 
     /// Runs `work`, which uses the generation's store, on a separate thread, because calls to the
-    /// store block and cannot be interrupted. Returns early if the generation is abandoned; the
-    /// thread then ends at its own timeout.
+    /// store block and cannot be interrupted.
+    ///
+    /// # Errors
+    /// The store cannot be reached, `work` failed, or the generation was abandoned. In the last
+    /// case the call returns at once, and the thread ends at its own timeout.
     fn with_store<T: Send + 'static>(
         &self,
         work: impl FnOnce(&tcp_store::TcpStoreClient) -> anyhow::Result<T> + Send + 'static,

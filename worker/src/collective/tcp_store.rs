@@ -57,6 +57,9 @@ impl Drop for ShimHandle {
 
 impl ShimHandle {
     /// An object that `make` creates and `free` frees.
+    ///
+    /// # Errors
+    /// `make` returned null. The error is the message that it wrote to the error buffer.
     pub fn new(free: unsafe extern "C" fn(*mut c_void), make: impl FnOnce(*mut c_char) -> *mut c_void) -> Result<Self> {
         Ok(Self { pointer: call_shim(make)?, free })
     }
@@ -76,6 +79,10 @@ pub(super) fn error_message(error: &[c_char; ERROR_LENGTH]) -> String {
     unsafe { CStr::from_ptr(error.as_ptr()) }.to_string_lossy().into_owned()
 }
 
+/// `text` as a string of C.
+///
+/// # Errors
+/// The text contains a zero byte.
 pub(super) fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| anyhow!("{text:?} contains a zero byte"))
 }
@@ -117,6 +124,9 @@ pub(super) struct TcpStoreClient(ShimHandle);
 impl TcpStoreClient {
     /// Connects to the store at `address` (host:port), with a prefix for all keys. `timeout` limits
     /// this call and each later call.
+    ///
+    /// # Errors
+    /// `address` is not host:port, or the store did not answer within the timeout.
     pub fn connect(address: &str, prefix: &str, timeout: Duration) -> Result<Self> {
         let (host, port) = address
             .rsplit_once(':')
@@ -138,6 +148,9 @@ impl TcpStoreClient {
     }
 
     /// Sets a value for the other ranks.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
         let key = c_string(key)?;
         // SAFETY: key and value outlive the call.
@@ -145,7 +158,11 @@ impl TcpStoreClient {
         Ok(())
     }
 
-    /// Waits for a value, and copies it to `value`. Fails if the two have different lengths.
+    /// Waits until another rank has set the value of `key`, and copies it to `value`.
+    ///
+    /// # Errors
+    /// No rank set the value within the timeout, its length is not that of `value`, or the store
+    /// cannot be reached.
     pub fn get(&self, key: &str, value: &mut [u8]) -> Result<()> {
         let key = c_string(key)?;
         // SAFETY: as above.

@@ -32,7 +32,6 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use proto::v1;
 use tokio::sync::watch;
 
 use crate::collective::TcpStore;

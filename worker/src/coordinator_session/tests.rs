@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use config::RunFile;
-use proto::PROTOCOL_VERSION;
 use proto::v1::coordinator_server::{Coordinator, CoordinatorServer};
 use proto::v1::directive::Directive as DirectiveKind;
+use proto::{PROTOCOL_VERSION, v1};
 use tch::Device;
 use tempfile::TempDir;
 use tokio::net::TcpListener;

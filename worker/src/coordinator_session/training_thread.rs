@@ -110,7 +110,7 @@ impl TrainingThread {
     /// Sends a command to the thread.
     pub fn send(&self, command: Command) {
         // If the thread has ended, `exit_error` returns why.
-        _ = self.commands.send(TrainerCommand::Execute(command));
+        _ = self.commands.send(TrainerCommand::Execute(Box::new(command)));
     }
 
     /// Waits for the next report of the thread, and returns what follows from it; none if the

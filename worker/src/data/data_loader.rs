@@ -10,9 +10,12 @@ use std::thread::JoinHandle;
 use anyhow::{Result, anyhow};
 use dataset::{DataSet, Error, Split};
 use image_features::{Dtype, Store};
+use run_assets::FeatureStores;
 use tch::{Device, Kind, Tensor};
 use weights::Normalization;
 
+/// Number of threads that decode and preprocess the batches of a worker.
+pub const LOADING_THREADS: usize = 2;
 /// Number of image ranges that [`DataLoader::load_ranges`] loads at a time.
 const PREFETCHED_RANGES: usize = 4;
 
@@ -48,8 +51,8 @@ pub struct BatchSource {
     pub data: Arc<DataSet>,
     /// The image sizes to prepare.
     pub sizes: ImageSizes,
-    /// Feature stores of the training and the validation split, read instead of images.
-    pub feature_stores: Option<[Store; 2]>,
+    /// The feature stores that are read instead of images.
+    pub feature_stores: FeatureStores,
     /// Whether images that cannot be decoded are skipped.
     pub skip_corrupt: bool,
 }
@@ -212,12 +215,7 @@ struct BatchReader {
 
 impl BatchReader {
     fn load(&self, job: &LoadJob) -> Result<Batch> {
-        let store = self.batch_source.feature_stores.as_ref().and_then(|[train, validation]| match job.split {
-            Split::Train => Some(train),
-            Split::Validation => Some(validation),
-            Split::Test => None,
-        });
-        match store {
+        match self.batch_source.feature_stores.get(job.split) {
             Some(store) => self.read_features(store, job),
             None => self.decode_images(job),
         }
@@ -355,7 +353,7 @@ mod tests {
         (0..2).map(|image| Sample { image, caption: 0 }).collect()
     }
 
-    fn loader(data: &Arc<DataSet>, feature_stores: Option<[Store; 2]>, skip_corrupt: bool) -> DataLoader {
+    fn loader(data: &Arc<DataSet>, feature_stores: FeatureStores, skip_corrupt: bool) -> DataLoader {
         let sizes = ImageSizes { all_encoders: BTreeSet::from([4, 6]), generated_images: 6 };
         DataLoader::new(BatchSource { data: Arc::clone(data), sizes, feature_stores, skip_corrupt }, 1)
     }
@@ -363,7 +361,7 @@ mod tests {
     #[test]
     fn a_batch_whose_images_cannot_be_decoded_is_empty() {
         let (_folder, data) = undecodable_data(true);
-        let batch = loader(&data, None, true).load_training_samples(samples()).wait().unwrap();
+        let batch = loader(&data, FeatureStores::default(), true).load_training_samples(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
         let BatchImages::Pixels(pixels) = batch.images else { panic!("not pixels") };
         let sizes: Vec<Vec<i64>> = pixels.values().map(Tensor::size).collect();
@@ -373,7 +371,12 @@ mod tests {
     #[test]
     fn without_skip_corrupt_the_error_names_the_image_and_the_setting() {
         let (_folder, data) = undecodable_data(false);
-        let error = loader(&data, None, false).load_training_samples(samples()).wait().err().unwrap().to_string();
+        let error = loader(&data, FeatureStores::default(), false)
+            .load_training_samples(samples())
+            .wait()
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
     }
 
@@ -381,7 +384,7 @@ mod tests {
     fn undecodable_rows_of_a_store_are_skipped_or_reported() {
         let (folder, data) = undecodable_data(true);
         let feature_stores = || {
-            [(Split::Train, 2), (Split::Validation, 1)].map(|(split, images)| {
+            let stores = [(Split::Train, 2), (Split::Validation, 1)].map(|(split, images)| {
                 let encoder = EncoderDescription {
                     weights: "w".into(),
                     sha256: "aa".into(),
@@ -397,19 +400,16 @@ mod tests {
                 if writer.rows() == 0 {
                     writer.append(&vec![0; manifest.row_bytes() * images as usize]).unwrap();
                 }
-                Store::open(&path, &manifest).unwrap()
-            })
+                (split, Store::open(&path, &manifest).unwrap())
+            });
+            stores.into_iter().collect::<FeatureStores>()
         };
-        let batch = loader(&data, Some(feature_stores()), true).load_training_samples(samples()).wait().unwrap();
+        let batch = loader(&data, feature_stores(), true).load_training_samples(samples()).wait().unwrap();
         assert_eq!((batch.samples.len(), batch.skipped), (0, 2));
         let BatchImages::Features { hidden, embeddings } = batch.images else { panic!("not features") };
         assert_eq!((hidden.size(), embeddings.size()), (vec![0, 3, 2], vec![0, 5]));
-        let error = loader(&data, Some(feature_stores()), false)
-            .load_training_samples(samples())
-            .wait()
-            .err()
-            .unwrap()
-            .to_string();
+        let error =
+            loader(&data, feature_stores(), false).load_training_samples(samples()).wait().err().unwrap().to_string();
         assert!(error.contains("a.png: ") && error.contains("data.skip_corrupt"), "{error}");
     }
 }

@@ -5,5 +5,6 @@ mod data_loader;
 pub mod permutation;
 
 pub use data_loader::{
-    Batch, BatchImages, BatchSource, DataLoader, ImageSizes, PendingBatch, Sample, normalize, tensor_kind,
+    Batch, BatchImages, BatchSource, DataLoader, ImageSizes, LOADING_THREADS, PendingBatch, Sample, normalize,
+    tensor_kind,
 };

@@ -18,7 +18,7 @@ mod forced {
 }
 
 #[cfg(test)]
-pub use forced::on_gpu_path;
+pub use forced::with_forced_gpu_path;
 
 #[cfg(test)]
 mod forced {
@@ -44,7 +44,7 @@ mod forced {
     }
 
     /// Forces the GPU path on this thread while `compute` runs, also on a CPU.
-    pub fn on_gpu_path<T>(compute: impl FnOnce() -> T) -> T {
+    pub fn with_forced_gpu_path<T>(compute: impl FnOnce() -> T) -> T {
         struct Restore;
         impl Drop for Restore {
             fn drop(&mut self) {

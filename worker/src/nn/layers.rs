@@ -5,7 +5,7 @@ use weights::clip::LoraTarget;
 
 use super::ParameterBuilder;
 use super::lora::LoraWeight;
-use super::operators::{self, Parameter};
+use super::operators::{self, MixedPrecisionParameter};
 use super::uses_gpu_path;
 
 /// Whether dropout is applied, as PyTorch's `train()` and `eval()` set it, and with which
@@ -40,7 +40,7 @@ impl DropoutMode {
 /// A linear layer, y = x W^T + b, with W `[outputs, inputs]`.
 pub struct Linear {
     weight: LoraWeight,
-    bias: Parameter,
+    bias: MixedPrecisionParameter,
 }
 
 impl Linear {
@@ -85,13 +85,14 @@ impl Linear {
     }
 }
 
-/// GPT-2's transposed linear layer: y = x W + b, with W `[inputs, outputs]`.
-pub struct Conv1d {
-    weight: Parameter,
-    bias: Parameter,
+/// GPT-2's linear layer, with the transposed weight (`Conv1D` in transformers): y = x W + b, with W
+/// `[inputs, outputs]`.
+pub struct TransposedLinear {
+    weight: MixedPrecisionParameter,
+    bias: MixedPrecisionParameter,
 }
 
-impl Conv1d {
+impl TransposedLinear {
     /// A layer with the parameters `{name}.weight`, of this standard deviation, and `{name}.bias`,
     /// which starts as 0.
     pub fn new(builder: &mut ParameterBuilder, name: &str, inputs: i64, outputs: i64, deviation: f64) -> Self {
@@ -163,11 +164,11 @@ impl BatchNorm {
 
 /// An embedding table, `[entries, width]`.
 pub struct Embedding {
-    weight: Parameter,
+    weight: MixedPrecisionParameter,
 }
 
 impl Embedding {
-    /// A table with the parameter `{name}.weight`.
+    /// A table with the parameter `{name}.weight`, of this standard deviation.
     pub fn new(builder: &mut ParameterBuilder, name: &str, entries: i64, width: i64, deviation: f64) -> Self {
         Self { weight: builder.matrix(&format!("{name}.weight"), &[entries, width], deviation) }
     }
@@ -184,7 +185,7 @@ impl Embedding {
 
     /// The table, `[entries, width]`.
     #[must_use]
-    pub fn table(&self) -> &Parameter {
+    pub fn table(&self) -> &MixedPrecisionParameter {
         &self.weight
     }
 }
@@ -195,17 +196,17 @@ pub fn split_heads(x: &Tensor, heads: i64) -> Tensor {
     x.view([batch, length, heads, width / heads]).transpose(1, 2)
 }
 
-/// Reshapes fused projections (of queries, keys and values)
-/// `[batch, length, count * heads * width]` to `[count, batch, heads, length, width]`, as a view.
-pub fn stack_projections(x: &Tensor, count: i64, heads: i64) -> Tensor {
+/// Reshapes `count` fused projections (of queries, keys and values), which are
+/// `[batch, length, count * heads * width]`, to `[count, batch, heads, length, width]`, as a view.
+pub fn view_fused_projections(x: &Tensor, count: i64, heads: i64) -> Tensor {
     let (batch, length, width) = x.size3().expect("activations are [batch, length, width]");
     x.view([batch, length, count, heads, width / (count * heads)]).permute([2, 0, 3, 1, 4])
 }
 
 /// Splits fused projections `[batch, length, N * heads * width]` into N tensors `[batch, heads,
 /// length, width]`, as views.
-pub fn split_projections<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
-    stack_projections(x, N as i64, heads).unbind(0).try_into().expect("N projections were stacked")
+pub fn split_fused_projections<const N: usize>(x: &Tensor, heads: i64) -> [Tensor; N] {
+    view_fused_projections(x, N as i64, heads).unbind(0).try_into().expect("the first dimension has the size N")
 }
 
 /// Reshapes `[batch, heads, length, width]` to `[batch, length, heads * width]`.
@@ -218,10 +219,10 @@ pub fn merge_heads(x: &Tensor) -> Tensor {
 /// They copy other masks at each call.
 const MASK_ALIGNMENT: usize = 8;
 
-/// The smallest number of keys, at least `length`, at which attention on `device` does not copy the
-/// mask.
+/// Rounds `length`, a number of keys, up to one at which attention on `device` does not copy its
+/// mask: to a multiple of 8 on the GPU path, and not at all on the CPU path.
 #[must_use]
-pub fn padded_attention_length(length: usize, device: Device) -> usize {
+pub fn pad_to_mask_alignment(length: usize, device: Device) -> usize {
     if uses_gpu_path(device) { length.next_multiple_of(MASK_ALIGNMENT) } else { length }
 }
 

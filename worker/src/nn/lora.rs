@@ -2,7 +2,7 @@
 
 use tch::{Tensor, no_grad};
 
-use super::operators::{Parameter, is_grad_enabled};
+use super::operators::{MixedPrecisionParameter, is_grad_enabled};
 
 /// A weight matrix or convolution kernel W that may have LoRA factors A and B. The *effective
 /// weight* is W without factors, and W + scale B A with them.
@@ -13,7 +13,7 @@ use super::operators::{Parameter, is_grad_enabled};
 /// the addition to W or to the factors, whichever are trained.
 pub struct LoraWeight {
     /// W as `master`; the effective weight, which products read, as `working`.
-    base: Parameter,
+    base: MixedPrecisionParameter,
     /// Boxed, because most weights have none.
     factors: Option<Box<LoraFactors>>,
 }
@@ -35,16 +35,16 @@ impl LoraFactors {
     }
 }
 
-impl From<Parameter> for LoraWeight {
+impl From<MixedPrecisionParameter> for LoraWeight {
     /// A weight without factors.
-    fn from(base: Parameter) -> Self {
+    fn from(base: MixedPrecisionParameter) -> Self {
         Self { base, factors: None }
     }
 }
 
 impl LoraWeight {
     /// A weight with the factors A and B. Nothing else may use the memory of `base.working`.
-    pub(super) fn with_factors(base: Parameter, [a, b]: [Tensor; 2], scale: f64) -> Self {
+    pub(super) fn with_factors(base: MixedPrecisionParameter, [a, b]: [Tensor; 2], scale: f64) -> Self {
         Self { base, factors: Some(Box::new(LoraFactors { a, b, scale })) }
     }
 
@@ -61,11 +61,11 @@ impl LoraWeight {
     /// While gradients are recorded, they flow to `master`, which then is the effective weight,
     /// too; otherwise `master` is W.
     #[must_use]
-    pub fn parameter(&self) -> Parameter {
+    pub fn parameter(&self) -> MixedPrecisionParameter {
         match &self.factors {
             Some(factors) if is_grad_enabled() => {
-                let Parameter { master, working } = &self.base;
-                Parameter { master: factors.added_to(master), working: working.shallow_clone() }
+                let MixedPrecisionParameter { master, working } = &self.base;
+                MixedPrecisionParameter { master: factors.added_to(master), working: working.shallow_clone() }
             }
             _ => self.base.shallow_clone(),
         }

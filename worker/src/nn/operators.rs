@@ -47,7 +47,7 @@ unsafe extern "C" {
 
 /// A matrix or bias for products: 32-bit master weights and the working copy that products read, as
 /// in mixed-precision training (Micikevicius et al. 2018).
-pub struct Parameter {
+pub struct MixedPrecisionParameter {
     /// The tensor that has gradients, in 32 bits.
     pub master: Tensor,
     /// The tensor that products read, of the same shape: the same memory, or a copy of another
@@ -55,7 +55,7 @@ pub struct Parameter {
     pub working: Tensor,
 }
 
-impl Parameter {
+impl MixedPrecisionParameter {
     /// The same parameter, sharing its memory.
     pub fn shallow_clone(&self) -> Self {
         let [master, working] = [&self.master, &self.working].map(Tensor::shallow_clone);
@@ -72,7 +72,7 @@ impl Parameter {
 
 /// y = x W^T + b, as `torch.nn.functional.linear`: x is `[.., inputs]`, W is `[outputs, inputs]`, b
 /// is `[outputs]`, and y is `[.., outputs]`, in the type of the working copies.
-pub fn linear(x: &Tensor, weight: &Parameter, bias: &Parameter) -> Tensor {
+pub fn linear(x: &Tensor, weight: &MixedPrecisionParameter, bias: &MixedPrecisionParameter) -> Tensor {
     // SAFETY: tch's tensors are at::Tensor, and outlive the call.
     call_operator(|error| unsafe {
         let (weight_copy, bias_copy) = (as_pointer(&weight.working), as_pointer(&bias.working));
@@ -124,7 +124,7 @@ pub(super) fn is_grad_enabled() -> bool {
 /// Multiplies hidden states `[rows, width]` with `table` `[vocabulary, width]`. Returns logits
 /// `[rows, vocabulary]` in the type of the table's working copy. Only for callers that record no
 /// gradients.
-pub fn logits(hidden: &Tensor, table: &Parameter) -> Tensor {
+pub fn logits(hidden: &Tensor, table: &MixedPrecisionParameter) -> Tensor {
     let hidden = hidden.to_kind(table.working.kind());
     // SAFETY: as above.
     call_operator(|error| unsafe { dico_logits(as_pointer(&hidden), as_pointer(&table.working), error) })
@@ -141,8 +141,13 @@ pub fn logsumexp(logits: &Tensor) -> Tensor {
 /// `hidden[nodes[i]]`. `hidden` is `[nodes, width]`, `table` is `[vocabulary, width]`, `nodes` and
 /// `targets` are `[predictions]`. Equals `log_softmax(hidden table^T)[nodes[i], targets[i]]`
 /// without storing the log-softmax. Can be differentiated once.
-pub fn token_log_probabilities(hidden: &Tensor, table: &Parameter, nodes: &Tensor, targets: &Tensor) -> Tensor {
-    let Parameter { master, working } = table;
+pub fn token_log_probabilities(
+    hidden: &Tensor,
+    table: &MixedPrecisionParameter,
+    nodes: &Tensor,
+    targets: &Tensor,
+) -> Tensor {
+    let MixedPrecisionParameter { master, working } = table;
     // SAFETY: as above.
     call_operator(|error| unsafe {
         let [hidden, master, working] = [hidden, master, working].map(as_pointer);
@@ -195,10 +200,10 @@ mod tests {
     }
 
     /// A leaf tensor, and its copy of another type.
-    fn mixed_precision_matrix(values: &Tensor, kind: Kind) -> Parameter {
+    fn mixed_precision_matrix(values: &Tensor, kind: Kind) -> MixedPrecisionParameter {
         let master = values.detach().set_requires_grad(true);
         let working = if kind == Kind::Float { master.shallow_clone() } else { values.detach().to_kind(kind) };
-        Parameter { master, working }
+        MixedPrecisionParameter { master, working }
     }
 
     fn assert_near(name: &str, actual: &Tensor, expected: &Tensor, tolerance: f64) {

@@ -89,14 +89,14 @@ impl CandidateContext<'_> {
     /// The rewards of each image's candidates, `[images, candidates]`.
     pub fn rewards(&self, images: &EncodedImages<'_>, candidates: &[Vec<Hypothesis>]) -> Tensor {
         self.timer.time(StepPhase::Reward, || {
-            no_grad(|| self.reward_model.rewards(images, &self.decode_candidates(candidates)))
+            no_grad(|| self.reward_model.rewards(images, &decode_candidates(candidates, self.vocabulary)))
         })
     }
 
-    /// The candidates of the first image, for display. `gamma` are the weights of the rejected
-    /// candidates, `[images, candidates]`, 0 for the chosen one.
+    /// The candidates of the first image, which the page shows. `gamma` are the weights of the
+    /// rejected candidates, `[images, candidates]`, 0 for the chosen one.
     #[must_use]
-    pub fn example(
+    pub fn first_image_example(
         &self,
         images: &EncodedImages<'_>,
         candidates: &ScoredCandidates,
@@ -106,13 +106,6 @@ impl CandidateContext<'_> {
         let [rewards, gamma] = [&candidates.rewards, gamma].map(|all| to_doubles(&all.get(0)));
         let weighted = captions.zip(rewards).zip(gamma).map(|((caption, reward), gamma)| (caption, reward, gamma));
         CandidateExample { image: images.indices[0], candidates: weighted.collect() }
-    }
-
-    /// The texts of each image's candidates, and whether they have an end token.
-    #[must_use]
-    pub fn decode_candidates(&self, candidates: &[Vec<Hypothesis>]) -> Vec<Vec<Candidate>> {
-        let candidate = |hypothesis| decode_candidate(hypothesis, self.vocabulary);
-        candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
     }
 }
 
@@ -206,6 +199,13 @@ impl ScoredCandidates {
     }
 }
 
+/// The texts of each image's candidates, and whether they have an end token.
+#[must_use]
+pub fn decode_candidates(candidates: &[Vec<Hypothesis>], vocabulary: &Vocabulary) -> Vec<Vec<Candidate>> {
+    let candidate = |hypothesis| decode_candidate(hypothesis, vocabulary);
+    candidates.iter().map(|of_image| of_image.iter().map(candidate).collect()).collect()
+}
+
 fn decode_candidate(hypothesis: &Hypothesis, vocabulary: &Vocabulary) -> Candidate {
     Candidate {
         text: vocabulary.decode(&hypothesis.tokens),
@@ -254,7 +254,7 @@ mod tests {
         };
         tch::manual_seed(5);
         let actual = CandidateDropout { probability: 0.5, seed }.generate(policy, &images, &generation, generate);
-        let tokens = actual.into_iter().map(|of_image| of_image.into_iter().map(|actual| actual.tokens).collect());
+        let tokens = actual.into_iter().map(|hypotheses| hypotheses.into_iter().map(|actual| actual.tokens).collect());
         (tokens.collect(), Tensor::rand([1], testing::f32_options()).double_value(&[0]))
     }
 

@@ -46,11 +46,11 @@ fn embed_pairs(
     batch: &StageBatch<'_>,
     context: &StepContext<'_>,
 ) -> anyhow::Result<ContrastivePairs> {
-    let (models, vocabulary) = (context.models, context.weight_sources.evaluator_vocabulary());
+    let (models, vocabulary) = (context.models, context.models.evaluator_vocabulary());
     let evaluator = &models.primary_clip;
     let max_length = evaluator.config().text.context_length;
     let encode = |text: &str| vocabulary.encode(text, max_length);
-    let no_embeddings = || Tensor::zeros([0, evaluator.config().embedding as i64], (Kind::Float, context.device));
+    let no_embeddings = || Tensor::zeros([0, evaluator.config().embedding as i64], (Kind::Float, models.device()));
     let embed_texts = |texts: &[Vec<i64>]| match texts {
         [] => no_embeddings(),
         _ => evaluator.text.embed(texts, 1),

@@ -14,10 +14,10 @@ use crate::nn::DropoutMode;
 
 impl Objective for CrossEntropy {
     fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError> {
-        let vocabulary = &context.weight_sources.captioner_vocabulary;
+        let vocabulary = &context.models.captioner_vocabulary;
         let max_length = context.max_target_length;
         let texts = context.reference_captions(batch).map(|text| vocabulary.encode_target(text, max_length));
-        let captions = CaptionBatch::new(&texts.collect::<Vec<_>>(), 1, context.device);
+        let captions = CaptionBatch::new(&texts.collect::<Vec<_>>(), 1, context.models.device());
         let hidden = context.hidden_states(batch);
         Ok(compute_loss(&context.models.captioner, &hidden, &captions, context.mode))
     }

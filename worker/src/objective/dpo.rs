@@ -25,24 +25,25 @@ use crate::captioner::Captioner;
 
 impl Objective for Preference {
     fn compute_loss(&self, batch: &StageBatch<'_>, context: &StepContext<'_>) -> Result<LossOutput, LossError> {
-        let loss = |policy: &Captioner, images: &EncodedImages<'_>, inputs: &CandidateContext<'_>| {
-            let hypotheses = inputs.generate_candidates(policy, images, Captioner::beam_search);
-            let candidates = ScoredCandidates::new(hypotheses, policy, images, inputs, context.mode);
+        let loss = |policy: &Captioner, images: &EncodedImages<'_>, candidate_context: &CandidateContext<'_>| {
+            let hypotheses = candidate_context.generate_candidates(policy, images, Captioner::beam_search);
+            let candidates = ScoredCandidates::new(hypotheses, policy, images, candidate_context, context.mode);
             let log_ratios = &candidates.policy_log_probabilities - &candidates.reference_log_probabilities;
             let margin = margin(&log_ratios, &candidates.rewards);
             let loss = summed_loss(&margin, self.beta);
             let mut summaries = no_grad(|| candidates.summaries());
             summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(to_doubles(&margin.gt(0.0))));
+            let weights = rejected_weights(&candidates.rewards);
             LossOutput {
                 loss_sum: loss.double_value(&[]),
                 loss,
                 weight: candidates.images_and_candidates().0 as f64,
                 tokens: candidates.token_count(),
-                example: Some(inputs.example(images, &candidates, &rejected_weights(&candidates.rewards))),
+                example: Some(candidate_context.first_image_example(images, &candidates, &weights)),
                 summaries,
             }
         };
-        Ok(context.with_candidates(batch, &self.reward, loss))
+        Ok(context.with_candidate_context(batch, &self.reward, loss))
     }
 }
 
@@ -59,8 +60,9 @@ fn summed_loss(margin: &Tensor, beta: f64) -> Tensor {
     (margin * beta).log_sigmoid().sum(margin.kind()).neg()
 }
 
-/// 1 for the rejected candidate of each image and 0 for the others, `[images, candidates]`. If all
-/// rewards of an image are equal, no candidate is rejected.
+/// 1 for the rejected candidate of each image and 0 for the others, `[images, candidates]`: what
+/// the page shows in the place of DiCO's gamma. If all rewards of an image are equal, no candidate
+/// is rejected.
 fn rejected_weights(rewards: &Tensor) -> Tensor {
     let [chosen, rejected] = [rewards.argmax(1, true), rewards.argmin(1, true)];
     rewards.zeros_like().scatter_value(1, &rejected, 1.0).scatter_value(1, &chosen, 0.0)

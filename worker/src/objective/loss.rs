@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use crate::collective::CollectiveError;
 
-/// Why there is no loss.
+/// An objective could not compute its loss.
 #[derive(Debug, thiserror::Error)]
 pub enum LossError {
     /// A collective operation has failed.
@@ -22,7 +22,9 @@ pub enum LossError {
 pub struct CandidateExample {
     /// The index of the image in the training split.
     pub image: usize,
-    /// Caption, reward and gamma of each candidate; the gamma of the best candidate is 0.
+    /// Caption, reward and gamma of each candidate. Gamma is the weight of a rejected candidate in
+    /// the loss, 0..=1: DiCO's softmax, or in DPO 1 for the worst candidate and 0 for the others.
+    /// The gamma of the best candidate is 0.
     pub candidates: Vec<(String, f64, f64)>,
 }
 
@@ -38,8 +40,8 @@ pub struct LossOutput {
     /// The number of caption tokens: of those with a loss, end tokens included; in a contrastive
     /// stage of all, begin tokens included.
     pub tokens: u64,
-    /// The candidates of one image, to be shown to users; none if the objective does not weight
-    /// candidates.
+    /// The candidates of one image, which the page shows; none if the objective does not weight
+    /// rejected candidates.
     pub example: Option<CandidateExample>,
     /// Summaries over this rank's samples, by the names in [`metric_catalogue::names`].
     pub summaries: BTreeMap<&'static str, Summary>,

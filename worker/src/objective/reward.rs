@@ -3,11 +3,12 @@
 
 use caption_metrics::cider::{Candidate, CiderReward};
 use config::{CutCandidates, EvaluatorScore, Reward, Rewards, TextReading};
+use run_assets::Evaluator;
 use tch::{Kind, Tensor};
 use tokenizer::Vocabulary;
 
 use crate::clip::{self, Clip};
-use crate::run_models::{Evaluator, RunModels};
+use crate::run_models::RunModels;
 
 /// The encoded images of a batch.
 #[derive(Clone, Copy)]
@@ -256,8 +257,8 @@ mod tests {
             vec![candidate("a blue star", true), candidate("a blue star", false)],
         ];
         let actual = Fixture::new().rewards(&Rewards::from([(Reward::Cider, 1.0)]), &candidates);
-        for of_image in actual {
-            assert!((of_image[0] - 10.0).abs() < 1e-5 && of_image[1] < 9.0, "{of_image:?}");
+        for rewards in actual {
+            assert!((rewards[0] - 10.0).abs() < 1e-5 && rewards[1] < 9.0, "{rewards:?}");
         }
     }
 }

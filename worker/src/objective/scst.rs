@@ -26,7 +26,7 @@ impl Objective for Scst {
         let loss = |policy: &Captioner, images: &EncodedImages<'_>, candidates: &CandidateContext<'_>| {
             compute_loss(policy, images, candidates, self, context.mode)
         };
-        Ok(context.with_candidates(batch, &self.reward, loss))
+        Ok(context.with_candidate_context(batch, &self.reward, loss))
     }
 }
 

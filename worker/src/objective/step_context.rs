@@ -6,7 +6,8 @@ use caption_metrics::cider::CiderReward;
 use config::{Reward, Rewards};
 use dataset::{DataSet, Split};
 use proto::v1;
-use tch::{Device, Tensor};
+use run_assets::Evaluator;
+use tch::Tensor;
 
 use super::candidates::{CandidateContext, CandidateDropout};
 use super::reward::{EncodedImages, EvaluatorReward, RewardModel};
@@ -15,13 +16,14 @@ use crate::collective::Collective;
 use crate::data::{Batch, Sample};
 use crate::nn::DropoutMode;
 use crate::phase_timer::{PhaseTimer, StepPhase};
-use crate::run_models::{Evaluator, RunModels, WeightSources};
+use crate::run_models::RunModels;
 
-/// A micro-batch of this rank's share of a step.
+/// A micro-batch: the part of this rank's share of a step for which an objective computes the loss
+/// in one call.
 pub struct StageBatch<'a> {
     /// The share.
     pub batch: &'a Batch,
-    /// The samples of the share that belong to the micro-batch.
+    /// The indices in `batch.samples` of the samples that belong to the micro-batch.
     pub range: Range<usize>,
 }
 
@@ -40,17 +42,14 @@ pub struct StepContext<'a> {
     /// The frozen copy of the captioner from the beginning of the stage; only in stages with
     /// rewards.
     pub reference: Option<&'a Captioner>,
-    /// The vocabularies, and the evaluators by name.
-    pub weight_sources: &'a WeightSources,
     /// Images and captions of the run.
     pub data: &'a DataSet,
     /// CIDEr-D with the training captions as references; none if no stage rewards it.
     pub cider: Option<&'a CiderReward>,
     /// The other ranks.
     pub collective: &'a dyn Collective,
-    /// The device of the models.
-    pub device: Device,
-    /// The dropout of the model in training.
+    /// The dropout of the model in training (the policy, in objectives with candidates) while its
+    /// loss is computed.
     pub mode: DropoutMode,
     /// The settings of beam search and sampling.
     pub generation: GenerationConfig,
@@ -77,19 +76,19 @@ impl StepContext<'_> {
         self.timer.time(StepPhase::Vision, || self.models.hidden_states(batch.batch, batch.range.clone()))
     }
 
-    /// Calls `compute` with the captioner, the encoded images of the samples, and what generates
-    /// their candidates and rewards them by `rewards`.
+    /// Encodes the images of the samples, and calls `compute` with the captioner, these images, and
+    /// the context that generates their candidates and rewards them by `rewards`.
     ///
     /// # Panics
     /// There is no reference: the settings of the stage's objective have no rewards.
-    pub fn with_candidates<T>(
+    pub fn with_candidate_context<T>(
         &self,
         batch: &StageBatch<'_>,
         rewards: &Rewards,
         compute: impl FnOnce(&Captioner, &EncodedImages<'_>, &CandidateContext<'_>) -> T,
     ) -> T {
         let Self { models, timer, .. } = self;
-        let reward_evaluators = self.weight_sources.evaluators.iter().filter(|evaluator| {
+        let reward_evaluators = models.evaluators.iter().filter(|evaluator| {
             let weight = rewards.get(&Reward::Evaluator(evaluator.name.clone()));
             weight.is_some_and(|weight| *weight != 0.0)
         });
@@ -99,7 +98,7 @@ impl StepContext<'_> {
         let context = CandidateContext {
             reference: self.reference.expect("a stage with rewards has a reference"),
             reward_model: RewardModel { evaluators: &evaluators, cider: self.cider, weights: rewards },
-            vocabulary: &self.weight_sources.captioner_vocabulary,
+            vocabulary: &models.captioner_vocabulary,
             generation: self.generation,
             candidate_dropout: self.candidate_dropout,
             timer,

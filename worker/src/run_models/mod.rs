@@ -1,6 +1,5 @@
-//! The models of a run: the sources of their weights, their construction, and the outputs of the
-//! frozen encoders for a batch. An evaluator is a CLIP: its vision encoder and its text encoder map
-//! images and texts to embeddings.
+//! The models of a run: their construction, and the outputs of the frozen encoders for a batch. An
+//! evaluator is a CLIP: its vision encoder and its text encoder map images and texts to embeddings.
 //!
 //! ```text
 //!   images --> captioner's vision encoder --> hidden states --> captioner --> candidate captions
@@ -11,17 +10,19 @@
 //!                                                                    each evaluator's text encoder
 //! ```
 
-mod open_weights;
-mod weight_sources;
+mod construction;
 
 use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use run_assets::{Evaluator, WeightSources};
 use tch::{Device, Kind, Tensor, no_grad};
-use weights::VisionConfig;
+use tokenizer::Vocabulary;
+use weights::{VisionConfig, model_folder};
 
-pub use open_weights::{open_captioner, open_evaluator, open_folder, open_vision_encoder};
-pub use weight_sources::{Evaluator, WeightSources, initial_vocabulary};
+pub use construction::{open_captioner, open_clip, open_vision_encoder};
 
 use crate::captioner::Captioner;
 use crate::clip::{Clip, VisionEncoder};
@@ -35,7 +36,8 @@ pub enum CaptionerVisionEncoder {
     SharedWithEvaluator(usize),
 }
 
-/// The models of a run: the captioner, and the evaluators with their CLIP models.
+/// The models of a run: the captioner, and the evaluators with their CLIP models; and the
+/// vocabularies.
 pub struct RunModels {
     /// The CLIP of the primary evaluator, which is the only evaluator that a run can train.
     pub primary_clip: Clip,
@@ -45,9 +47,25 @@ pub struct RunModels {
     pub vision: CaptionerVisionEncoder,
     /// The captioner.
     pub captioner: Captioner,
+    /// The captioner's vocabulary.
+    pub captioner_vocabulary: Arc<Vocabulary>,
+    /// All evaluators, the primary one first.
+    pub evaluators: Vec<Evaluator>,
 }
 
 impl RunModels {
+    /// The device of all models.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.captioner.parameters().flat().device()
+    }
+
+    /// The primary evaluator's vocabulary.
+    #[must_use]
+    pub fn evaluator_vocabulary(&self) -> &Vocabulary {
+        &self.evaluators[0].vocabulary
+    }
+
     /// The CLIP with this index; 0 is the CLIP of the primary evaluator.
     #[must_use]
     pub fn clip(&self, index: usize) -> &Clip {
@@ -57,13 +75,6 @@ impl RunModels {
     /// All CLIPs of evaluators, in order of index.
     fn clips(&self) -> impl Iterator<Item = &Clip> {
         std::iter::once(&self.primary_clip).chain(&self.other_clips)
-    }
-
-    /// The total width of an image's embeddings by all CLIPs of evaluators; a CLIP that evaluators
-    /// share counts once.
-    #[must_use]
-    pub fn embedding_width(&self) -> usize {
-        self.clips().map(|clip| clip.config().embedding).sum()
     }
 
     /// The config of the captioner's vision encoder.
@@ -82,10 +93,29 @@ impl RunModels {
         ImageSizes { all_encoders, generated_images: image_size(&self.primary_clip) }
     }
 
+    /// The manifest of a model folder with the captioner, for checkpoints. The models were built
+    /// from `weights`.
+    #[must_use]
+    pub fn manifest(&self, weights: &WeightSources) -> model_folder::Manifest {
+        let (path, sha256) = match weights.frozen_vision() {
+            Some(encoder) => (encoder.weights.clone(), Some(encoder.sha256.clone())),
+            None => (PathBuf::from(model_folder::EVALUATOR_FILE), None),
+        };
+        let config = self.vision_config();
+        let vision =
+            model_folder::VisionEncoder { config, path, sha256, lora: weights.vision_lora(), upstream_prefix: None };
+        let captioner = self.captioner.config().clone();
+        let evaluator = weights.saves_evaluator().then(|| model_folder::TrainedEvaluator {
+            config: self.primary_clip.config().clone(),
+            vocabulary: self.evaluator_vocabulary().to_manifest(),
+        });
+        model_folder::Manifest::new(self.captioner_vocabulary.to_manifest(), captioner, vision, evaluator)
+    }
+
     /// Hidden states of the samples `range` of a batch by the captioner's vision encoder, `[images,
     /// tokens, width]`.
     pub fn hidden_states(&self, batch: &Batch, range: Range<usize>) -> Tensor {
-        let device = self.captioner.parameters().flat().device();
+        let device = self.device();
         match &batch.images {
             BatchImages::Features { hidden, .. } => feature_rows(hidden, range, device),
             BatchImages::Pixels(pixels) => {

@@ -71,6 +71,6 @@ pub fn in_separate_process(test: &str, check: impl FnOnce()) {
 pub fn each_code_path(check: impl Fn()) {
     check();
     if !device().is_cuda() {
-        nn::on_gpu_path(check);
+        nn::with_forced_gpu_path(check);
     }
 }

@@ -2,6 +2,7 @@
 //! prefetching.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -42,7 +43,7 @@ impl TrainingBatches {
         }
     }
 
-    /// This rank's share of step `step` of the run `run`. Starts to load its shares of the
+    /// The share `share` of step `step` of a stage of `run`. Starts to load the same share of the
     /// following steps.
     ///
     /// # Errors
@@ -51,14 +52,15 @@ impl TrainingBatches {
         &mut self,
         run: &RunFile,
         loader: &DataLoader,
-        directive: &v1::Train,
+        stage: u32,
         step: u64,
+        share: &Range<u32>,
     ) -> Result<Batch> {
-        let batch_key = |step| (directive.stage, step, directive.share_begin, directive.share_end);
+        let batch_key = |step| (stage, step, share.start, share.end);
         if self.prefetched.front().is_some_and(|(first, _)| *first != batch_key(step)) {
             self.prefetched.clear();
         }
-        let stage = &run.stages[directive.stage as usize];
+        let stage = &run.stages[stage as usize];
         let next_step = step + self.prefetched.len() as u64;
         let end = stage.steps.min(step + PREFETCHED_BATCHES).max(step + 1);
         for step in next_step..end {

@@ -11,14 +11,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use checkpoint_store::{CheckpointMetadata, Checkpoints, METADATA_FILE, VerifiedCheckpoint};
 use config::RunFile;
 use proto::v1;
+use run_assets::WeightSources;
 use tch::Tensor;
-use tokenizer::Vocabulary;
 use weights::Archive;
 
 use super::directive_error::DirectiveError;
 use super::training_state::{Content, TrainingState};
 use crate::collective::CollectiveError;
-use crate::run_models::WeightSources;
 use crate::tensor_conversion;
 
 /// The file with both moments of Adam.
@@ -40,7 +39,7 @@ fn metadata_mismatch(metadata: &CheckpointMetadata, directive: &v1::Rendezvous) 
     if *run_id != directive.checkpoint_run_id {
         return Some(format!("it is of another run: {run_id}"));
     }
-    if *checkpoint != directive.checkpoint {
+    if metadata.has_origin() && *checkpoint != directive.checkpoint {
         return Some(format!("it was saved as {checkpoint}"));
     }
     if (*stage, *step) != (expected.stage, expected.step) {
@@ -72,30 +71,6 @@ pub(super) fn load_checkpoint(
         .with_context(|| format!("cannot use checkpoint {name}"))?;
     tracing::info!(name, "checkpoint loaded");
     Ok(())
-}
-
-/// The corpus vocabulary of a run's newest readable checkpoint; none if the run builds no corpus
-/// vocabulary or has no readable checkpoint. The vocabulary of a run does not change, even if the
-/// training data are corrected.
-///
-/// # Errors
-/// The checkpoints cannot be read.
-pub fn saved_vocabulary(run: &RunFile, checkpoints: &Checkpoints) -> Result<Option<Vocabulary>> {
-    if run.vocabulary == config::Vocabulary::Full || run.captioner.weights.is_some() {
-        return Ok(None);
-    }
-    for name in checkpoints.list().context("checkpoints")?.sealed.iter().rev() {
-        match checkpoints.read_file(name, weights::model_folder::MANIFEST_FILE) {
-            Ok(manifest) => {
-                let manifest: weights::model_folder::Manifest = serde_json::from_slice(&manifest)
-                    .with_context(|| format!("checkpoint {name}: {}", weights::model_folder::MANIFEST_FILE))?;
-                return Ok(Some(Vocabulary::from_manifest(&manifest.vocabulary)));
-            }
-            Err(error) if error.is_damage() => {}
-            Err(error) => return Err(anyhow::Error::from(error).context("checkpoints")),
-        }
-    }
-    Ok(None)
 }
 
 /// Fetches the checkpoint `name` and verifies its checksums.

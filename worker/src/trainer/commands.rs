@@ -9,7 +9,7 @@ use proto::v1::{self, worker_message::Message};
 /// A command of the session to the training thread.
 pub enum TrainerCommand {
     /// Execute a directive of the coordinator.
-    Execute(worker_protocol::Command),
+    Execute(Box<worker_protocol::Command>),
     /// Apply changed settings of the same run. Sent between generations.
     ApplySettings(Box<RunFile>),
 }

@@ -1,8 +1,8 @@
 //! The error of a piece of work that was not completed.
 
+use super::step_error::StepError;
 use crate::collective::CollectiveError;
 use crate::errors;
-use crate::objective::LossError;
 
 /// Why a piece of work was not completed.
 pub enum DirectiveError {
@@ -17,6 +17,13 @@ pub enum DirectiveError {
     Fatal(String),
 }
 
+impl DirectiveError {
+    /// The error of a directive that needs the other ranks, between generations.
+    pub fn no_generation() -> Self {
+        CollectiveError::Failed("the directive needs a generation, but there is none".into()).into()
+    }
+}
+
 impl From<CollectiveError> for DirectiveError {
     fn from(error: CollectiveError) -> Self {
         Self::Collective(error)
@@ -29,11 +36,12 @@ impl From<anyhow::Error> for DirectiveError {
     }
 }
 
-impl From<LossError> for DirectiveError {
-    fn from(error: LossError) -> Self {
+impl From<StepError> for DirectiveError {
+    fn from(error: StepError) -> Self {
         match error {
-            LossError::Collective(error) => error.into(),
-            LossError::Batch(error) => error.into(),
+            StepError::Collective(error) => error.into(),
+            StepError::GradientNotFinite { .. } => Self::Fatal(error.to_string()),
+            StepError::Batch(error) => error.into(),
         }
     }
 }

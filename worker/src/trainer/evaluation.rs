@@ -19,7 +19,6 @@ impl Trainer {
         let split_evaluation = SplitEvaluation {
             run: &self.run,
             models: &self.training_state.models,
-            weight_sources: &self.weight_sources,
             data: &self.data,
             split: Split::Validation,
             scenes: self.scenes.as_ref(),

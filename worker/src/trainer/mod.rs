@@ -16,6 +16,8 @@
 //! | `commands` | the session's commands for the thread, the thread's reports and progress |
 //! | `directive_error` | why a piece of work was not completed |
 //! | `step` | a training step: losses, all-reduce, update |
+//! | `completed_step` | the result of a step, and its report |
+//! | `step_error` | why a step was not completed |
 //! | `batches` | the samples of this rank's share of a step, and prefetching |
 //! | `evaluation` | the Evaluate directive |
 //! | `training_state` | parameters and optimizer moments, and their synchronization between ranks |
@@ -28,11 +30,14 @@ mod batches;
 mod checkpoint;
 mod checkpoint_saver;
 mod commands;
+mod completed_step;
 mod directive_error;
 mod evaluation;
 mod reachability;
 mod snapshot;
 mod step;
+mod step_error;
+mod training;
 mod training_state;
 
 use std::net::IpAddr;
@@ -47,29 +52,29 @@ use config::RunFile;
 use dataset::{DataSet, Split};
 use object_storage::Access;
 use proto::v1::{self, worker_message::Message};
+use run_assets::{RunAssets, WeightSources};
 use tch::Device;
-use tokenizer::MAX_TOKEN_BYTES;
 use worker_protocol::{GenerationFailure, Response, Training, TrainingEnd, Work};
 
 use crate::captioner::GenerationConfig;
 use crate::collective::{Collective, CollectiveError, RendezvousParameters};
-use crate::data::{BatchSource, DataLoader};
-use crate::feature_stores;
+use crate::data::{BatchSource, DataLoader, LOADING_THREADS};
 use crate::host_memory;
-use crate::run_models::{self, WeightSources};
-use batches::TrainingBatches;
+pub use batches::TrainingBatches;
 pub use checkpoint::checkpoint_metadata;
 pub use checkpoint_saver::PendingSaves;
 use checkpoint_saver::{CheckpointSaver, SaveRequest};
 pub use commands::{ReportSender, TrainerCommand, TrainingProgress};
+pub use completed_step::{CompletedStep, LossTotals};
 use directive_error::DirectiveError;
 use snapshot::{CheckpointOrigin, Snapshot};
-use training_state::{Content, TrainingState};
+pub use step::TrainingStep;
+pub use step_error::StepError;
+use training_state::Content;
+pub use training_state::TrainingState;
 
 /// How long a rank waits for the other ranks in a rendezvous.
 const RENDEZVOUS_TIMEOUT: Duration = Duration::from_secs(60);
-/// Number of threads that decode and preprocess batches.
-const LOADING_THREADS: usize = 2;
 
 /// How the training thread ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -124,29 +129,13 @@ impl Trainer {
         progress: TrainingProgress,
         reports: ReportSender,
     ) -> anyhow::Result<Self> {
-        let data = Arc::new(DataSet::load_for(&run)?);
-        let scenes = run.data.scenes.as_deref().map(synthetic_data::Scenes::load).transpose()?;
         let checkpoints = Checkpoints::open(&run.checkpoint_location(), &Access::from_environment());
         let checkpoints = Arc::new(checkpoints.context("checkpoints")?);
-        let captions = data.split(Split::Train).iter().flat_map(|item| &item.captions).map(String::as_str);
-        let vocabulary = match checkpoint::saved_vocabulary(&run, &checkpoints)? {
-            Some(vocabulary) => vocabulary,
-            None => run_models::initial_vocabulary(&run, captions),
-        };
-        let weight_sources = WeightSources::open(&run, vocabulary)?;
+        let RunAssets { data, scenes, weights: weight_sources, feature_stores } =
+            RunAssets::for_training(&run, &checkpoints)?;
         let training_state = TrainingState::new(&run, &weight_sources, device)?;
-        run.check_positions(training_state.models.captioner.config().positions)?;
-        let max_caption_bytes = run.decoding.max_length as usize * MAX_TOKEN_BYTES;
-        let embedding_width = weight_sources.evaluation_embedding_width(&training_state.models);
-        data.check_evaluation(embedding_width, max_caption_bytes)?;
-        let feature_stores = feature_stores::open_stores(&run, &data, &weight_sources, &training_state.models)?;
-        let skip_corrupt = run.data.skip_corrupt;
-        let source = BatchSource {
-            data: Arc::clone(&data),
-            sizes: training_state.models.image_sizes(),
-            feature_stores,
-            skip_corrupt,
-        };
+        let (sizes, skip_corrupt) = (training_state.models.image_sizes(), run.data.skip_corrupt);
+        let source = BatchSource { data: Arc::clone(&data), sizes, feature_stores, skip_corrupt };
         let cider = run.stages.iter().any(|stage| stage.objective.has_cider_reward()).then(|| {
             CiderReward::new(&data.split(Split::Train).iter().map(|item| item.captions.clone()).collect::<Vec<_>>())
         });
@@ -201,7 +190,7 @@ impl Trainer {
         while let Ok(command) = commands.recv() {
             match command {
                 TrainerCommand::Execute(command) => {
-                    let response = self.protocol.begin(command);
+                    let response = self.protocol.begin(*command);
                     self.follow(response);
                 }
                 TrainerCommand::ApplySettings(run) => {
@@ -382,15 +371,8 @@ impl Trainer {
         self.protocol.position().unwrap_or_default()
     }
 
-    /// Fails if the generation was abandoned. Called during long operations, because the
-    /// coordinator evicts a member that does not release its generation.
-    fn check_abandoned(&self) -> Result<(), DirectiveError> {
-        if self.protocol.flags().abandon.is_raised() { Err(CollectiveError::Abandoned.into()) } else { Ok(()) }
-    }
-
     fn collective(&self) -> Result<&dyn Collective, DirectiveError> {
-        let missing = || CollectiveError::Failed("the directive needs a generation, but there is none".into()).into();
-        self.collective.as_deref().ok_or_else(missing)
+        self.collective.as_deref().ok_or_else(DirectiveError::no_generation)
     }
 
     /// Publishes the position for heartbeats, and sends the reports.

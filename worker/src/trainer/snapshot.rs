@@ -10,13 +10,13 @@ use anyhow::{Context, Result};
 use checkpoint_store::{CheckpointMetadata, Checkpoints, JournalHead, METADATA_FILE, METADATA_FORMAT, SampleSequence};
 use config::RunFile;
 use proto::v1;
+use run_assets::WeightSources;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use weights::model_folder;
 
 use super::checkpoint::{MOMENT_PREFIXES, OPTIMIZER_FILE, model_file_name};
 use super::training_state::TrainingState;
-use crate::run_models::WeightSources;
 use crate::tensor_conversion;
 
 /// The number of elements that are converted to bytes at a time.
@@ -109,7 +109,7 @@ impl Snapshot {
             journal,
             sequence,
         };
-        let manifest = weight_sources.manifest(&state.models).to_json()?;
+        let manifest = state.models.manifest(weight_sources).to_json()?;
         Ok(Self { models, non_model_files: Some(NonModelFiles { moments, manifest, metadata }) })
     }
 

@@ -1,6 +1,7 @@
 //! The training state: parameters and optimizer moments, and its synchronization between ranks.
 
 use config::{Objective, RunFile, TrainedModel};
+use run_assets::WeightSources;
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor, no_grad};
 
@@ -8,7 +9,7 @@ use crate::captioner::Captioner;
 use crate::collective::{Collective, CollectiveError};
 use crate::nn::Parameters;
 use crate::optimizer::{Adam, AveragedGradient};
-use crate::run_models::{RunModels, WeightSources};
+use crate::run_models::RunModels;
 
 /// What a training state contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,14 +48,20 @@ impl TrainingState {
     /// # Errors
     /// The weights do not fit the models, or the models do not fit each other.
     pub fn new(run: &RunFile, weight_sources: &WeightSources, device: Device) -> anyhow::Result<Self> {
-        let models = weight_sources.build_models(device)?;
+        let models = RunModels::build(run, weight_sources, device)?;
+        Ok(Self::of_models(run, models, weight_sources.saves_evaluator()))
+    }
+
+    /// The state with these models, at the beginning of `run`'s first stage. Checkpoints include
+    /// the evaluator if `saves_evaluator` is true.
+    #[must_use]
+    pub fn of_models(run: &RunFile, models: RunModels, saves_evaluator: bool) -> Self {
         // Replaced when the first stage is entered, which selects the trained model.
         let optimizer = Adam::new(models.captioner.parameters(), &run.stages[0].optimizer);
-        let saves_evaluator = weight_sources.saves_evaluator();
-        let content = Content::Initial;
-        let mut state = Self { content, models, reference: None, optimizer, saves_evaluator, stage: 0 };
+        let mut state =
+            Self { content: Content::Initial, models, reference: None, optimizer, saves_evaluator, stage: 0 };
         state.enter_stage(run, 0);
-        Ok(state)
+        state
     }
 
     /// Enters stage `stage` at step 0: the trained parameters get zero moments, and all other

@@ -109,7 +109,7 @@ fn the_end_of_a_run_is_recorded_before_any_worker_learns_of_it() {
     let mut actions = members.report_save(0);
     // The stage ends with an evaluation of no images.
     if let Some(evaluation) = members.engine.state.evaluation.as_ref().map(|evaluation| evaluation.number) {
-        let scored = Event::Scored { evaluation, metrics: BTreeMap::new(), items: vec![] };
+        let scored = Event::Scored { evaluation, metrics: BTreeMap::new() };
         actions = members.engine.on_event(Time::ZERO, scored);
     }
     let is_finish = |action: &Action| {

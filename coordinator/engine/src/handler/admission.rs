@@ -52,7 +52,8 @@ impl<'a> AdmissionHandler<'a> {
     /// `idempotency_key` in the request.
     ///
     /// # Errors
-    /// The worker is refused.
+    /// The worker speaks another version of the protocol, the run is over, the coordinator stops,
+    /// or [`Membership::reserve`] refuses the worker.
     pub fn join(
         &mut self,
         now: Time,
@@ -90,7 +91,9 @@ impl<'a> AdmissionHandler<'a> {
     /// evicted at once.
     ///
     /// # Errors
-    /// The worker is refused.
+    /// The run is over, the coordinator stops, the state that the worker holds cannot be part of
+    /// this run's history, its description of its data is invalid, or [`Membership::attach`]
+    /// refuses the worker.
     pub fn attach(&mut self, now: Time, session: SessionId, attach: v1::Attach) -> Result<(), Refusal> {
         if let Some(refusal) = refusal_if_ending(self.generations, self.is_stopping) {
             return Err(refusal);
@@ -119,9 +122,11 @@ impl<'a> AdmissionHandler<'a> {
     /// Records how the data of the first worker differ from the data in the journal. Does nothing
     /// for later workers.
     fn record_data_changes(&mut self, data_set: &v1::DataSet) {
-        let Some(DataDescription { reported_by: None, data_set: before }) = &self.data.description else { return };
-        let training_changed = before.training_fingerprint != data_set.training_fingerprint;
-        let validation_changed = before.validation_fingerprint != data_set.validation_fingerprint;
+        let Some(description @ DataDescription { reported_by: None, data_set: before }) = &self.data.description else {
+            return;
+        };
+        let training_changed = description.has_other_training_data(data_set);
+        let validation_changed = description.has_other_validation_data(data_set);
         let images = json!([before.validation_images, data_set.validation_images]);
         let generation = self.generations.last_number + 1;
         let change = DataChange { generation, from: None, before: before.into() };

@@ -1,4 +1,5 @@
-//! Evaluations: collects captions of the validation images from the members, then has them scored.
+//! Evaluations: assigns the validation images to the members, and has their captions scored. The
+//! captions themselves are kept by the caller of the state machine.
 //!
 //! An evaluation belongs to the run, not to a generation. When a generation ends during an
 //! evaluation and the next generation starts from the same state, the evaluation continues: members
@@ -13,9 +14,9 @@ use serde_json::json;
 
 use crate::{
     action::Action,
-    captions::{self, Captions, EvaluationItem, ImageRange, ReportableScores},
     data::RunData,
     event_kind::EventKind,
+    image_ranges::{self, CaptionedRanges, ImageRange},
     membership::Membership,
     output::Output,
     plan::{Boundary, Position},
@@ -54,15 +55,16 @@ impl<'a> EvaluationHandler<'a> {
         let Some(generation) = &self.generations.current else { return };
         let position = generation.granted;
         if self.evaluation.is_none() {
-            let captions = Captions::new(self.data.validation_images(), ReportableScores::of_run(&self.settings.file));
+            let captioned = Some(CaptionedRanges::new(self.data.validation_images()));
             let number = self.generations.next_directive_number();
-            *self.evaluation = Some(Evaluation { number, position, captions: Some(captions), save_error: None });
+            *self.evaluation = Some(Evaluation { number, position, captioned, save_error: None });
         }
-        let Some(evaluation) = self.evaluation.as_mut() else { return };
-        if let Some(captions) = &mut evaluation.captions {
-            captions.discard_partial_ranges();
+        let Some(Evaluation { number, captioned, .. }) = self.evaluation.as_ref() else { return };
+        let number = *number;
+        let missing = captioned.as_ref().map(CaptionedRanges::missing);
+        if missing.is_some() {
+            self.output.push_action(Action::CollectCaptions { evaluation: number });
         }
-        let (number, missing) = (evaluation.number, evaluation.captions.as_ref().map(Captions::missing_ranges));
         match missing.filter(|missing| !missing.is_empty()) {
             Some(missing) => self.assign_ranges(number, &missing),
             None => self.request_scores(),
@@ -75,7 +77,7 @@ impl<'a> EvaluationHandler<'a> {
         let world_size = generation.members.len() as u32;
         let mut pending = BTreeMap::new();
         for (rank, worker_id) in (0..).map(Rank).zip(&generation.members) {
-            let share = captions::share_of_rank(missing, world_size, rank);
+            let share = image_ranges::share_of_rank(missing, world_size, rank);
             pending.insert(*worker_id, share.iter().copied().collect());
             let Some(member) = self.members.get(*worker_id) else { continue };
             let ranges = share.iter().map(|range| (*range).into()).collect();
@@ -91,26 +93,27 @@ impl<'a> EvaluationHandler<'a> {
         if let Some(generation) = &mut self.generations.current {
             generation.pending_boundary = Some(PendingBoundary::Scores);
         }
-        let Some(Evaluation { number, position, captions, .. }) = self.evaluation.as_mut() else { return };
-        let (evaluation, position, Some(complete)) = (*number, *position, captions.take()) else { return };
+        let Some(Evaluation { number, position, captioned, .. }) = self.evaluation.as_mut() else { return };
+        let (evaluation, position, Some(_)) = (*number, *position, captioned.take()) else { return };
         let name = position.checkpoint_name(&self.history.plan.stage(position).name, None);
         let captions_file = self.settings.file.captions_folder().join(format!("{name}.json"));
-        self.output.push_action(Action::Score { evaluation, items: complete.into_items(), captions_file });
+        self.output.push_action(Action::Score { evaluation, captions_file });
     }
 
-    /// Handles `EvaluationItems`: a member reports captions of a range.
+    /// Handles `EvaluationItems`: a member reports captions of a range. They are kept if they were
+    /// assigned to it.
     ///
     /// # Errors
-    /// The captions were not assigned to the member, or exceed a limit.
-    pub fn items(&mut self, worker_id: WorkerId, report: v1::EvaluationItems) -> Result<(), ProtocolViolation> {
+    /// The captions were not assigned to the member.
+    pub fn items(&mut self, worker_id: WorkerId, report: &v1::EvaluationItems) -> Result<(), ProtocolViolation> {
         if !self.generations.is_current(self.members, worker_id, report.generation)? {
             return Ok(());
         }
         let generation = self.generations.current.as_mut();
         let boundary = generation.and_then(|generation| generation.pending_boundary.as_mut());
-        let evaluation = self.evaluation.as_mut().filter(|evaluation| evaluation.number == report.evaluation);
-        let captions = evaluation.and_then(|evaluation| evaluation.captions.as_mut());
-        let (Some(PendingBoundary::Captions { pending }), Some(captions)) = (boundary, captions) else {
+        let evaluation = self.evaluation.as_ref().filter(|evaluation| evaluation.number == report.evaluation);
+        let is_collecting = evaluation.is_some_and(|evaluation| evaluation.captioned.is_some());
+        let Some(PendingBoundary::Captions { pending }) = boundary.filter(|_| is_collecting) else {
             return Err(ProtocolViolation::new(format!("evaluation {} is not in progress", report.evaluation)));
         };
         let range = ImageRange::from(report.range.ok_or_else(|| ProtocolViolation::new("captions without a range"))?);
@@ -123,11 +126,22 @@ impl<'a> EvaluationHandler<'a> {
                 "captions of the images {begin}..{end}, which were not assigned to it, or which it has sent before"
             )));
         }
-        captions.add(range, report.items, report.more)?;
-        if captions.is_complete() {
-            self.request_scores();
+        if let Some(member) = self.members.get(worker_id) {
+            let (session, has_more) = (member.session, report.more);
+            self.output.push_action(Action::KeepCaptions { session, range, has_more });
         }
         Ok(())
+    }
+
+    /// Handles [`CaptionsKept`](crate::event::Event::CaptionsKept): a range is complete.
+    pub fn captions_kept(&mut self, range: ImageRange) {
+        let Some(captioned) = self.evaluation.as_mut().and_then(|evaluation| evaluation.captioned.as_mut()) else {
+            return;
+        };
+        captioned.complete(range);
+        if captioned.is_complete() {
+            self.request_scores();
+        }
     }
 
     /// Handles [`CaptionSaveAttempted`](crate::event::Event::CaptionSaveAttempted): saving the
@@ -163,10 +177,10 @@ impl<'a> EvaluationHandler<'a> {
     }
 
     /// Records the scores of a completed evaluation.
-    pub fn record(&mut self, position: Position, metrics: BTreeMap<String, f64>, items: Vec<EvaluationItem>) {
+    pub fn record(&mut self, evaluation: u64, position: Position, metrics: BTreeMap<String, f64>) {
         self.history.scores.insert(position, metrics.clone());
         let generation = self.generations.last_number;
-        self.output.record(Record::Evaluated { position, generation, metrics, items });
+        self.output.record(Record::Evaluated { position, generation, evaluation, metrics });
     }
 
     /// Cancels the evaluation if the next generation starts from another state.

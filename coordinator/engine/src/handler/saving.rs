@@ -151,8 +151,10 @@ impl<'a> SavingHandler<'a> {
     }
 
     /// The save in progress, if a member's first report on a save is about it; none if the report
-    /// is about an earlier save, or repeated. Fails if the number is above that of the last
-    /// directive.
+    /// is about an earlier save, or repeated.
+    ///
+    /// # Errors
+    /// The number is above that of the last directive.
     fn find_save(
         &mut self,
         worker_id: WorkerId,

@@ -10,7 +10,8 @@ const SPEED_SMOOTHING: f64 = 0.2;
 /// The state of a member with respect to generations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberState {
-    /// It is in no generation, and available for the next one.
+    /// It is in no generation. The next one includes it, unless it leaves
+    /// ([`Member::leave_reason`]).
     Idle,
     /// It is in this generation.
     InGeneration(u64),
@@ -59,16 +60,18 @@ pub struct Member {
     /// The activity of its training thread, from its last heartbeat or `Idle` message.
     pub phase: v1::Phase,
     /// The position of the training state (parameters and optimizer) that it holds; none if it has
-    /// no training state of this run.
+    /// no training state of this run, or one that no generation has agreed on (see
+    /// [`is_agreed`](crate::plan::is_agreed)).
     pub position: Option<v1::Position>,
     /// The position in its last heartbeat or `Idle` message.
     heartbeat_position: Option<v1::Position>,
     /// When its last message arrived.
     pub last_message_at: Time,
-    /// The start of its stall timer: when a heartbeat last showed another phase or position, when
-    /// it last reported captions or a save, or when it last had no pending directive.
+    /// The start of its stall timer: the last time at which it attached, a heartbeat or `Idle`
+    /// message showed another phase or position, it reported captions or a save (also a failed
+    /// one), or it had no pending directive.
     pub last_progress_at: Time,
-    /// Why it wants to leave; none if it stays.
+    /// Why it leaves: the reason in its message `Leaving`, or that of a drain; none if it stays.
     pub leave_reason: Option<String>,
     /// Whether other members cannot reach it, although it alone holds the furthest state. It then
     /// forms a generation without other members, which only saves that state.

@@ -89,7 +89,7 @@ mod tests {
     /// The number of workers ahead of each of these workers, if the address 10.0.0.9 has a
     /// reservation.
     fn count_ahead(queue: &WaitQueue, workers: &[(&str, u8)]) -> Vec<usize> {
-        let reservation_count = |of: IpAddr| usize::from(of == address(9));
+        let reservation_count = |joining: IpAddr| usize::from(joining == address(9));
         let ahead =
             |(name, last_byte): &(&str, u8)| queue.ahead_of(join_key(name), address(*last_byte), reservation_count);
         workers.iter().map(|worker| ahead(worker).count()).collect()

@@ -1,6 +1,6 @@
 //! The evaluation in progress.
 
-use crate::{captions::Captions, plan::Position};
+use crate::{image_ranges::CaptionedRanges, plan::Position};
 
 /// The evaluation in progress. It belongs to the run, not to a generation.
 #[derive(Debug)]
@@ -9,9 +9,9 @@ pub struct Evaluation {
     pub number: u64,
     /// The position of the state that is evaluated.
     pub position: Position,
-    /// The captions that the members have reported so far; none once they are complete and are
+    /// The ranges of images that are captioned so far; none once all are, and their captions are
     /// being scored.
-    pub captions: Option<Captions>,
+    pub captioned: Option<CaptionedRanges>,
     /// Why the captions cannot be saved; none if they can. Until they are saved, the evaluation is
     /// not complete and the run waits.
     pub save_error: Option<String>,

@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    captions::ImageRange,
+    image_ranges::ImageRange,
     membership::{MemberState, Membership},
     outcome::Outcome,
     plan::Position,

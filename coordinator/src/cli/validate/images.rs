@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::num::NonZero;
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, bail};
@@ -20,7 +21,7 @@ const MIN_THREADS: usize = 8;
 /// The result of the check of a run's images.
 pub struct Images {
     /// The data set without the images that are missing or whose header or end is damaged.
-    pub data: DataSet,
+    pub data: Arc<DataSet>,
     /// All images that cannot be used.
     bad: Vec<BadImage>,
     /// The number of images that were decoded, or could not be decoded.
@@ -53,7 +54,7 @@ impl Images {
             bad.extend(data.undecodable_images(split, &images, threads, || bar.inc(1)).context("data")?);
         }
         bar.finish_and_clear();
-        Ok(Self { data, bad, decoded, skip_corrupt: settings.skip_corrupt })
+        Ok(Self { data: Arc::new(data), bad, decoded, skip_corrupt: settings.skip_corrupt })
     }
 
     /// Adds the images that could not be decoded when the feature store of a split was computed.

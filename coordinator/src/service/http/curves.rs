@@ -10,22 +10,19 @@ use dico_engine::{
     lineage::{Lineage, ModelSelection, StateFate},
     plan::Position,
 };
+use journal::{Distribution, Error, ReadOnlyJournal, RecordedStep};
 use metric_catalogue::names;
 use serde::Serialize;
 
-use crate::{
-    buckets::{Aggregate, Bucket, Buckets, Merge},
-    journal::{
-        Error,
-        browse::{Distribution, RecordedStep, STEP_SCALARS},
-        read_only::ReadOnlyJournal,
-    },
-};
+use crate::buckets::{Aggregate, Bucket, Buckets, Merge};
 
 /// Maximal number of buckets of a whole stage, and of its recent steps.
 pub const MAX_BUCKETS: usize = 512;
 /// Maximal number of steps read in one query.
 const MAX_STEPS_PER_QUERY: usize = 4096;
+/// The names of the series of a step's scalars.
+const STEP_SCALARS: [&str; 7] =
+    ["loss", "learning_rate", "gradient_norm", "seconds", "all_reduce_seconds", "images_per_second", "lag_seconds"];
 /// Distributions that have series of their quantiles.
 const QUANTILE_DISTRIBUTIONS: [&str; 2] = [names::REWARD_CHOSEN, names::REWARD_REJECTED];
 /// The quantiles of a [`Distribution`], as in the names of their series.
@@ -53,13 +50,23 @@ fn series_name(series: usize) -> (String, bool) {
 
 /// The values of a step, in the order of the series.
 fn series_values(step: &RecordedStep) -> [Option<f64>; SERIES_COUNT] {
+    // In the order of `STEP_SCALARS`.
+    let scalars = [
+        step.loss,
+        step.learning_rate,
+        step.gradient_norm,
+        step.seconds,
+        step.all_reduce_seconds,
+        step.samples_per_second(),
+        step.lag_seconds,
+    ];
     let distribution = |name: &str| step.summaries.get(name);
     let means = metric_catalogue::TRAINING_METRICS.into_iter().map(|name| distribution(name)?.mean);
     let quantiles = QUANTILE_DISTRIBUTIONS.into_iter().flat_map(|name| match distribution(name) {
         Some(Distribution { p05, p25, p50, p75, p95, .. }) => [*p05, *p25, *p50, *p75, *p95],
         None => [None; QUANTILES.len()],
     });
-    let mut values = step.scalars.into_iter().chain(means).chain(quantiles);
+    let mut values = scalars.into_iter().chain(means).chain(quantiles);
     std::array::from_fn(|_| values.next().flatten())
 }
 
@@ -221,7 +228,7 @@ impl Curves {
         let last_read = self.last_read;
         move |journal| {
             let (branch_points, selections) = (journal.branch_points()?, journal.selections()?);
-            let steps = journal.step_records(last_read, MAX_STEPS_PER_QUERY)?;
+            let steps = journal.recorded_steps(last_read, MAX_STEPS_PER_QUERY)?;
             Ok(CurveUpdate { branch_points, selections, steps })
         }
     }

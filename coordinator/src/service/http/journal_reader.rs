@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 
 use axum::http::StatusCode;
+use journal::{Error, ReadOnlyJournal};
 use tokio::sync::Semaphore;
 
 use super::error::HttpError;
-use crate::journal::{Error, read_only::ReadOnlyJournal};
 
 /// Maximal number of concurrent queries. Further queries wait.
 const MAX_CONCURRENT_QUERIES: usize = 4;

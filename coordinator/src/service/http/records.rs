@@ -7,12 +7,12 @@ use std::{
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use dico_engine::lineage::StateFate;
+use journal::{ComparedImage, EvaluationId, Event};
 use metric_catalogue::Direction;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{app_state::AppState, error::HttpError, limits::QueryParameters};
-use crate::journal::browse::{ComparedImage, EvaluationId};
 
 /// Maximal number of events in an answer.
 const MAX_EVENTS: usize = 100;
@@ -24,8 +24,7 @@ const MAX_CAPTIONS: u64 = 12;
 /// `GET /api/events`.
 pub async fn events(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
     let events = app_state.journal.query(|journal| journal.latest_events(MAX_EVENTS)).await?;
-    let to_json =
-        |event: crate::journal::read_only::Event| json!({ "at": event.at, "kind": event.kind, "detail": event.detail });
+    let to_json = |Event { at, kind, detail }: Event| json!({ "at": at, "kind": kind, "detail": detail });
     Ok(Json(events.into_iter().map(to_json).collect::<Vec<_>>()))
 }
 
@@ -54,15 +53,15 @@ struct Evaluation {
 /// `GET /api/evaluations`.
 pub async fn evaluations(State(app_state): State<Arc<AppState>>) -> Result<impl IntoResponse, HttpError> {
     let evaluations = app_state.journal.query(|journal| journal.latest_evaluations(MAX_EVALUATIONS)).await?;
-    let to_evaluation = |recorded: crate::journal::browse::RecordedEvaluation| Evaluation {
+    let to_evaluation = |recorded: journal::Evaluation| Evaluation {
         id: recorded.id.to_string(),
         stage: recorded.id.position.stage,
         step: recorded.id.position.step,
         at: recorded.at,
-        metrics: recorded.metrics,
+        metrics: recorded.scores,
         not_selected: recorded.fate == StateFate::NotSelected,
     };
-    let names: BTreeSet<&String> = evaluations.iter().flat_map(|recorded| recorded.metrics.keys()).collect();
+    let names: BTreeSet<&String> = evaluations.iter().flat_map(|recorded| recorded.scores.keys()).collect();
     let better = names.into_iter().filter_map(|name| match metric_catalogue::direction(name) {
         Direction::HigherIsBetter => Some((name.clone(), "higher")),
         Direction::LowerIsBetter => Some((name.clone(), "lower")),

@@ -7,12 +7,13 @@ use std::{
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use config::RunFile;
+use journal::{ReadOnlyJournal, RowCounters};
 use proto::v1;
 use serde::Serialize;
 use tokio::{sync::oneshot, time};
 
 use super::{app_state::AppState, curves::CurvesVersion, error::HttpError};
-use crate::{journal::browse::RowCounters, service::driver_input::DriverInput};
+use crate::service::driver_input::DriverInput;
 
 /// Time limit for the driver's answer: the driver may be waiting for its disk.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -187,7 +188,7 @@ pub async fn snapshot(app_state: &Arc<AppState>) -> Result<Snapshot, HttpError> 
         answer.await.map_err(|_| no_answer())
     };
     let status = time::timeout(STATUS_TIMEOUT, request).await.map_err(|_| no_answer())??;
-    let row_counters = app_state.journal.query(crate::journal::read_only::ReadOnlyJournal::row_counters).await?;
+    let row_counters = app_state.journal.query(ReadOnlyJournal::row_counters).await?;
     let curves = app_state.curves().version();
     Ok(Snapshot::new(status, &app_state.file, curves, row_counters, app_state.tokens.admin.is_some()))
 }

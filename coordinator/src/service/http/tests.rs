@@ -11,12 +11,12 @@ use std::{
 
 use dico_engine::{
     WorkerId,
-    captions::EvaluationItem,
     model_selection::{EndCause, EndDecision},
     plan::Position,
     record::{Record, StateSource},
     statistics::StepStatistics,
 };
+use journal::{Distribution, EvaluatedCaption, Journal, ReadOnlyJournal, RecordedStep};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::{
@@ -26,13 +26,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::{
-    journal::{
-        Journal,
-        browse::{Distribution, RecordedStep},
-    },
-    service::{auth::Tokens, driver_input::DriverInput, metrics::Metrics},
-};
+use crate::service::{auth::Tokens, driver_input::DriverInput, metrics::Metrics};
 use config::testing;
 use curves::{CurveUpdate, Curves, CurvesAnswer};
 use proto::v1;
@@ -121,18 +115,17 @@ impl TestServer {
             start: position,
             source: StateSource::Seed,
         };
-        let item = |image: &str, caption: &str| EvaluationItem {
+        let captioned = |image: &str, caption: &str| EvaluatedCaption {
             image: image.into(),
             caption: caption.into(),
             references: vec!["</script><script>alert(2)</script>".into()],
             scores: [("pac_s".to_owned(), 0.5)].into(),
-            ..EvaluationItem::default()
         };
-        let evaluated = |step, caption: &str| Record::Evaluated {
-            position: Position { stage: 0, step },
-            generation: 1,
-            metrics: [("cider".to_owned(), step as f64)].into(),
-            items: ["../secret.jpg", "1.jpg", "gone.jpg", "page.jpg"].map(|image| item(image, caption)).into(),
+        let mut evaluated = |step, caption: &str| {
+            let images = ["../secret.jpg", "1.jpg", "gone.jpg", "page.jpg"];
+            self.journal.stage_captions(step, images.map(|image| captioned(image, caption)).into());
+            let metrics = [("cider".to_owned(), step as f64)].into();
+            Record::Evaluated { position: Position { stage: 0, step }, generation: 1, evaluation: step, metrics }
         };
         let records = [formed, evaluated(0, "a cat"), evaluated(10, "<img src=x onerror=alert(3)>")];
         self.journal.write(&records).unwrap();
@@ -159,7 +152,7 @@ fn generation_record(generation: u64, step: u64) -> Record {
 }
 
 fn read_journal(curves: &mut Curves, state: &Path) {
-    let journal = crate::journal::read_only::ReadOnlyJournal::open(state).unwrap();
+    let journal = ReadOnlyJournal::open(state).unwrap();
     while curves.apply(curves.next_query()(&journal).unwrap()) {}
 }
 
@@ -168,12 +161,10 @@ fn as_json(answer: &CurvesAnswer) -> Value {
 }
 
 fn recorded_step(step: u64, loss: Option<f64>) -> RecordedStep {
-    let mut scalars = [None; 7];
-    // The first of STEP_SCALARS is the loss.
-    scalars[0] = loss;
     let reward = Distribution { mean: loss, p50: loss, ..Distribution::default() };
     let summaries = [("reward_chosen".to_owned(), reward)].into();
-    RecordedStep { position: Position { stage: 0, step }, generation: 1, at: step as f64, scalars, summaries }
+    let position = Position { stage: 0, step };
+    RecordedStep { position, generation: 1, at: step as f64, loss, summaries, ..RecordedStep::default() }
 }
 
 proptest! {
@@ -424,13 +415,14 @@ async fn captions_with_markup_are_sent_as_json() {
 async fn the_number_and_size_of_shown_references_is_limited() {
     let mut server = TestServer::new(None).await;
     server.write_evaluations();
-    let item = EvaluationItem {
+    let caption = EvaluatedCaption {
         image: "1.jpg".into(),
         references: vec!["ü".repeat(30_000); 1_000],
-        ..EvaluationItem::default()
+        ..EvaluatedCaption::default()
     };
     let position = Position { stage: 0, step: 20 };
-    let evaluated = Record::Evaluated { position, generation: 1, metrics: [].into(), items: vec![item] };
+    let evaluated = Record::Evaluated { position, generation: 1, evaluation: 20, metrics: [].into() };
+    server.journal.stage_captions(20, vec![caption]);
     server.journal.write(&[evaluated]).unwrap();
     let (code, captions) = server.get("/api/captions?before=0-0-1&after=0-20-1").await;
     let references = captions["items"][0]["references"].as_array().unwrap();

@@ -14,6 +14,7 @@ use dico_engine::{
     SessionId, Time,
     plan::{Position, SelectedSteps},
     record::Record,
+    restored::RestoredRun,
 };
 use proto::v1::directive::Directive;
 
@@ -113,6 +114,35 @@ impl Invariants {
         restored.checkpoints.retain(|_, name| disk.checkpoints.contains_key(name));
         restored.has_damaged_checkpoint |= restored.checkpoints.len() < recorded;
         restored
+    }
+}
+
+impl Invariants {
+    /// The invariants of a run that resumes from a journal. `restored` is the state that the
+    /// journal describes, `generation_starts` the position at which each generation has started,
+    /// and `committed` the update history of the committed state.
+    pub fn resumed(
+        restored: &RestoredRun,
+        generation_starts: BTreeMap<u64, Position>,
+        committed: UpdateHistory,
+    ) -> Self {
+        let may_repeat = false;
+        let evaluated = restored.scores.keys().map(|position| {
+            let updates = prefix_up_to(&committed, *position).len();
+            (*position, (updates, may_repeat))
+        });
+        let checkpoints = restored.checkpoints.iter().chain(&restored.superseded_checkpoints);
+        Self {
+            last_generation: restored.last_generation,
+            generation_starts,
+            committed_position: restored.committed,
+            evaluated: evaluated.collect(),
+            selected_steps: restored.selected_steps.clone(),
+            is_paused: restored.pause_reason.is_some(),
+            checkpoints: checkpoints.map(|saved| (saved.position, saved.name.clone())).collect(),
+            committed,
+            ..Self::default()
+        }
     }
 }
 

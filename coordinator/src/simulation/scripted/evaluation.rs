@@ -3,7 +3,7 @@
 //! Stages are written as `testing::stage(NAME, STEPS, BATCH, CHECKPOINT_EVERY, EVALUATE_EVERY)`.
 
 use config::Stage;
-use dico_engine::{Action, Event, EventKind, Time, WorkerId, captions::ImageRange, record::StateSource};
+use dico_engine::{Action, Event, EventKind, Time, WorkerId, image_ranges::ImageRange, record::StateSource};
 use proto::{v1, v1::worker_message::Message};
 
 use super::position_at;

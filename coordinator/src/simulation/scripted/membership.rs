@@ -124,6 +124,7 @@ fn changed_validation_data_are_admitted_and_changed_training_data_only_if_accept
     let data_set = |training: &str, validation: &str| v1::DataSet {
         training_fingerprint: training.into(),
         validation_fingerprint: validation.into(),
+        models_fingerprint: "models".into(),
         ..Default::default()
     };
     let restored = || RestoredRun { last_generation: 1, data_set: Some(data_set("t", "v")), ..RestoredRun::default() };

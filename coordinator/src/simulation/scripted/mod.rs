@@ -7,17 +7,18 @@ mod evaluation;
 mod false_claims;
 mod guard;
 mod membership;
+mod migrated_journals;
 mod model_selection;
 mod recovery;
 
 use config::RunFile;
 use dico_engine::{
     Action, Command, EventKind, Outcome, Time,
-    captions::EvaluationItem,
     plan::Position,
     record::{Record, StateSource},
     state::generations::PendingBoundary,
 };
+use journal::EvaluatedCaption;
 use proto::v1;
 
 use super::{
@@ -116,9 +117,11 @@ impl Cluster {
     }
 
     /// The position and the captions of each evaluation.
-    fn evaluations(&self) -> Vec<(Position, Vec<EvaluationItem>)> {
+    fn evaluations(&self) -> Vec<(Position, Vec<EvaluatedCaption>)> {
         let evaluated = |record: &Record| match record {
-            Record::Evaluated { position, items, .. } => Some((*position, items.clone())),
+            Record::Evaluated { position, evaluation, .. } => {
+                Some((*position, self.coordinator.scored_captions[evaluation].clone()))
+            }
             _ => None,
         };
         self.coordinator.records.iter().filter_map(evaluated).collect()

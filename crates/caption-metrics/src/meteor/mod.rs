@@ -120,10 +120,7 @@ impl<'a> MeteorScorer<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn item(candidate: &str, references: &[&str]) -> Item {
-        Item { candidate: candidate.into(), references: references.iter().map(|&text| text.into()).collect() }
-    }
+    use crate::item;
 
     fn assert_near(got: f64, expected: f64) {
         assert!((got - expected).abs() < 1e-12, "{got} is not {expected}");

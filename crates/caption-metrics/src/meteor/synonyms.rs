@@ -127,7 +127,7 @@ mod tests {
             ("boxes", &[1]),
             ("hoped", &[4]),
             ("hoping", &[4]),
-            // An irregular form, for which the ending rules do not apply.
+            // An irregular form, to which the ending rules do not apply.
             ("hopes", &[2, 3]),
             ("mice", &[6]),
             ("firemen", &[]),

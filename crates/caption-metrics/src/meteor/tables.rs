@@ -95,7 +95,7 @@ fn open_file(path: &Path) -> Result<File, Error> {
     File::open(path).map_err(|source| Error::File { path: path.into(), source })
 }
 
-/// An error of reading an entry of the jar.
+/// An error in reading an entry of the jar.
 #[derive(Debug, thiserror::Error)]
 enum JarEntryError {
     #[error(transparent)]

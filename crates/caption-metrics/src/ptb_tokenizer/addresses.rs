@@ -1,4 +1,5 @@
-//! The rules for URLs, e-mail addresses, Twitter names and hashtags, and SGML tags.
+//! The rules for URLs, e-mail addresses, Twitter names and hashtags, and SGML tags. All lengths are
+//! in bytes.
 
 use super::longest_match::{
     LongestMatch, TokenForm, ascii_run_length, prefix_length, run_length, starts_with_ignore_case,
@@ -36,7 +37,7 @@ pub(super) fn match_url(text: &str, lookahead: &mut LookaheadCache, longest: &mu
     // The reference's character class `,-_` excludes all characters from the comma to the
     // underscore, and thereby digits and capitals.
     let is_label_char = |c| !is_url_delimiter(c) && !matches!(c, '`' | '\'' | '$' | '!' | '{' | '}' | ','..='_');
-    lookahead.likely_urls.match_host(
+    lookahead.known_domain_urls.match_host(
         text,
         0,
         is_label_char,
@@ -45,10 +46,10 @@ pub(super) fn match_url(text: &str, lookahead: &mut LookaheadCache, longest: &mu
     );
 }
 
-/// Cached host names of URLs without a scheme: runs of labels with full stops between them.
-/// Positions are those of [`RangeCache`].
+/// Cached URLs without a scheme such as `https://`: a host name, which is a run of labels with full
+/// stops between them, and maybe a path. Positions are those of [`RangeCache`].
 #[derive(Debug, Default)]
-pub(super) struct LikelyUrls {
+pub(super) struct SchemelessUrls {
     /// For a run of labels: the position of each full stop before a top-level domain, and the
     /// farthest end of a URL with this domain or a later one.
     domains: RangeCache<Vec<(usize, usize)>>,
@@ -56,10 +57,10 @@ pub(super) struct LikelyUrls {
     path_ends: RangeCache<usize>,
 }
 
-impl LikelyUrls {
+impl SchemelessUrls {
     /// Matches a host name from `start` on that ends with a top-level domain, and the path after
-    /// it. `domain_length` is the length of a top-level domain. All calls must pass the same
-    /// `is_label_char` and `domain_length`.
+    /// it. `domain_length` returns the length of the top-level domain at the start of a text. All
+    /// calls must pass the same `is_label_char` and `domain_length`.
     fn match_host(
         &mut self,
         text: &str,
@@ -81,7 +82,8 @@ impl LikelyUrls {
     }
 }
 
-/// The length of the run of labels at the start of `text`, and its [`LikelyUrls::domains`].
+/// The length of the run of labels at the start of `text`, and the run's
+/// [`SchemelessUrls::domains`].
 fn find_domains(
     text: &str,
     is_label_char: impl Fn(char) -> bool,

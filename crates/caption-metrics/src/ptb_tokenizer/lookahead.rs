@@ -1,30 +1,36 @@
-//! A cache for rules that look far ahead.
+//! A cache for rules of the lexer (`PTBLexer.flex`) that look far ahead.
 //!
-//! Whether `a,b,c` starts an e-mail address depends on all characters up to the next space. A rule
-//! that scans these characters again at each token takes quadratic time. The result of a scan is
-//! therefore cached for all positions for which it holds, so that a caption takes linear time.
+//! Whether `a,b,c` starts an e-mail address depends on all characters up to the next one that
+//! addresses cannot contain, such as a space. A rule that scans these characters again at each
+//! token takes quadratic time. The result of a scan is therefore cached for all positions for which
+//! it holds, so that a caption takes linear time.
+//!
+//! Because the longest match counts, the matches at all positions of a run of characters that
+//! addresses may contain, up to the `@` of the run's last address, end with this address. File
+//! names are cached in the same way.
 
 use std::ops::Range;
 
-use super::addresses::{EmailAddress, LikelyUrls};
+use super::addresses::{EmailAddress, SchemelessUrls};
 use super::longest_match::run_length;
 use super::words::FileName;
 
 /// The cached results of the rules for one caption.
 #[derive(Debug, Default)]
 pub(super) struct LookaheadCache {
-    /// Host names after `www.`.
-    pub(super) www_urls: LikelyUrls,
-    /// Host names that end with a well-known domain.
-    pub(super) likely_urls: LikelyUrls,
-    /// The last e-mail address of a run of characters.
+    /// Host names after `www.` (rule `LIKELYURL`).
+    pub(super) www_urls: SchemelessUrls,
+    /// Host names that end with `.com`, `.net`, `.org` or `.edu` (rule `LIKELYURL`).
+    pub(super) known_domain_urls: SchemelessUrls,
+    /// The last e-mail address of a run of characters that addresses may contain (rule `EMAIL`).
     pub(super) email: RangeCache<Option<EmailAddress>>,
-    /// The end of an SGML declaration or comment.
+    /// The end of an SGML declaration or comment (rule `SGML`).
     pub(super) sgml_declaration: CachedRunEnd,
-    /// The last file name of a run of characters.
+    /// The last file name of a run of parts with full stops before them (rule `FILENAME`).
     pub(super) file_name: RangeCache<Option<FileName>>,
-    /// The end of a run of letters, digits, full stops and commas, for the rule `HTHING`.
-    pub(super) hyphenated_list: CachedRunEnd,
+    /// The end of the part before the first hyphen of a compound like `U.S.-based`: ASCII letters,
+    /// digits, soft hyphens, full stops and commas (rule `HTHING`).
+    pub(super) compound_head: CachedRunEnd,
 }
 
 /// A value that holds for a range of positions. A position is the number of bytes from there to the

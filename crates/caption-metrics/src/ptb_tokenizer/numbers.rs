@@ -1,4 +1,5 @@
-//! The rules for numbers, dates, fractions and telephone numbers.
+//! The rules for numbers, dates, fractions and telephone numbers. Functions named `..._length`
+//! return the length of the match in bytes; none without a match.
 
 use super::character_classes::{SOFT_HYPHEN, is_digit};
 use super::longest_match::{LongestMatch, TokenForm, ascii_run_length, run_length};
@@ -34,7 +35,7 @@ fn number_length(text: &str) -> Option<usize> {
     (length > 0).then_some(length)
 }
 
-/// The length of at most `max` digits; none if there are fewer than `min`.
+/// The length in bytes of at most `max` digits; none if there are fewer than `min`.
 fn digits_length(text: &str, min: usize, max: usize) -> Option<usize> {
     let lengths = text.chars().take(max).take_while(|&c| is_digit(c)).map(char::len_utf8);
     let (count, length) = lengths.fold((0, 0), |(count, length), bytes| (count + 1, length + bytes));

@@ -1,4 +1,5 @@
-//! The rules for punctuation, symbols, entities and smileys.
+//! The rules for punctuation, symbols, entities and smileys. Functions named `..._length` return
+//! the length of the match in bytes, and 0 or none without a match.
 
 use super::character_classes::is_symbol;
 use super::longest_match::{LongestMatch, TokenForm, ascii_run_length, first_char, prefix_length, run_length};

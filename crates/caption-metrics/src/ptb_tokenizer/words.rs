@@ -31,7 +31,7 @@ pub(super) fn match_word_rules(text: &str, lookahead: &mut LookaheadCache, longe
     match_with_full_stop(text, word_length, TokenForm::Word, longest);
     match_file_name(text, lookahead, longest);
     longest.propose(word_with_apostrophe_length(text), TokenForm::Word);
-    for length in [hyphenated_length(text), hyphenated_list_length(text, &mut lookahead.hyphenated_list)] {
+    for length in [hyphenated_length(text), hyphenated_compound_length(text, &mut lookahead.compound_head)] {
         longest.propose(length, TokenForm::Word);
         match_with_full_stop(text, length, TokenForm::Word, longest);
     }
@@ -295,13 +295,14 @@ fn hyphenated_part_length(text: &str) -> usize {
 }
 
 /// The length of letters, digits, full stops and commas, followed by hyphens with letters, digits
-/// or acronyms: `U.S.-based` (rule `HTHING`).
-fn hyphenated_list_length(text: &str, run_end: &mut CachedRunEnd) -> usize {
+/// or acronyms: `U.S.-based` (rule `HTHING`). `head` caches the end of the part before the first
+/// hyphen.
+fn hyphenated_compound_length(text: &str, head: &mut CachedRunEnd) -> usize {
     let belongs = |c: char| c.is_ascii_alphanumeric() || c == SOFT_HYPHEN;
     if text.starts_with(SOFT_HYPHEN) {
         return 0;
     }
-    let mut length = run_end.length(text, |c| belongs(c) || matches!(c, '.' | ','));
+    let mut length = head.length(text, |c| belongs(c) || matches!(c, '.' | ','));
     let mut matched = 0;
     while length > 0
         && let Some(next) = text[length..].strip_prefix('-')

@@ -168,6 +168,25 @@ fn a_too_large_seal_is_not_read() {
 }
 
 #[test]
+fn metadata_of_the_format_before_are_read_and_have_no_origin() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = in_folder(folder.path());
+    let metadata = |format: u64| {
+        let text = format!(
+            r#"{{"format":{format},"run":"a","stage":1,"stage_name":"dico","step":3,"parameters_sha256":"00ff"}}"#
+        );
+        checkpoints.write(NAME, |files| files.add(crate::METADATA_FILE, [text.into_bytes()])).unwrap();
+        checkpoints.metadata(NAME)
+    };
+    let earlier = metadata(2).unwrap();
+    assert_eq!((earlier.stage, earlier.step, earlier.parameters_sha256.as_str()), (1, 3, "00ff"));
+    assert!(!earlier.has_origin() && metadata(3).unwrap().has_origin());
+    for format in [1, 4] {
+        assert!(matches!(metadata(format), Err(Error::Version { found, .. }) if found == format));
+    }
+}
+
+#[test]
 fn incomplete_checkpoints_and_other_files_are_listed_separately() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = in_folder(folder.path());

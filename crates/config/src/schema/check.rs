@@ -5,13 +5,14 @@ use metric_catalogue::Direction;
 use super::{Captioner, Contrastive, Control, Data, MAX_WORKERS, Reward, Rule, RunFile, Stage, Trainable, Workers};
 use crate::error::{LengthError, unknown};
 
-/// Most stages.
+/// Maximal number of stages.
 const MAX_STAGES: usize = 1_000;
-/// Most updates of a stage. The number of samples, steps times batch, stays within 64 bits.
+/// Maximal number of updates of a stage. The number of samples, steps times batch, stays within 64
+/// bits.
 const MAX_STEPS: u64 = 1 << 40;
-/// Most samples of a step.
+/// Maximal number of samples of a step.
 const MAX_BATCH: u32 = 1 << 20;
-/// Most steps that workers may take beyond the last one that all have reported.
+/// Maximal value of `control.window`: steps beyond the last one that all members have reported.
 const MAX_WINDOW: u32 = 10_000;
 /// Shortest and longest timeout, in seconds; the longest is 30 days.
 const TIMEOUTS: std::ops::RangeInclusive<f64> = 0.01..=2_592_000.0;

@@ -7,7 +7,7 @@ use metric_catalogue::{Direction, EVALUATION_METRICS, Metric, RETRIEVAL_METRICS,
 use super::check::{Problem, need};
 use super::{Evaluator, EvaluatorScore, Reward, RunFile};
 
-/// The maximum number of evaluators in a run.
+/// Maximal number of evaluators in a run.
 const MAX_EVALUATORS: usize = 8;
 /// The prefix of the name of a metric that also uses the reference captions.
 const REFERENCE_PREFIX: &str = "ref_";
@@ -103,8 +103,7 @@ impl EvaluatorScore {
 }
 
 impl RunFile {
-    /// All evaluators. The first is the primary one: `contrastive` stages train it, and a captioner
-    /// without a vision encoder of its own uses that of the primary evaluator, which is
+    /// All evaluators. The first is the primary one (see [`RunFile::primary_evaluator`]):
     /// `evaluator`, or else the one of `evaluators` with `preset`, or else the first by name.
     #[must_use]
     pub fn named_evaluators(&self) -> Vec<NamedEvaluator<'_>> {
@@ -128,7 +127,8 @@ impl RunFile {
         self.named_evaluators().into_iter().find(|evaluator| evaluator.name == name)
     }
 
-    /// The primary evaluator.
+    /// The primary evaluator: `contrastive` stages train it, and a captioner without a vision
+    /// encoder of its own uses that of the primary evaluator.
     ///
     /// # Panics
     /// There is none: a run file that was parsed has one.

@@ -109,7 +109,7 @@ pub struct Workers {
     pub max: u32,
 }
 
-/// Most workers that a run can have: worker ids are below this.
+/// Maximal number of workers of a run: worker ids are below this.
 pub const MAX_WORKERS: u32 = 100_000;
 
 /// Files of METEOR and SPICE that their authors publish. Without its tables METEOR matches words

@@ -95,17 +95,18 @@ impl Cluster {
         }
     }
 
-    /// Waits for the end of the run. Panics if `step_count` does not increase for too long. Returns
+    /// Waits for the end of the run. Panics if no step is recorded for too long.
+    /// `last_step_after(time)` is the time of the last step that was recorded after `time`. Returns
     /// the hashes of the parameters of all workers that take part at the end.
-    pub fn finish(&mut self, step_count: impl Fn() -> i64) -> Vec<String> {
-        let mut last_count = Some(-1);
-        while let Some(previous) = last_count {
-            last_count = wait_for("a step, or the end of the run", || {
+    pub fn finish(&mut self, last_step_after: impl Fn(f64) -> Option<f64>) -> Vec<String> {
+        let mut last_step_at = Some(0.0);
+        while let Some(previous) = last_step_at {
+            last_step_at = wait_for("a step, or the end of the run", || {
                 if self.coordinator.as_mut().is_none_or(Process::has_ended) {
                     return Some(None);
                 }
                 self.restart_workers();
-                Some(step_count()).filter(|count| *count > previous).map(Some)
+                last_step_after(previous).map(Some)
             });
         }
         let coordinator = self.coordinator.take().expect("the coordinator was started");

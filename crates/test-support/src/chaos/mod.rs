@@ -19,6 +19,7 @@ mod summary;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use journal::Generation;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -58,8 +59,8 @@ impl Chaos {
     pub fn run_without_faults(&self, workspace: &Workspace, name: &str) -> serde_json::Value {
         let mut cluster = Cluster::start(&self.run_file(workspace, name), self.workers);
         let journal = wait_for("a journal", || RunJournal::try_open(workspace, name));
-        cluster.finish(|| journal.step_count());
-        journal.last_scores()
+        cluster.finish(|time| journal.last_step_after(time));
+        serde_json::json!(journal.last_scores())
     }
 
     /// Runs to the end with faults.
@@ -77,9 +78,9 @@ impl Chaos {
         while recovery_seconds.len() < self.max_faults && started_at.elapsed() < self.max_duration {
             let interval = random.random_range(Duration::ZERO..MAX_FAULT_INTERVAL);
             let stable_generation = self.wait_until_stable(&mut cluster, &journal, interval);
-            let Some((generation, members)) = stable_generation else { break };
+            let Some(Generation { number: generation, members, .. }) = stable_generation else { break };
             let fault = self.fault_kinds[random.random_range(0..self.fault_kinds.len())];
-            let worker_id = members[random.random_range(0..members.len())];
+            let worker_id = members[random.random_range(0..members.len())].0;
             let injected_at = unix_time();
             let ends_generation = fault.inject(&mut cluster, worker_id, &mut random);
             let recovery_start = match fault {
@@ -91,28 +92,22 @@ impl Chaos {
             };
             let next_step_at = wait_for("a step after the fault", || {
                 cluster.restart_workers();
-                let next_step_at = match ends_generation {
-                    true => journal.first_step_after_generation(generation),
-                    false => journal.first_step_after_time(recovery_start),
+                let next_step = match ends_generation {
+                    true => journal.steps_after(injected_at).find(|step| step.generation > generation),
+                    false => journal.steps_after(recovery_start).next(),
                 };
-                next_step_at.or_else(|| journal.is_finished().then_some(recovery_start))
+                next_step.map(|step| step.at).or_else(|| journal.is_finished().then_some(recovery_start))
             });
             fault.clear(&mut cluster, worker_id);
             recovery_seconds.push((fault, next_step_at - recovery_start));
         }
-        let hashes = cluster.finish(|| journal.step_count());
+        let hashes = cluster.finish(|time| journal.last_step_after(time));
         Summary::new(recovery_seconds, &hashes, &journal, &run_file)
     }
 
     /// Waits until a generation of at least two members (one if the test has one worker) has
-    /// applied a step and was seen `min_age` ago or earlier. Returns its number and the worker ids
-    /// of its members; none if the run is finished.
-    fn wait_until_stable(
-        &self,
-        cluster: &mut Cluster,
-        journal: &RunJournal,
-        min_age: Duration,
-    ) -> Option<(i64, Vec<u32>)> {
+    /// applied a step and was seen `min_age` ago or earlier. Returns none if the run is finished.
+    fn wait_until_stable(&self, cluster: &mut Cluster, journal: &RunJournal, min_age: Duration) -> Option<Generation> {
         let min_members = (self.workers as usize).min(2);
         let (mut last_number, mut first_seen_at) = (0, Instant::now());
         wait_for("a generation that trains", || {
@@ -120,13 +115,14 @@ impl Chaos {
             if journal.is_finished() {
                 return Some(None);
             }
-            let (number, members) = journal.last_generation()?;
-            if last_number != number {
-                (last_number, first_seen_at) = (number, Instant::now());
+            let generation = journal.last_generation()?;
+            if last_number != generation.number {
+                (last_number, first_seen_at) = (generation.number, Instant::now());
             }
-            let is_stable =
-                members.len() >= min_members && journal.has_trained(number) && first_seen_at.elapsed() >= min_age;
-            is_stable.then_some(Some((number, members)))
+            let is_stable = generation.members.len() >= min_members
+                && first_seen_at.elapsed() >= min_age
+                && journal.has_trained(&generation);
+            is_stable.then_some(Some(generation))
         })
     }
 

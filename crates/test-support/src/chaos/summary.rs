@@ -21,6 +21,8 @@ pub struct Summary {
     pub recovery_s_by_kind: BTreeMap<Fault, MedianAndMax>,
     /// Maximal number of steps that were repeated after a fault, including the step in flight.
     pub redone_steps_max: u64,
+    /// The number of times that a worker joined.
+    pub joins: usize,
     /// Seconds from a worker's join to its first step.
     pub rejoin_s: MedianAndMax,
     /// The number of samples that were never trained on, from the audit.
@@ -32,7 +34,7 @@ pub struct Summary {
     /// The number of workers that finished the run.
     pub ranks: usize,
     /// The scores of the last evaluation.
-    pub scores: Value,
+    pub scores: BTreeMap<String, f64>,
 }
 
 /// Median and maximum of measured values.
@@ -83,6 +85,7 @@ impl Summary {
                 .map(|(fault, seconds)| (fault, MedianAndMax::of(seconds)))
                 .collect(),
             redone_steps_max: given_up.max().unwrap_or(0).max(u64::from(!recovery_seconds.is_empty())),
+            joins: journal.join_count(),
             rejoin_s: MedianAndMax::of(journal.seconds_from_join_to_step()),
             samples_lost: samples("missing"),
             samples_repeated: samples("repeated"),

@@ -84,7 +84,8 @@ impl Archive {
     /// content, not from the name.
     ///
     /// # Errors
-    /// A file is damaged, refused or not supported; the message names the file and the problem.
+    /// A file cannot be read, is damaged, refused or not supported; the message names the file and
+    /// the problem.
     pub fn open(path: &Path) -> Result<Self, Error> {
         if path.is_dir() {
             return folder::open(path);

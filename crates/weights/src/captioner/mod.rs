@@ -133,8 +133,8 @@ impl UpstreamFolder {
     /// Opens the folder.
     ///
     /// # Errors
-    /// A setting or tensor is damaged, not supported or inconsistent; the message names it and the
-    /// file.
+    /// A file cannot be read, or a setting or tensor is damaged, not supported or inconsistent; the
+    /// message names it and the file.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("config.json");
         let config: Value = read_json(&path)?;

@@ -124,7 +124,7 @@ impl Manifest {
     /// Writes the manifest to `folder`.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written, or a path in the manifest is not Unicode.
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join(MANIFEST_FILE);
         let text = self.to_json()?;
@@ -135,7 +135,7 @@ impl Manifest {
     /// The manifest as JSON.
     ///
     /// # Errors
-    /// A path in it is not Unicode.
+    /// A path in the manifest is not Unicode.
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
         serde_json::to_vec_pretty(self).map_err(|error| Error::invalid(Path::new(MANIFEST_FILE), error))
     }

@@ -50,7 +50,9 @@ pub const UPSTREAM_CONFIG_FILE: &str = "config.json";
 /// returns the vocabulary of the text encoder.
 ///
 /// # Errors
-/// The path has neither, or the text encoder's vocabulary does not match.
+/// The path has neither, the weights cannot be opened or do not fit their config, the text
+/// encoder's vocabulary does not match, or `conventions` are given for a model folder, whose
+/// manifest has its own.
 pub fn open_evaluator(path: &Path, conventions: &Conventions) -> Result<(ClipWeights, Vocabulary), Error> {
     let manifest_path = path.join(MANIFEST_FILE);
     let (clip, vocabulary) = if manifest_path.is_file() {
@@ -99,7 +101,7 @@ impl ModelFolder {
     /// Opens the folder `path`.
     ///
     /// # Errors
-    /// `path` is not a model folder, or its files are inconsistent.
+    /// `path` is not a model folder, or its files cannot be read or are inconsistent.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let manifest_path = path.join(MANIFEST_FILE);
         if !manifest_path.is_file() {

@@ -30,7 +30,8 @@ impl ModelFolder {
     /// has no bias that could exclude a token, and every row takes part in the softmax.
     ///
     /// # Errors
-    /// The vision encoder is not part of that layout, or a file cannot be read.
+    /// The tensors of the vision encoder are malformed, or that layout has no vision encoder of
+    /// this kind.
     pub fn to_upstream<'a>(
         &'a self,
         vision: &'a VisionWeights,

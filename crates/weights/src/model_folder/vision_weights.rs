@@ -59,7 +59,8 @@ impl ModelFolder {
     /// Opens the weights of the vision encoder.
     ///
     /// # Errors
-    /// The file is not at the path in the manifest, or has changed.
+    /// The file is not at the path in the manifest, cannot be read, has changed, or does not fit
+    /// the config.
     pub fn vision(&self) -> Result<VisionWeights, Error> {
         let VisionEncoder { path, sha256, .. } = &self.manifest.vision;
         match sha256 {

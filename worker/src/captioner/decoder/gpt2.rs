@@ -7,8 +7,8 @@ use weights::CaptionerConfig;
 
 use crate::captioner::initialization::CaptionerInit;
 use crate::nn::{
-    self, Conv1d, DropoutMode, Embedding, LayerNorm, Parameter, ParameterBuilder, attention, cast_attention_mask,
-    merge_heads, split_heads, split_projections, stack_projections,
+    self, DropoutMode, Embedding, LayerNorm, MixedPrecisionParameter, ParameterBuilder, TransposedLinear, attention,
+    cast_attention_mask, merge_heads, split_fused_projections, split_heads, view_fused_projections,
 };
 use crate::prefix_tree::PrefixTreeBatch;
 
@@ -26,15 +26,15 @@ pub struct Gpt2Model {
 struct DecoderBlock {
     heads: i64,
     ln_1: LayerNorm,
-    c_attn: Conv1d,
-    c_proj: Conv1d,
+    c_attn: TransposedLinear,
+    c_proj: TransposedLinear,
     ln_cross: LayerNorm,
-    cross_query: Conv1d,
-    cross_key_value: Conv1d,
-    cross_proj: Conv1d,
+    cross_query: TransposedLinear,
+    cross_key_value: TransposedLinear,
+    cross_proj: TransposedLinear,
     ln_2: LayerNorm,
-    c_fc: Conv1d,
-    mlp_proj: Conv1d,
+    c_fc: TransposedLinear,
+    mlp_proj: TransposedLinear,
 }
 
 /// The keys and values of an attention layer, each `[batch, heads, length, head width]`.
@@ -79,7 +79,7 @@ impl Gpt2Model {
         );
         let mask = cast_attention_mask(&captions.mask, self.output_projection().working.kind());
         let x = self.blocks.iter().fold(x, |x, block| {
-            let [query, key, value] = split_projections(&block.self_attention_projections(&x), block.heads);
+            let [query, key, value] = split_fused_projections(&block.self_attention_projections(&x), block.heads);
             let x = block.add_self_attention(x, &attention(&query, &key, &value, Some(&mask), mode), mode);
             let x = block.cross_attention(x, &block.cross_attention_key_value(memory), mode);
             block.feed_forward(x, mode)
@@ -88,7 +88,7 @@ impl Gpt2Model {
     }
 
     /// The output projection, `[vocabulary, width]`.
-    pub fn output_projection(&self) -> &Parameter {
+    pub fn output_projection(&self) -> &MixedPrecisionParameter {
         self.token_embedding.table()
     }
 
@@ -119,7 +119,7 @@ impl Gpt2Model {
             self.token_embedding.forward(tokens) + self.position_embedding.table().master.narrow(0, position, 1);
         let mut x = mode.dropout(embedded);
         for (layer, (block, memory_key_value)) in self.blocks.iter().zip(&cache.cross_attention).enumerate() {
-            let projections = stack_projections(&block.self_attention_projections(&x), 3, block.heads);
+            let projections = view_fused_projections(&block.self_attention_projections(&x), 3, block.heads);
             let key_value = cache.self_attention.get(layer as i64);
             key_value.narrow(3, position * beams, beams).copy_(&projections.narrow(0, 1, 2));
             let key_value = key_value.narrow(3, 0, (position + 1) * beams);
@@ -148,7 +148,7 @@ impl DecoderBlock {
             // residual stream by 1 / sqrt(2 blocks).
             let is_residual_projection = part.ends_with("c_proj");
             let scale = if is_residual_projection { (2.0 * sizes.decoder_layers as f64).powf(-0.5) } else { 1.0 };
-            Conv1d::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weight_deviation * scale)
+            TransposedLinear::new(builder, &format!("{name}.{part}"), inputs, outputs, initial.weight_deviation * scale)
         };
         Self {
             heads: sizes.heads as i64,
@@ -179,7 +179,7 @@ impl DecoderBlock {
     /// The keys and values of the encoder's output `[images, memory length, width]`. They exist
     /// once per image, independent of the number of captions.
     fn cross_attention_key_value(&self, memory: &Tensor) -> KeysAndValues {
-        let [key, value] = split_projections(&self.cross_key_value.forward(memory), self.heads);
+        let [key, value] = split_fused_projections(&self.cross_key_value.forward(memory), self.heads);
         KeysAndValues { key, value }
     }
 

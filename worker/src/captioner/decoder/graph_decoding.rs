@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::gpt2::{Gpt2Model, KeyValueCache};
 use crate::captioner::beam::{NextTokenLogits, TopTokens, top_log_probabilities};
-use crate::nn::{DropoutMode, GraphPool, GraphedComputation, padded_attention_length};
+use crate::nn::{DropoutMode, GraphPool, GraphedComputation, pad_to_mask_alignment};
 
 /// Maximal number of workspaces: for training, for evaluation, and for the last batch of an
 /// evaluation.
@@ -55,7 +55,7 @@ impl DecodingWorkspace {
         let DecodingShape { images, beams, max_length, .. } = shape;
         let working = &model.output_projection().working;
         let options = (working.kind(), working.device());
-        let nodes = padded_attention_length((max_length * beams) as usize, working.device()) as i64;
+        let nodes = pad_to_mask_alignment((max_length * beams) as usize, working.device()) as i64;
         let count = (2 * beams).min(working.size()[0]);
         let appended_mask = Tensor::full([beams, beams], f64::NEG_INFINITY, options).fill_diagonal_(0.0, false);
         let tensors = StaticTensors {

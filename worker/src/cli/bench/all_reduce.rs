@@ -6,9 +6,10 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use super::{ranks, synchronize_device};
+use super::ranks;
 use crate::cli::device_options::DeviceOptions;
 use crate::collective::Collective;
+use crate::cuda;
 
 /// Number of all-reduces that are not measured: the first ones allocate memory and grow TCP
 /// windows.
@@ -97,7 +98,7 @@ impl AllReduceBench {
             sum.copy_(&input);
             // All ranks start at the same time, without pending work.
             collective.all_reduce(&barrier)?;
-            synchronize_device(device);
+            cuda::synchronize(device);
             let started_at = Instant::now();
             collective.all_reduce(&sum)?;
             let elapsed = started_at.elapsed().as_secs_f64();

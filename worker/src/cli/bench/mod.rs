@@ -18,7 +18,6 @@ mod trace;
 
 use anyhow::Result;
 use clap::Subcommand;
-use tch::{Cuda, Device};
 
 /// Measure the speed of a training step, of the all-reduce, or of image preprocessing.
 ///
@@ -48,12 +47,5 @@ impl Bench {
             BenchCommand::AllReduce(all_reduce) => all_reduce.run(),
             BenchCommand::Input(input) => input.run(),
         }
-    }
-}
-
-/// Waits until a GPU has completed all queued work.
-fn synchronize_device(device: Device) {
-    if let Device::Cuda(number) = device {
-        Cuda::synchronize(number as i64);
     }
 }

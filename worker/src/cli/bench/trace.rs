@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tch::Device;
 
-use super::synchronize_device;
+use crate::cuda;
 use crate::nn::checked_call;
 
 // SAFETY: declarations of the functions in cuda/trace.cpp, with the same types.
@@ -25,11 +25,11 @@ pub fn trace(device: Device, path: &Path, work: impl FnOnce() -> Result<()>) -> 
     // Fails if the file cannot be written, which libtorch would not report.
     std::fs::File::create(path).with_context(|| path.display().to_string())?;
     let name = CString::new(path.as_os_str().as_bytes()).with_context(|| path.display().to_string())?;
-    synchronize_device(device);
+    cuda::synchronize(device);
     // SAFETY: the error's buffer outlives the call.
     checked_call(|error| unsafe { dico_trace_begin(device.is_cuda(), error) })?;
     let result = work();
-    synchronize_device(device);
+    cuda::synchronize(device);
     // SAFETY: as above; the name outlives the call, too.
     checked_call(|error| unsafe { dico_trace_end(name.as_ptr(), error) })?;
     result

@@ -53,15 +53,16 @@ api! {
 }
 
 impl NcclApi {
-    /// The library that libtorch has loaded, or else the one that the dynamic loader finds.
+    /// The functions of the library that libtorch has loaded, or else of the one that the dynamic
+    /// loader finds. Only the first call opens it; later calls return the same result.
     ///
     /// # Errors
-    /// There is no such library, or it lacks a function.
+    /// There is no such library, it cannot be opened, or it lacks a function.
     pub fn get() -> Result<&'static Self> {
         static API: OnceLock<Result<NcclApi>> = OnceLock::new();
         let load = || {
             // SAFETY: opening a library runs its initializers. Those of NCCL may run at any time:
-            // libtorch opens it in the same way.
+            // the dynamic loader also runs them, when libtorch's CUDA library is opened.
             let library = unsafe { Library::new(LIBRARY) }.map_err(|error| {
                 anyhow!("cannot open {LIBRARY} ({error}): install PyTorch with CUDA, or `pip install nvidia-nccl-cu13`")
             })?;

@@ -1,4 +1,4 @@
-//! A communicator of NCCL, and waits for its operations.
+//! A communicator of NCCL, and the wait for a call or an operation to complete.
 
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use worker_protocol::StopFlag;
 use super::api::{IN_PROGRESS, NcclApi, ResultCode, SUCCESS};
 use crate::collective::CollectiveError;
 
-/// Waits spin for this long at first: an all-reduce between GPUs rarely takes longer.
+/// A wait spins for this long at first, so that short operations end without the delay of a sleep.
 const SPIN_DURATION: Duration = Duration::from_millis(2);
-/// After that waits poll at this interval.
+/// Interval at which a wait polls after that.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
 /// Time limit for finalizing a communicator, which first sends the data that peers still wait for.
 const FINALIZE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,6 +29,9 @@ unsafe impl Send for Communicator {}
 impl Communicator {
     /// Starts to connect to the other ranks. The communicator is usable once [`Self::is_ready`]
     /// returns true.
+    ///
+    /// # Errors
+    /// NCCL returned no communicator. Failures to connect are errors of [`Self::is_ready`].
     pub fn start(api: &'static NcclApi, id: ncclUniqueId, rank: usize, world_size: usize) -> Result<Self> {
         let (rank, world_size) = (rank as c_int, world_size as c_int);
         let mut pointer = std::ptr::null_mut();
@@ -41,7 +44,10 @@ impl Communicator {
         Ok(Self { api, pointer })
     }
 
-    /// Fails if `code`, which a call returned, is an error.
+    /// Checks `code`, which a call returned. The call may still be in progress.
+    ///
+    /// # Errors
+    /// The code is that of an error.
     pub fn check(&self, code: ResultCode) -> Result<()> {
         match code {
             SUCCESS | IN_PROGRESS => Ok(()),
@@ -49,7 +55,10 @@ impl Communicator {
         }
     }
 
-    /// Whether the last call has completed on the host. Fails if the communicator has failed.
+    /// Whether the last call has completed on the host. Its work on the GPU may still run.
+    ///
+    /// # Errors
+    /// The communicator has failed, for example because a peer has.
     pub fn is_ready(&self) -> Result<bool> {
         let mut async_error = SUCCESS;
         // SAFETY: the communicator lives as long as `self`.
@@ -59,12 +68,12 @@ impl Communicator {
         Ok(async_error == SUCCESS)
     }
 
-    /// Finalizes and destroys the communicator if it `is_healthy`. Aborts it otherwise, or if
-    /// finalizing takes longer than [`FINALIZE_TIMEOUT`].
-    pub fn shut_down(self, is_healthy: bool) {
+    /// Finalizes and destroys the communicator if all its operations have completed. Aborts it
+    /// otherwise, and if finalizing fails or takes longer than [`FINALIZE_TIMEOUT`].
+    pub fn shut_down(self, operations_completed: bool) {
         let Self { api, pointer } = self;
         // SAFETY: as for `is_ready`; nothing else uses the communicator any more.
-        let is_finalizing = is_healthy && self.check(unsafe { (api.comm_finalize)(pointer) }).is_ok();
+        let is_finalizing = operations_completed && self.check(unsafe { (api.comm_finalize)(pointer) }).is_ok();
         let deadline = Instant::now() + FINALIZE_TIMEOUT;
         let is_finalized = is_finalizing
             && wait_until(&StopFlag::default(), || match self.is_ready() {
@@ -77,7 +86,10 @@ impl Communicator {
     }
 }
 
-/// Polls until `is_done` returns true. Fails if it fails, or if the generation is abandoned.
+/// Polls until `is_done` returns true.
+///
+/// # Errors
+/// `is_done` failed, or the generation was abandoned.
 pub fn wait_until(abandon: &StopFlag, is_done: impl Fn() -> Result<bool>) -> Result<(), CollectiveError> {
     let started = Instant::now();
     while !is_done()? {
@@ -136,11 +148,13 @@ pub(super) mod tests {
     const REMOTE_ERROR: ResultCode = 6;
 
     fn fake_of<'a>(pointer: ncclComm_t) -> &'a FakeCommunicator {
-        // SAFETY: in these tests the pointer points to a fake communicator that lives longer.
+        // SAFETY: the pointer comes from `communicator`, and the tests keep the fake that it points
+        // to until the communicator has been used for the last time.
         unsafe { &*pointer.cast::<FakeCommunicator>() }
     }
 
-    /// A fake of NCCL without effects. Its communicators are [`FakeCommunicator`]s.
+    /// A fake of NCCL that moves no data: operations succeed at once, and connecting always fails.
+    /// Its communicators are [`FakeCommunicator`]s.
     pub fn fake_api() -> &'static NcclApi {
         unsafe extern "C" fn get_unique_id(id: *mut ncclUniqueId) -> ResultCode {
             // SAFETY: the caller has room for it.
@@ -241,10 +255,10 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_healthy_communicator_is_destroyed_and_a_failed_one_is_aborted() {
-        let outcome = |is_healthy, state: ResultCode| {
+    fn a_communicator_is_aborted_if_an_operation_did_not_complete_or_it_has_failed() {
+        let outcome = |operations_completed, state: ResultCode| {
             let fake = FakeCommunicator { state: state.into(), ..FakeCommunicator::default() };
-            communicator(&fake).shut_down(is_healthy);
+            communicator(&fake).shut_down(operations_completed);
             fake.outcome.into_inner()
         };
         assert_eq!(outcome(true, SUCCESS), DESTROYED);

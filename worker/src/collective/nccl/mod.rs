@@ -37,8 +37,9 @@ pub struct NcclCollective {
     /// The tensors of the present operation. They are kept because a failed communicator may write
     /// to them until it is shut down.
     active_tensors: RefCell<Vec<Tensor>>,
-    /// Whether all started operations have completed.
-    is_healthy: Cell<bool>,
+    /// Whether the ranks have connected, and every operation that was started has completed. An
+    /// abandoned or failed operation never completes.
+    operations_completed: Cell<bool>,
     abandon: StopFlag,
     rank: usize,
     world_size: usize,
@@ -69,7 +70,7 @@ impl NcclCollective {
         let nccl = Self {
             connection: Some(Connection { communicator, context, stream }),
             active_tensors: RefCell::default(),
-            is_healthy: Cell::new(false),
+            operations_completed: Cell::new(false),
             abandon,
             rank,
             world_size,
@@ -81,7 +82,7 @@ impl NcclCollective {
                 ready => ready,
             }
         })?;
-        nccl.is_healthy.set(true);
+        nccl.operations_completed.set(true);
         Ok(nccl)
     }
 
@@ -90,7 +91,7 @@ impl NcclCollective {
     }
 
     /// Starts an operation on the stream, after the work that libtorch has queued, and waits until
-    /// it has completed.
+    /// it has completed on the GPU.
     fn run(
         &self,
         tensors: &[&Tensor],
@@ -100,7 +101,7 @@ impl NcclCollective {
         if self.abandon.is_raised() {
             return Err(CollectiveError::Abandoned);
         }
-        self.is_healthy.set(false);
+        self.operations_completed.set(false);
         _ = self.active_tensors.replace(tensors.iter().map(|tensor| tensor.shallow_clone()).collect());
         // libtorch computes on the default stream.
         stream.join(&context.default_stream()).map_err(cuda_error)?;
@@ -112,19 +113,19 @@ impl NcclCollective {
             completion.try_is_complete().map_err(|error| anyhow!("CUDA: {error}"))
         })?;
         self.active_tensors.borrow_mut().clear();
-        self.is_healthy.set(true);
+        self.operations_completed.set(true);
         Ok(())
     }
 }
 
 impl Drop for NcclCollective {
     fn drop(&mut self) {
-        let (active_tensors, is_healthy) = (self.active_tensors.take(), self.is_healthy.get());
+        let (active_tensors, operations_completed) = (self.active_tensors.take(), self.operations_completed.get());
         let Some(Connection { communicator, context, stream }) = self.connection.take() else { return };
         std::thread::spawn(move || {
             // If the context cannot be bound, it no longer exists, and the communicator with it.
             _ = context.bind_to_thread();
-            communicator.shut_down(is_healthy);
+            communicator.shut_down(operations_completed);
             // The communicator may write to the tensors until here.
             _ = stream.synchronize();
             drop(active_tensors);
@@ -173,6 +174,10 @@ impl Collective for NcclCollective {
 
 /// The communicator's unique id. Rank 0 creates it and writes it to the store; the other ranks read
 /// it from there.
+///
+/// # Errors
+/// The store cannot be reached within the timeout, rank 0 did not write the id in time, NCCL cannot
+/// create one, or the generation was abandoned.
 fn exchange_unique_id(
     api: &'static NcclApi,
     parameters: &RendezvousParameters<'_>,
@@ -197,6 +202,9 @@ fn exchange_unique_id(
 }
 
 /// The pointer, number of elements and type of a contiguous tensor on a GPU.
+///
+/// # Errors
+/// The tensor is on another device, is not contiguous, or has a type that NCCL does not have.
 fn raw_parts(tensor: &Tensor) -> Result<(*mut c_void, usize, ncclDataType_t), CollectiveError> {
     let unsupported = |property: String| Err(CollectiveError::Failed(format!("NCCL cannot use a tensor {property}")));
     let kind = match tensor.kind() {

@@ -7,7 +7,7 @@ use weights::clip::{LoraTarget, lora_factor_names};
 
 use super::{Backend, ParameterEntry, Parameters};
 use crate::nn::lora::LoraWeight;
-use crate::nn::operators::Parameter;
+use crate::nn::operators::MixedPrecisionParameter;
 
 /// Creates the parameters of a model under their names in checkpoints, then lays them out in the
 /// flat buffer of [`Parameters`].
@@ -61,7 +61,7 @@ impl ParameterBuilder {
     }
 
     /// A matrix or a bias for products, of this shape, initialized uniformly in -bound..bound.
-    pub fn uniform(&mut self, name: &str, shape: &[i64], bound: f64) -> Parameter {
+    pub fn uniform(&mut self, name: &str, shape: &[i64], bound: f64) -> MixedPrecisionParameter {
         let values = || Tensor::rand(shape, (Kind::Float, Device::Cpu)) * (2.0 * bound) - bound;
         let master = self.random_or_zero(name, shape, values);
         self.with_working_copy(master)
@@ -87,14 +87,15 @@ impl ParameterBuilder {
         self.add(name, Tensor::full(shape, value, (Kind::Float, Device::Cpu)))
     }
 
-    /// A matrix for products, of this shape, initialized from a normal distribution with mean 0.
-    pub fn matrix(&mut self, name: &str, shape: &[i64], deviation: f64) -> Parameter {
+    /// A matrix for products, of this shape, initialized from a normal distribution with mean 0 and
+    /// this standard deviation.
+    pub fn matrix(&mut self, name: &str, shape: &[i64], deviation: f64) -> MixedPrecisionParameter {
         let master = self.normal(name, shape, deviation);
         self.with_working_copy(master)
     }
 
     /// A bias for products, `[size]`, with the initial value `value`.
-    pub fn bias(&mut self, name: &str, size: i64, value: f64) -> Parameter {
+    pub fn bias(&mut self, name: &str, size: i64, value: f64) -> MixedPrecisionParameter {
         let master = self.constant(name, &[size], value);
         self.with_working_copy(master)
     }
@@ -107,10 +108,11 @@ impl ParameterBuilder {
     }
 
     /// A square convolution kernel `[outputs, inputs, side, side]` in 32 bits, initialized from a
-    /// normal distribution with mean 0, with LoRA factors if the model has them for `target`.
+    /// normal distribution with mean 0 and this standard deviation, with LoRA factors if the model
+    /// has them for `target`.
     pub fn lora_convolution(&mut self, name: &str, shape: [i64; 4], deviation: f64, target: LoraTarget) -> LoraWeight {
         let master = self.normal(name, &shape, deviation);
-        let base = Parameter { working: master.shallow_clone(), master };
+        let base = MixedPrecisionParameter { working: master.shallow_clone(), master };
         self.with_lora_factors(name, base, [shape[0], shape[1], shape[2]], target)
     }
 
@@ -119,7 +121,7 @@ impl ParameterBuilder {
     fn with_lora_factors(
         &mut self,
         name: &str,
-        base: Parameter,
+        base: MixedPrecisionParameter,
         [outputs, inputs, side]: [i64; 3],
         target: LoraTarget,
     ) -> LoraWeight {
@@ -135,17 +137,17 @@ impl ParameterBuilder {
             Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)) * (3.0 * columns as f64).powf(-0.5)
         });
         let b = self.constant(&b, &[side * outputs, rows], 0.0);
-        let Parameter { master, working } = base;
+        let MixedPrecisionParameter { master, working } = base;
         let shares_memory = working.kind() == Kind::Float;
         let working = if shares_memory { master.zeros_like() } else { working };
-        let weight = LoraWeight::with_factors(Parameter { master, working }, [a, b], scale);
+        let weight = LoraWeight::with_factors(MixedPrecisionParameter { master, working }, [a, b], scale);
         self.lora_weights.push(weight.shallow_clone());
         weight
     }
 
     /// The parameter that was created last, with its working copy: in 32-bit precision the same
     /// tensor, in bf16 a tensor that is empty until [`Self::finish`].
-    fn with_working_copy(&mut self, master: Tensor) -> Parameter {
+    fn with_working_copy(&mut self, master: Tensor) -> MixedPrecisionParameter {
         let working = match self.backend.precision {
             Precision::F32 => master.shallow_clone(),
             Precision::Bf16 => {
@@ -155,7 +157,7 @@ impl ParameterBuilder {
                 working
             }
         };
-        Parameter { master, working }
+        MixedPrecisionParameter { master, working }
     }
 
     fn add(&mut self, name: &str, values: Tensor) -> Tensor {

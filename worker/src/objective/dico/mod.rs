@@ -12,7 +12,7 @@
 //! selects other gamma_j, and `reference: false` omits log p_ref.
 
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 
 use config::{Dico, RejectedWeights};
 use metric_catalogue::names;
@@ -31,7 +31,7 @@ impl Objective for Dico {
         let loss = |policy: &Captioner, images: &EncodedImages<'_>, candidates: &CandidateContext<'_>| {
             compute_loss(policy, images, candidates, self, context.mode)
         };
-        Ok(context.with_candidates(batch, &self.reward, loss))
+        Ok(context.with_candidate_context(batch, &self.reward, loss))
     }
 }
 
@@ -56,7 +56,7 @@ pub fn compute_loss(
     let mut summaries = no_grad(|| candidates.summaries());
     summaries.insert(names::IMPLICIT_ACCURACY, Summary::of(to_doubles(&margin.gt(0.0))));
     summaries.insert(names::GAMMA_ENTROPY, Summary::of(to_doubles(&preference.entropy())));
-    let example = Some(context.example(images, &candidates, &preference.gamma));
+    let example = Some(context.first_image_example(images, &candidates, &preference.gamma));
     let (weight, tokens) = (candidates.images_and_candidates().0 as f64, candidates.token_count());
     LossOutput { loss, loss_sum, weight, tokens, example, summaries }
 }

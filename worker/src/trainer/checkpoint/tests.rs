@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use checkpoint_store::{JournalHead, SampleSequence};
+use checkpoint_store::{JournalHead, METADATA_FORMAT, SampleSequence};
 use object_storage::Access;
 use tch::{Device, no_grad};
+use tokenizer::Vocabulary;
 
 use super::*;
 use crate::trainer::snapshot::{CheckpointOrigin, Snapshot};
@@ -225,6 +226,19 @@ fn an_intact_checkpoint_of_another_state_is_refused() {
         let reason = metadata_mismatch(&saved, &rendezvous).unwrap();
         assert!(reason.contains(expected), "{reason}");
     }
+    // Metadata of format 2 have no id of the run and no name, nor has a migrated journal for them.
+    let earlier = CheckpointMetadata { format: 2, run_id: String::new(), checkpoint: String::new(), ..saved };
+    assert_eq!(metadata_mismatch(&earlier, &rendezvous("", NAME, 1, 3, &sha256)), None);
+    for (rendezvous, expected) in [
+        (rendezvous(RUN_ID, NAME, 1, 3, &sha256), "another run"),
+        (rendezvous("", NAME, 1, 6, &sha256), "stage 1 step 3, not stage 1 step 6"),
+        (rendezvous("", NAME, 1, 3, "00"), "the journal has 00"),
+    ] {
+        let reason = metadata_mismatch(&earlier, &rendezvous).unwrap();
+        assert!(reason.contains(expected), "{reason}");
+    }
+    let nameless = CheckpointMetadata { format: METADATA_FORMAT, ..earlier };
+    assert!(metadata_mismatch(&nameless, &rendezvous("", NAME, 1, 3, &sha256)).is_some());
 }
 
 #[test]

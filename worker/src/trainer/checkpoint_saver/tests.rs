@@ -5,11 +5,11 @@ use std::path::Path;
 use checkpoint_store::{JournalHead, SampleSequence};
 use config::RunFile;
 use object_storage::Access;
+use run_assets::WeightSources;
 use tch::Device;
 use tokenizer::Vocabulary;
 
 use super::*;
-use crate::run_models::WeightSources;
 use crate::trainer::snapshot::CheckpointOrigin;
 use crate::trainer::training_state::TrainingState;
 

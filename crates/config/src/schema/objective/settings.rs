@@ -10,7 +10,7 @@ use crate::schema::check::{Problem, need, not_negative, positive};
 use crate::schema::rewards::rewards_schema;
 use crate::schema::{EvaluatorScore, Rewards};
 
-/// Largest rank of LoRA factors. From rank 384 on, the factors of a 768 x 768 matrix are as large
+/// Maximal rank of LoRA factors. From rank 384 on, the factors of a 768 x 768 matrix are as large
 /// as the matrix.
 const MAX_LORA_RANK: u32 = 256;
 

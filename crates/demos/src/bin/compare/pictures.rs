@@ -11,14 +11,18 @@ use crate::summary::{ArmSummary, Summary};
 /// The picture's name in the documents' folder.
 pub const PICTURE: &str = "objective-comparison.png";
 /// Width and height of one arm's chart, in pixels.
-const CHART: (u32, u32) = (400, 280);
+const CHART_SIZE: (u32, u32) = (400, 280);
+/// The number of charts side by side.
 const COLUMNS: usize = 4;
 
 /// Draws, for each arm, the reward and the share of grammatical captions of validation images over
 /// steps: a thin line for each seed, a thick one for their mean.
+///
+/// # Errors
+/// An arm has no results, or the picture cannot be drawn or written.
 pub fn draw(docs: &Path, summary: &Summary) -> Result<()> {
     let rows = ARMS.len().div_ceil(COLUMNS);
-    let size = (CHART.0 * COLUMNS as u32, CHART.1 * rows as u32);
+    let size = (CHART_SIZE.0 * COLUMNS as u32, CHART_SIZE.1 * rows as u32);
     save(&docs.join(PICTURE), size, |root| {
         for (arm, area) in ARMS.iter().zip(root.split_evenly((rows, COLUMNS))) {
             let results = summary.arms.get(arm.name).with_context(|| format!("{} is missing", arm.name))?;

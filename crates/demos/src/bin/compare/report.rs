@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::arms::ARMS;
 use crate::pictures::PICTURE;
-use crate::seed::START;
+use crate::seed::{FiredRule, START};
 use crate::summary::{ArmSummary, Summary};
 
 /// The lines around the section in results.md.
@@ -57,13 +57,11 @@ pub fn section(summary: &Summary) -> String {
     }
     _ = writeln!(text, "\nActions of the guard:\n");
     for (seed, arm) in summary.arms.get("scst_guarded").into_iter().flat_map(|arm| &arm.seeds) {
-        let events = arm.guard.iter().map(|event| {
-            let number = |key: &str| event[key].as_f64().unwrap_or(f64::NAN);
-            let (metric, action) = (event["metric"].as_str().unwrap_or("?"), event["action"].as_str().unwrap_or("?"));
-            format!("{metric} {:.3} at step {} ({action})", number("value"), number("step"))
+        let actions = arm.guard.iter().map(|FiredRule { step, metric, value, action }| {
+            format!("{metric} {:.3} at step {step} ({})", value.unwrap_or(f64::NAN), action.name())
         });
-        let events: Vec<String> = events.collect();
-        let actions = if events.is_empty() { "none".to_owned() } else { events.join(", ") };
+        let actions: Vec<String> = actions.collect();
+        let actions = if actions.is_empty() { "none".to_owned() } else { actions.join(", ") };
         _ = writeln!(text, "- seed {seed}: {actions}");
     }
     _ = writeln!(
@@ -84,6 +82,9 @@ fn row(arm: &ArmSummary) -> String {
 }
 
 /// Replaces the section on the comparison in the file `path`.
+///
+/// # Errors
+/// The file cannot be read or written, or lacks the lines around the section.
 pub fn write(path: &Path, section: &str) -> Result<()> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));

@@ -3,10 +3,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use config::{Evaluator, EvaluatorScore, Karpathy, Positives, RunFile};
+use config::{Evaluator, EvaluatorScore, GuardAction, Karpathy, Positives, RunFile};
 use demos::cluster::{self, Cluster};
-use demos::journal::Journal;
 use demos::progress::Progress;
+use journal::{GuardFiring, ReadOnlyJournal};
 use serde::{Deserialize, Serialize};
 
 use crate::arms::{ARMS, Arm, RewardEvaluator};
@@ -15,9 +15,9 @@ use crate::arms::{ARMS, Arm, RewardEvaluator};
 pub const START: &str = "xe";
 
 /// The number of the stage of the base that trains CLIP.
-const CLIP_STAGE: usize = 0;
+const CLIP_STAGE: u32 = 0;
 /// The number of the base's last stage. It trains the captioner, after PAC was trained.
-const TEACHER_FORCING_STAGE: usize = 2;
+const TEACHER_FORCING_STAGE: u32 = 2;
 
 /// The results of one seed.
 pub struct SeedResult {
@@ -36,8 +36,21 @@ pub struct ArmResult {
     pub curve: Vec<ScoredStep>,
     /// Scores of test images at the end, from both evaluators, by name.
     pub test: BTreeMap<String, f64>,
-    /// The details of the guard's events, as recorded.
-    pub guard: Vec<serde_json::Value>,
+    /// The guard rules that have fired.
+    pub guard: Vec<FiredRule>,
+}
+
+/// A guard rule that has fired.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct FiredRule {
+    /// The step of the value.
+    pub step: u64,
+    /// The metric that the rule checks.
+    pub metric: String,
+    /// The value beyond the bound; none if it is not finite.
+    pub value: Option<f64>,
+    /// The action of the rule.
+    pub action: GuardAction,
 }
 
 /// An evaluation.
@@ -62,6 +75,9 @@ pub struct Seed {
 
 impl Seed {
     /// The two run files, with seed, output and data of this seed's folder below `out`.
+    ///
+    /// # Errors
+    /// A run file cannot be loaded, or does not have the stages that the comparison needs.
     pub fn new(number: u64, out: &Path, base: &Path, tune: &Path) -> Result<Self> {
         let folder = std::path::absolute(out.join(number.to_string()))?;
         let data_set = folder.join("world");
@@ -84,7 +100,11 @@ impl Seed {
         Ok(Self { number, folder, base, tune })
     }
 
-    /// Trains and tests the base and all arms, except for those that are finished already.
+    /// Trains and tests the base and all arms, except for those that are finished already. The data
+    /// set has `images` images, over all splits.
+    ///
+    /// # Errors
+    /// The data set cannot be synthesized, a process fails, or a file cannot be read or written.
     pub async fn run(self, images: u32) -> Result<SeedResult> {
         println!("seed {}", self.number);
         cluster::synthesize(&self.folder.join("world"), images, self.number, &["--positives"])?;
@@ -136,13 +156,13 @@ impl Seed {
     }
 
     /// The last checkpoint of a stage of the base.
-    fn base_checkpoint(&self, stage: usize) -> PathBuf {
-        let config::Stage { name, steps, .. } = &self.base.stages[stage];
+    fn base_checkpoint(&self, stage: u32) -> PathBuf {
+        let config::Stage { name, steps, .. } = &self.base.stages[stage as usize];
         self.base.output.join(format!("checkpoints/{stage}-{name}-{steps:08}"))
     }
 
     /// Trains and tests one run. Its curve is that of the stage with number `stage`.
-    async fn train_and_test(&self, name: &str, run: &RunFile, stage: usize) -> Result<ArmResult> {
+    async fn train_and_test(&self, name: &str, run: &RunFile, stage: u32) -> Result<ArmResult> {
         let (config, result) = files(run);
         remove(&run.output)?;
         std::fs::create_dir_all(&run.output).with_context(|| format!("cannot make {}", run.output.display()))?;
@@ -156,27 +176,35 @@ impl Seed {
             hashes.values().all(|hash| Some(hash) == hashes.values().next()),
             "{name}: the workers' parameters differ"
         );
-        let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
-        let curve = journal.evaluations(stage)?;
+        let journal = ReadOnlyJournal::open(&run.journal_folder())?;
+        let curve = journal.evaluations(None)?.into_iter().filter(|evaluation| evaluation.id.position.stage == stage);
         let curve =
-            curve.into_iter().map(|evaluation| ScoredStep { step: evaluation.step, metrics: evaluation.metrics });
+            curve.map(|evaluation| ScoredStep { step: evaluation.id.position.step, metrics: evaluation.scores });
         let curve = curve.collect();
-        let checkpoint = last_checkpoint(&run.output)?;
+        let checkpoint = run.output.join("checkpoints").join(result_checkpoint(&journal)?);
         let mut test = BTreeMap::new();
         for evaluator in [RewardEvaluator::Clip, RewardEvaluator::Pac] {
             let config = self.folder.join("evaluator.yaml");
             // A stage that accepts either evaluator.
-            let run = RunFile { stages: vec![self.base.stages[TEACHER_FORCING_STAGE].clone()], ..run.clone() };
+            let run = RunFile { stages: vec![self.base.stages[TEACHER_FORCING_STAGE as usize].clone()], ..run.clone() };
             std::fs::write(&config, serde_json::to_vec(&self.with_evaluator(run, evaluator))?)?;
             test.extend(evaluate(&config, &checkpoint).await?);
         }
-        let done = ArmResult { seconds, curve, test, guard: journal.events("guard")? };
+        let guard = journal.guard_firings()?.into_iter().map(FiredRule::from).collect();
+        let done = ArmResult { seconds, curve, test, guard };
         // The file has its final name only when it is complete.
         let partial = result.with_extension("partial");
         std::fs::write(&partial, serde_json::to_vec_pretty(&done)?)
             .and_then(|()| std::fs::rename(&partial, &result))
             .with_context(|| format!("cannot write {}", result.display()))?;
         Ok(done)
+    }
+}
+
+impl From<GuardFiring> for FiredRule {
+    fn from(GuardFiring { position, rule, .. }: GuardFiring) -> Self {
+        let value = rule.value.is_finite().then_some(rule.value);
+        Self { step: position.step, metric: rule.metric, value, action: rule.action }
     }
 }
 
@@ -215,12 +243,10 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// The checkpoint that the run ended with: names begin with the stage and end with the step.
-fn last_checkpoint(output: &Path) -> Result<PathBuf> {
-    let folder = output.join("checkpoints");
-    let entries = std::fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
-    let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    paths.into_iter().max().with_context(|| format!("{} is empty", folder.display()))
+/// The name of the checkpoint with the result of a complete run.
+fn result_checkpoint(journal: &ReadOnlyJournal) -> Result<String> {
+    let result = journal.run_ends()?.into_iter().rev().find_map(|end| end.result);
+    result.context("the run is not complete")
 }
 
 /// The scores of a checkpoint on the test split, which neither model selection nor a guard uses.

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use config::GuardAction;
 use serde::Serialize;
 
 use crate::arms::{MAX_INCORRECT_ENDINGS, MIN_GRAMMATICAL};
@@ -145,7 +146,7 @@ fn claims(results: &[SeedResult]) -> Vec<Claim> {
         ),
         assess(format!("the guard goes back, to a share of grammatical captions above {MIN_GRAMMATICAL}"), &|result| {
             let sides = [score(result, "scst_guarded", "grammatical"), MIN_GRAMMATICAL];
-            let acted = result.arms["scst_guarded"].guard.iter().any(|event| event["action"] == "rollback");
+            let acted = result.arms["scst_guarded"].guard.iter().any(|fired| fired.action == GuardAction::Rollback);
             (sides, acted.then_some(sides[0] > sides[1]))
         }),
     ]

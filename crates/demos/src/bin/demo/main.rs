@@ -12,8 +12,8 @@ use clap::Parser;
 use config::RunFile;
 use demos::cluster::{self, Cluster};
 use demos::interrupted;
-use demos::journal::Journal;
 use demos::progress::Progress;
+use journal::ReadOnlyJournal;
 
 /// Train an evaluator and a captioner from scratch and fine-tune the captioner with DiCO, on this
 /// machine.
@@ -68,7 +68,7 @@ impl Demo {
         }
         let cluster = Cluster::start(&self.config, &run)?;
         let parameters_sha256 = cluster.watch(Progress::new(&run)).await?;
-        let journal = Journal::open(&run.output.join("coordinator/journal.sqlite"))?;
+        let journal = ReadOnlyJournal::open(&run.journal_folder())?;
         let summary = summary::Summary::new(&run, &journal, started.elapsed().as_secs_f64(), parameters_sha256)?;
         let path = run.output.join("summary.json");
         std::fs::write(&path, serde_json::to_vec_pretty(&summary)?).context("cannot write summary.json")?;

@@ -1,13 +1,17 @@
+//! The results of the demo, as a table and as `summary.json`.
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result};
 use config::RunFile;
-use demos::journal::Journal;
+use journal::{Caption, Evaluation, EvaluationId, ReadOnlyJournal, StateFate};
 use serde::Serialize;
 
-/// The metrics of the summary, in the order of the table.
-const METRICS: [&str; 8] =
+/// The metrics of the printed table, in its order; `summary.json` has all metrics. `details`
+/// (statements per caption), `truthful` and `grammatical` (shares of captions) are checked against
+/// the scenes of the synthetic data set. `mean_length` is in words.
+const TABLE_METRICS: [&str; 8] =
     ["retrieval_r1", "pac_s", "details", "truthful", "grammatical", "mean_length", "cider", "bleu_4"];
 /// The number of images with sample captions.
 const SAMPLES: usize = 8;
@@ -16,6 +20,7 @@ const SAMPLES: usize = 8;
 #[derive(Serialize)]
 pub struct Summary {
     workers: u32,
+    /// Wall-clock seconds of the demo, with the synthesis of the data set.
     wall_seconds: f64,
     stages: Vec<StageSummary>,
     samples: Vec<Sample>,
@@ -27,14 +32,15 @@ pub struct Summary {
 struct StageSummary {
     name: String,
     objective: &'static str,
-    /// The step of the stage's last evaluation.
+    /// The step of the state that the stage ended with.
     steps: u64,
-    /// Scores of the validation split after the stage, by name.
+    /// The scores of this state on the validation split, by name.
     metrics: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
 struct Sample {
+    /// The name of the image.
     image: String,
     /// The caption of each stage, by the stage's name.
     #[serde(flatten)]
@@ -43,38 +49,48 @@ struct Sample {
 }
 
 impl Summary {
+    /// The results of the run of which `journal` is the journal.
+    ///
+    /// # Errors
+    /// A stage was never evaluated, or the journal cannot be read.
     pub fn new(
         run: &RunFile,
-        journal: &Journal,
+        journal: &ReadOnlyJournal,
         wall_seconds: f64,
         parameters_sha256: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let stages = run.stages.iter().enumerate().map(|(number, stage)| {
-            let last = journal.evaluations(number)?.pop();
-            let last = last.with_context(|| format!("stage {} was never evaluated", stage.name))?;
+        let evaluations = journal.evaluations(None)?;
+        // Of the state that the stage ended with.
+        let last_of_stage = |number: u32| {
+            let is_final = |evaluation: &&Evaluation| {
+                evaluation.id.position.stage == number && evaluation.fate == StateFate::Current
+            };
+            evaluations.iter().rfind(is_final)
+        };
+        let mut stages = Vec::new();
+        // The last evaluation of each stage that trains the captioner, with the stage's name.
+        let mut captioned: Vec<(&str, EvaluationId)> = Vec::new();
+        for (number, stage) in (0..).zip(&run.stages) {
+            let Evaluation { id, scores, .. } =
+                last_of_stage(number).with_context(|| format!("stage {} was never evaluated", stage.name))?;
             let (name, objective) = (stage.name.clone(), stage.objective.name());
-            Ok(StageSummary { name, objective, steps: last.step, metrics: last.metrics })
-        });
-        let captioning: Vec<usize> =
-            (0..run.stages.len()).filter(|&number| !run.stages[number].objective.trains_evaluator()).collect();
-        let captions = captioning.iter().map(|&number| Ok((&run.stages[number].name, journal.captions(number)?)));
-        let captions: Vec<_> = captions.collect::<Result<_>>()?;
-        let sampled = captions.first().map(|(_, captions)| captions.iter().take(SAMPLES).collect::<Vec<_>>());
-        let samples = sampled.unwrap_or_default().into_iter().map(|(image, (_, references))| Sample {
-            image: image.clone(),
-            captions: captions
-                .iter()
-                .filter_map(|(stage, captions)| Some(((*stage).clone(), captions.get(image)?.0.clone())))
-                .collect(),
-            references: references.clone(),
-        });
-        Ok(Self {
-            workers: run.workers.max,
-            wall_seconds,
-            samples: samples.collect(),
-            stages: stages.collect::<Result<_>>()?,
-            parameters_sha256,
-        })
+            stages.push(StageSummary { name, objective, steps: id.position.step, metrics: scores.clone() });
+            if !stage.objective.trains_evaluator() {
+                captioned.push((&stage.name, *id));
+            }
+        }
+        let mut samples = Vec::new();
+        if let Some((_, first)) = captioned.first() {
+            for Caption { image, references, .. } in journal.captions(*first, u32::MAX)?.into_iter().take(SAMPLES) {
+                let mut captions = BTreeMap::new();
+                for (stage, evaluation) in &captioned {
+                    let caption = journal.caption(*evaluation, &image)?;
+                    captions.extend(caption.map(|caption| ((*stage).to_owned(), caption.caption)));
+                }
+                samples.push(Sample { image, captions, references });
+            }
+        }
+        Ok(Self { workers: run.workers.max, wall_seconds, samples, stages, parameters_sha256 })
     }
 }
 
@@ -87,7 +103,7 @@ impl fmt::Display for Summary {
             write!(f, "{heading:>12}")?;
         }
         writeln!(f)?;
-        for metric in METRICS {
+        for metric in TABLE_METRICS {
             write!(f, "{metric:<14}")?;
             for stage in &self.stages {
                 match stage.metrics.get(metric) {

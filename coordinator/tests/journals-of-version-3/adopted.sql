@@ -1,0 +1,49 @@
+PRAGMA user_version = 3;
+BEGIN TRANSACTION;
+CREATE TABLE checkpoints (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
+    parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "checkpoints" VALUES(0,4,1,'0-xe-00000004','00000000000000000000000000000000000000000000000044eabf56fc237ba4',1.79590323967835712435e+09,NULL);
+INSERT INTO "checkpoints" VALUES(0,8,2,'0-xe-00000008.2','00000000000000000000000000000000000000000000000023e3087724ca66b0',1.79590323969802474974e+09,NULL);
+CREATE TABLE evaluation_items (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, image TEXT NOT NULL, caption TEXT NOT NULL,
+    references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 000','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 025','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 050','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 075','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 100','0 6 5c6b063b069319e9','[]','{}');
+CREATE TABLE evaluations (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, metrics_json TEXT NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "evaluations" VALUES(0,6,1,'{"cider":0.0}',1.79590323968626928326e+09);
+CREATE TABLE events (at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
+INSERT INTO "events" VALUES(1.79590323966012811664e+09,'joined','{"fingerprint":"5b1f","holds":null,"host":"host 1","rank":0,"skipped_images":0,"train_captions":31,"train_images":7,"validation_images":120}');
+INSERT INTO "events" VALUES(1.79590323969046926494e+09,'joined','{"fingerprint":"5b1f","holds":"stage 0 step 8","host":"host 1","rank":0,"skipped_images":0,"train_captions":31,"train_images":7,"validation_images":120}');
+INSERT INTO "events" VALUES(1.79590323969074797628e+09,'adopted','{"from":{"stage":0,"step":7},"generation":2,"source":"rank 0","to":{"stage":0,"step":8}}');
+CREATE TABLE generations (
+    number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
+    ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
+INSERT INTO "generations" VALUES(1,'[{"device":"","host":"host 1","rank":0,"version":""}]','start',1.79590323966192984576e+09,1.79590323966215753559e+09,NULL,NULL,'seed',0,0);
+INSERT INTO "generations" VALUES(2,'[{"device":"","host":"host 1","rank":0,"version":""}]','start',1.79590323969418597226e+09,1.79590323969441628456e+09,NULL,NULL,'rank 0',0,8);
+CREATE TABLE run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
+INSERT INTO "run" VALUES('test',0,'{"name":"test","seed":0,"output":"runs/test","workers":{"min":1,"max":4},"data":{"karpathy":{"annotations":"annotations.json","images":"images"},"coco":null,"webdataset":null,"scenes":null,"positives":null,"features":null,"skip_corrupt":false},"vocabulary":"full","captioner":{"preset":"tiny","weights":null,"vision":null,"dropout":0.1},"evaluator":{"preset":null,"weights":"clip.safetensors","score":"pac_s","prefix":"A photo depicts ","reward_prefix":""},"decoding":{"beams":5,"max_length":30,"length_penalty":1.0,"begin_counts_when_cut":false},"scoring":{"meteor_jar":null,"meteor_paraphrases":null,"spice_jar":null},"stages":[{"name":"xe","objective":"cross_entropy","steps":12,"batch":8,"micro_batch":null,"optimizer":{"learning_rate":0.001,"betas":[0.9,0.999],"epsilon":1e-8,"weight_decay":0.0,"clip_norm":null},"schedule":{"shape":"constant","warmup":0.0},"contrastive":{"generated_images":0.0,"generated_captions":0.0},"dico":{"beta":0.2,"tau":300.0,"weights":"softmax","reference":true,"reward":{"pac_s":1.0}},"scst":{"reward":{"pac_s":1.0},"baseline":"mean","candidates":"beams"},"evaluate_every":6,"evaluate_first":false,"metric":null,"patience":null,"guard":[],"checkpoint_every":4},{"name":"dico","objective":"dico","steps":10,"batch":4,"micro_batch":null,"optimizer":{"learning_rate":0.001,"betas":[0.9,0.999],"epsilon":1e-8,"weight_decay":0.0,"clip_norm":null},"schedule":{"shape":"constant","warmup":0.0},"contrastive":{"generated_images":0.0,"generated_captions":0.0},"dico":{"beta":0.2,"tau":300.0,"weights":"softmax","reference":true,"reward":{"pac_s":1.0}},"scst":{"reward":{"pac_s":1.0},"baseline":"mean","candidates":"beams"},"evaluate_every":5,"evaluate_first":false,"metric":null,"patience":null,"guard":[],"checkpoint_every":4}],"precision":"f32","wire":"f32","checkpoints":{"to":null,"keep":2},"control":{"lost_after":10.0,"stall_after":300.0,"window":8,"sharding":"equal"}}',1.79590323965494751924e+09);
+CREATE TABLE steps (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
+    gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
+    at REAL NOT NULL, slowest_rank INTEGER, lag_seconds REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "steps" VALUES(0,1,1,0.0,0.0,0.0,0.170157177,0.0,8,'{"kl":{"count":1,"max":2.0,"mean":2.0,"min":2.0,"p05":2.0,"p25":2.0,"p50":2.0,"p75":2.0,"p95":2.0}}',1.79590323966610169404e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,2,1,0.0,0.0,0.0,0.137926449,0.0,8,'{"kl":{"count":1,"max":3.0,"mean":3.0,"min":3.0,"p05":3.0,"p25":3.0,"p50":3.0,"p75":3.0,"p95":3.0}}',1.79590323966982269281e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,3,1,0.0,0.0,0.0,0.27763909,0.0,8,'{"kl":{"count":1,"max":4.0,"mean":4.0,"min":4.0,"p05":4.0,"p25":4.0,"p50":4.0,"p75":4.0,"p95":4.0}}',1.79590323967385172843e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,4,1,0.0,0.0,0.0,0.203601531,0.0,8,'{"kl":{"count":1,"max":5.0,"mean":5.0,"min":5.0,"p05":5.0,"p25":5.0,"p50":5.0,"p75":5.0,"p95":5.0}}',1.79590323967785501484e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,5,1,0.0,0.0,0.0,0.202023544,0.0,8,'{"kl":{"count":1,"max":6.0,"mean":6.0,"min":6.0,"p05":6.0,"p25":6.0,"p50":6.0,"p75":6.0,"p95":6.0}}',1.79590323968190574647e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,6,1,0.0,0.0,0.0,0.180260695,0.0,8,'{"kl":{"count":1,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323968598532681e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,7,1,0.0,0.0,0.0,0.281830577,0.0,8,'{"kl":{"count":1,"max":1.0,"mean":1.0,"min":1.0,"p05":1.0,"p25":1.0,"p50":1.0,"p75":1.0,"p95":1.0}}',1.79590323969020748142e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,9,2,0.0,0.0,0.0,0.257509368,0.0,8,'{"kl":{"count":1,"max":3.0,"mean":3.0,"min":3.0,"p05":3.0,"p25":3.0,"p50":3.0,"p75":3.0,"p95":3.0}}',1.79590323969834637649e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,10,2,0.0,0.0,0.0,0.197477248,0.0,8,'{"kl":{"count":1,"max":4.0,"mean":4.0,"min":4.0,"p05":4.0,"p25":4.0,"p50":4.0,"p75":4.0,"p95":4.0}}',1795903239.69981,NULL,NULL);
+CREATE INDEX events_by_kind ON events (kind);
+CREATE VIEW cuts AS
+    SELECT number - 1 AS generation, stage, step FROM generations
+    UNION ALL SELECT detail_json ->> 'generation', detail_json ->> 'stage', detail_json ->> 'step'
+    FROM events WHERE kind = 'stage_ended';
+COMMIT;

@@ -1,0 +1,51 @@
+PRAGMA user_version = 3;
+BEGIN TRANSACTION;
+CREATE TABLE checkpoints (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
+    parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "checkpoints" VALUES(0,4,2,'0-xe-00000004.2','000000000000000000000000000000000000000000000000abf4addee6cf798d',1.79590323915082859989e+09,NULL);
+INSERT INTO "checkpoints" VALUES(0,8,3,'0-xe-00000008.3','0000000000000000000000000000000000000000000000009202e429e6ba3980',1.79590323915808820721e+09,NULL);
+CREATE TABLE evaluation_items (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, image TEXT NOT NULL, caption TEXT NOT NULL,
+    references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
+INSERT INTO "evaluation_items" VALUES(0,6,2,'image 000','0 6 eb0d523009c6bc8e','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,2,'image 025','0 6 eb0d523009c6bc8e','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,2,'image 050','0 6 eb0d523009c6bc8e','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,2,'image 075','0 6 eb0d523009c6bc8e','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,2,'image 100','0 6 eb0d523009c6bc8e','[]','{}');
+CREATE TABLE evaluations (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, metrics_json TEXT NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "evaluations" VALUES(0,6,2,'{"cider":0.0}',1.79590323915146446226e+09);
+CREATE TABLE events (at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
+INSERT INTO "events" VALUES(1.79590323914499354362e+09,'joined','{"fingerprint":"5b1f","holds":null,"host":"host 1","rank":0,"skipped_images":0,"train_captions":31,"train_images":7,"validation_images":120}');
+INSERT INTO "events" VALUES(1.79590323914577198027e+09,'joined','{"fingerprint":"5b1f","holds":null,"host":"host 2","rank":1,"skipped_images":0,"train_captions":31,"train_images":7,"validation_images":120}');
+INSERT INTO "events" VALUES(1.79590323917015242576e+09,'stopped','{"at":"stage 0 step 8","reason":"the coordinator is shutting down"}');
+INSERT INTO "events" VALUES(1.79590323917411613468e+09,'left','{"host":"host 2","rank":1,"reason":"the run is over"}');
+INSERT INTO "events" VALUES(1.7959032391743779182e+09,'left','{"host":"host 1","rank":0,"reason":"the run is over"}');
+CREATE TABLE generations (
+    number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
+    ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
+INSERT INTO "generations" VALUES(1,'[{"device":"","host":"host 1","rank":0,"version":""}]','start',1.79590323914527082442e+09,1.79590323914550065989e+09,1.79590323914667248728e+09,'rank 1 joined','seed',0,0);
+INSERT INTO "generations" VALUES(2,'[{"device":"","host":"host 1","rank":0,"version":""},{"device":"","host":"host 2","rank":1,"version":""}]','rank 1 joined',1.79590323914693498607e+09,1.79590323914717388156e+09,1.79590323915206432348e+09,'the coordinator stops','rank 0',0,2);
+INSERT INTO "generations" VALUES(3,'[{"device":"","host":"host 1","rank":0,"version":""}]','the coordinator stops',1.79590323915403938291e+09,1.79590323915452575688e+09,1.79590323916983842845e+09,'the coordinator is shutting down','rank 0',0,8);
+CREATE TABLE run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
+INSERT INTO "run" VALUES('test',0,'{"name":"test","seed":0,"output":"runs/test","workers":{"min":1,"max":4},"data":{"karpathy":{"annotations":"annotations.json","images":"images"},"coco":null,"webdataset":null,"scenes":null,"positives":null,"features":null,"skip_corrupt":false},"vocabulary":"full","captioner":{"preset":"tiny","weights":null,"vision":null,"dropout":0.1},"evaluator":{"preset":null,"weights":"clip.safetensors","score":"pac_s","prefix":"A photo depicts ","reward_prefix":""},"decoding":{"beams":5,"max_length":30,"length_penalty":1.0,"begin_counts_when_cut":false},"scoring":{"meteor_jar":null,"meteor_paraphrases":null,"spice_jar":null},"stages":[{"name":"xe","objective":"cross_entropy","steps":12,"batch":8,"micro_batch":null,"optimizer":{"learning_rate":0.001,"betas":[0.9,0.999],"epsilon":1e-8,"weight_decay":0.0,"clip_norm":null},"schedule":{"shape":"constant","warmup":0.0},"contrastive":{"generated_images":0.0,"generated_captions":0.0},"dico":{"beta":0.2,"tau":300.0,"weights":"softmax","reference":true,"reward":{"pac_s":1.0}},"scst":{"reward":{"pac_s":1.0},"baseline":"mean","candidates":"beams"},"evaluate_every":6,"evaluate_first":false,"metric":null,"patience":null,"guard":[],"checkpoint_every":4},{"name":"dico","objective":"dico","steps":10,"batch":4,"micro_batch":null,"optimizer":{"learning_rate":0.001,"betas":[0.9,0.999],"epsilon":1e-8,"weight_decay":0.0,"clip_norm":null},"schedule":{"shape":"constant","warmup":0.0},"contrastive":{"generated_images":0.0,"generated_captions":0.0},"dico":{"beta":0.2,"tau":300.0,"weights":"softmax","reference":true,"reward":{"pac_s":1.0}},"scst":{"reward":{"pac_s":1.0},"baseline":"mean","candidates":"beams"},"evaluate_every":5,"evaluate_first":false,"metric":null,"patience":null,"guard":[],"checkpoint_every":4}],"precision":"f32","wire":"f32","checkpoints":{"to":null,"keep":2},"control":{"lost_after":10.0,"stall_after":300.0,"window":8,"sharding":"equal"}}',1.79590323914338564868e+09);
+CREATE TABLE steps (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
+    gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
+    at REAL NOT NULL, slowest_rank INTEGER, lag_seconds REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "steps" VALUES(0,1,1,0.0,0.0,0.0,0.137926449,0.0,8,'{"kl":{"count":1,"max":2.0,"mean":2.0,"min":2.0,"p05":2.0,"p25":2.0,"p50":2.0,"p75":2.0,"p95":2.0}}',1.79590323914615368839e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,2,1,0.0,0.0,0.0,0.25263269,0.0,8,'{"kl":{"count":1,"max":3.0,"mean":3.0,"min":3.0,"p05":3.0,"p25":3.0,"p50":3.0,"p75":3.0,"p95":3.0}}',1.79590323914650440212e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,3,2,0.0,0.0,0.0,0.102289257,0.0,8,'{"kl":{"count":2,"max":4.0,"mean":4.0,"min":4.0,"p05":4.0,"p25":4.0,"p50":4.0,"p75":4.0,"p95":4.0}}',1.79590323914987134937e+09,1,2.27641000000000093272e-02);
+INSERT INTO "steps" VALUES(0,4,2,0.0,0.0,0.0,0.114927728,0.0,8,'{"kl":{"count":2,"max":5.0,"mean":5.0,"min":5.0,"p05":5.0,"p25":5.0,"p50":5.0,"p75":5.0,"p95":5.0}}',1.79590323915031576155e+09,0,4.68496999999999941266e-02);
+INSERT INTO "steps" VALUES(0,5,2,0.0,0.0,0.0,0.147959894,0.0,8,'{"kl":{"count":2,"max":6.0,"mean":6.0,"min":6.0,"p05":6.0,"p25":6.0,"p50":6.0,"p75":6.0,"p95":6.0}}',1.79590323915061211585e+09,0,0.082345691);
+INSERT INTO "steps" VALUES(0,6,2,0.0,0.0,0.0,0.1174696,0.0,8,'{"kl":{"count":2,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323915130043027e+09,1,2.82652429999999954546e-02);
+INSERT INTO "steps" VALUES(0,7,2,0.0,0.0,0.0,0.116112187,0.0,8,'{"kl":{"count":2,"max":1.0,"mean":1.0,"min":1.0,"p05":1.0,"p25":1.0,"p50":1.0,"p75":1.0,"p95":1.0}}',1.79590323915189576144e+09,1,1.00208890000000050424e-02);
+INSERT INTO "steps" VALUES(0,8,2,0.0,0.0,0.0,0.146170421,0.0,8,'{"kl":{"count":2,"max":2.0,"mean":2.0,"min":2.0,"p05":2.0,"p25":2.0,"p50":2.0,"p75":2.0,"p95":2.0}}',1.79590323915231752389e+09,0,0.031275569);
+CREATE INDEX events_by_kind ON events (kind);
+CREATE VIEW cuts AS
+    SELECT number - 1 AS generation, stage, step FROM generations
+    UNION ALL SELECT detail_json ->> 'generation', detail_json ->> 'stage', detail_json ->> 'step'
+    FROM events WHERE kind = 'stage_ended';
+COMMIT;

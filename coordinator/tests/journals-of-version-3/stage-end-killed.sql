@@ -1,0 +1,72 @@
+PRAGMA user_version = 3;
+BEGIN TRANSACTION;
+CREATE TABLE checkpoints (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, name TEXT NOT NULL,
+    parameters_sha256 TEXT NOT NULL, at REAL NOT NULL, deleted REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "checkpoints" VALUES(0,3,1,'0-xe-00000003','000000000000000000000000000000000000000000000000a7318d431cbdc6e3',1.79590323924291396136e+09,1.79590323925000572204e+09);
+INSERT INTO "checkpoints" VALUES(0,4,1,'0-xe-00000004','00000000000000000000000000000000000000000000000044eabf56fc237ba4',1.79590323924444651608e+09,1.79590323925042676927e+09);
+INSERT INTO "checkpoints" VALUES(0,6,1,'0-xe-00000006','0000000000000000000000000000000000000000000000005c6b063b069319e9',1.79590323924532246587e+09,NULL);
+INSERT INTO "checkpoints" VALUES(0,8,1,'0-xe-00000008','00000000000000000000000000000000000000000000000023e3087724ca66b0',1.79590323924723362924e+09,1.79590323926263523103e+09);
+INSERT INTO "checkpoints" VALUES(0,9,1,'0-xe-00000009','000000000000000000000000000000000000000000000000b5c4b7049a413122',1.79590323925900530819e+09,NULL);
+INSERT INTO "checkpoints" VALUES(0,12,1,'0-xe-00000012','0000000000000000000000000000000000000000000000000918c16f16020733',1.79590323926243495937e+09,NULL);
+CREATE TABLE evaluation_items (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, image TEXT NOT NULL, caption TEXT NOT NULL,
+    references_json TEXT NOT NULL, scores_json TEXT NOT NULL, PRIMARY KEY (stage, step, generation, image)) WITHOUT ROWID;
+INSERT INTO "evaluation_items" VALUES(0,3,1,'image 000','0 3 a7318d431cbdc6e3','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,3,1,'image 025','0 3 a7318d431cbdc6e3','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,3,1,'image 050','0 3 a7318d431cbdc6e3','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,3,1,'image 075','0 3 a7318d431cbdc6e3','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,3,1,'image 100','0 3 a7318d431cbdc6e3','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 000','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 025','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 050','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 075','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,6,1,'image 100','0 6 5c6b063b069319e9','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,9,1,'image 000','0 9 b5c4b7049a413122','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,9,1,'image 025','0 9 b5c4b7049a413122','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,9,1,'image 050','0 9 b5c4b7049a413122','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,9,1,'image 075','0 9 b5c4b7049a413122','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,9,1,'image 100','0 9 b5c4b7049a413122','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,12,1,'image 000','0 12 0918c16f16020733','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,12,1,'image 025','0 12 0918c16f16020733','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,12,1,'image 050','0 12 0918c16f16020733','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,12,1,'image 075','0 12 0918c16f16020733','[]','{}');
+INSERT INTO "evaluation_items" VALUES(0,12,1,'image 100','0 12 0918c16f16020733','[]','{}');
+CREATE TABLE evaluations (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, metrics_json TEXT NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "evaluations" VALUES(0,3,1,'{"cider":0.0}',1.79590323924321722988e+09);
+INSERT INTO "evaluations" VALUES(0,6,1,'{"cider":6.0}',1.7959032392455720902e+09);
+INSERT INTO "evaluations" VALUES(0,9,1,'{"cider":1.0}',1.79590323925934481621e+09);
+INSERT INTO "evaluations" VALUES(0,12,1,'{"cider":2.0}',1.79590323926297378539e+09);
+CREATE TABLE events (at REAL NOT NULL, kind TEXT NOT NULL, detail_json TEXT NOT NULL);
+INSERT INTO "events" VALUES(1.79590323923716259002e+09,'joined','{"fingerprint":"5b1f","holds":null,"host":"host 1","rank":0,"skipped_images":0,"train_captions":31,"train_images":7,"validation_images":120}');
+INSERT INTO "events" VALUES(1.79590323926326441762e+09,'stage_ended','{"generation":1,"reason":"2 evaluations in a row were not better than cider 6.0000 at stage 0 step 6","stage":0,"step":6}');
+CREATE TABLE generations (
+    number INTEGER PRIMARY KEY, members_json TEXT NOT NULL, cause TEXT NOT NULL, formed_at REAL NOT NULL, ready_at REAL,
+    ended_at REAL, ended_because TEXT, source TEXT NOT NULL, stage INTEGER NOT NULL, step INTEGER NOT NULL);
+INSERT INTO "generations" VALUES(1,'[{"device":"","host":"host 1","rank":0,"version":""}]','start',1.79590323923748564722e+09,1.7959032392379221916e+09,NULL,NULL,'seed',0,0);
+CREATE TABLE run (name TEXT NOT NULL, seed INTEGER NOT NULL, run_file_json TEXT NOT NULL, created REAL NOT NULL);
+INSERT INTO "run" VALUES('test',0,'{"name":"test","seed":0,"output":"runs/test","workers":{"min":1,"max":4},"data":{"karpathy":{"annotations":"annotations.json","images":"images"},"coco":null,"webdataset":null,"scenes":null,"positives":null,"features":null,"skip_corrupt":false},"vocabulary":"full","captioner":{"preset":"tiny","weights":null,"vision":null,"dropout":0.1},"evaluator":{"preset":null,"weights":"clip.safetensors","score":"pac_s","prefix":"A photo depicts ","reward_prefix":""},"decoding":{"beams":5,"max_length":30,"length_penalty":1.0,"begin_counts_when_cut":false},"scoring":{"meteor_jar":null,"meteor_paraphrases":null,"spice_jar":null},"stages":[{"name":"xe","objective":"cross_entropy","steps":12,"batch":8,"micro_batch":null,"optimizer":{"learning_rate":0.001,"betas":[0.9,0.999],"epsilon":1e-8,"weight_decay":0.0,"clip_norm":null},"schedule":{"shape":"constant","warmup":0.0},"contrastive":{"generated_images":0.0,"generated_captions":0.0},"dico":{"beta":0.2,"tau":300.0,"weights":"softmax","reference":true,"reward":{"pac_s":1.0}},"scst":{"reward":{"pac_s":1.0},"baseline":"mean","candidates":"beams"},"evaluate_every":3,"evaluate_first":false,"metric":"cider","patience":null,"guard":[],"checkpoint_every":4},{"name":"dico","objective":"dico","steps":10,"batch":4,"micro_batch":null,"optimizer":{"learning_rate":0.001,"betas":[0.9,0.999],"epsilon":1e-8,"weight_decay":0.0,"clip_norm":null},"schedule":{"shape":"constant","warmup":0.0},"contrastive":{"generated_images":0.0,"generated_captions":0.0},"dico":{"beta":0.2,"tau":300.0,"weights":"softmax","reference":true,"reward":{"pac_s":1.0}},"scst":{"reward":{"pac_s":1.0},"baseline":"mean","candidates":"beams"},"evaluate_every":5,"evaluate_first":false,"metric":null,"patience":null,"guard":[],"checkpoint_every":4}],"precision":"f32","wire":"f32","checkpoints":{"to":null,"keep":2},"control":{"lost_after":10.0,"stall_after":300.0,"window":8,"sharding":"equal"}}',1.79590323923657155039e+09);
+CREATE TABLE steps (
+    stage INTEGER NOT NULL, step INTEGER NOT NULL, generation INTEGER NOT NULL, loss REAL, learning_rate REAL,
+    gradient_norm REAL, seconds REAL, all_reduce_seconds REAL, samples INTEGER NOT NULL, summaries_json TEXT NOT NULL,
+    at REAL NOT NULL, slowest_rank INTEGER, lag_seconds REAL, PRIMARY KEY (stage, step, generation)) WITHOUT ROWID;
+INSERT INTO "steps" VALUES(0,1,1,0.0,0.0,0.0,0.204811002,0.0,8,'{"kl":{"count":1,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323923823356631e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,2,1,0.0,0.0,0.0,0.228530178,0.0,8,'{"kl":{"count":1,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323924219059945e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,3,1,0.0,0.0,0.0,0.220455715,0.0,8,'{"kl":{"count":1,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323924259161951e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,4,1,0.0,0.0,0.0,0.110652684,0.0,8,'{"kl":{"count":1,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323924383091927e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,5,1,0.0,0.0,0.0,0.204578514,0.0,8,'{"kl":{"count":1,"max":0.0,"mean":0.0,"min":0.0,"p05":0.0,"p25":0.0,"p50":0.0,"p75":0.0,"p95":0.0}}',1.79590323924468541144e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,6,1,0.0,0.0,0.0,0.29199443,0.0,8,'{"kl":{"count":1,"max":6.0,"mean":6.0,"min":6.0,"p05":6.0,"p25":6.0,"p50":6.0,"p75":6.0,"p95":6.0}}',1.79590323924498891832e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,7,1,0.0,0.0,0.0,0.188432816,0.0,8,'{"kl":{"count":1,"max":1.0,"mean":1.0,"min":1.0,"p05":1.0,"p25":1.0,"p50":1.0,"p75":1.0,"p95":1.0}}',1.79590323924582600592e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,8,1,0.0,0.0,0.0,0.154809448,0.0,8,'{"kl":{"count":1,"max":6.0,"mean":6.0,"min":6.0,"p05":6.0,"p25":6.0,"p50":6.0,"p75":6.0,"p95":6.0}}',1.79590323924605655674e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,9,1,0.0,0.0,0.0,0.152766378,0.0,8,'{"kl":{"count":1,"max":1.0,"mean":1.0,"min":1.0,"p05":1.0,"p25":1.0,"p50":1.0,"p75":1.0,"p95":1.0}}',1.79590323925388240812e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,10,1,0.0,0.0,0.0,0.180483734,0.0,8,'{"kl":{"count":1,"max":6.0,"mean":6.0,"min":6.0,"p05":6.0,"p25":6.0,"p50":6.0,"p75":6.0,"p95":6.0}}',1.79590323925976181034e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,11,1,0.0,0.0,0.0,0.292340842,0.0,8,'{"kl":{"count":1,"max":1.0,"mean":1.0,"min":1.0,"p05":1.0,"p25":1.0,"p50":1.0,"p75":1.0,"p95":1.0}}',1.79590323926143884654e+09,NULL,NULL);
+INSERT INTO "steps" VALUES(0,12,1,0.0,0.0,0.0,0.229789705,0.0,8,'{"kl":{"count":1,"max":2.0,"mean":2.0,"min":2.0,"p05":2.0,"p25":2.0,"p50":2.0,"p75":2.0,"p95":2.0}}',1.79590323926200771337e+09,NULL,NULL);
+CREATE INDEX events_by_kind ON events (kind);
+CREATE VIEW cuts AS
+    SELECT number - 1 AS generation, stage, step FROM generations
+    UNION ALL SELECT detail_json ->> 'generation', detail_json ->> 'stage', detail_json ->> 'step'
+    FROM events WHERE kind = 'stage_ended';
+COMMIT;
